@@ -1,0 +1,1 @@
+"""From evidence to culprit, mechanism and cure."""

@@ -1,0 +1,1 @@
+"""What runs a model: evaluate, train, emulate, trace, randomness."""

@@ -1,0 +1,1 @@
+"""The report: its pydantic models, and each way to show them."""

@@ -1,0 +1,220 @@
+"""The report of one conformance check, as a versioned pydantic schema.
+
+Probabilities, shares and accuracies are fractions of 1. Losses are reference minus candidate, so
+a positive loss is a loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+
+SCHEMA_VERSION = 1
+
+Verdict = Literal["equivalent", "not equivalent", "inconclusive"]
+Mechanism = Literal[
+    "overflow",
+    "underflow",
+    "cancellation",
+    "absorption",
+    "precision-loss",
+    "unsupported-op",
+    "mask-inf",
+    "eps-underflow",
+]
+
+
+def _jsonable(value: float) -> float | str:
+    """JSON has no NaN or infinity: write them as the words Python's float() reads back."""
+    return value if math.isfinite(value) else str(value)
+
+
+Real = Annotated[float, PlainSerializer(_jsonable, when_used="json")]
+
+
+class Part(BaseModel):
+    """Base of every part of a report: immutable, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Check(Part):
+    """One named check of the verdict."""
+
+    name: Literal["finite", "as predicted", "good enough", "16 bit ran", "same over seeds"]
+    passed: bool
+    detail: str
+
+
+class Metric(Part):
+    """The metric of both runs on the same data."""
+
+    name: str
+    reference: Real
+    candidate: Real
+    loss: Real
+    budget: Real
+    budget_origin: Literal["default", "absolute", "relative"]
+    labelled: bool
+
+
+class Certified(Part):
+    """Three separate shares of decisions, never mixed; None where it could not be computed."""
+
+    measured: Real | None = None
+    bounded: Real | None = None
+    probable: Real | None = None
+
+
+class Standardised(Part):
+    """Actual error of the margins over their predicted σ: root mean square and mean, with limits."""
+
+    count: int
+    spread: Real
+    spread_allowed: Real
+    mean: Real
+    mean_allowed: Real
+    bound_exceeded: int
+    median_abs: Real
+
+
+class Site(Part):
+    """What one operation of one module contributes, and how close it is to the format's limits.
+
+    `share` is its part of σ²; `headroom` the powers of two between its largest value and overflow;
+    `subnormal` and `zeroed` the shares of its non-zero values below the normal range, and flushed
+    to zero.
+    """
+
+    module: str
+    operation: str
+    share: Real
+    largest: Real
+    headroom: Real
+    subnormal: Real | None = None
+    zeroed: Real | None = None
+    source: str | None = None
+
+
+class Forecast(Part):
+    """The verdict from 32-bit arithmetic alone, before any native 16-bit kernel has run."""
+
+    verdict: Verdict
+    reason: str
+    method: Literal["adjoint", "random rounding", "gradient check", "unavailable"]
+    metric_loss: Real
+    flips_expected: Real
+    flips_allowed: int
+    overflows: int = 0
+    undecided: int = 0
+    certified: Certified = Certified()
+    sigma_median: Real | None = None
+    margin_median: Real | None = None
+    notes: list[str] = []
+
+
+class Culprit(Part):
+    """The submodule and operation at fault, and the evidence in numbers."""
+
+    module: str
+    operation: str
+    mechanism: Mechanism
+    evidence: str
+    source: str | None = None
+
+
+class Cure(Part):
+    """What to do about it; `verified` says that it was applied and the check passed."""
+
+    kind: Literal[
+        "keep_in_float32",
+        "mixed",
+        "bfloat16",
+        "epsilon",
+        "mask constant",
+        "upcast",
+        "rescale",
+        "loss scale",
+        "loss in float32",
+        "optimizer epsilon",
+    ]
+    modules: list[str] = []
+    verified: bool
+    description: str
+    verdict: Verdict | None = None
+    flips: int | None = None
+    metric: Real | None = None
+
+
+class Run(Part):
+    """Where and how the candidate really ran: the proof that 16 bit ran."""
+
+    device: str
+    target: str
+    mode: Literal["native", "emulated"]
+    dtypes: dict[str, int] = {}
+    islands: list[str] = []
+    canary: str = ""
+    unsupported: list[str] = []
+    deterministic: bool = True
+    reduction_flags: dict[str, bool] = {}
+
+
+class Speed(Part):
+    """Seconds per pass over one batch, and peak memory in bytes; ratios from one process."""
+
+    seconds: Real
+    reference_seconds: Real
+    speedup: Real
+    speedup_over_mixed: Real | None = None
+    peak_memory: int | None = None
+    reference_peak_memory: int | None = None
+
+
+class Report(Part):
+    """Everything one check found out.
+
+    `flips` and `ties` are None for tasks without decisions (regression). `delta_max` is the
+    paper's δ, `gamma_median` the median of its Γ, both on probabilities.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    kind: Literal["evaluation", "training"]
+    task: str
+    precision: str
+    verdict: Verdict
+    checks: list[Check]
+    metric: Metric | None = None
+    inputs: int = 0
+    decisions: int = 0
+    flips: int | None = None
+    ties: int | None = None
+    forecast: Forecast | None = None
+    certified: Certified = Certified()
+    delta_max: Real | None = None
+    gamma_median: Real | None = None
+    loss_reference: Real | None = None
+    loss_candidate: Real | None = None
+    standardised: Standardised | None = None
+    sites: list[Site] = []
+    least_robust: list[int] = []
+    culprit: Culprit | None = None
+    cure: Cure | None = None
+    warnings: list[str] = []
+    error: str | None = None
+    run: Run | None = None
+    speed: Speed | None = None
+    training: dict[str, Any] | None = None
+
+    @property
+    def equivalent(self) -> bool:
+        """True when the verdict is ``"equivalent"``."""
+        return self.verdict == "equivalent"
+
+    def __str__(self) -> str:
+        from pytest_fp16.report.message import message
+
+        return message(self)

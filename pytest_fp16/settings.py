@@ -1,0 +1,108 @@
+"""One frozen object with every setting and its default; imports nothing heavy.
+
+Values are validated here once, whoever they came from: command line, ini file, decorator, or a
+keyword of `check`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pytest_fp16.errors import SettingError
+
+#: The four 16-bit precisions a test is run in unless it, or the user, names others.
+CANDIDATES = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
+
+_EMULATE = ("auto", "always", "never")
+_TARGETS = ("cuda", "cpu")
+_REPORTS = ("short", "full")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a conformance check.
+
+    Attributes:
+        precisions: names of the candidates, in the order they are reported.
+        device: where models run: ``"auto"`` (CUDA if there is one, else CPU), ``"cpu"``, ``"cuda"``,
+            ``"cuda:1"``, ``"mps"``.
+        target: the device whose 16-bit behaviour an emulated verdict speaks for.
+        emulate: ``"auto"`` is native on CUDA and emulated elsewhere.
+        budget: metric a user is willing to lose: a number in the metric's own units (``0.005`` is
+            half a point of accuracy), ``"0.5%"`` relative to the reference, or None for the
+            default of the metric's own standard error (docs/explanation/verdict.md).
+        seeds: the largest number of pairs a training check may spend.
+        json: path the JSON report is written to, or None.
+        report: ``"short"`` or ``"full"`` (adds the table of ranges and shares).
+        plan: path of the file that lists the modules to keep in float32, or None.
+    """
+
+    precisions: tuple[str, ...] = CANDIDATES
+    device: str = "auto"
+    target: str = "cuda"
+    emulate: str = "auto"
+    budget: float | str | None = None
+    seeds: int = 8
+    json: str | None = None
+    report: str = "short"
+    plan: str | None = None
+
+    def __post_init__(self) -> None:
+        from pytest_fp16.precision import canonical_name
+
+        names = (self.precisions,) if isinstance(self.precisions, str) else tuple(self.precisions)
+        if not names:
+            raise SettingError("precisions is empty; name at least one of " + ", ".join(CANDIDATES))
+        canonical = tuple(dict.fromkeys(canonical_name(name) for name in names))
+        object.__setattr__(self, "precisions", canonical)
+        _one_of("emulate", self.emulate, _EMULATE)
+        _one_of("target", self.target, _TARGETS)
+        _one_of("report", self.report, _REPORTS)
+        object.__setattr__(self, "budget", parse_budget(self.budget))
+        if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
+            raise SettingError(f"seeds must be a whole number of at least 1 (got {self.seeds!r})")
+
+    def with_(self, **changes: Any) -> Settings:
+        """A copy with some settings changed.
+
+        Raises:
+            SettingError: a name that is no setting, or a value that cannot be used.
+        """
+        known = {field.name for field in fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise SettingError(
+                f"unknown setting {', '.join(map(repr, unknown))}; known are "
+                + ", ".join(sorted(known))
+            )
+        return replace(self, **changes)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingError(f"{name} must be one of {', '.join(choices)} (got {value!r})")
+
+
+def parse_budget(value: float | str | None) -> float | str | None:
+    """Normalise a budget: None, a non-negative number, or a percentage such as ``"0.5%"``.
+
+    Raises:
+        SettingError: negative, not a number, or a percentage that does not parse.
+    """
+    if value is None:
+        return None
+    text = str(value).strip()
+    if isinstance(value, str) and text.lower() in {"", "default"}:
+        return None
+    match = re.fullmatch(r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)\s*(?P<percent>%?)", text)
+    if match is None or isinstance(value, bool):
+        raise SettingError(
+            f"budget {value!r} does not parse; give a number in the metric's own units (0.005) "
+            'or a percentage of the reference ("0.5%")'
+        )
+    number = float(match["number"])
+    if number < 0:
+        raise SettingError(f"budget {value!r} is negative; it is what you are willing to lose, so >= 0")
+    return f"{number:g}%" if match["percent"] else number

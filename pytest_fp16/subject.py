@@ -1,0 +1,97 @@
+"""Evaluation and Training: what a user hands in. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_fp16.errors import SettingError
+
+TASKS = ("auto", "classification", "multilabel", "regression", "embedding")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trained model and the data to evaluate it on.
+
+    Attributes:
+        model: a ``torch.nn.Module`` (copied, never changed) or a function without arguments that
+            makes one.
+        data: anything that yields batches more than once: a DataLoader, a list. A batch is
+            ``(inputs, labels)``, or ``inputs`` alone when ``labelled`` is False; inputs are a
+            tensor, or a tuple, list or dict of them (a tuple or list becomes positional
+            arguments, a dict keyword arguments). A dict that holds a key ``"labels"`` or
+            ``"label"`` is a labelled batch.
+        labelled: True, False, or None to tell from the first batch.
+        task: one of ``"auto"``, ``"classification"`` (also per token and per pixel),
+            ``"multilabel"``, ``"regression"``, ``"embedding"``.
+        metric: None for the task's own (accuracy, R², …), or a function of (outputs, labels) that
+            returns one score per input, shape [N], higher is better; the metric is their mean.
+        forward: None to call ``model(*inputs)`` or ``model(**inputs)``; or a function of
+            (model, inputs) that returns the outputs.
+        ignore_index: a label that is not a decision (padding).
+        name: how the report calls it.
+    """
+
+    model: Any
+    data: Iterable[Any]
+    labelled: bool | None = None
+    task: str = "auto"
+    metric: Callable[[Any, Any], Any] | None = None
+    forward: Callable[[Any, Any], Any] | None = None
+    ignore_index: int = -100
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise SettingError(f"task must be one of {', '.join(TASKS)} (got {self.task!r})")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model to be trained, and everything its training needs.
+
+    Attributes:
+        model: a function that makes a fresh module, or a module: then every seed starts from
+            those weights and seeds vary the data order.
+        optimizer: a function of the parameters that returns a ``torch.optim.Optimizer``.
+        loss: a function of (outputs, targets) that returns a scalar tensor.
+        train_data: yields batches ``(inputs, targets)`` more than once.
+        eval_data: yields batches ``(inputs, targets)`` more than once; the metric is taken on it.
+        epochs: passes over `train_data`.
+        scheduler: None, or a function of the optimizer that returns a learning-rate scheduler,
+            stepped once per epoch (``scheduler_step="epoch"``) or per step (``"step"``).
+        clip_grad_norm: None, or the largest norm of the gradient.
+        accumulate: batches whose gradients are added up before one optimizer step.
+        training_step: None, or a function of (model, batch) that returns the loss.
+        task, metric, forward, ignore_index: as in `Evaluation`.
+        name: how the report calls it.
+    """
+
+    model: Any
+    optimizer: Callable[[Any], Any]
+    loss: Callable[[Any, Any], Any]
+    train_data: Iterable[Any]
+    eval_data: Iterable[Any]
+    epochs: int = 1
+    scheduler: Callable[[Any], Any] | None = None
+    scheduler_step: str = "epoch"
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    training_step: Callable[[Any, Any], Any] | None = None
+    task: str = "auto"
+    metric: Callable[[Any, Any], Any] | None = None
+    forward: Callable[[Any, Any], Any] | None = None
+    ignore_index: int = -100
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise SettingError(f"task must be one of {', '.join(TASKS)} (got {self.task!r})")
+        if self.scheduler_step not in ("epoch", "step"):
+            raise SettingError(f"scheduler_step must be epoch or step (got {self.scheduler_step!r})")
+        for name in ("epochs", "accumulate"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingError(f"{name} must be a whole number of at least 1 (got {value!r})")

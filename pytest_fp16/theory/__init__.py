@@ -1,0 +1,1 @@
+"""Pure mathematics on tensors and numbers; imports nothing of ours."""
