@@ -1,0 +1,124 @@
+"""Batches as users hand them in: split into inputs and labels, moved, cast, and cut into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.errors import DataError
+
+_LABEL_KEYS = ("labels", "label", "targets", "target")
+
+#: Chunk sizes of the theory pass: primes, so that the batch dimension can be told from the others.
+PRIMES = (1, 5, 7, 13, 31, 61)
+
+
+def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
+    """(inputs, labels) of a batch; labels is None where there are none.
+
+    Raises:
+        DataError: `labelled` is True and the batch has no second part.
+    """
+    if isinstance(batch, Mapping):
+        batch = dict(batch)
+        for key in _LABEL_KEYS:
+            if key in batch and labelled is not False:
+                return {k: v for k, v in batch.items() if k != key}, batch[key]
+    elif isinstance(batch, (list, tuple)) and len(batch) == 2 and labelled is not False:
+        inputs, labels = batch
+        if labelled or isinstance(labels, Tensor) or _is_labels(labels):
+            return inputs, labels
+    if labelled:
+        raise DataError(
+            "labelled=True, but a batch is not (inputs, labels) nor a dict with 'labels'; "
+            f"it is {type(batch).__name__}"
+        )
+    if isinstance(batch, (list, tuple)) and len(batch) == 1:
+        return batch[0], None
+    return batch, None
+
+
+def _is_labels(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with every tensor in its tuples, lists and dicts changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: map_tensors(v, change) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(v, change) for v in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(v, change) for v in value)
+    return value
+
+
+def all_tensors(value: Any) -> list[Tensor]:
+    """Every tensor in nested tuples, lists and dicts."""
+    found: list[Tensor] = []
+    map_tensors(value, found.append)
+    return found
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Every tensor moved to `device`."""
+    return map_tensors(value, lambda t: t.to(device))
+
+
+def cast_floating(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors converted to `dtype`, integer and bool tensors untouched."""
+    return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def count_inputs(inputs: Any, labels: Any) -> int:
+    """Number of inputs in a batch: the length of the labels, else of the first tensor.
+
+    Raises:
+        DataError: there is no tensor, or it has no dimension.
+    """
+    if isinstance(labels, Tensor) and labels.dim() > 0:
+        return int(labels.shape[0])
+    for tensor in all_tensors(inputs):
+        if tensor.dim() > 0:
+            return int(tensor.shape[0])
+    raise DataError("a batch holds no tensor with a batch dimension; yield tensors, or dicts of them")
+
+
+def batch_dim(tensor: Tensor, n: int) -> int | None:
+    """The dimension that runs over the n inputs: the first or (time first) the second; or None."""
+    for dim in range(min(2, tensor.dim())):
+        if tensor.shape[dim] == n:
+            return dim
+    return None
+
+
+def take(inputs: Any, n: int, indices: list[int]) -> Any:
+    """The inputs at `indices`, repeated where an index is; tensors without a batch stay whole."""
+
+    def pick(tensor: Tensor) -> Tensor:
+        dim = batch_dim(tensor, n)
+        if dim is None:
+            return tensor
+        return tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
+
+    return map_tensors(inputs, pick)
+
+
+def chunks(n: int, size: int) -> list[tuple[list[int], int]]:
+    """Index lists of length `size` that cover 0…n−1; the last is padded by repeating an input.
+
+    Returns:
+        Pairs of (indices, how many of them count).
+    """
+    result = []
+    for start in range(0, n, size):
+        indices = list(range(start, min(start + size, n)))
+        kept = len(indices)
+        prime = next((p for p in PRIMES if p >= kept), size)
+        result.append((indices + [indices[-1]] * (prime - kept), kept))
+    return result

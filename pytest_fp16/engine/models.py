@@ -1,0 +1,177 @@
+"""A fresh model per precision, how it is called, and the proof of what dtypes it really used."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.autocast import target_autocast
+from pytest_fp16.engine.batching import cast_floating
+from pytest_fp16.errors import ModelError
+from pytest_fp16.precision import Precision
+
+
+def make_model(source: Any) -> nn.Module:
+    """A model of our own: a deep copy of a module, or what the user's function makes.
+
+    Raises:
+        ModelError: neither a module nor a function that makes one, or a module that cannot be
+            copied.
+    """
+    if isinstance(source, nn.Module):
+        source = getattr(source, "_orig_mod", source)  # a compiled model's own module
+        try:
+            return copy.deepcopy(source)
+        except Exception as error:
+            raise ModelError(
+                f"the model cannot be copied ({type(error).__name__}: {error}); pass a function "
+                "that makes it instead"
+            ) from None
+    if not callable(source):
+        raise ModelError(
+            f"model must be a torch.nn.Module or a function that makes one (got {type(source).__name__})"
+        )
+    made = source()
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"the model function returned {type(made).__name__}, not a torch.nn.Module")
+    return getattr(made, "_orig_mod", made)  # type: ignore[no-any-return]
+
+
+def require_float32(model: nn.Module) -> None:
+    """Refuse a model that cannot be a 32-bit reference.
+
+    Raises:
+        ModelError: a parameter is in 16 bits already, or parameters are not on one device.
+    """
+    low = [n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+    if low:
+        raise ModelError(
+            f"the model is in 16 bits already ({low[0]} is {str(dict(model.named_parameters())[low[0]].dtype)}"
+            f", {len(low)} such); pass the float32 model, the check makes its own 16-bit copies"
+        )
+
+
+def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+    """Move and, for a "true" precision, cast a model of our own; in eval mode."""
+    model = model.to(device).eval()
+    if precision.dtype_name != "float32" and not precision.mixed:
+        model = model.to(precision.dtype)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def autocast(precision: Precision, device: torch.device, target: str) -> Any:
+    """The context a model of that precision runs in."""
+    if precision.mixed:
+        return target_autocast(device.type, precision.dtype, target)
+    return nullcontext()
+
+
+def call(
+    model: nn.Module,
+    inputs: Any,
+    precision: Precision,
+    forward: Callable[[Any, Any], Any] | None,
+) -> Any:
+    """The model's outputs; floating inputs are cast first where the whole model is."""
+    if precision.dtype_name != "float32" and not precision.mixed:
+        inputs = cast_floating(inputs, precision.dtype)
+    return call_as_is(model, inputs, forward)
+
+
+def call_as_is(model: nn.Module, inputs: Any, forward: Callable[[Any, Any], Any] | None) -> Any:
+    """The model's outputs on inputs that need no cast."""
+    if forward is not None:
+        return forward(model, inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (list, tuple)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def main_output(output: Any) -> Tensor:
+    """The tensor of predictions in what a model returns: itself, `.logits`, a dict's or a tuple's.
+
+    Raises:
+        ModelError: there is no floating tensor in it.
+    """
+    if isinstance(output, Tensor):
+        candidates = [output]
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        candidates = [output.logits]
+    elif isinstance(output, Mapping):
+        named = [output[k] for k in ("logits", "out", "output", "pred") if k in output]
+        candidates = named or list(output.values())
+    elif isinstance(output, (list, tuple)):
+        candidates = list(output)
+    else:
+        candidates = [v for v in vars(output).values()] if hasattr(output, "__dict__") else []
+    for candidate in candidates:
+        if isinstance(candidate, Tensor) and candidate.is_floating_point():
+            return candidate
+        if isinstance(candidate, (list, tuple)) and candidate and isinstance(candidate[0], Tensor):
+            return candidate[0]
+    raise ModelError(
+        f"the model returned no logits: {_describe(output)}; return a floating tensor, a tuple or "
+        "dict that holds one, or an object with .logits, or pass forward="
+    )
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of {output.dtype}"
+    return f"an object of type {type(output).__name__}"
+
+
+class Location:
+    """The qualified name of the module that is running, kept by hooks on a model of our own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.stack: list[str] = []
+        for name, module in model.named_modules():
+            try:
+                module.register_forward_pre_hook(self._enter(name))
+                module.register_forward_hook(self._leave, always_call=True)
+            except RuntimeError:  # scripted modules take no hooks; their parent's name will do
+                continue
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            self.stack.append(name)
+
+        return hook
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.stack:
+            self.stack.pop()
+
+    def __call__(self) -> str:
+        return self.stack[-1] if self.stack else ""
+
+    def reset(self) -> None:
+        """Forget where a run that was cut short had been."""
+        self.stack.clear()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings of torch about what is done to it on purpose (a user's own still show)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ComplexHalf support is experimental.*")
+        warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
+        yield
+
+
+def parameter_dtypes(model: nn.Module) -> Counter[str]:
+    """How many floating parameters and buffers there are of each dtype."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return Counter(str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point())

@@ -1,0 +1,268 @@
+"""What is known about ATen operations: which only move values, which round at every step, which
+refuse mixed dtypes, and the dtypes their results would have in the 16-bit program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_map_only
+
+LOW = frozenset({torch.float16, torch.bfloat16})
+
+_EXACT = frozenset(
+    """
+    _reshape_alias _to_copy _unsafe_index _unsafe_view abs adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d alias amax amin aminmax any all argmax argmin argsort as_strided
+    as_strided_scatter bernoulli block_diag broadcast_tensors bucketize cat ceil channel_shuffle
+    clamp clamp_max clamp_min clone combinations constant_pad_nd contiguous copy copysign cummax
+    cummin detach diag_embed diagonal_scatter embedding empty empty_like empty_strided eq expand_copy
+    eye fill flip floor fmax fmin full full_like gather ge gt hardtanh heaviside im2col index
+    index_copy index_fill index_select isclose isfinite isin isinf isnan kthvalue le lift
+    lift_fresh lift_fresh_copy logical_and logical_not logical_or logical_xor lt masked_fill
+    masked_scatter masked_select max max_pool2d_with_indices max_pool3d_with_indices maximum median
+    min minimum mode mvlgamma nan_to_num nanmedian narrow_copy ne neg new_empty
+    new_empty_strided new_full new_ones new_zeros nonzero one_hot ones ones_like pad permute_copy
+    pixel_shuffle pixel_unshuffle positive put reflection_pad1d reflection_pad2d reflection_pad3d
+    relu relu6 repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d
+    resize_ resize_as_ roll round rot90 scalar_tensor scatter searchsorted select_backward
+    select_scatter set_ sgn sign signbit slice_backward slice_scatter sort split_copy
+    split_with_sizes_copy stack take threshold topk tril triu trunc unbind_copy unfold_backward
+    unfold_copy unique2 _unique2 unsafe_split unsafe_split_with_sizes upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d where zero zeros zeros_like _local_scalar_dense equal
+    is_nonzero relu_backward threshold_backward rsub_zero
+    """.split()
+)
+
+#: Accumulators that a CPU or CUDA kernel keeps in the tensor itself: they round at every addition.
+STEPWISE = frozenset({"index_add", "scatter_add", "index_put", "_index_put_impl", "put_"})
+
+#: Operations whose float32 result is a decision: comparisons, selections, integer parts.
+DISCRETE = frozenset(
+    """
+    argmax argmin argsort sort topk kthvalue mode median floor ceil round trunc sign sgn heaviside
+    gt lt ge le eq ne bucketize searchsorted isin
+    """.split()
+)
+
+#: Arguments that must share one floating dtype; ATen promotes nothing here, it raises.
+_SAME_DTYPE: dict[str, tuple[int, ...]] = {
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "mv": (0, 1),
+    "dot": (0, 1),
+    "vdot": (0, 1),
+    "addmm": (0, 1, 2),
+    "addmv": (0, 1, 2),
+    "addbmm": (0, 1, 2),
+    "baddbmm": (0, 1, 2),
+    "convolution": (0, 1, 2),
+    "_convolution": (0, 1, 2),
+    "index_put": (0, 2),
+    "index_add": (0, 3),
+    "index_copy": (0, 3),
+    "scatter_add": (0, 3),
+    "masked_scatter": (0, 2),
+    "_prelu_kernel": (0, 1),
+    "grid_sampler_2d": (0, 1),
+    "grid_sampler_3d": (0, 1),
+    "_trilinear": (0, 1, 2),
+}
+_SAME_DTYPE_ATTENTION = (0, 1, 2)
+
+#: No float16 or bfloat16 kernel on CUDA: the libraries behind them offer none.
+NO_CUDA_KERNEL = frozenset(
+    """
+    _linalg_svd _linalg_eigh linalg_eigvalsh linalg_eig linalg_cholesky_ex linalg_inv_ex
+    linalg_lu_factor_ex linalg_lu linalg_lu_solve linalg_qr linalg_ldl_factor_ex linalg_lstsq
+    linalg_solve_triangular triangular_solve _linalg_solve_ex _linalg_det _linalg_slogdet
+    cholesky cholesky_inverse cholesky_solve geqrf ormqr linalg_householder_product
+    _cdist_forward _pdist_forward histc _ctc_loss
+    """.split()
+)
+
+#: Families whose operations round as ATen's own do; anything else is an opaque kernel.
+_TRANSPARENT = frozenset({"aten", "prims", "prim", "torchvision", "profiler", "c10d"})
+
+ATTENTION = frozenset(
+    {
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+    }
+)
+
+_RANDOM = frozenset({"rand", "randn", "rand_like", "randn_like", "normal", "uniform", "exponential"})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts about one operation overload.
+
+    Attributes:
+        name: its name without namespace, overload and the underscore of in-place variants.
+        view: its results share memory with an argument and are not written.
+        mutated: positions of the positional arguments it writes.
+        mutated_names: names of the keyword arguments it writes.
+        exact: it moves, selects or compares values, and never rounds one.
+        opaque: a kernel from outside ATen, whose arithmetic is its own.
+        statistics: positions of running statistics written without an alias annotation.
+    """
+
+    name: str
+    view: bool
+    mutated: tuple[int, ...]
+    mutated_names: tuple[str, ...]
+    exact: bool
+    stepwise: bool
+    opaque: bool
+    random: bool
+    statistics: tuple[int, ...]
+
+
+@lru_cache(maxsize=None)
+def facts(op: OpOverload) -> Facts:
+    """The facts about `op`, read off its schema once."""
+    schema = op._schema
+    namespace, _, full = schema.name.partition("::")
+    name = full if full in _EXACT or full in STEPWISE else full.removesuffix("_")
+    writes = [
+        (i, a.name, a.kwarg_only)
+        for i, a in enumerate(schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    ]
+    returns_alias = any(r.alias_info is not None for r in schema.returns)
+    return Facts(
+        name=name,
+        view=returns_alias and not writes,
+        mutated=tuple(i for i, _, kw in writes if not kw),
+        mutated_names=tuple(n for _, n, kw in writes if kw),
+        exact=name in _EXACT and namespace in _TRANSPARENT,
+        stepwise=name in STEPWISE,
+        opaque=namespace not in _TRANSPARENT,
+        random=name in _RANDOM,
+        statistics=(3, 4) if full in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm") else (),
+    )
+
+
+def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Every tensor among the arguments of an operation (ATen nests lists one deep)."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, Tensor))
+
+
+def require_same_dtype(name: str, args: Sequence[Any]) -> None:
+    """Raise what the 16-bit program would raise where an operation refuses mixed dtypes.
+
+    Raises:
+        RuntimeError: two floating arguments that must agree do not.
+    """
+    positions = _SAME_DTYPE_ATTENTION if name in ATTENTION else _SAME_DTYPE.get(name)
+    if positions is None:
+        return
+    found = {
+        args[i].dtype
+        for i in positions
+        if i < len(args) and isinstance(args[i], Tensor) and args[i].is_floating_point()
+    }
+    if len(found) > 1:
+        names = " and ".join(sorted(str(d).removeprefix("torch.") for d in found))
+        raise RuntimeError(f"{name}: the tensors must have the same dtype, but are {names}")
+
+
+_Signature = tuple[Any, ...]
+_NOMINAL: dict[_Signature, tuple[torch.dtype | None, ...] | None] = {}
+
+
+def nominal_dtypes(
+    op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.dtype | None, ...] | None:
+    """The dtypes the results would have in the 16-bit program, in order, lists flattened.
+
+    Asked of the operation's own meta kernel, once per signature. None where it has none.
+
+    Raises:
+        RuntimeError: the operation refuses these dtypes.
+    """
+    key = (op, _signature(args), _signature(tuple(kwargs.items())))
+    if key not in _NOMINAL:
+        _NOMINAL[key] = _ask_meta(op, args, kwargs)
+    return _NOMINAL[key]
+
+
+def _signature(values: Sequence[Any]) -> _Signature:
+    parts: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            parts.append((value.dtype, value.dim() == 0))
+        elif isinstance(value, (list, tuple)):
+            parts.append(_signature(value))
+        elif isinstance(value, (torch.dtype, str)):
+            parts.append(value)
+        elif isinstance(value, bool) or value is None:
+            parts.append(value)  # flags such as half_to_float choose the dtype
+        else:
+            parts.append(type(value))
+    return tuple(parts)
+
+
+_DTYPE_WORDS = ("dtype", "scalar type", "Type promoting")
+
+
+def _ask_meta(
+    op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.dtype | None, ...] | None:
+    def to_meta(t: Tensor) -> Tensor:
+        return torch.empty(t.shape, dtype=t.dtype, device="meta")
+
+    meta_args, meta_kwargs = tree_map_only(Tensor, to_meta, (tuple(args), dict(kwargs)))
+    if "device" in meta_kwargs or not any(True for _ in tensors(args, kwargs)):
+        meta_kwargs["device"] = torch.device("meta")
+    try:
+        out = op(*meta_args, **meta_kwargs)
+    except NotImplementedError:
+        return None
+    except RuntimeError as error:
+        if any(word in str(error) for word in _DTYPE_WORDS):
+            raise
+        return None  # shapes that depend on data, or a meta kernel stricter than the real one
+    except Exception:
+        return None
+    return tuple(o.dtype if isinstance(o, Tensor) else None for o in flat(out))
+
+
+def flat(out: Any) -> list[Any]:
+    """The results of an operation as a flat list."""
+    if isinstance(out, (list, tuple)):
+        return [item for part in out for item in flat(part)]
+    return [out]
+
+
+def rebuild(out: Any, items: Iterator[Any]) -> Any:
+    """The structure of `out`, filled from `items` in the order of `flat`."""
+    if isinstance(out, (list, tuple)):
+        return type(out)([rebuild(part, items) for part in out])  # type: ignore[call-arg]
+    return next(items)
+
+
+def promoted_low(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.dtype | None:
+    """The 16-bit dtype of the result where no meta kernel says it: that of all floating arguments.
+
+    None where a float32 argument would promote it.
+    """
+    floating = [t.dtype for t in tensors(args, kwargs) if t.is_floating_point() and t.dim() > 0]
+    floating = floating or [t.dtype for t in tensors(args, kwargs) if t.is_floating_point()]
+    if floating and all(d == floating[0] for d in floating) and floating[0] in LOW:
+        return floating[0]
+    return None

@@ -1,0 +1,78 @@
+"""A tensor of the 16-bit program that holds float32 values.
+
+Its dtype is the one the 16-bit program sees, so the program takes the same path; its values, and
+the gradients that flow through them, are float32 and never rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Cell:
+    """What is known about a piece of memory, shared by every view of it.
+
+    Attributes:
+        depends: its values depend on the model's input (else they are constants of the program).
+        noisy: rounding errors of the arithmetic have entered it.
+        aliases: how many tensors look at it.
+    """
+
+    __slots__ = ("aliases", "depends", "noisy")
+
+    def __init__(self, depends: bool, noisy: bool) -> None:
+        self.depends = depends
+        self.noisy = noisy
+        self.aliases = 1
+
+
+class Shadow(Tensor):
+    """See the module's docstring. Operations on it are computed by an active `Trace` only."""
+
+    inner: Tensor
+    cell: Cell
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, dtype: torch.dtype, cell: Cell) -> Shadow:
+        shadow: Shadow = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=dtype, device=inner.device
+        )
+        return shadow
+
+    def __init__(self, inner: Tensor, dtype: torch.dtype, cell: Cell) -> None:
+        self.inner = inner
+        self.cell = cell
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        raise RuntimeError(f"{func} was called on a traced tensor after the trace had ended")
+
+
+def unwrap(value: Any) -> Any:
+    """The float32 values of traced tensors; lists element by element; the rest untouched."""
+    if isinstance(value, Shadow):
+        return value.inner
+    if isinstance(value, (list, tuple)):
+        return [unwrap(item) for item in value]
+    return value
+
+
+def wrap_inputs(value: Any, fmt_dtype: torch.dtype | None) -> Any:
+    """The model's inputs as traced tensors; floating ones rounded to `fmt_dtype` if it is given."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and fmt_dtype is not None:
+            return Shadow(value.to(fmt_dtype).to(torch.float32), fmt_dtype, Cell(True, False))
+        return Shadow(value, value.dtype, Cell(True, False))
+    if isinstance(value, dict):
+        return {k: wrap_inputs(v, fmt_dtype) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(wrap_inputs(v, fmt_dtype) for v in value)
+    return value

@@ -1,0 +1,421 @@
+"""The 16-bit program in float32 arithmetic: its rounding sites, with values and gradients.
+
+`Trace` intercepts the same operations as `Emulation`, so it sees the same dtypes, but does not
+round what depends on the input. Constants of the program are rounded for good (that is the storage
+shift b); every other 16-bit result is a rounding site, where it records what an error there would
+do to the margins (adjoint), or adds a random error of the right size (noise). What leaves the
+range of the format is not small, so it is applied: values that overflow become infinite, and
+values about to meet a singular operation (a quotient, a logarithm) are flushed where they underflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.overrides import enable_reentrant_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_fp16.engine.attention import fused_attention
+from pytest_fp16.engine.emulate import UnsupportedOperation, attention_arguments, widen
+from pytest_fp16.engine.operations import (
+    ATTENTION,
+    DISCRETE,
+    LOW,
+    NO_CUDA_KERNEL,
+    Facts,
+    facts,
+    flat,
+    nominal_dtypes,
+    promoted_low,
+    rebuild,
+    require_same_dtype,
+)
+from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
+from pytest_fp16.engine.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
+from pytest_fp16.theory.rounding import FORMATS, Format, flush_underflow, overflow, ulp
+
+#: A comparison whose operands are closer than this many ulps may fall either way.
+DECISION_ULPS = 16.0
+
+_CONSTANT = frozenset(
+    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full "
+    "new_empty new_empty_strided".split()
+)
+_SINGULAR = frozenset("div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split())
+_BATCH_NORM = frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training"})
+_KEYS = torch._C.DispatchKey
+_BELOW = (
+    torch._C.DispatchKeySet(_KEYS.Python)
+    | torch._C.DispatchKeySet(_KEYS.PythonTLSSnapshot)
+    | torch._C.DispatchKeySet(_KEYS.AutocastCPU)
+    | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
+    | torch._C.DispatchKeySet(_KEYS.AutocastMPS)
+)
+
+
+class Trace(TorchDispatchMode):
+    """Run a 16-bit program on traced inputs.
+
+    Args:
+        batch: number of inputs in the chunk.
+        device: where they are.
+        target: the device whose kernels are meant.
+        where: returns the qualified name of the module that is running.
+        totals: running totals per site, shared by all chunks.
+        constants: float32 twins of the model's own 16-bit parameters and buffers, by id.
+        noise: None to record gradients, or a generator of random rounding errors.
+        detailed: also count subnormal and zeroed values.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        device: torch.device,
+        target: str,
+        where: Callable[[], str],
+        totals: dict[SiteKey, SiteTotals],
+        constants: dict[int, tuple[Tensor, Tensor]],
+        noise: torch.Generator | None = None,
+        adjoint: bool = True,
+        detailed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.owners = Owners(batch)
+        self.contributions = Contributions(self.owners, device)
+        self.target = target
+        self.where = where
+        self.totals = totals
+        self.constants = constants
+        self.noise = noise
+        self.adjoint = adjoint and noise is None
+        self.detailed = detailed
+        self.leaves: list[Tensor] = []
+        self.overflowed = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.undecided = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.opaque: set[str] = set()
+        self.severed: set[str] = set()
+        self.dtypes: dict[str, int] = {}
+        self.site_values = 0
+
+    # -- the interception ---------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        known = facts(func)
+        args = tuple(self._adopt(a) for a in args)
+        kwargs = {k: self._adopt(v) for k, v in (kwargs or {}).items()}
+        cells = [s.cell for s in _shadows(args, kwargs)]
+        depends = any(c.depends for c in cells) and known.name not in _CONSTANT
+        noisy = any(c.noisy for c in cells) and known.name not in _CONSTANT
+        with enable_reentrant_dispatch(), torch._C._ExcludeDispatchKeyGuard(_BELOW), torch.enable_grad():
+            if known.view:
+                return self._view(func, known, args, kwargs)
+            self._refuse(func, known, args, kwargs)
+            nominal = nominal_dtypes(func, args, kwargs)
+            if noisy and known.name in DISCRETE:
+                self._watch_decision(known.name, args, kwargs)
+            out, self_written = self._compute(func, known, args, kwargs, depends)
+            return self._wrap(func, known, args, kwargs, out, nominal, depends, noisy, self_written)
+
+    def _adopt(self, value: Any) -> Any:
+        """Plain tensors (parameters, buffers) as traced constants, float32 twins made once."""
+        if isinstance(value, Tensor) and not isinstance(value, Shadow):
+            known = self.constants.get(id(value))
+            if known is None or known[0] is not value:
+                wide = widen(value.detach())
+                if isinstance(value, torch.nn.Parameter):
+                    self.constants[id(value)] = (value, wide)
+            else:
+                wide = known[1]
+            return Shadow(wide, value.dtype, Cell(False, False))
+        if isinstance(value, (list, tuple)):
+            return [self._adopt(item) for item in value]
+        return value
+
+    def _view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
+        source = args[0]
+        if known.name == "detach":  # rounding errors do not stop where gradients do
+            out: Any = source.inner.view_as(source.inner)
+        else:
+            out = func(*unwrap(args), **{k: unwrap(v) for k, v in kwargs.items()})
+        views = []
+        for item in flat(out):
+            dtype = source.dtype if item.dtype == source.inner.dtype else item.dtype
+            source.cell.aliases += 1
+            views.append(Shadow(item, dtype, source.cell))
+        return rebuild(out, iter(views))
+
+    def _refuse(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> None:
+        """Raise what the 16-bit program would raise."""
+        shadows = list(_shadows(args, kwargs))
+        low = next((s.dtype for s in shadows if s.dtype in LOW), None)
+        if low is None:
+            return
+        require_same_dtype(known.name, args)
+        if self.target == "cuda" and known.name in NO_CUDA_KERNEL:
+            raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), "cuda")
+        if known.exact:
+            _refuse_constants(func, args, kwargs, FORMATS[low])
+
+    def _compute(
+        self, func: OpOverload, known: Facts, args: Any, kwargs: Any, depends: bool
+    ) -> tuple[Any, list[tuple[Shadow, Tensor]]]:
+        """The operation on float32 values, without autograd's objections to in-place writes."""
+        if known.name in ATTENTION and isinstance(args[0], Shadow) and args[0].dtype in LOW:
+            return self._attention(args, kwargs), []
+        inner_args, inner_kwargs = unwrap(args), {k: widen(unwrap(v)) for k, v in kwargs.items()}
+        if known.name == "_to_copy" and kwargs.get("dtype", args[0].dtype) in (*LOW, torch.float32):
+            inner_kwargs["dtype"] = torch.float32
+            if args[0].inner.dtype == torch.float32:
+                return args[0].inner.clone(), []
+        if depends and known.name in _SINGULAR:
+            inner_args = [_flushed(a, i) for a, i in zip(args, inner_args, strict=True)]
+        written: list[tuple[Shadow, Tensor]] = []
+        for i in known.mutated:
+            for shadow, put in _targets(args, inner_args, i):
+                # A fresh copy keeps the values that autograd saved; impossible where views look on.
+                target = shadow.inner.clone() if shadow.cell.aliases == 1 else shadow.inner
+                put(target)
+                written.append((shadow, target))
+        for name in known.mutated_names:
+            if isinstance(kwargs.get(name), Shadow):
+                written.append((kwargs[name], kwargs[name].inner))
+        for i in known.statistics:
+            if isinstance(inner_args[i], Tensor):
+                inner_args[i] = inner_args[i].clone()
+        return func(*inner_args, **inner_kwargs), written
+
+    def _attention(self, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+        call = attention_arguments(args, kwargs)
+        call["mask"] = unwrap(call["mask"])
+        fmt = FORMATS[args[0].dtype]
+        return fused_attention(
+            *unwrap(args[:3]),
+            **call,
+            round_probabilities=lambda p: self._site(p, fmt, "attention probabilities", 1.0),
+        )
+
+    # -- results ------------------------------------------------------------------------------
+
+    def _wrap(
+        self,
+        func: OpOverload,
+        known: Facts,
+        args: Any,
+        kwargs: Any,
+        out: Any,
+        nominal: tuple[torch.dtype | None, ...] | None,
+        depends: bool,
+        noisy: bool,
+        written: list[tuple[Shadow, Tensor]],
+    ) -> Any:
+        owners = {id(target): shadow for shadow, target in written}
+        fallback = None if nominal else promoted_low(args, kwargs) or kwargs.get("dtype")
+        narrowing = _narrows(known, args, kwargs)
+        results = []
+        for i, item in enumerate(flat(out)):
+            if not isinstance(item, Tensor):
+                results.append(item)
+                continue
+            shadow = owners.get(id(item))
+            dtype = shadow.dtype if shadow is not None else _dtype_of(item, i, nominal, fallback)
+            fmt = FORMATS.get(dtype)
+            site = fmt is not None and item.dtype == torch.float32 and (not known.exact or narrowing)
+            if site and fmt is not None:
+                aliased = shadow is not None and shadow.cell.aliases > 1
+                rounded = self._rounded(item.clone() if aliased else item, fmt, known, args, depends)
+                # Views look on: the new values must reach the memory they share.
+                item = item.copy_(rounded) if aliased else rounded
+            if shadow is None:
+                results.append(Shadow(item, dtype, Cell(depends, depends and (noisy or site))))
+                continue
+            if item is not shadow.inner:
+                shadow.inner = item
+            shadow.cell.depends |= depends
+            shadow.cell.noisy |= depends and (noisy or site)
+            results.append(shadow)
+        # In-place foreach operations return nothing; their targets still have new values.
+        for shadow, target in written:
+            if not any(r is shadow for r in results):
+                shadow.inner = target
+                shadow.cell.depends |= depends
+        return rebuild(out, iter(results))
+
+    def _rounded(self, y: Tensor, fmt: Format, known: Facts, args: Any, depends: bool) -> Tensor:
+        if not depends:
+            # Constants of the program round once and for all.
+            return y.to(fmt.dtype).to(torch.float32)
+        self.dtypes[fmt.name] = self.dtypes.get(fmt.name, 0) + 1
+        if known.opaque:
+            self.opaque.add(known.name)
+        if self.adjoint and not y.requires_grad and any(
+            s.inner.requires_grad for s in _shadows(args, {}) if s.is_floating_point()
+        ):
+            self.severed.add(known.name)
+        return self._site(y, fmt, known.name, _steps(known, args, y))
+
+    def _site(self, y: Tensor, fmt: Format, operation: str, steps: float) -> Tensor:
+        if y.numel() == 0:
+            return y
+        key = (self.where(), operation)
+        totals = self.totals.get(key)
+        if totals is None:
+            totals = self.totals[key] = SiteTotals(order=len(self.totals))
+        self.site_values += y.numel()
+        values = y.detach()
+        largest = float(torch.linalg.vector_norm(values, ord=torch.inf))
+        if largest > totals.largest and largest != float("inf"):
+            totals.largest = largest
+        if not largest < fmt.overflow_threshold:
+            beyond = values.abs() >= fmt.overflow_threshold
+            self.overflowed |= _any_row(self.owners, beyond & values.isfinite())
+            totals.largest = max(totals.largest, float(values.nan_to_num(0, 0, 0).abs().max()))
+            y = overflow(y, fmt)
+        if self.detailed:
+            magnitude = values.abs()
+            small = (magnitude < fmt.smallest_normal) & (magnitude > 0)
+            totals.subnormal += int(small.sum())
+            totals.zeroed += int((small & (magnitude <= fmt.smallest_subnormal / 2)).sum())
+            totals.values += values.numel()
+        if self.noise is not None:
+            error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
+            return y + error.mul_(spacing(values, fmt)).mul_(steps**0.5)
+        if self.adjoint:
+            if not y.requires_grad:
+                leaf = y.detach().requires_grad_()
+                self.leaves.append(leaf)
+                y = leaf.clone()
+            y.register_hook(self.contributions.hook(y, fmt, key, steps))
+        return y
+
+    def _watch_decision(self, name: str, args: Any, kwargs: Any) -> None:
+        """Mark inputs whose value lies so near a decision that rounding could change it."""
+        x = args[0]
+        if not isinstance(x, Shadow) or x.dtype not in LOW or x.numel() == 0:
+            return
+        near = _near_decision(name, x.inner.detach(), unwrap(args[1:]), kwargs, FORMATS[x.dtype])
+        if near is not None and bool(near.any()):
+            self.undecided |= _any_row(self.owners, near)
+
+
+def _any_row(owners: Owners, flags: Tensor) -> Tensor:
+    return owners.rows(flags).any(dim=1)
+
+
+def _shadows(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Shadow]:
+    found: list[Shadow] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Shadow):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(item for item in value if isinstance(item, Shadow))
+    return found
+
+
+def _targets(args: Any, inner_args: Any, i: int) -> list[tuple[Shadow, Callable[[Tensor], None]]]:
+    """The tensors an operation writes at position `i`, each with a way to hand it another."""
+    if i >= len(args):
+        return []
+    if isinstance(args[i], Shadow):
+        return [(args[i], lambda t: inner_args.__setitem__(i, t))]
+    if isinstance(args[i], (list, tuple)):
+        return [
+            (shadow, lambda t, j=j: inner_args[i].__setitem__(j, t))  # type: ignore[misc]
+            for j, shadow in enumerate(args[i])
+            if isinstance(shadow, Shadow)
+        ]
+    return []
+
+
+def _dtype_of(
+    item: Tensor,
+    i: int,
+    nominal: tuple[torch.dtype | None, ...] | None,
+    fallback: torch.dtype | None,
+) -> torch.dtype:
+    if not item.is_floating_point():
+        return item.dtype
+    dtype = nominal[i] if nominal and i < len(nominal) else fallback
+    return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
+
+
+def _narrows(known: Facts, args: Any, kwargs: Any) -> bool:
+    """Whether an operation that only moves values moves them into a narrower dtype."""
+    if known.name == "_to_copy":
+        return kwargs.get("dtype") in LOW and args[0].dtype not in (kwargs["dtype"],)
+    if known.name == "copy":
+        return bool(args[0].dtype in LOW and isinstance(args[1], Shadow) and args[1].dtype != args[0].dtype)
+    return False
+
+
+def _steps(known: Facts, args: Any, y: Tensor) -> float:
+    """Roundings per value: an accumulator in 16 bits rounds at every addition."""
+    if not known.stepwise:
+        return 1.0
+    source = max((s.numel() for s in _shadows(args[1:], {})), default=y.numel())
+    return max(1.0, source / y.numel())
+
+
+def _flushed(original: Any, inner: Any) -> Any:
+    if isinstance(original, Shadow) and original.dtype in LOW and original.cell.depends:
+        return flush_underflow(inner, FORMATS[original.dtype])
+    return inner
+
+
+def _refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> None:
+    """Let the native kernel refuse a scalar that the format cannot hold, on one element."""
+    scalars = [v for v in (*args, *kwargs.values()) if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if not any(fmt.largest < abs(v) < float("inf") for v in scalars):
+        return
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Shadow):
+            return torch.ones([1] * value.dim(), dtype=value.dtype)
+        return value
+
+    try:
+        func(*(one(a) for a in args), **{k: one(v) for k, v in kwargs.items()})
+    except RuntimeError as error:
+        if "cannot be converted" in str(error):
+            raise
+    except Exception:
+        return
+
+
+def _near_decision(
+    name: str, x: Tensor, rest: Sequence[Any], kwargs: dict[str, Any], fmt: Format
+) -> Tensor | None:
+    if not x.is_floating_point():
+        return None
+    if name in ("gt", "lt", "ge", "le", "eq", "ne"):
+        other = rest[0] if rest else kwargs.get("other")
+        gap = (x - other).abs()
+        scale = torch.maximum(x.abs(), torch.as_tensor(other, dtype=x.dtype, device=x.device).abs())
+        return gap <= DECISION_ULPS * ulp(scale, fmt)
+    if name in ("floor", "ceil", "trunc", "round"):
+        shift = 0.5 if name == "round" else 0.0
+        distance = (x - shift - (x - shift).round()).abs()
+        return distance <= DECISION_ULPS * ulp(x, fmt)
+    if name in ("argmax", "argmin", "topk", "sort", "argsort", "kthvalue", "median", "mode"):
+        ordered = x.flatten(1).sort(dim=-1).values if x.dim() > 2 and name == "argmax" else x.sort(dim=-1).values
+        if ordered.shape[-1] < 2:
+            return None
+        gaps = ordered.diff(dim=-1)
+        k = int(rest[0]) if name == "topk" and rest else 1
+        if name in ("argmax", "topk"):
+            at = max(0, ordered.shape[-1] - k - 1)
+            gaps, base = gaps[..., at : at + 1], ordered[..., at + 1 : at + 2]
+        else:
+            base = ordered[..., 1:]
+        return gaps <= DECISION_ULPS * ulp(base.contiguous(), fmt)
+    return None

@@ -1,0 +1,204 @@
+"""What counts as a decision, a margin and a metric, per kind of output.
+
+Every task brings outputs into one canonical shape: logits [N, P, C] for tasks that decide (P
+decisions per input among C classes; multi-label is P decisions between two), or values [N, 1, D]
+for regression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.theory.margin import margin, pick, top_two
+
+
+@dataclass(frozen=True)
+class Task:
+    """How to read a model's outputs and the labels that go with them.
+
+    Attributes:
+        kind: ``"classification"``, ``"multilabel"``, ``"regression"`` or ``"embedding"``.
+        class_dim: dimension of the classes in the raw output.
+        many: more than one decision per input.
+        ignore_index: a label that is not a decision.
+    """
+
+    kind: str
+    class_dim: int = -1
+    many: bool = False
+    ignore_index: int = -100
+
+    @property
+    def decides(self) -> bool:
+        """Whether outputs are decisions (with margins and flips) or plain values."""
+        return self.kind != "regression"
+
+    @property
+    def batchwise(self) -> bool:
+        """Whether an input's decision depends on the other inputs of its batch."""
+        return self.kind == "embedding"
+
+    @property
+    def metric_name(self) -> str:
+        """The metric this task is judged by."""
+        names = {"regression": "R²", "embedding": "nearest-neighbour agreement"}
+        return names.get(self.kind, "accuracy")
+
+    def canonical(self, output: Tensor) -> Tensor:
+        """The raw output [N, …] as logits [N, P, C] or values [N, 1, D]."""
+        n = output.shape[0]
+        if self.kind == "regression":
+            return output.reshape(n, 1, -1)
+        if self.kind == "embedding":
+            unit = torch.nn.functional.normalize(output.reshape(n, -1), dim=-1)
+            own = torch.eye(n, dtype=torch.bool, device=output.device)
+            return (unit @ unit.T).masked_fill(own, -torch.inf).unsqueeze(1)
+        if self.kind == "multilabel":
+            flat = output.reshape(n, -1)
+            return torch.stack([torch.zeros_like(flat), flat], dim=-1)
+        moved = output.movedim(self.class_dim, -1)
+        return moved.reshape(n, -1, moved.shape[-1])
+
+    def canonical_labels(self, labels: Any, n: int) -> Tensor | None:
+        """Labels as [N, P] classes, or [N, D] values for regression."""
+        if labels is None:
+            return None
+        labels = torch.as_tensor(labels)
+        if self.kind == "regression":
+            return labels.reshape(n, -1).float()
+        return labels.reshape(n, -1).long()
+
+    def margins(self, logits: Tensor, reference: Tensor) -> Tensor:
+        """Margin of the reference's top class over its runner-up, [N, P].
+
+        For regression, the projection of the values on a fixed ±1/√D direction, [N, 1].
+        """
+        if not self.decides:
+            return (logits * direction(logits.shape[-1], logits.device)).sum(-1)
+        top, other = top_two(reference)
+        return margin(logits, top, other)
+
+    def seeds(self, reference: Tensor) -> Tensor:
+        """The derivative of `margins` with respect to the canonical logits, [N, P, C]."""
+        if not self.decides:
+            return direction(reference.shape[-1], reference.device).expand_as(reference)
+        top, other = top_two(reference)
+        seeds = torch.zeros_like(reference)
+        seeds.scatter_(-1, top.unsqueeze(-1), 1.0)
+        return seeds.scatter_(-1, other.unsqueeze(-1), -1.0)
+
+    def valid(self, labels: Tensor | None, like: Tensor) -> Tensor:
+        """Which decisions count, bool of the shape of `like` [N, P]."""
+        if labels is None or not self.decides:
+            return torch.ones_like(like, dtype=torch.bool)
+        return labels != self.ignore_index
+
+    def correct(self, logits: Tensor, labels: Tensor, reference_top: Tensor) -> Tensor:
+        """Whether each decision is right, [N, P]; a tie with the reference's class counts as its own."""
+        predicted = logits.nan_to_num(nan=-torch.inf).argmax(-1)
+        ties = pick(logits, reference_top) == logits.amax(-1)
+        predicted = torch.where(ties, reference_top, predicted)
+        failed = logits.isnan().any(-1)
+        return (predicted == labels) & ~failed
+
+
+_DIRECTIONS: dict[tuple[int, str], Tensor] = {}
+
+
+def direction(size: int, device: torch.device) -> Tensor:
+    """A fixed random direction of length one: entries ±1/√size."""
+    key = (size, str(device))
+    if key not in _DIRECTIONS:
+        generator = torch.Generator().manual_seed(size)
+        signs = torch.randint(0, 2, (size,), generator=generator).float().mul_(2).sub_(1)
+        _DIRECTIONS[key] = (signs / size**0.5).to(device)
+    return _DIRECTIONS[key]
+
+
+def infer_task(kind: str, output: Tensor, labels: Any, n: int, ignore_index: int) -> Task:
+    """Tell the task from the reference's output and the labels of the first batch.
+
+    Raises:
+        DataError: labels of the wrong shape, type or range.
+        ModelError: an output that cannot be read as decisions.
+    """
+    if output.dim() == 0 or output.shape[0] != n:
+        shape = tuple(output.shape)
+        raise ModelError(
+            f"the model returned no logits per input: its output has shape {shape} for {n} inputs; "
+            "the first dimension must run over the inputs"
+        )
+    labels = None if labels is None else torch.as_tensor(labels)
+    if kind == "auto":
+        kind = _guess(output, labels)
+    if kind in ("regression", "embedding"):
+        return Task(kind, many=kind == "embedding")
+    if kind == "multilabel":
+        if labels is not None and labels.numel() != output.numel():
+            raise DataError(
+                f"multilabel labels have shape {tuple(labels.shape)}, the outputs {tuple(output.shape)}"
+            )
+        return Task(kind, many=output[0].numel() > 1, ignore_index=ignore_index)
+    return _classification(output, labels, ignore_index)
+
+
+def _guess(output: Tensor, labels: Tensor | None) -> str:
+    if labels is None:
+        return "classification" if output.dim() > 1 and output.shape[-1] > 1 else "regression"
+    single = output.dim() == 1 or (output.dim() == 2 and output.shape[1] == 1)
+    same = labels.shape == output.shape or (single and labels.numel() == output.shape[0])
+    binary = same and bool(((labels == 0) | (labels == 1)).all())
+    if binary:
+        return "multilabel"
+    if labels.is_floating_point() or same:
+        return "regression"
+    return "classification"
+
+
+def _classification(output: Tensor, labels: Tensor | None, ignore_index: int) -> Task:
+    if output.dim() < 2:
+        raise ModelError(
+            f"the model returned no logits: shape {tuple(output.shape)} has no dimension of classes"
+        )
+    last = -1
+    if labels is None:
+        class_dim = 1 if output.dim() >= 4 else last
+    elif labels.shape == output.shape[:-1]:
+        class_dim = last
+    elif labels.shape == output.shape[:1] + output.shape[2:]:
+        class_dim = 1
+    else:
+        raise DataError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(output.shape)}; "
+            "they must have the logits' shape without the dimension of classes"
+        )
+    classes = output.shape[class_dim]
+    if classes < 2:
+        raise ModelError(f"the model returned {classes} logit per decision; a class needs a rival")
+    task = Task("classification", class_dim, many=output.dim() > 2, ignore_index=ignore_index)
+    if labels is not None:
+        check_labels(task, labels, classes)
+    return task
+
+
+def check_labels(task: Task, labels: Tensor, classes: int) -> None:
+    """Refuse labels that no class has.
+
+    Raises:
+        DataError: a floating label, or one out of range.
+    """
+    if task.kind == "regression":
+        return
+    if labels.is_floating_point() and not bool((labels == labels.round()).all()):
+        raise DataError("labels must be whole numbers of classes; for values, set task='regression'")
+    counted = labels[labels != task.ignore_index]
+    if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
+        raise DataError(
+            f"labels run from {int(counted.min())} to {int(counted.max())}, but the model has "
+            f"{classes} classes (0 to {classes - 1})"
+        )
