@@ -1,0 +1,1 @@
+"""What we claim, as commands anybody can run: ``python -m benchmarks.<name> [--quick]``."""
