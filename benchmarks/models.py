@@ -11,15 +11,13 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import data
-
-CACHE = Path(__file__).parent / ".cache"
+from benchmarks.data import CACHE
 
 
 class MLP(nn.Module):

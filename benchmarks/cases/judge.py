@@ -1,0 +1,262 @@
+"""An independent judge of the labels: native 16-bit CPU kernels, and the metric's plain loss.
+
+It shares no code with pytest-fp16. A (case, precision) pair is *broken* when the candidate raises,
+turns a finite output into NaN or infinity, or loses more than a point of its metric; *sound* when
+it loses at most half a point; *near* in between. `--policy cuda` runs 16-mixed and bf16-mixed under
+CUDA's autocast lists instead of the CPU's, because most labels are claimed for CUDA and no GPU is
+needed to know which operations its autocast lifts to float32. What a CPU cannot tell is whether
+CUDA has a 16-bit kernel where the CPU has none, or the other way round.
+
+    python -m benchmarks.cases.judge [--policy cpu|cuda] [--only NAME] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.cases import base
+
+BROKEN, SOUND = 0.01, 0.005
+FORMATS = {"16": torch.float16, "bf16": torch.bfloat16}
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+# https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to …", by ATen name.
+CUDA_LOWER = names(
+    "addbmm addmm addmv addr baddbmm bmm convolution linear mm mv _prelu_kernel lstm gru "
+    "mkldnn_rnn_layer _scaled_dot_product_flash_attention_for_cpu "
+    "_scaled_dot_product_attention_math"
+)
+CUDA_RAISE = names(
+    "pow reciprocal acos asin binary_cross_entropy_with_logits cosh _cdist_forward cumprod cumsum "
+    "dist erfinv exp expm1 native_group_norm native_layer_norm linalg_vector_norm norm log log10 "
+    "_log_softmax log1p log2 mse_loss nll_loss_forward prod rsqrt sinh smooth_l1_loss _softmax "
+    "softplus sum renorm tan"
+)
+
+
+CONVOLUTIONS = {
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+}
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cast(v, dtype) for v in value)
+    return value
+
+
+class Convolutions(TorchFunctionMode):
+    """Casts for convolutions, which compare the types of their arguments before any kernel."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in CONVOLUTIONS:
+            args = _cast(tuple(args), self.dtype)
+        return func(*args, **(kwargs or {}))
+
+
+class CudaAutocast(TorchDispatchMode):
+    """CUDA's autocast lists, applied where operations reach their kernels.
+
+    Composite operations arrive as the operations they are made of: square as pow, normalize as a
+    vector norm, an LSTM as matrix products. In-place and out= forms are left alone, as autocast
+    leaves them.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        target = self.dtype if name in CUDA_LOWER else torch.float32 if name in CUDA_RAISE else None
+        if target is not None:
+            args = _cast(tuple(args), target)
+            kwargs = {k: _cast(v, target) for k, v in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+def lower_recurrent(model: nn.Module, dtype: torch.dtype) -> None:
+    """Recurrent layers check types in Python before autocast's own kernel would cast."""
+    for cell in (m for m in model.modules() if isinstance(m, nn.RNNBase)):
+        cell.to(dtype)
+        cell.register_forward_pre_hook(lambda _, inputs: _cast(inputs, dtype))
+
+
+def run(model: nn.Module, data: list, precision: str, policy: str = "cpu") -> list[Tensor]:
+    """Outputs of every batch in one precision, as float32."""
+    model = copy.deepcopy(model)
+    if precision == "32-true":
+        context: Any = nullcontext()
+        convert = lambda x: x  # noqa: E731
+    else:
+        dtype = FORMATS[precision.split("-")[0]]
+        true = precision.endswith("true")
+        convert = (lambda x: _cast(x, dtype)) if true else (lambda x: x)
+        context = nullcontext()
+        if true:
+            model = model.to(dtype)
+        elif policy == "cuda":
+            lower_recurrent(model, dtype)
+            context = ExitStack()
+            context.enter_context(CudaAutocast(dtype))
+            context.enter_context(Convolutions(dtype))
+        else:
+            context = torch.autocast("cpu", dtype)
+    outputs = []
+    with torch.no_grad(), context:
+        for inputs, _ in data:
+            if isinstance(inputs, dict):
+                out = model(**{k: convert(v) for k, v in inputs.items()})
+            else:
+                inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+                out = model(*(convert(x) for x in inputs))
+            outputs.append(out)
+    return [o.float() for o in outputs]
+
+
+def metric(task: str, outputs: list[Tensor], labels: list[Tensor]) -> float:
+    """Accuracy, R², or agreement of signs, from scratch."""
+    out = torch.cat([o.detach() for o in outputs])
+    y = torch.cat(labels) if task != "embedding" else None
+    if task == "regression":
+        y = y.view_as(out).double()
+        return float(1 - (out.double() - y).square().sum() / (y - y.mean(0)).square().sum())
+    if task == "multilabel":
+        return float(((out > 0) == (y.view_as(out) > 0.5)).float().mean())
+    if y.shape == out.shape[:1] + out.shape[2:]:
+        out = out.movedim(1, -1)
+    kept = y != -100
+    return float((out.argmax(-1) == y)[kept].float().mean())
+
+
+def neighbours(outputs: list[Tensor]) -> Tensor:
+    """The nearest other row of each batch, by cosine."""
+    found = []
+    for out in outputs:
+        unit = nn.functional.normalize(out, dim=-1)
+        found.append((unit @ unit.T).fill_diagonal_(-2).argmax(-1))
+    return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge found."""
+
+    word: str
+    reference: float
+    loss: float
+    note: str = ""
+
+
+def judge(case: base.Case, precision: str, policy: str = "cpu") -> Judgement:
+    """Whether a case is broken in one precision, by the native kernels of this CPU."""
+    model, data = case.build()
+    reference = run(model, data, "32-true")
+    task, labels = case.task, [y for _, y in data]
+    before = 1.0 if task == "embedding" else metric(task, reference, labels)
+    try:
+        candidate = run(model, data, precision, policy)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        return Judgement("broken", before, 1.0, str(error).split("\n")[0][:70])
+    if not all(bool(o.isfinite().all()) for o in reference):
+        return Judgement("invalid", before, 0.0, "the reference is not finite")
+    lost = sum(int((~o.isfinite()).sum()) for o in candidate)
+    if task == "embedding":
+        after = float((neighbours(candidate) == neighbours(reference)).float().mean())
+    else:
+        after = metric(task, [o.nan_to_num(nan=-1e30) for o in candidate], labels)
+    loss = before - after
+    if lost:
+        return Judgement("broken", before, loss, f"{lost} outputs not finite")
+    word = "broken" if loss > BROKEN else "sound" if loss <= SOUND else "near"
+    return Judgement(word, before, loss)
+
+
+def expected(case: base.Case, precision: str, policy: str) -> str:
+    """What the label says: broken, sound, or nothing."""
+    if isinstance(case, base.Planted):
+        if precision in case.moot:
+            return "-"
+        return "broken" if precision in case.failing(policy) else "sound"
+    return "sound" if precision in case.precisions else "-"
+
+
+def rows(names: str, policy: str) -> Iterator[tuple]:
+    """One row per case and precision: name, precision, label, judgement."""
+    base.load()
+    for case in [*base.HEALTHY.values(), *base.PLANTED.values()]:
+        if names and names not in case.name:
+            continue
+        for precision in base.ALL:
+            yield case, precision, expected(case, precision, policy), judge(case, precision, policy)
+
+
+def main() -> None:
+    """Judge every case and show where label and judge differ."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--policy", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/labels-*.md")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    lines, confirmed, differ, claimed = [], 0, 0, 0
+    for case, precision, label, found in rows(options.only, options.policy):
+        mark = "" if label == "-" else "agree" if label == found.word else "DIFFER"
+        claimed += label != "-"
+        confirmed += mark == "agree"
+        differ += mark == "DIFFER"
+        line = (
+            case.name,
+            precision,
+            label,
+            found.word,
+            f"{found.reference:.1%}",
+            f"{100 * found.loss:.2f}",
+            mark,
+            found.note,
+        )
+        lines.append(line)
+        print(" ".join(f"{cell:<12}" for cell in line), flush=True)
+    print(f"{confirmed} of {claimed} labels confirmed, {differ} differ")
+    if options.write:
+        from benchmarks import common
+
+        common.write(
+            f"labels-{options.policy}",
+            f"Labels against the judge, {options.policy}'s autocast policy",
+            f"{confirmed} of {claimed} labels confirmed, {differ} differ.",
+            ("case", "precision", "label", "judge", "reference", "loss (points)", "", "note"),
+            lines,
+        )
+
+
+if __name__ == "__main__":
+    main()
