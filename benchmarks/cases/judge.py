@@ -50,7 +50,8 @@ CUDA_RAISE = names(
 )
 
 
-CONVOLUTIONS = {
+COMPOSITE = {
+    *(nn.functional.linear, nn.functional.scaled_dot_product_attention),
     *(torch.conv1d, torch.conv2d, torch.conv3d),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
 }
@@ -64,8 +65,8 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-class Convolutions(TorchFunctionMode):
-    """Casts for convolutions, which compare the types of their arguments before any kernel."""
+class Composites(TorchFunctionMode):
+    """Casts for what checks types, or falls apart into several operations, before any kernel."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class Convolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func in CONVOLUTIONS:
+        if func in COMPOSITE:
             args = _cast(tuple(args), self.dtype)
         return func(*args, **(kwargs or {}))
 
@@ -126,7 +127,7 @@ def run(model: nn.Module, data: list, precision: str, policy: str = "cpu") -> li
             lower_recurrent(model, dtype)
             context = ExitStack()
             context.enter_context(CudaAutocast(dtype))
-            context.enter_context(Convolutions(dtype))
+            context.enter_context(Composites(dtype))
         else:
             context = torch.autocast("cpu", dtype)
     outputs = []
