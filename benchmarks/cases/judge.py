@@ -206,7 +206,7 @@ def expected(case: base.Case, precision: str, policy: str) -> str:
         if precision in case.moot:
             return "-"
         return "broken" if precision in case.failing(policy) else "sound"
-    return "sound" if precision in case.precisions else "-"
+    return "sound" if precision in case.sound(policy) else "-"
 
 
 def rows(names: str, policy: str) -> Iterator[tuple]:

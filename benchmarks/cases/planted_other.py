@@ -186,6 +186,25 @@ def float32_sampling_grid() -> Built:
     return built(fitted(lambda: Conv(first=Stretch()), train), test)
 
 
+class Interpolated(nn.Module):
+    """A highway layer by torch.lerp, which wants all its arguments in one type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.part = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return torch.lerp(x, F.relu(self.part(x)), torch.sigmoid(self.gate(x)))
+
+
+@planted("unsupported-op", "first", "lerp", fails=("16-mixed", "bf16-mixed"), family="mlp")
+def lerp_of_two_types() -> Built:
+    """Under autocast a linear layer's output is 16-bit and its input is not: lerp refuses."""
+    train, test = data.digits()
+    return built(fitted(lambda: Dense(Interpolated(), 64), train), test)
+
+
 # --- masks --------------------------------------------------------------------------------------
 
 
