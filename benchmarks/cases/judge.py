@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,35 +110,39 @@ def lower_recurrent(model: nn.Module, dtype: torch.dtype) -> None:
         cell.register_forward_pre_hook(lambda _, inputs: _cast(inputs, dtype))
 
 
+def prepared(
+    model: nn.Module, precision: str, policy: str = "cpu"
+) -> tuple[nn.Module, Callable[[Any], Any], ExitStack]:
+    """A copy of the model as it runs in one precision, how its inputs are cast, and its context."""
+    model, context = copy.deepcopy(model), ExitStack()
+    context.enter_context(torch.no_grad())
+    if precision == "32-true":
+        return model, lambda x: x, context
+    dtype = FORMATS[precision.split("-")[0]]
+    if precision.endswith("true"):
+        return model.to(dtype), lambda x: _cast(x, dtype), context
+    if policy == "cuda":
+        lower_recurrent(model, dtype)
+        context.enter_context(CudaAutocast(dtype))
+        context.enter_context(Composites(dtype))
+    else:
+        context.enter_context(torch.autocast("cpu", dtype))
+    return model, lambda x: x, context
+
+
+def called(model: nn.Module, inputs: Any, convert: Callable[[Any], Any]) -> Tensor:
+    """The model on a tensor, a tuple of them or a dict."""
+    if isinstance(inputs, dict):
+        return model(**{k: convert(v) for k, v in inputs.items()})
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    return model(*(convert(x) for x in inputs))
+
+
 def run(model: nn.Module, data: list, precision: str, policy: str = "cpu") -> list[Tensor]:
     """Outputs of every batch in one precision, as float32."""
-    model = copy.deepcopy(model)
-    if precision == "32-true":
-        context: Any = nullcontext()
-        convert = lambda x: x  # noqa: E731
-    else:
-        dtype = FORMATS[precision.split("-")[0]]
-        true = precision.endswith("true")
-        convert = (lambda x: _cast(x, dtype)) if true else (lambda x: x)
-        context = nullcontext()
-        if true:
-            model = model.to(dtype)
-        elif policy == "cuda":
-            lower_recurrent(model, dtype)
-            context = ExitStack()
-            context.enter_context(CudaAutocast(dtype))
-            context.enter_context(Composites(dtype))
-        else:
-            context = torch.autocast("cpu", dtype)
-    outputs = []
-    with torch.no_grad(), context:
-        for inputs, _ in data:
-            if isinstance(inputs, dict):
-                out = model(**{k: convert(v) for k, v in inputs.items()})
-            else:
-                inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-                out = model(*(convert(x) for x in inputs))
-            outputs.append(out)
+    model, convert, context = prepared(model, precision, policy)
+    with context:
+        outputs = [called(model, inputs, convert) for inputs, _ in data]
     return [o.float() for o in outputs]
 
 

@@ -1,0 +1,157 @@
+"""What the benchmark commands share: running checks, and writing results anybody can compare."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from benchmarks.cases.base import Case
+from benchmarks.data import batches
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("pytest-fp16", "torch", "numpy", "scipy", "pytest", "transformers")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+
+
+def environment() -> str:
+    """Machine and versions in one line; no host name."""
+    versions = []
+    for package in _PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    python = platform.python_version()
+    threads = f"{torch.get_num_threads()} thread(s)"
+    return f"{_processor()}{gpu}, {threads}; Python {python}, {', '.join(versions)}"
+
+
+def options(doc: str | None, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
+    """The options every benchmark has, and its own."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--quick", action="store_true", help="a smoke run; writes no result file")
+    parser.add_argument("--threads", type=int, default=1)
+    for name, keywords in more:
+        parser.add_argument(name, **keywords)
+    parsed = parser.parse_args()
+    torch.set_num_threads(parsed.threads)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore")
+    return parsed
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A GitHub table."""
+    return tabulate(list(rows), headers=list(headers), tablefmt="github", disable_numparse=True)
+
+
+def write(
+    name: str,
+    title: str,
+    summary: str,
+    headers: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    notes: str = "",
+    quick: bool = False,
+) -> None:
+    """Print a result and, unless it was a smoke run, keep it as benchmarks/results/<name>.md."""
+    command = " ".join(["python -m", _module(), *sys.argv[1:]])
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    parts = [f"# {title}", summary, table(headers, rows), notes]
+    parts.append(f"`{command}`, {today}; {environment()}.")
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    print(text)
+    if not quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).stem
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A report, or the error that took its place; an error of ours counts as a wrong answer."""
+
+    report: Any
+    error: str
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """The verdict, or ``"error"``."""
+        return self.report.verdict if self.report is not None else "error"
+
+    @property
+    def forecast(self) -> str:
+        """The forecast's verdict, or why there is none."""
+        if self.report is None:
+            return "error"
+        return self.report.forecast.verdict if self.report.forecast else "none"
+
+
+def checked(evaluation: Any, precision: str, **settings: Any) -> Outcome:
+    """One check, whatever comes of it."""
+    from pytest_fp16 import check
+
+    start = time.perf_counter()
+    try:
+        report = check(evaluation, precision=precision, **settings)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        return Outcome(None, f"{said[:120]} ({place})", time.perf_counter() - start)
+    return Outcome(report, "", time.perf_counter() - start)
+
+
+def check_case(case: Case, precision: str, **settings: Any) -> Outcome:
+    """One check of a case."""
+    return checked(case.evaluation(), precision, **settings)
+
+
+def subset(data: list, index: torch.Tensor, size: int = 128) -> list:
+    """Some inputs of labelled batches of tensors, batched anew."""
+    inputs = torch.cat([x for x, _ in data])[index]
+    labels = torch.cat([y for _, y in data])[index]
+    return batches(inputs, labels, size=size)
+
+
+def clock(run: Callable[[], Any], repeats: int = 3) -> float:
+    """The shortest of a few runs, in seconds: noise only ever adds."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def share(part: int, whole: int) -> str:
+    """``"39 of 40 (97.5 %)"``."""
+    return f"{part} of {whole} ({part / whole:.1%})" if whole else "0 of 0"
