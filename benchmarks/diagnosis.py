@@ -98,7 +98,7 @@ def main() -> None:
     summary = (
         f"Culprit module right in {common.share(tally[0], n)}, operation in "
         f"{common.share(tally[1], n)}, mechanism in {common.share(tally[2], n)}; a verified cure "
-        f"in {common.share(tally[3], n)}, one of the kinds expected in {common.share(tally[4], n)}. "
+        f"in {common.share(tally[3], n)}, of an expected kind in {common.share(tally[4], n)}. "
         f"Culprits named on passing healthy pairs without a warning: {len(false_culprits)} of "
         f"{healthy}. Modules blamed over the same failures: by a NaN and infinity scan "
         f"{blamed[0]}, by a layer-by-layer comparison (rtol 1e-3) {blamed[1]}, of {blamed[2]}."

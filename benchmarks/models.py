@@ -38,6 +38,23 @@ class MLP(nn.Module):
         return self.head(self.body(x))
 
 
+class ResMLP(nn.Module):
+    """A residual network of linear layers: each block adds to its input."""
+
+    def __init__(self, width: int = 96, depth: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Flatten(), nn.Linear(784, width))
+        self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.second = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for first, second in zip(self.first, self.second, strict=True):
+            x = x + second(F.relu(first(x)))
+        return self.head(F.relu(x))
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm around an identity (or 1x1) shortcut."""
 
@@ -133,6 +150,7 @@ class ViT(nn.Module):
 # name: (constructor, epochs, training images, batch size, peak learning rate)
 RECIPES: dict[str, tuple[Callable[[], nn.Module], int, int, int, float]] = {
     "mlp": (MLP, 4, 60_000, 128, 1e-3),
+    "resmlp": (ResMLP, 3, 60_000, 128, 1e-3),
     "resnet8": (lambda: ResNet(1, 8), 3, 20_000, 64, 4e-3),
     "resnet20": (lambda: ResNet(3, 16), 2, 24_000, 64, 4e-3),
     "vit": (ViT, 4, 24_000, 64, 2e-3),

@@ -16,7 +16,7 @@ import argparse
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,6 +202,43 @@ def judge(case: base.Case, precision: str, policy: str = "cpu") -> Judgement:
         return Judgement("broken", before, loss, f"{lost} outputs not finite")
     word = "broken" if loss > BROKEN else "sound" if loss <= SOUND else "near"
     return Judgement(word, before, loss)
+
+
+class _Origin(TorchDispatchMode):
+    """Remembers the first operation that makes NaN or infinity, and the module it ran in."""
+
+    def __init__(self, stack: list[str]) -> None:
+        super().__init__()
+        self.stack, self.found = stack, ("", "")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        try:
+            out = func(*args, **(kwargs or {}))
+        except Exception:
+            self.found = self.found if self.found[1] else (self.stack[-1], name)
+            raise
+        first = isinstance(out, Tensor) and out.is_floating_point() and not self.found[1]
+        if first and name not in ("empty", "full_like") and not bool(out.isfinite().all()):
+            self.found = (self.stack[-1], name)
+        return out
+
+
+def origin(case: base.Case, precision: str, policy: str = "cuda") -> tuple[str, str]:
+    """Module and operation of the first value that is not finite, or that raises."""
+    model, data = case.build()
+    model, convert, context = prepared(model, precision, policy)
+    stack = [""]
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda _, __, name=name: stack.append(name))
+        module.register_forward_hook(lambda *_: stack.pop() and None)
+    mode = _Origin(stack)
+    with context, mode, suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
+        for inputs, _ in data:
+            called(model, inputs, convert)
+    return mode.found
 
 
 def expected(case: base.Case, precision: str, policy: str) -> str:

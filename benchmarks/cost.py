@@ -1,0 +1,158 @@
+"""What a check costs: the theory pass, four precisions together, and memory.
+
+Claimed: the theory pass at most 2 times a plain forward plus backward of the same batch, summed
+over the models; four precisions together at most 20 plain forward passes over 10,000 images with
+ResNet-20; peak memory from 10,000 to 60,000 inputs grows by less than 5 %.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks import common, data, models, pretrained
+from benchmarks.cases.base import ALL
+
+BATCH = 128
+
+
+def subjects() -> Iterator[tuple[str, nn.Module, list]]:
+    """The models of the calibration, one batch each."""
+    x, y = data.fashion("test")
+    for name in ("mlp", "resnet20", "vit"):
+        yield name, models.trained(name), [(x[:BATCH], y[:BATCH])]
+    yield "minilm", pretrained.minilm(), pretrained.minilm_data(BATCH, BATCH)
+    yield "crepe", pretrained.crepe("full"), pretrained.crepe_data(32, 32)
+
+
+def forward_backward(model: nn.Module, inputs: Any, labels: torch.Tensor) -> None:
+    """What training does on the batch, less the optimizer's step."""
+    out = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    F.cross_entropy(out, labels).backward()
+    model.zero_grad()
+
+
+def theory_seconds(model: nn.Module, batch: tuple, precision: str) -> float:
+    """One batch through the theory pass, its one-off set-up not counted."""
+    from pytest_fp16 import Evaluation
+    from pytest_fp16.engine.models import make_model, prepare
+    from pytest_fp16.engine.theory_pass import TheoryPass
+    from pytest_fp16.precision import precision as named
+    from pytest_fp16.task import infer_task
+
+    inputs, labels = batch
+    with torch.no_grad():
+        out = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    task = infer_task("auto", out, labels, len(labels), -100)
+    device, wanted = torch.device("cpu"), named(precision)
+    own = prepare(make_model(model), wanted, device)
+    subject = Evaluation(model=model, data=[batch])
+    theory = TheoryPass(own, wanted, "cuda", device, subject, task)
+    reference = task.canonical(out)
+    run = lambda: theory.run(inputs, len(labels), reference, 0)  # noqa: E731
+    run()
+    return common.clock(run, 2)
+
+
+def theory(quick: bool) -> tuple[list, str]:
+    """The theory pass against forward plus backward."""
+    rows, total, plain_total = [], 0.0, 0.0
+    for name, model, batches in subjects():
+        if quick and name not in ("mlp", "resnet20"):
+            continue
+        plain = common.clock(lambda m=model, b=batches[0]: forward_backward(m, *b), 3)
+        for precision in ("16-true", "16-mixed"):
+            seconds = theory_seconds(model, batches[0], precision)
+            total, plain_total = total + seconds, plain_total + plain
+            row = (f"theory pass, {name}, {precision}", f"{seconds:.2f} s", f"{plain:.2f} s")
+            rows.append((*row, f"{seconds / plain:.2f}"))
+            print(*rows[-1], sep=" | ", flush=True)
+    ratio = total / plain_total
+    return rows, f"Theory pass over forward plus backward, all models: {ratio:.2f} (claimed: 2)."
+
+
+class Stream:
+    """Test images again and again, made as they are asked for, so that data adds no memory."""
+
+    def __init__(self, count: int, size: int = 250) -> None:
+        self.count, self.size = count, size
+
+    def __iter__(self) -> Iterator[tuple]:
+        x, y = data.fashion("test")
+        for start in range(0, self.count, self.size):
+            place = slice(start % len(y), start % len(y) + self.size)
+            yield x[place], y[place]
+
+
+def all_four(count: int, name: str = "resnet20") -> float:
+    """Seconds for one subject in all four precisions, data drawn once."""
+    from pytest_fp16.conformance import examine
+
+    from pytest_fp16 import Evaluation, Settings
+
+    subject = Evaluation(model=models.trained(name), data=Stream(count), name=name)
+    start = time.perf_counter()
+    examine(subject, Settings(precisions=ALL))
+    return time.perf_counter() - start
+
+
+def together(quick: bool) -> tuple[list, str]:
+    """Four precisions against plain forward passes."""
+    count = 500 if quick else 10_000
+    model = models.trained("resnet20")
+
+    def forward() -> None:
+        with torch.no_grad():
+            for x, _ in Stream(count):
+                model(x)
+
+    plain, seconds = common.clock(forward, 2), all_four(count)
+    row = (f"four precisions, ResNet-20, {count} images", f"{seconds:.1f} s", f"{plain:.1f} s")
+    ratio = seconds / plain
+    return [(*row, f"{ratio:.1f}")], (
+        f"Four precisions together: {ratio:.1f} plain forward passes (claimed: 20)."
+    )
+
+
+def memory(quick: bool) -> tuple[list, str]:
+    """Peak resident memory of a process that checks 10,000 and one that checks 60,000 inputs."""
+    sizes = (1000, 6000) if quick else (10_000, 60_000)
+    peaks = []
+    for size in sizes:
+        command = [sys.executable, "-m", "benchmarks.cost", "--worker", str(size)]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peaks.append(int(out.split()[-1]) / 1024)
+    growth = peaks[1] / peaks[0] - 1
+    row = (f"peak memory, MLP, {sizes[1]} over {sizes[0]} inputs", *(f"{p:.0f} MiB" for p in peaks))
+    return [(row[0], row[2], row[1], f"{peaks[1] / peaks[0]:.3f}")], (
+        f"Peak memory grows by {growth:.1%} (claimed: less than 5 %)."
+    )
+
+
+def main() -> None:
+    """Measure all three."""
+    options = common.options(__doc__, ("--worker", {"type": int, "default": 0}))
+    if options.worker:
+        all_four(options.worker, "mlp")
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return
+    rows, said = [], []
+    for measure in (theory, together, memory):
+        more, sentence = measure(options.quick)
+        rows += more
+        said.append(sentence)
+    common.write(
+        "cost", "Cost", " ".join(said), ("what", "", "against", "ratio"), rows, quick=options.quick
+    )
+
+
+if __name__ == "__main__":
+    main()
