@@ -265,10 +265,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--policy", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--origins", action="store_true", help="show where values first fail")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/labels-*.md")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if options.origins:
+        base.load()
+        for case in base.PLANTED.values():
+            if options.only in case.name and (failing := case.failing(options.policy)):
+                found = origin(case, failing[0], options.policy)
+                print(case.name, failing[0], "found", *found, "label", case.module, case.operations)
+        return
     lines, confirmed, differ, claimed = [], 0, 0, 0
     for case, precision, label, found in rows(options.only, options.policy):
         mark = "" if label == "-" else "agree" if label == found.word else "DIFFER"

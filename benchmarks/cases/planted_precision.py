@@ -40,7 +40,7 @@ class NaiveLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(-1, keepdim=True)
         variance = (x * x).mean(-1, keepdim=True) - mean * mean
-        return (x - mean) * torch.rsqrt(variance.clamp(min=1e-6)) * self.weight + self.bias
+        return (x - mean) * torch.rsqrt(variance.clamp(min=1e-2)) * self.weight + self.bias
 
 
 @planted("cancellation", "blocks.0.norm1", "sub", fails=TRUE, family="transformer")

@@ -98,7 +98,7 @@ class SumPool(nn.Module):
 @planted("overflow", "pool", "sum", fails=("16-true",), fails_cpu=("16-mixed",), family="cnn")
 def sum_pooling_16_bit() -> Built:
     """Global pooling by sum over a feature map in units of a 16-bit camera."""
-    train, test = digits_times(60000.0)
+    train, test = digits_times(36000.0)
 
     def make() -> nn.Module:
         model = Conv(norm=lambda c: nn.Identity(), pool=SumPool())
