@@ -205,13 +205,14 @@ class TheoryPass:
             return contributions.sigma, contributions.bound
         finite = torch.isfinite(canonical)
         try:
-            torch.autograd.grad(
-                torch.where(finite, canonical, torch.zeros_like(canonical)),
-                trace.leaves,
-                seeds * finite,
-                retain_graph=True,
-                allow_unused=True,
-            )
+            with torch.enable_grad():
+                torch.autograd.grad(
+                    torch.where(finite, canonical, torch.zeros_like(canonical)),
+                    trace.leaves,
+                    seeds * finite,
+                    retain_graph=True,
+                    allow_unused=True,
+                )
         except RuntimeError as error:
             raise _NotDifferentiable(f"no reverse pass ({str(error).splitlines()[0][:80]})") from None
         if record:

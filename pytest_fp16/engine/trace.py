@@ -231,18 +231,21 @@ class Trace(TorchDispatchMode):
             dtype = shadow.dtype if shadow is not None else _dtype_of(item, i, nominal, fallback)
             fmt = FORMATS.get(dtype)
             site = fmt is not None and item.dtype == torch.float32 and (not known.exact or narrowing)
+            arithmetic = site and not known.exact
             if site and fmt is not None:
                 aliased = shadow is not None and shadow.cell.aliases > 1
-                rounded = self._rounded(item.clone() if aliased else item, fmt, known, args, depends)
+                # A constant, and the cast of a value no rounding error has entered, round for good.
+                certain = not depends or (known.exact and not noisy)
+                rounded = self._rounded(item.clone() if aliased else item, fmt, known, args, certain)
                 # Views look on: the new values must reach the memory they share.
                 item = item.copy_(rounded) if aliased else rounded
             if shadow is None:
-                results.append(Shadow(item, dtype, Cell(depends, depends and (noisy or site))))
+                results.append(Shadow(item, dtype, Cell(depends, depends and (noisy or arithmetic))))
                 continue
             if item is not shadow.inner:
                 shadow.inner = item
             shadow.cell.depends |= depends
-            shadow.cell.noisy |= depends and (noisy or site)
+            shadow.cell.noisy |= depends and (noisy or arithmetic)
             results.append(shadow)
         # In-place foreach operations return nothing; their targets still have new values.
         for shadow, target in written:
@@ -251,9 +254,8 @@ class Trace(TorchDispatchMode):
                 shadow.cell.depends |= depends
         return rebuild(out, iter(results))
 
-    def _rounded(self, y: Tensor, fmt: Format, known: Facts, args: Any, depends: bool) -> Tensor:
-        if not depends:
-            # Constants of the program round once and for all.
+    def _rounded(self, y: Tensor, fmt: Format, known: Facts, args: Any, certain: bool) -> Tensor:
+        if certain:
             return y.to(fmt.dtype).to(torch.float32)
         self.dtypes[fmt.name] = self.dtypes.get(fmt.name, 0) + 1
         if known.opaque:
