@@ -37,12 +37,18 @@ def fused_attention(
     if key.shape[-3] != query.shape[-3] and key.dim() >= 3:  # grouped queries
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    scores = query @ key.transpose(-2, -1) * (scale if scale is not None else 1 / math.sqrt(query.shape[-1]))
+    scores = (
+        query
+        @ key.transpose(-2, -1)
+        * (scale if scale is not None else 1 / math.sqrt(query.shape[-1]))
+    )
     if causal:
         keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~keep, -torch.inf)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        scores = (
+            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        )
     largest = scores.amax(-1, keepdim=True).detach()
     # A row masked everywhere has no largest score; kernels give zeros there, not NaN.
     largest = torch.where(largest == -torch.inf, torch.zeros_like(largest), largest)

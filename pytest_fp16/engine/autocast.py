@@ -103,7 +103,11 @@ def _cuda_policy() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "overriding a previously registered kernel" is meant
             listed: set[str] = set()
-            for names, cast in ((_TO_LOW, _to_low), (_TO_FLOAT32, _to_float32), (_PROMOTE, _promote)):
+            for names, cast in (
+                (_TO_LOW, _to_low),
+                (_TO_FLOAT32, _to_float32),
+                (_PROMOTE, _promote),
+            ):
                 for name in names.split():
                     if name not in listed and _overload(name) is not None:
                         listed.add(name)

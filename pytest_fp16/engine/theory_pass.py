@@ -115,7 +115,12 @@ class TheoryPass:
     # -- one trace ----------------------------------------------------------------------------
 
     def trace(
-        self, inputs: Any, batch: int, seed: int, noise: torch.Generator | None = None, **options: Any
+        self,
+        inputs: Any,
+        batch: int,
+        seed: int,
+        noise: torch.Generator | None = None,
+        **options: Any,
     ) -> tuple[Trace, Tensor]:
         """Trace one chunk; its canonical logits in float32, with their graph."""
         trace = Trace(
@@ -214,7 +219,9 @@ class TheoryPass:
                     allow_unused=True,
                 )
         except RuntimeError as error:
-            raise _NotDifferentiable(f"no reverse pass ({str(error).splitlines()[0][:80]})") from None
+            raise _NotDifferentiable(
+                f"no reverse pass ({str(error).splitlines()[0][:80]})"
+            ) from None
         if record:
             for key, (square, absolute) in contributions.by_site.items():
                 self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
@@ -222,7 +229,13 @@ class TheoryPass:
         return contributions.sigma, contributions.bound
 
     def _judge(
-        self, trace: Trace, canonical: Tensor, reference: Tensor, kept: int, sigma: Tensor, bound: Tensor
+        self,
+        trace: Trace,
+        canonical: Tensor,
+        reference: Tensor,
+        kept: int,
+        sigma: Tensor,
+        bound: Tensor,
     ) -> TheoryBatch:
         """Certificates of one chunk, with extra passes for competitors that come near."""
         logits = canonical.detach()[:kept]
@@ -247,7 +260,9 @@ class TheoryPass:
             seeds = torch.zeros_like(canonical)
             one = torch.zeros_like(logits).scatter(-1, top, 1.0).scatter(-1, rival, -1.0)
             seeds[:kept] = one * needy
-            rival_sigma, rival_bound = (v[:kept].unsqueeze(1) for v in self._pass(trace, canonical, seeds))
+            rival_sigma, rival_bound = (
+                v[:kept].unsqueeze(1) for v in self._pass(trace, canonical, seeds)
+            )
             need = needy.squeeze(-1)
             bounded &= ~need | (gap.squeeze(-1) > rival_bound)
             probable &= ~need | (gap.squeeze(-1) > PROBABLE_SIGMAS * rival_sigma)
@@ -263,14 +278,18 @@ class TheoryPass:
         generator = torch.Generator(device=self.device).manual_seed(seed)
         trace, plain = self.trace(inputs, n, seed, adjoint=False, detailed=not self.totals)
         plain = plain.detach()
-        runs = [
-            self.trace(inputs, n, seed, noise=generator)[1].detach() for _ in range(NOISE_RUNS)
-        ]
+        runs = [self.trace(inputs, n, seed, noise=generator)[1].detach() for _ in range(NOISE_RUNS)]
         margin = self.task.margins(plain, reference)
         errors = torch.stack([self.task.margins(r, reference) for r in runs]) - margin
         sigma = errors.square().mean(0).sqrt()
-        undecided = trace.undecided[:n] if len(trace.undecided) == n else torch.zeros(n, dtype=torch.bool)
-        probable = margin > PROBABLE_SIGMAS * sigma if self.task.decides else torch.zeros_like(margin, dtype=torch.bool)
+        undecided = (
+            trace.undecided[:n] if len(trace.undecided) == n else torch.zeros(n, dtype=torch.bool)
+        )
+        probable = (
+            margin > PROBABLE_SIGMAS * sigma
+            if self.task.decides
+            else torch.zeros_like(margin, dtype=torch.bool)
+        )
         return TheoryBatch(
             logits=plain,
             margin=margin,
@@ -294,5 +313,17 @@ def _concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
         return None if values[0] is None else torch.cat(values)
 
     return TheoryBatch(
-        *(join(n) for n in ("logits", "margin", "sigma", "bound", "bounded", "probable", "overflowed", "undecided"))
+        *(
+            join(n)
+            for n in (
+                "logits",
+                "margin",
+                "sigma",
+                "bound",
+                "bounded",
+                "probable",
+                "overflowed",
+                "undecided",
+            )
+        )
     )

@@ -20,6 +20,7 @@ from torch.overrides import enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.attention import fused_attention
+from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import UnsupportedOperation, attention_arguments, widen
 from pytest_fp16.engine.operations import (
     ATTENTION,
@@ -36,16 +37,15 @@ from pytest_fp16.engine.operations import (
 )
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
-from pytest_fp16.theory.rounding import FORMATS, Format, flush_underflow, overflow, ulp
-
-#: A comparison whose operands are closer than this many ulps may fall either way.
-DECISION_ULPS = 16.0
+from pytest_fp16.theory.rounding import FORMATS, Format, flush_underflow, overflow
 
 _CONSTANT = frozenset(
     "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full "
     "new_empty new_empty_strided".split()
 )
-_SINGULAR = frozenset("div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split())
+_SINGULAR = frozenset(
+    "div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split()
+)
 _BATCH_NORM = frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training"})
 _KEYS = torch._C.DispatchKey
 _BELOW = (
@@ -117,7 +117,11 @@ class Trace(TorchDispatchMode):
         cells = [s.cell for s in _shadows(args, kwargs)]
         depends = any(c.depends for c in cells) and known.name not in _CONSTANT
         noisy = any(c.noisy for c in cells) and known.name not in _CONSTANT
-        with enable_reentrant_dispatch(), torch._C._ExcludeDispatchKeyGuard(_BELOW), torch.enable_grad():
+        with (
+            enable_reentrant_dispatch(),
+            torch._C._ExcludeDispatchKeyGuard(_BELOW),
+            torch.enable_grad(),
+        ):
             if known.view:
                 return self._view(func, known, args, kwargs)
             self._refuse(func, known, args, kwargs)
@@ -230,17 +234,23 @@ class Trace(TorchDispatchMode):
             shadow = owners.get(id(item))
             dtype = shadow.dtype if shadow is not None else _dtype_of(item, i, nominal, fallback)
             fmt = FORMATS.get(dtype)
-            site = fmt is not None and item.dtype == torch.float32 and (not known.exact or narrowing)
+            site = (
+                fmt is not None and item.dtype == torch.float32 and (not known.exact or narrowing)
+            )
             arithmetic = site and not known.exact
             if site and fmt is not None:
                 aliased = shadow is not None and shadow.cell.aliases > 1
                 # A constant, and the cast of a value no rounding error has entered, round for good.
                 certain = not depends or (known.exact and not noisy)
-                rounded = self._rounded(item.clone() if aliased else item, fmt, known, args, certain)
+                rounded = self._rounded(
+                    item.clone() if aliased else item, fmt, known, args, certain
+                )
                 # Views look on: the new values must reach the memory they share.
                 item = item.copy_(rounded) if aliased else rounded
             if shadow is None:
-                results.append(Shadow(item, dtype, Cell(depends, depends and (noisy or arithmetic))))
+                results.append(
+                    Shadow(item, dtype, Cell(depends, depends and (noisy or arithmetic)))
+                )
                 continue
             if item is not shadow.inner:
                 shadow.inner = item
@@ -260,8 +270,10 @@ class Trace(TorchDispatchMode):
         self.dtypes[fmt.name] = self.dtypes.get(fmt.name, 0) + 1
         if known.opaque:
             self.opaque.add(known.name)
-        if self.adjoint and not y.requires_grad and any(
-            s.inner.requires_grad for s in _shadows(args, {}) if s.is_floating_point()
+        if (
+            self.adjoint
+            and not y.requires_grad
+            and any(s.inner.requires_grad for s in _shadows(args, {}) if s.is_floating_point())
         ):
             self.severed.add(known.name)
         return self._site(y, fmt, known.name, _steps(known, args, y))
@@ -305,7 +317,7 @@ class Trace(TorchDispatchMode):
         x = args[0]
         if not isinstance(x, Shadow) or x.dtype not in LOW or x.numel() == 0:
             return
-        near = _near_decision(name, x.inner.detach(), unwrap(args[1:]), kwargs, FORMATS[x.dtype])
+        near = near_decision(name, x.inner.detach(), unwrap(args[1:]), kwargs, FORMATS[x.dtype])
         if near is not None and bool(near.any()):
             self.undecided |= _any_row(self.owners, near)
 
@@ -356,7 +368,9 @@ def _narrows(known: Facts, args: Any, kwargs: Any) -> bool:
     if known.name == "_to_copy":
         return kwargs.get("dtype") in LOW and args[0].dtype not in (kwargs["dtype"],)
     if known.name == "copy":
-        return bool(args[0].dtype in LOW and isinstance(args[1], Shadow) and args[1].dtype != args[0].dtype)
+        return bool(
+            args[0].dtype in LOW and isinstance(args[1], Shadow) and args[1].dtype != args[0].dtype
+        )
     return False
 
 
@@ -376,7 +390,11 @@ def _flushed(original: Any, inner: Any) -> Any:
 
 def _refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> None:
     """Let the native kernel refuse a scalar that the format cannot hold, on one element."""
-    scalars = [v for v in (*args, *kwargs.values()) if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    scalars = [
+        v
+        for v in (*args, *kwargs.values())
+        if isinstance(v, (int, float)) and not isinstance(v, bool)
+    ]
     if not any(fmt.largest < abs(v) < float("inf") for v in scalars):
         return
 
@@ -392,32 +410,3 @@ def _refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> 
             raise
     except Exception:
         return
-
-
-def _near_decision(
-    name: str, x: Tensor, rest: Sequence[Any], kwargs: dict[str, Any], fmt: Format
-) -> Tensor | None:
-    if not x.is_floating_point():
-        return None
-    if name in ("gt", "lt", "ge", "le", "eq", "ne"):
-        other = rest[0] if rest else kwargs.get("other")
-        gap = (x - other).abs()
-        scale = torch.maximum(x.abs(), torch.as_tensor(other, dtype=x.dtype, device=x.device).abs())
-        return gap <= DECISION_ULPS * ulp(scale, fmt)
-    if name in ("floor", "ceil", "trunc", "round"):
-        shift = 0.5 if name == "round" else 0.0
-        distance = (x - shift - (x - shift).round()).abs()
-        return distance <= DECISION_ULPS * ulp(x, fmt)
-    if name in ("argmax", "argmin", "topk", "sort", "argsort", "kthvalue", "median", "mode"):
-        ordered = x.flatten(1).sort(dim=-1).values if x.dim() > 2 and name == "argmax" else x.sort(dim=-1).values
-        if ordered.shape[-1] < 2:
-            return None
-        gaps = ordered.diff(dim=-1)
-        k = int(rest[0]) if name == "topk" and rest else 1
-        if name in ("argmax", "topk"):
-            at = max(0, ordered.shape[-1] - k - 1)
-            gaps, base = gaps[..., at : at + 1], ordered[..., at + 1 : at + 2]
-        else:
-            base = ordered[..., 1:]
-        return gaps <= DECISION_ULPS * ulp(base.contiguous(), fmt)
-    return None
