@@ -1,0 +1,132 @@
+"""One model at one precision: its own copy, and how a batch goes through it."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.models import (
+    Location,
+    autocast,
+    call,
+    main_output,
+    make_model,
+    prepare,
+    quiet,
+)
+from pytest_fp16.engine.operations import facts, flat
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.precision import Precision
+from pytest_fp16.subject import Evaluation
+
+_MAKER_SEED = 20230510
+
+
+def fresh_model(source: Any, like: nn.Module | None = None) -> nn.Module:
+    """A model of our own, with the weights of `like` where a function makes a new one each time.
+
+    Raises:
+        ModelError: see `make_model`.
+    """
+    if like is not None and not isinstance(source, nn.Module):
+        try:
+            return copy.deepcopy(like)
+        except Exception:
+            seed_everything(_MAKER_SEED)
+            made = make_model(source)
+            made.load_state_dict(like.state_dict())
+            return made
+    seed_everything(_MAKER_SEED)
+    return make_model(source)
+
+
+class Candidate:
+    """A model of our own in one precision, ready to run batches.
+
+    Args:
+        model: a fresh model, still in float32; it is cast and kept.
+        precision: how it runs.
+        subject: how it is called.
+        device: where.
+        target: whose autocast policy and kernels an emulated run follows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: Precision,
+        subject: Evaluation,
+        device: torch.device,
+        target: str,
+    ) -> None:
+        self.precision = precision
+        self.subject = subject
+        self.device = device
+        self.target = target
+        self.model = prepare(model, precision, device)
+
+    def outputs(
+        self,
+        inputs: Any,
+        seed: int,
+        *,
+        emulated: bool = False,
+        opaque: str = "native",
+        witness: Witness | None = None,
+    ) -> Tensor:
+        """The predictions for one batch, as float32.
+
+        Args:
+            inputs: a batch on the device, floating tensors in float32.
+            seed: the random state every precision's run of this batch starts from.
+            emulated: run emulated rather than in the device's own kernels.
+            opaque: how emulation treats kernels from outside ATen, see `Emulation`.
+            witness: records what ran.
+        """
+        seed_everything(seed)
+        emulation = Emulation(self.target, opaque) if emulated else nullcontext()
+        with torch.no_grad(), quiet(), autocast(self.precision, self.device, self.target):
+            with emulation, witness or nullcontext():
+                output = call(self.model, inputs, self.precision, self.subject.forward)
+            return main_output(output).detach().to(torch.float32)
+
+
+class Witness(TorchDispatchMode):
+    """Records which operations gave 16-bit and which float32 results, and where.
+
+    Attributes:
+        dtypes: operations by the dtype of their floating results.
+        float32_modules: modules some of whose operations gave float32 results.
+        opaque: kernels from outside ATen that ran on 16-bit tensors.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.where = Location(model)
+        self.dtypes: Counter[str] = Counter()
+        self.float32_modules: dict[str, None] = {}
+        self.opaque: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = facts(func)
+        if known.view or known.exact:
+            return out
+        for item in flat(out):
+            if isinstance(item, Tensor) and item.is_floating_point():
+                name = str(item.dtype).removeprefix("torch.")
+                self.dtypes[name] += 1
+                if name == "float32":
+                    self.float32_modules.setdefault(self.where())
+                elif known.opaque:
+                    self.opaque.add(known.name)
+        return out

@@ -1,0 +1,173 @@
+"""Running totals of a metric, fed batch by batch: accuracy, R², or a user's own score."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.errors import DataError
+from pytest_fp16.task import Task
+from pytest_fp16.theory.budget import accuracy_error, mean_error
+
+
+class Tally(Protocol):
+    """Totals of one run's metric."""
+
+    @property
+    def value(self) -> float:
+        """The metric so far."""
+
+    @property
+    def standard_error(self) -> float:
+        """Of the metric on this data."""
+
+    @property
+    def scale(self) -> float:
+        """What a default budget's percentages are percentages of."""
+
+
+class Accuracy:
+    """The share of decisions that are right (or agree with the reference, without labels)."""
+
+    scale = 1.0
+
+    def __init__(self) -> None:
+        self.hits = 0.0
+        self.count = 0
+        self.inputs = 0
+        self.many = False
+        self.per_input = [0.0, 0.0]
+
+    def add(self, right: Tensor, valid: Tensor) -> None:
+        """Add decisions: bool, or the probability of being right; both of shape [N, P]."""
+        if not len(right):
+            return
+        right = right.double() * valid
+        self.hits += float(right.sum())
+        self.count += int(valid.sum())
+        counts = valid.sum(1)
+        shares = right.sum(1)[counts > 0] / counts[counts > 0]
+        self.inputs += len(shares)
+        self.many |= right.shape[1] > 1
+        self.per_input[0] += float(shares.sum())
+        self.per_input[1] += float(shares.square().sum())
+
+    @property
+    def value(self) -> float:
+        """The share; NaN before the first decision."""
+        return self.hits / self.count if self.count else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Over inputs: the decisions within one are not independent of each other."""
+        if not self.count:
+            return math.inf
+        if not self.many:
+            return accuracy_error(self.value, self.count)
+        return mean_error(*self.per_input, self.inputs)
+
+
+class RSquared:
+    """R² = 1 − SSE / SST, pooled over the dimensions of the output, SST about each one's mean."""
+
+    scale = 1.0
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.squared_error = 0.0
+        self.fourth = 0.0
+        self.sum: Tensor | None = None
+        self.square = 0.0
+
+    def add(self, values: Tensor, labels: Tensor, variance: Tensor | None = None) -> None:
+        """Add values and labels, [N, D] each; `variance` [N] is added to each squared error."""
+        values, labels = values.double(), labels.double()
+        errors = (values - labels).square().sum(1)
+        if variance is not None:
+            errors = errors + variance.double()
+        self.count += len(values)
+        self.squared_error += float(errors.sum())
+        self.fourth += float(errors.square().sum())
+        self.sum = labels.sum(0) + (0 if self.sum is None else self.sum)
+        self.square += float(labels.square().sum())
+
+    @property
+    def _spread(self) -> float:
+        assert self.sum is not None, "R² was asked for before the first batch"
+        return self.square - float(self.sum.square().sum()) / self.count
+
+    @property
+    def value(self) -> float:
+        """R² so far; NaN where the labels do not vary."""
+        return 1 - self.squared_error / self._spread if self._spread > 0 else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean squared error, in units of the labels' variance."""
+        per_input = mean_error(self.squared_error, self.fourth, self.count)
+        return per_input * self.count / self._spread if self._spread > 0 else math.inf
+
+
+class Scores:
+    """The mean of a user's scores, one per input."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.squares = 0.0
+        self.count = 0
+
+    def add(self, scores: Tensor) -> None:
+        """Add scores, [N]."""
+        scores = scores.double()
+        self.total += float(scores.sum())
+        self.squares += float(scores.square().sum())
+        self.count += scores.numel()
+
+    @property
+    def value(self) -> float:
+        """Their mean."""
+        return self.total / self.count if self.count else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Of their mean."""
+        return mean_error(self.total, self.squares, self.count)
+
+    @property
+    def scale(self) -> float:
+        """A user's metric has units of its own: its own size is the only scale known."""
+        return abs(self.value) or 1.0
+
+
+def user_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
+    """What a user's metric says of one batch, checked.
+
+    Raises:
+        DataError: it does not return one number per input.
+    """
+    scores = torch.as_tensor(metric(outputs, labels))
+    if scores.numel() != n:
+        raise DataError(
+            f"metric returned shape {tuple(scores.shape)} for {n} inputs; it must return one score "
+            "per input, shape [N], higher is better"
+        )
+    return scores.reshape(n).to(torch.float64)
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each decision [N, P] is right, as ``argmax`` decides: a tie falls to the first class."""
+    return (logits.nan_to_num(nan=-torch.inf).argmax(-1) == labels) & ~logits.isnan().any(-1)
+
+
+def metric_name(task: Task, custom: Any, labelled: bool) -> str:
+    """How the report calls the metric."""
+    if custom is not None:
+        return getattr(custom, "__name__", "metric")
+    if task.kind == "regression":
+        return "R²" if labelled else "R² to the reference"
+    if task.kind == "embedding":
+        return task.metric_name
+    return "accuracy" if labelled else "agreement with the reference"

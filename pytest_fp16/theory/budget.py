@@ -1,0 +1,56 @@
+"""The default budget: the metric's standard error on this data, clamped.
+
+A convention, not a law (docs/explanation/verdict.md): a loss the data cannot resolve is not worth
+stopping for, and neither very small nor very large data sets may make the gate absurd.
+"""
+
+from __future__ import annotations
+
+import math
+
+SMALLEST = 0.001
+LARGEST = 0.01
+
+
+def accuracy_error(accuracy: float, n: int) -> float:
+    """√(ã(1−ã)/n) with ã = (na+2)/(n+4), the standard error of an accuracy.
+
+    The shrunken ã (Agresti & Coull, 1998) keeps it above zero where every answer is right.
+    """
+    shrunk = (n * accuracy + 2) / (n + 4)
+    return math.sqrt(shrunk * (1 - shrunk) / n)
+
+
+def mean_error(total: float, total_of_squares: float, n: int) -> float:
+    """Standard error of the mean of n scores, from their sum and the sum of their squares."""
+    if n < 2:
+        return math.inf
+    variance = max(0.0, total_of_squares - total * total / n) / (n - 1)
+    return math.sqrt(variance / n)
+
+
+def clamp(standard_error: float, scale: float = 1.0) -> float:
+    """Between 0.1 and 1 % of the metric's scale (1 for accuracies and R²)."""
+    return min(max(standard_error, SMALLEST * scale), LARGEST * scale)
+
+
+def allowed_loss(
+    budget: float | str | None, reference: float, standard_error: float, scale: float = 1.0
+) -> tuple[float, str]:
+    """The loss allowed, in the metric's units, and where it comes from.
+
+    Args:
+        budget: None for the default, a number in the metric's units, or ``"0.5%"`` of the
+            reference.
+        reference: the reference's metric.
+        standard_error: of the reference's metric on this data.
+        scale: of the metric, for the default.
+
+    Returns:
+        The budget and ``"default"``, ``"absolute"`` or ``"relative"``.
+    """
+    if budget is None:
+        return clamp(standard_error, scale), "default"
+    if isinstance(budget, str):
+        return float(budget.rstrip("%")) / 100 * abs(reference), "relative"
+    return float(budget), "absolute"
