@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 Verdict = Literal["equivalent", "not equivalent", "inconclusive"]
 Mechanism = Literal[
@@ -32,6 +32,31 @@ def _jsonable(value: float) -> float | str:
 
 
 Real = Annotated[float, PlainSerializer(_jsonable, when_used="json")]
+
+_WORDS = {"nan", "inf", "-inf"}
+
+
+def _words(value: Any) -> Any:
+    """`_jsonable` for every number in nested lists and dicts."""
+    if isinstance(value, float):
+        return _jsonable(value)
+    if isinstance(value, dict):
+        return {key: _words(item) for key, item in value.items()}
+    return [_words(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _numbers(value: Any) -> Any:
+    """Undo `_words`."""
+    if isinstance(value, str) and value in _WORDS:
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    return [_numbers(item) for item in value] if isinstance(value, list) else value
+
+
+Facts = Annotated[
+    dict[str, Any], BeforeValidator(_numbers), PlainSerializer(_words, when_used="json")
+]
 
 
 class Part(BaseModel):
@@ -69,7 +94,7 @@ class Certified(Part):
 
 
 class Standardised(Part):
-    """Actual error of the margins over their predicted σ: root mean square and mean, with limits."""
+    """Actual error of the margins over predicted σ: root mean square and mean, with limits."""
 
     count: int
     spread: Real
@@ -207,7 +232,7 @@ class Report(Part):
     error: str | None = None
     run: Run | None = None
     speed: Speed | None = None
-    training: dict[str, Any] | None = None
+    training: Facts | None = None
 
     @property
     def equivalent(self) -> bool:

@@ -1,0 +1,112 @@
+"""Numbers as a person reads them, the same in every way a report is shown."""
+
+from __future__ import annotations
+
+import math
+
+from pytest_fp16.report.model import Certified, Metric, Report, Run
+
+_SHARES = ("accuracy", "agreement", "share", "precision", "recall")
+
+
+def is_share(metric: Metric) -> bool:
+    """Whether the metric is a fraction of 1, shown in percent, its loss in points."""
+    return any(word in metric.name.lower() for word in _SHARES)
+
+
+def decimal(value: float, digits: int = 1) -> str:
+    """A number with that many decimals; ``"NaN"`` and ``"infinite"`` are said in words."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "infinite" if value > 0 else "-infinite"
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("-") and not float(text) else text
+
+
+def apart(a: float, b: float, digits: int = 1, most: int = 6) -> int:
+    """The fewest decimals (at least `digits`, at most `most`) at which a and b look different."""
+    if a == b or not (math.isfinite(a) and math.isfinite(b)):
+        return digits
+    return next((d for d in range(digits, most) if decimal(a, d) != decimal(b, d)), most)
+
+
+def significant(value: float) -> str:
+    """Three significant digits, for magnitudes: ``9.02e+04``, ``0.00123``, ``65504``."""
+    if not math.isfinite(value):
+        return decimal(value)
+    return f"{value:.0f}" if 1000 <= abs(value) < 65536 else f"{value:.3g}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A fraction of 1 in percent; empty for None."""
+    return "" if share is None else f"{decimal(100 * share, digits)} %"
+
+
+def floored(share: float) -> str:
+    """A fraction of 1 in whole percent, rounded down, so that 100 means all."""
+    return str(math.floor(100 * share + 1e-9)) if math.isfinite(share) else "NaN"
+
+
+def plural(count: int, noun: str) -> str:
+    """``"1 flip"``, ``"2 flips"``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def metric_pair(metric: Metric) -> tuple[str, str]:
+    """(reference, candidate) without a unit, with one decimal more where that tells them apart."""
+    return metric_value(metric, metric.reference), metric_value(metric, metric.candidate)
+
+
+def metric_value(metric: Metric, value: float) -> str:
+    """A value of the metric without a unit, to as many decimals as `metric_pair`."""
+    scale, digits = (100.0, 1) if is_share(metric) else (1.0, 3)
+    digits = apart(scale * metric.reference, scale * metric.candidate, digits, digits + 1)
+    return decimal(scale * value, digits)
+
+
+def loss_pair(metric: Metric) -> tuple[str, str]:
+    """(loss, budget) with enough decimals to tell them apart: points for a share."""
+    scale, digits = (100.0, 1) if is_share(metric) else (1.0, 3)
+    a, b = scale * metric.loss, scale * metric.budget
+    if 0 < abs(b) < 0.1:
+        digits = max(digits, min(6, 1 - math.floor(math.log10(abs(b)))))
+    digits = apart(a, b, digits)
+    return decimal(a, digits), decimal(b, digits)
+
+
+def unit(metric: Metric) -> str:
+    """What follows a value of the metric: a percent sign, or nothing."""
+    return " %" if is_share(metric) else ""
+
+
+def certified(shares: Certified) -> str:
+    """The three shares, each under its own name; empty where none could be computed."""
+    named = (
+        ("measured", shares.measured),
+        ("bounded", shares.bounded),
+        ("probable", shares.probable),
+    )
+    return ", ".join(f"{name} {floored(v)} %" for name, v in named if v is not None)
+
+
+def mode(run: Run) -> str:
+    """How the candidate ran: ``"emulated for cuda on cpu"`` or ``"native on cuda:0"``."""
+    if run.mode == "emulated":
+        return f"emulated for {run.target} on {run.device}"
+    return f"native on {run.device}"
+
+
+def dtype_name(precision: str) -> str:
+    """The format of a precision."""
+    return "bfloat16" if precision.startswith("bf16") else "float16"
+
+
+def flips(report: Report) -> str:
+    """``"3 flips of 360 (2 allowed), 1 tie"``; empty for tasks without decisions."""
+    if report.flips is None:
+        return ""
+    text = f"{plural(report.flips, 'flip')} of {report.decisions}"
+    if report.forecast is not None and report.forecast.method in ("adjoint", "random rounding"):
+        text += f" ({report.forecast.flips_allowed} allowed)"
+    return text + (f", {plural(report.ties, 'tie')}" if report.ties else "")

@@ -1,0 +1,191 @@
+"""A report in sentences: what was claimed and what happened, where, why, and what to do."""
+
+from __future__ import annotations
+
+from pytest_fp16.report import figures
+from pytest_fp16.report.model import Cure, Metric, Report
+
+_WHY = {
+    "overflow": "a value leaves the range of {format}",
+    "underflow": "values are too small for {format} and fall to zero",
+    "cancellation": "nearly equal numbers are subtracted, and their rounding errors remain",
+    "absorption": "a small number is lost beside a large one",
+    "precision-loss": "{format} has too few digits for what is computed here",
+    "unsupported-op": "the device has no {format} kernel for this operation",
+    "mask-inf": "a mask constant becomes infinite in {format}",
+    "eps-underflow": "an epsilon is too small for {format} and rounds to zero",
+}
+
+_PLACES = {"": "the model itself", "<optimizer>": "the optimizer", "<loss>": "the loss"}
+
+
+def message(report: Report) -> str:
+    """The whole story of one check, the first line a sentence of its own.
+
+    A failing report takes a line for each failed check, then where, why, cure, forecast and how
+    it ran; a passing one is a single paragraph. Warnings follow, one a line.
+    """
+    lines = [_passed(report)] if report.equivalent else _failed(report)
+    return "\n".join([*lines, *(_line("warning", text) for text in report.warnings)])
+
+
+def headline(report: Report) -> str:
+    """What was claimed, and what happened, in one line."""
+    did = "training in " if report.kind == "training" else ""
+    if report.verdict == "inconclusive":
+        claim = f"{did}{report.precision} against 32-true on {report.name} is inconclusive"
+    else:
+        claim = f"{did}{report.precision} is {report.verdict} to 32-true on {report.name}"
+    happened = what_happened(report)
+    return f"{claim}: {happened}" if happened else claim
+
+
+def what_happened(report: Report) -> str:
+    """The numbers of the headline; empty where there are none."""
+    metric = report.metric
+    if report.error is not None:
+        said = "the model raised an error in 16 bits"
+        if metric is not None and metric.labelled:
+            value = figures.metric_pair(metric)[0]
+            said += f" (reference: {metric.name} {value}{figures.unit(metric)})"
+        return said
+    if metric is None:
+        return ""
+    if not metric.labelled and report.flips is not None and report.decisions:
+        return _unlabelled(report, metric)
+    reference, candidate = figures.metric_pair(metric)
+    unit = figures.unit(metric)
+    return (
+        f"{metric.name} {candidate}{unit}, reference {reference}{unit} ({_against_budget(metric)})"
+    )
+
+
+def _unlabelled(report: Report, metric: Metric) -> str:
+    flips = report.flips or 0
+    share, budget = 100 * flips / report.decisions, 100 * metric.budget
+    digits = figures.apart(share, budget)
+    return (
+        f"{figures.plural(flips, 'flip')} of {report.decisions} "
+        f"({figures.decimal(share, digits)} %, budget {figures.decimal(budget, digits)} %; "
+        "no labels)"
+    )
+
+
+def _against_budget(metric: Metric) -> str:
+    loss, budget = figures.loss_pair(metric)
+    if loss == "NaN":
+        return f"the loss cannot be computed, budget {budget}"
+    points = " points" if figures.is_share(metric) else ""
+    if loss.startswith("-"):
+        return f"gain {loss[1:]}{points}, budget {budget}"
+    return f"loss {loss}{points}, budget {budget}"
+
+
+def _passed(report: Report) -> str:
+    sentences = [headline(report)]
+    shares = figures.certified(report.certified)
+    facts = [figures.flips(report) if report.metric is None or report.metric.labelled else ""]
+    facts.append(f"certified: {shares}" if shares else "")
+    if any(facts):
+        sentences[0] += "; " + "; ".join(fact for fact in facts if fact)
+    if report.culprit is not None:
+        sentences.append(f"More than half of the budget is spent, most of it at {_where(report)}")
+    if report.cure is not None:
+        sentences.append(f"To win it back: {_cure(report, report.cure)}")
+    if report.run is not None:
+        sentences.append(f"It ran {figures.mode(report.run)}")
+    if report.speed is not None:
+        sentences[-1] += f", {figures.decimal(report.speed.speedup, 2)} times as fast as 32-true"
+    return (
+        ". ".join(text[:1].upper() + text[1:] if n else text for n, text in enumerate(sentences))
+        + "."
+    )
+
+
+def _failed(report: Report) -> list[str]:
+    lines = [headline(report)]
+    lines += [_line(check.name, check.detail) for check in report.checks if not check.passed]
+    if report.error is not None:
+        lines.append(_line("error", report.error))
+    if report.culprit is not None:
+        why = _WHY[report.culprit.mechanism].format(format=figures.dtype_name(report.precision))
+        lines.append(_line("where", _where(report)))
+        lines.append(_line("why", f"{report.culprit.mechanism}: {why}"))
+    elif report.verdict == "not equivalent":
+        lines.append(_line("where", _no_culprit(report)))
+    if report.cure is not None:
+        lines.append(_line("cure", _cure(report, report.cure)))
+    elif report.verdict == "not equivalent":
+        lines.append(_line("cure", f"none was found; stay in 32-true{_siblings(report)}"))
+    if report.forecast is not None and report.forecast.method != "unavailable":
+        lines.append(_line("forecast", _forecast(report)))
+    if report.run is not None:
+        canary = f"; canary: {report.run.canary}" if report.run.canary else ""
+        lines.append(_line("ran", figures.mode(report.run) + canary))
+    return lines
+
+
+def _line(label: str, text: str) -> str:
+    """A labelled line; further lines of the text are indented below it."""
+    body = text.strip().replace("\n", "\n" + " " * 9)
+    return f"  {label + ':':<6} {body}"
+
+
+def place(module: str) -> str:
+    """A module's name, where it has one a person would use."""
+    return _PLACES.get(module, module)
+
+
+def _where(report: Report) -> str:
+    culprit = report.culprit
+    if culprit is None:
+        raise AssertionError("unreachable: asked only where there is a culprit")
+    operation = f", operation {culprit.operation}" if culprit.operation else ""
+    source = f" ({culprit.source})" if culprit.source else ""
+    evidence = f": {culprit.evidence}" if culprit.evidence else ""
+    return f"{place(culprit.module)}{operation}{source}{evidence}"
+
+
+def _no_culprit(report: Report) -> str:
+    top = sorted((s for s in report.sites if s.share > 0), key=lambda s: -s.share)[:3]
+    text = "no single module or operation was found at fault"
+    if not top:
+        return text
+    shares = ", ".join(
+        f"{place(s.module)} ({s.operation}) {figures.percent(s.share, 0)}" for s in top
+    )
+    return f"{text}; largest shares of σ²: {shares}"
+
+
+def _siblings(report: Report) -> str:
+    if report.precision.startswith("bf16"):
+        return ""
+    return ", or test bf16-true and bf16-mixed, whose range is that of float32"
+
+
+def _cure(report: Report, cure: Cure) -> str:
+    description = cure.description.strip().rstrip(".")
+    if not description:
+        description = f"{cure.kind}: {', '.join(cure.modules)}" if cure.modules else cure.kind
+    if cure.verdict is None and not cure.verified:
+        return f"{description}; not tried"
+    numbers = []
+    if cure.metric is not None and report.metric is not None:
+        value = figures.metric_value(report.metric, cure.metric)
+        numbers.append(f"{report.metric.name} {value}{figures.unit(report.metric)}")
+    if cure.flips is not None:
+        of = f" of {report.decisions}" if report.decisions else ""
+        numbers.append(f"{figures.plural(cure.flips, 'flip')}{of}")
+    passes = cure.verified and cure.verdict in (None, "equivalent")
+    numbers.append("passes" if passes else "does not pass")
+    if cure.verdict == "inconclusive":
+        numbers[-1] = "inconclusive"
+    return f"{description}; tried: {', '.join(numbers)}"
+
+
+def _forecast(report: Report) -> str:
+    forecast = report.forecast
+    if forecast is None:
+        raise AssertionError("unreachable: asked only where there is a forecast")
+    reason = f": {forecast.reason}" if forecast.reason else ""
+    return f"{forecast.verdict} ({forecast.method}, from 32-bit arithmetic alone){reason}"
