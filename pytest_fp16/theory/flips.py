@@ -64,3 +64,32 @@ def flips_allowed(p: Array, level: float = LEVEL) -> int:
     """The smallest k with P(flips ≤ k) ≥ `level`."""
     cumulative = np.cumsum(distribution(p))
     return int(np.searchsorted(cumulative, level - 1e-12))
+
+
+class FlipCount:
+    """The distribution of the number of flips, fed batch by batch.
+
+    Each batch's distribution is convolved with what came before; tails that no quantile reaches
+    are dropped, so its size does not grow with the number of inputs.
+    """
+
+    _TAIL = 1e-15
+
+    def __init__(self) -> None:
+        self.pmf = np.ones(1)
+        self.offset = 0
+
+    def add(self, p: Array) -> None:
+        """Add decisions with these probabilities to flip."""
+        if not np.size(p):
+            return
+        pmf = distribution(p)
+        long = min(len(pmf), len(self.pmf)) > 64
+        pmf = np.clip(fftconvolve(self.pmf, pmf), 0, None) if long else np.convolve(self.pmf, pmf)
+        kept = np.flatnonzero(pmf > self._TAIL)
+        self.pmf = pmf[kept[0] : kept[-1] + 1] / pmf[kept[0] : kept[-1] + 1].sum()
+        self.offset += int(kept[0])
+
+    def allowed(self, level: float = LEVEL) -> int:
+        """The smallest k with P(flips ≤ k) ≥ `level`."""
+        return self.offset + int(np.searchsorted(np.cumsum(self.pmf), level - 1e-12))

@@ -35,3 +35,51 @@ def mean_allowed(n: int) -> float:
 def spread(errors: NDArray[np.float64]) -> float:
     """Root mean square of the standardised errors."""
     return float(np.sqrt(np.mean(np.square(errors))))
+
+
+class ErrorTotals:
+    """Running totals of standardised errors; a histogram stands in for them where a median is asked.
+
+    Attributes:
+        count: errors added.
+        inputs: in how many inputs they were taken. The decisions of one input share its errors, so
+            this is the number that limits follow from.
+        exceeded: how many were beyond the first-order worst-case bound.
+    """
+
+    _WIDTH = 1 / 64
+    _BINS = 1024
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.inputs = 0
+        self.exceeded = 0
+        self.total = 0.0
+        self.squares = 0.0
+        self.histogram = np.zeros(self._BINS + 1, np.int64)
+
+    def add(self, errors: NDArray[np.float64], exceeded: int, inputs: int) -> None:
+        """Add standardised errors, how many exceed their bound, and in how many inputs."""
+        self.count += len(errors)
+        self.inputs += inputs
+        self.exceeded += exceeded
+        self.total += float(errors.sum())
+        self.squares += float(np.square(errors).sum())
+        bins = np.minimum(np.abs(errors) / self._WIDTH, self._BINS).astype(np.int64)
+        self.histogram += np.bincount(bins, minlength=self._BINS + 1)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the errors."""
+        return self.total / self.count
+
+    @property
+    def spread(self) -> float:
+        """Their root mean square."""
+        return math.sqrt(self.squares / self.count)
+
+    @property
+    def median_abs(self) -> float:
+        """Median magnitude, to within 1/64; 0.6745 for a standard normal variable."""
+        half = np.searchsorted(np.cumsum(self.histogram), self.count / 2)
+        return float(half + 0.5) * self._WIDTH

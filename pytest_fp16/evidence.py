@@ -1,0 +1,262 @@
+"""What a check remembers of the batches it has seen: totals, never the data itself.
+
+`Batch` is one batch through the reference, `Prediction` gathers what theory says of it,
+`Outcome` what the candidate really did, and how far that is from what theory said.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.theory_pass import NOISE_RUNS, TheoryBatch
+from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
+from pytest_fp16.subject import Evaluation
+from pytest_fp16.task import Task
+from pytest_fp16.theory.flips import FlipCount, flip_probability
+from pytest_fp16.theory.margin import (
+    certified_by_lemma,
+    classification_tolerance,
+    flips_and_ties,
+    floating_point_error,
+    top_two,
+)
+from pytest_fp16.theory.standardised import GRANTED_SPREAD, ErrorTotals
+
+#: Errors of the 32-bit runs themselves, relative to the largest logit: below it nothing is claimed.
+FLOAT32_NOISE = 2.0**-20
+#: Inputs kept of those that went wrong, for the diagnosis to look at.
+KEPT = 32
+
+
+@dataclass
+class Batch:
+    """One batch and what the reference made of it.
+
+    Attributes:
+        inputs: on the device, float32.
+        raw_labels: as the user gave them, or None.
+        n: number of inputs; `first` is the position of the first one in the data.
+        output: the reference's raw output.
+        logits: canonical, [N, P, C] (regression: values [N, 1, D]).
+        labels: canonical [N, P] (regression: [N, D]), or None.
+        valid: decisions that count, bool [N, P].
+        seed: the random state its runs start from.
+    """
+
+    inputs: Any
+    raw_labels: Any
+    n: int
+    first: int
+    output: Tensor
+    logits: Tensor
+    labels: Tensor | None
+    valid: Tensor
+    seed: int
+
+    @property
+    def top(self) -> Tensor:
+        """The reference's classes, [N, P]."""
+        return self.logits.nan_to_num(nan=-torch.inf).argmax(-1)
+
+
+class MetricTotals:
+    """The subject's metric of one run, whatever kind it is."""
+
+    def __init__(self, task: Task, subject: Evaluation) -> None:
+        self.task = task
+        self.custom = subject.metric
+        self.tally: Accuracy | RSquared | Scores
+        if self.custom is not None:
+            self.tally = Scores()
+        elif task.decides:
+            self.tally = Accuracy()
+        else:
+            self.tally = RSquared()
+
+    def add(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
+        """Add what one run made of a batch: its raw and its canonical output."""
+        if isinstance(self.tally, Scores):
+            self.tally.add(user_scores(self.custom, output, batch.raw_labels, batch.n))
+        elif isinstance(self.tally, Accuracy):
+            labels = batch.top if batch.labels is None else batch.labels
+            self.tally.add(right(logits, labels), batch.valid)
+        else:
+            self.tally.add(_values(logits), _targets(batch))
+
+    def add_expected(self, batch: Batch, theory: TheoryBatch, chance: Tensor) -> None:
+        """Add what theory expects of a batch; `chance` is each decision's probability to flip."""
+        if isinstance(self.tally, Accuracy):
+            self.tally.add(_expected_right(batch, theory, chance), batch.valid)
+        elif isinstance(self.tally, RSquared):
+            # σ belongs to a random direction of length one: D such directions make the output.
+            variance = theory.sigma[:, 0].double().square() * theory.logits.shape[-1]
+            self.tally.add(_values(theory.logits), _targets(batch), variance)
+
+    @property
+    def value(self) -> float:
+        """The metric so far."""
+        return self.tally.value
+
+
+def _values(logits: Tensor) -> Tensor:
+    return logits.flatten(1).nan_to_num(nan=torch.inf)
+
+
+def _targets(batch: Batch) -> Tensor:
+    return batch.logits.flatten(1) if batch.labels is None else batch.labels.flatten(1)
+
+
+def _expected_right(batch: Batch, theory: TheoryBatch, chance: Tensor) -> Tensor:
+    labels = batch.top if batch.labels is None else batch.labels
+    if theory.noisy_logits is not None:
+        return torch.stack([right(run, labels) for run in theory.noisy_logits]).double().mean(0)
+    top, other = top_two(batch.logits)
+    expected = (top == labels) * (1 - chance) + (other == labels) * chance
+    # Where storage alone moves the decision to a third class, no margin of ours speaks of it.
+    predicted = theory.logits.nan_to_num(nan=-torch.inf).argmax(-1)
+    third = (predicted != top) & (predicted != other)
+    lost = theory.logits.isnan().any(-1)
+    return torch.where(third | lost, right(theory.logits, labels).double(), expected)
+
+
+@dataclass
+class Prediction:
+    """What theory says of all batches.
+
+    Attributes:
+        flips: distribution of the number of flips; its σ includes the granted model error.
+        not_finite: outputs that leave the range although the reference's do not.
+    """
+
+    metric: MetricTotals
+    flips: FlipCount = field(default_factory=FlipCount)
+    expected_flips: float = 0.0
+    decisions: int = 0
+    bounded: int = 0
+    probable: int = 0
+    bounds_known: bool = True
+    overflows: int = 0
+    undecided: int = 0
+    not_finite: int = 0
+    sigmas: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+
+    def add(self, batch: Batch, theory: TheoryBatch) -> None:
+        """Add the theory of one batch."""
+        self.overflows += int(theory.overflowed.sum())
+        self.undecided += int(theory.undecided.sum())
+        self.not_finite += int((batch.logits.isfinite() & ~theory.logits.isfinite()).sum())
+        chance = torch.zeros_like(theory.margin, dtype=torch.float64)
+        if batch.n and self.metric.task.decides:
+            valid = batch.valid
+            open_ = theory.undecided.unsqueeze(1).expand_as(valid)
+            wide = _chance(theory, GRANTED_SPREAD).masked_fill(open_, 0.5)
+            chance = _chance(theory, 1.0)
+            self.flips.add(wide[valid].numpy())
+            self.expected_flips += float(chance[valid].sum())
+            self.decisions += int(valid.sum())
+            self.bounded += int((theory.bounded & valid).sum())
+            self.probable += int((theory.probable & valid).sum())
+            self.bounds_known &= theory.bound is not None
+            self.margins.append(float(theory.margin[valid].median()) if valid.any() else math.nan)
+        self.sigmas.append(float(theory.sigma.median()))
+        self.metric.add_expected(batch, theory, chance)
+
+
+def _chance(theory: TheoryBatch, factor: float) -> Tensor:
+    sigma = theory.sigma.double() * factor
+    return torch.from_numpy(
+        np.asarray(flip_probability(theory.margin.double().cpu().numpy(), sigma.cpu().numpy()))
+    )
+
+
+@dataclass
+class Outcome:
+    """What the candidate did on all batches."""
+
+    metric: MetricTotals
+    errors: ErrorTotals = field(default_factory=ErrorTotals)
+    inputs: int = 0
+    decisions: int = 0
+    flips: int = 0
+    ties: int = 0
+    not_finite: int = 0
+    certified: int = 0
+    delta_max: float = 0.0
+    gammas: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    moved: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    wrong_inputs: list[int] = field(default_factory=list)
+    kept: Any = None
+
+    def add(self, batch: Batch, output: Tensor, logits: Tensor, theory: TheoryBatch | None) -> None:
+        """Add the candidate's raw and canonical output of one batch."""
+        self.inputs += batch.n
+        lost = batch.output.isfinite() & ~output.isfinite()
+        self.not_finite += int(lost.sum())
+        wrong = lost.reshape(batch.n, -1).any(1)
+        self.metric.add(batch, output, logits)
+        finite = batch.output.isfinite() & output.isfinite()
+        centred = (batch.output - batch.output[finite].mean()) if finite.any() else batch.output
+        self.moved[0] += float((output - batch.output)[finite].double().square().sum())
+        self.moved[1] += float(centred[finite].double().square().sum())
+        if self.metric.task.decides:
+            flips, ties = flips_and_ties(logits, batch.top)
+            flips, ties = flips & batch.valid, ties & batch.valid
+            self.decisions += int(batch.valid.sum())
+            self.flips += int(flips.sum())
+            self.ties += int(ties.sum())
+            wrong |= flips.any(1)
+            if self.metric.task.kind == "classification":
+                self._paper(batch, logits)
+        if theory is not None:
+            self.errors.add(*standardised(self.metric.task, batch, logits, theory))
+        places = wrong.nonzero().flatten().tolist()
+        room = KEPT - len(self.wrong_inputs)
+        self.wrong_inputs += [batch.first + i for i in places[:room]]
+
+    def _paper(self, batch: Batch, logits: Tensor) -> None:
+        """δ, Γ, the lemma, and the cross-entropy of both runs."""
+        valid = batch.valid
+        if not valid.any():
+            return
+        delta = floating_point_error(batch.logits, logits)[valid]
+        self.delta_max = max(self.delta_max, float(delta.nan_to_num(nan=1.0).max()))
+        self.certified += int((certified_by_lemma(batch.logits, logits) & valid).sum())
+        self.gammas.append(float(classification_tolerance(batch.logits)[valid].median()))
+        if batch.labels is not None:
+            targets = batch.labels[valid]
+            for i, run in enumerate((batch.logits, logits)):
+                loss = torch.nn.functional.cross_entropy(run[valid], targets, reduction="sum")
+                self.loss[i] += float(loss)
+
+
+def standardised(
+    task: Task, batch: Batch, logits: Tensor, theory: TheoryBatch
+) -> tuple[np.ndarray[Any, Any], int, int]:
+    """Actual over predicted error of the margins where theory claims something.
+
+    Returns:
+        The standardised errors, how many of them exceed the worst-case bound, and in how many
+        inputs they were taken.
+    """
+    actual = task.margins(logits, batch.logits) - theory.margin
+    noise = FLOAT32_NOISE * theory.logits.abs().nan_to_num(0, 0, 0).amax(-1)
+    sigma = theory.sigma
+    if theory.noisy_logits is not None:
+        # σ from r runs is a guess itself: a ratio to it has Student's spread, √(r/(r−2)).
+        sigma = sigma * (NOISE_RUNS / (NOISE_RUNS - 2)) ** 0.5
+    usable = actual.isfinite() & sigma.isfinite() & ~theory.undecided.unsqueeze(1)
+    if batch.valid.shape == actual.shape:
+        usable &= batch.valid
+    z = actual / (sigma.square() + noise.square()).sqrt().clamp(min=1e-30)
+    exceeded = 0
+    if theory.bound is not None:
+        exceeded = int((actual.abs() > theory.bound + noise)[usable].sum())
+    return z[usable].double().cpu().numpy(), exceeded, int(usable.any(1).sum())
