@@ -6,6 +6,7 @@ keyword of `check`.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -37,6 +38,10 @@ class Settings:
         json: path the JSON report is written to, or None.
         report: ``"short"`` or ``"full"`` (adds the table of ranges and shares).
         plan: path of the file that lists the modules to keep in float32, or None.
+        store: folder where each finished training run is kept (made when needed), or None to keep
+            none; the plugin names a folder of pytest's cache.
+        resume: read finished training runs from `store` instead of repeating them; a run whose
+            model, data or settings have changed since is repeated. Off by default.
     """
 
     precisions: tuple[str, ...] = CANDIDATES
@@ -48,6 +53,8 @@ class Settings:
     json: str | None = None
     report: str = "short"
     plan: str | None = None
+    store: str | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         from pytest_fp16.precision import canonical_name
@@ -63,6 +70,10 @@ class Settings:
         object.__setattr__(self, "budget", parse_budget(self.budget))
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
             raise SettingError(f"seeds must be a whole number of at least 1 (got {self.seeds!r})")
+        if not isinstance(self.resume, bool):
+            raise SettingError(f"resume must be True or False (got {self.resume!r})")
+        if self.store is not None:
+            object.__setattr__(self, "store", _folder(self.store))
 
     def with_(self, **changes: Any) -> Settings:
         """A copy with some settings changed.
@@ -83,6 +94,12 @@ class Settings:
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise SettingError(f"{name} must be one of {', '.join(choices)} (got {value!r})")
+
+
+def _folder(value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise SettingError(f"store must be the path of a folder (got {value!r})")
+    return os.fspath(value)
 
 
 def parse_budget(value: float | str | None) -> float | str | None:

@@ -96,9 +96,31 @@ def _cuda_flag(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
+def held_policy(device: str, target: str) -> Iterator[None]:
+    """Keep the target's policy installed over many uses of `target_autocast`.
+
+    Installing it costs milliseconds, which a training would pay at every step. Autocast itself
+    stays off until `target_autocast` is entered.
+    """
+    if device != "cpu" or target == "cpu":
+        yield
+        return
+    with _cuda_policy():
+        yield
+
+
+_installed = 0
+
+
+@contextmanager
 def _cuda_policy() -> Iterator[None]:
-    """Replace the CPU's autocast kernels by ones that follow CUDA's lists."""
+    """Replace the CPU's autocast kernels by ones that follow CUDA's lists, once however nested."""
+    global _installed
+    if _installed:
+        yield
+        return
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
+    _installed += 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "overriding a previously registered kernel" is meant
@@ -118,6 +140,7 @@ def _cuda_policy() -> Iterator[None]:
             _register(library, "binary_cross_entropy", _banned)
         yield
     finally:
+        _installed -= 1
         library._destroy()
 
 
