@@ -26,7 +26,11 @@ def test_mlp(trained: Models, eval_batches: Batches) -> Evaluation:
     return Evaluation(model=trained["MLP"], data=eval_batches, name="mlp")
 
 
-@pytest.mark.xfail(reason="RMSNet.norm squares in float16: the squares exceed 65504 and overflow")
+# The condition: without the flag the test is a plain run in float32, which passes.
+@pytest.mark.xfail(
+    "config.getoption('--fp16-conformance')",
+    reason="RMSNet.norm squares in float16: the squares exceed 65504 and overflow",
+)
 @fp16_equivalent(precisions=["16-true"])
 def test_rms_net_in_float16(trained: Models, eval_batches: Batches) -> Evaluation:
     """A planted failure, kept so that you see one: try --runxfail."""

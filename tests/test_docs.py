@@ -1,0 +1,127 @@
+"""The Python blocks of README and docs run, file by file, each file in one namespace."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(?P<kind>\w*)(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+
+
+def blocks(page: Path, kind: str) -> list[tuple[int, str, str]]:
+    """(line of the first statement, words behind the kind, text) of each block of that kind."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        (text[: m.start("body")].count("\n"), m["info"].strip(), m["body"])
+        for m in FENCE.finditer(text)
+        if m["kind"] == kind
+    ]
+
+
+def with_blocks(kind: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, kind)]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def execute(page: Path, folder: Path) -> None:
+    """Run the plain blocks of a page in order; one with a file name is written to that file."""
+    namespace: dict[str, object] = {"__name__": "docs"}
+    for line, info, body in blocks(page, "python"):
+        if info:
+            (folder / info).write_text(body, encoding="utf-8")
+        else:
+            code = compile("\n" * line + body, str(page), "exec")
+            exec(code, namespace)
+
+
+@pytest.mark.parametrize("page", with_blocks("python"), ids=name_of)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    execute(page, tmp_path)
+
+
+@pytest.mark.parametrize("page", with_blocks("console"), ids=name_of)
+def test_console_blocks_say_what_is_printed(page, tmp_path):
+    """``$ pytest …`` with lines below it is run; each line must appear, ``...`` stands for any."""
+    for _, info, body in blocks(page, "python"):
+        if info:
+            (tmp_path / info).write_text(body, encoding="utf-8")
+    ran = 0
+    for _, _, body in blocks(page, "console"):
+        for command, *expected in (
+            part.splitlines() for part in re.split(r"^\$ ", body, flags=re.M)[1:]
+        ):
+            if expected and command.startswith("pytest "):
+                compare(run(shlex.split(command)[1:], tmp_path), expected)
+                ran += 1
+    if not ran:
+        pytest.skip("no command of this page shows what it prints")
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.stdout + done.stderr
+
+
+def compare(printed: str, expected: list[str]) -> None:
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    for wanted in expected:
+        pattern = r".*".join(map(re.escape, " ".join(wanted.split()).split("...")))
+        assert any(re.fullmatch(pattern, line) for line in lines), (
+            f"the page shows {wanted!r}, but pytest printed:\n{printed}"
+        )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for match in LINK.finditer(text):
+        target = match["target"].split("#")[0]
+        if target and "://" not in target:
+            assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+
+
+def test_every_page_can_be_reached_from_readme():
+    reached, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        targets = (m["target"].split("#")[0] for m in LINK.finditer(page.read_text("utf-8")))
+        todo += [
+            (page.parent / t).resolve()
+            for t in targets
+            if t and "://" not in t and (page.parent / t).is_file()
+        ]
+    assert not [name_of(p) for p in PAGES if p not in reached]
+
+
+def test_a_broken_block_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError):
+        execute(page, tmp_path)
+    with pytest.raises(AssertionError, match="the page shows"):
+        compare("1 passed", ["2 passed"])
