@@ -1,0 +1,86 @@
+"""The native canary: a few inputs through the device's own 16-bit kernels before an emulated run.
+
+It shows that every operation has a kernel here, and that emulation agrees with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.batching import take
+from pytest_fp16.engine.candidate import Candidate, Witness
+from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
+
+#: Inputs the canary takes: float16 on a CPU is slow.
+INPUTS = 4
+
+
+@dataclass(frozen=True)
+class CanaryFindings:
+    """What a few inputs showed.
+
+    Attributes:
+        text: one sentence for the report.
+        error: what the native run raised, or None.
+        emulation_error: what the emulated run raised, or None.
+        unsupported: the native run raised because an operation has no kernel.
+        difference: largest difference of the two runs, relative to the largest output.
+    """
+
+    text: str
+    error: BaseException | None = None
+    emulation_error: BaseException | None = None
+    unsupported: bool = False
+    difference: float | None = None
+
+
+def sing(candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness) -> CanaryFindings:
+    """Run a few inputs natively and emulated, and compare.
+
+    Args:
+        candidate: what is about to run emulated.
+        inputs: the first batch, of n inputs.
+        seed: the random state of both runs.
+        witness: records the dtypes of the emulated program.
+    """
+    few = take(inputs, n, list(range(min(n, INPUTS))))
+    emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
+    native, error = _attempt(candidate, few, seed)
+    device = candidate.device.type
+    if error is not None:
+        unsupported = is_missing_kernel(error) or isinstance(error, UnsupportedOperation)
+        words = "has no 16-bit kernel for an operation" if unsupported else "raised"
+        text = f"the canary on {device} {words}: {str(error).splitlines()[0][:160]}"
+        return CanaryFindings(text, error, emulation_error, unsupported)
+    assert native is not None, "unreachable: no error and no output"
+    if emulated is None:
+        return CanaryFindings(
+            f"the canary ran on {device}, emulation did not", None, emulation_error
+        )
+    difference = _difference(native, emulated)
+    return CanaryFindings(
+        f"the canary ran natively on {device}; emulation differs by {difference:.1e} of the largest "
+        "output",
+        difference=difference,
+    )
+
+
+def _attempt(
+    candidate: Candidate, inputs: Any, seed: int, **options: Any
+) -> tuple[Tensor | None, BaseException | None]:
+    try:
+        return candidate.outputs(inputs, seed, **options), None
+    except Exception as error:
+        return None, error
+
+
+def _difference(native: Tensor, emulated: Tensor) -> float:
+    both = native.isfinite() & emulated.isfinite()
+    if not bool(both.any()):
+        return 0.0 if torch.equal(native.isfinite(), emulated.isfinite()) else float("inf")
+    scale = float(emulated[both].abs().max()) or 1.0
+    return float((native - emulated)[both].abs().max()) / scale

@@ -1,0 +1,287 @@
+"""A whole evaluation: data drawn once, every precision beside the reference, a report for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16 import verdict as rules
+from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
+from pytest_fp16.engine.candidate import Candidate, fresh_model
+from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
+from pytest_fp16.engine.models import require_float32
+from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.errors import DataError, FP16Error, ModelError
+from pytest_fp16.evidence import Batch, MetricTotals
+from pytest_fp16.lane import Lane, first_line
+from pytest_fp16.precision import REFERENCE, precision
+from pytest_fp16.progress import Progress
+from pytest_fp16.report.model import Report, Run, Verdict
+from pytest_fp16.settings import Settings
+from pytest_fp16.subject import Evaluation
+from pytest_fp16.task import Task, check_labels, infer_task
+
+_SEED = 1729
+#: Labelled inputs in the first batch from which a reference can be told from chance.
+_ENOUGH_FOR_CHANCE = 64
+
+
+def require_data(data: Any, name: str = "data") -> None:
+    """Refuse data that can be drawn only once, or not at all.
+
+    Raises:
+        DataError: an iterator or generator, or something that does not iterate.
+    """
+    try:
+        iterator = iter(data)
+    except TypeError:
+        raise DataError(
+            f"{name} must yield batches (a DataLoader, a list); got {type(data).__name__}"
+        ) from None
+    if iterator is data:
+        raise DataError(
+            f"{name} yields its batches once only ({type(data).__name__}); pass a DataLoader, a "
+            "list, or an object whose __iter__ starts anew"
+        )
+
+
+class EvaluationRun:
+    """The reference and all lanes over one pass through the data."""
+
+    def __init__(self, subject: Evaluation, settings: Settings, progress: Progress | None) -> None:
+        require_data(subject.data)
+        self.subject = subject
+        self.settings = settings
+        self.progress = progress
+        self.device = resolve_device(settings.device)
+        self.mode = run_mode(settings, self.device)
+        self.target = effective_target(settings, self.device, self.mode)
+        self.warnings: list[str] = []
+        self.lanes: list[Lane] = []
+        self.inputs = 0
+
+    def execute(self) -> None:
+        """Draw the data once and take every batch through the reference and each lane."""
+        source = fresh_model(self.subject.model)
+        require_float32(source)
+        if source.training:
+            self.warnings.append("the model was in training mode; it was evaluated in eval mode")
+        self.reference = self._candidate(REFERENCE.name, source)
+        total = _length(self.subject.data)
+        for number, batch in enumerate(self._batches()):
+            for lane in self.lanes:
+                lane.take(batch)
+            self.inputs += batch.n
+            if self.progress is not None:
+                self.progress(f"evaluating {self.subject.name}", number + 1, total)
+        if not self.inputs:
+            raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
+
+    def _candidate(self, name: str, model: Any = None) -> Candidate:
+        if model is None:
+            model = fresh_model(self.subject.model, like=self.reference.model)
+        return Candidate(model, precision(name), self.subject, self.device, self.target)
+
+    def _batches(self) -> Iterator[Batch]:
+        for number, raw in enumerate(self.subject.data):
+            inputs, labels = split_batch(raw, self.subject.labelled)
+            if isinstance(labels, Tensor):
+                labels = labels.to(self.device)
+            n = count_inputs(inputs, labels)
+            if n == 0:
+                continue
+            inputs = to_device(inputs, self.device)
+            output = self._reference_output(inputs, _SEED + number)
+            if not self.lanes:
+                self._begin(inputs, output, labels, n, _SEED + number)
+            batch = self._batch(inputs, output, labels, n, _SEED + number)
+            self.totals.add(batch, batch.output, batch.logits)
+            yield batch
+
+    def _reference_output(self, inputs: Any, seed: int) -> Tensor:
+        try:
+            return self.reference.outputs(inputs, seed)
+        except FP16Error:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the model raises in float32 already: {type(error).__name__}: {first_line(error)}; "
+                "check the batch and forward="
+            ) from error
+
+    # -- the first batch ----------------------------------------------------------------------
+
+    def _begin(self, inputs: Any, output: Tensor, labels: Any, n: int, seed: int) -> None:
+        """Everything that can be refused is refused here, before long work starts."""
+        subject = self.subject
+        if subject.metric is not None and labels is None:
+            raise DataError("metric= needs labels; yield batches (inputs, labels)")
+        self.task = infer_task(subject.task, output, labels, n, subject.ignore_index)
+        if bool(output.isnan().any()):
+            raise ModelError(
+                f"the reference itself returns NaN in float32 ({int(output.isnan().sum())} of "
+                f"{output.numel()} outputs of the first batch); mend the model or its inputs first"
+            )
+        self.labelled = labels is not None and self.task.kind != "embedding"
+        self.totals = MetricTotals(self.task, subject)
+        self._require_better_than_chance(output, labels, n)
+        again = self._reference_output(inputs, seed)
+        self.deterministic = bool(torch.equal(again, output))
+        if not self.deterministic:
+            largest = float((again - output).abs().max())
+            self.warnings.append(
+                f"the reference is not deterministic: two runs of one batch differ by {largest:.2g}"
+            )
+        for name in self.settings.precisions:
+            wanted = precision(name)
+            theory = self._candidate(name) if wanted.dtype_name != "float32" else None
+            mode = self.mode if theory is not None else "native"
+            self.lanes.append(Lane.start(self._candidate(name), theory, self.task, mode))
+
+    def _require_better_than_chance(self, output: Tensor, labels: Any, n: int) -> None:
+        if not self.labelled or self.task.kind != "classification" or n < _ENOUGH_FOR_CHANCE:
+            return
+        if self.subject.metric is not None:
+            return
+        logits = self.task.canonical(output)
+        targets = self.task.canonical_labels(labels, n)
+        assert targets is not None, "unreachable: labelled"
+        valid = targets != self.task.ignore_index
+        chance = 1 / logits.shape[-1]
+        accuracy = float((logits.argmax(-1) == targets)[valid].float().mean())
+        if accuracy <= chance + math.sqrt(chance * (1 - chance) / n):
+            raise ModelError(
+                f"the reference is near chance: accuracy {accuracy:.1%} on the first {n} inputs, "
+                f"chance is {chance:.1%}; is the model trained, are labels and inputs in order? "
+                "(labelled=False compares decisions without labels)"
+            )
+
+    def _batch(self, inputs: Any, output: Tensor, labels: Any, n: int, seed: int) -> Batch:
+        logits = self.task.canonical(output)
+        canonical = self.task.canonical_labels(labels, n) if self.labelled else None
+        valid = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+        if canonical is not None and self.task.decides:
+            if canonical.shape != valid.shape:
+                raise DataError(
+                    f"labels of shape {tuple(labels.shape)} do not fit outputs of shape "
+                    f"{tuple(output.shape)}"
+                )
+            check_labels(self.task, canonical, logits.shape[-1])
+            valid = canonical != self.task.ignore_index
+        if self.task.decides:
+            valid &= ~logits.isnan().any(-1)
+        parts = (logits, canonical, valid)
+        return Batch(inputs, labels, n, self.inputs, output, *parts, seed)
+
+    # -- reports ------------------------------------------------------------------------------
+
+    def report(self, lane: Lane) -> Report:
+        """The report of one precision."""
+        metric = rules.metric_of(
+            self.subject, self.totals, lane.outcome.metric, self.settings.budget, self.labelled
+        )
+        measured = None if lane.done else metric
+        made = rules.checks(lane, measured)
+        outcome = lane.outcome
+        verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
+        if lane.no_memory is not None:
+            verdict, made = "inconclusive", []
+        losses = _losses(outcome.loss, outcome.decisions) if self.labelled else (None, None)
+        paper = self.task.kind == "classification" and outcome.decisions > 0
+        return Report(
+            name=self.subject.name,
+            kind="evaluation",
+            task=self.task.kind,
+            precision=lane.precision.name,
+            verdict=verdict,
+            checks=made,
+            metric=measured,
+            inputs=self.inputs,
+            decisions=outcome.decisions,
+            flips=outcome.flips if self.task.decides and not lane.done else None,
+            ties=outcome.ties if self.task.decides and not lane.done else None,
+            forecast=rules.forecast(lane, metric),
+            certified=rules.certified(lane),
+            delta_max=outcome.delta_max if paper else None,
+            gamma_median=rules._median(outcome.gammas) if paper else None,
+            loss_reference=losses[0],
+            loss_candidate=losses[1],
+            standardised=rules.standardised_of(lane),
+            sites=rules.sites_of(lane),
+            least_robust=outcome.wrong_inputs,
+            warnings=self._warnings(lane, verdict, measured),
+            error=lane.failure or lane.no_memory,
+            run=self._run_facts(lane),
+        )
+
+    def _warnings(self, lane: Lane, verdict: Verdict, metric: Any) -> list[str]:
+        said = [*self.warnings, *lane.warnings]
+        canary = lane.canary
+        if canary is not None and canary.error is not None and lane.failure is None:
+            said.append(f"{canary.text}; the verdict speaks for {lane.candidate.target}")
+        elif canary is not None and (canary.difference or 0) > LARGE_DIFFERENCE:
+            said.append(f"emulation and this device's own kernels part: {canary.text}")
+        if verdict == "equivalent":
+            said += [w for w in (rules.luck(lane),) if w]
+            if metric is not None and metric.loss > metric.budget / 2:
+                share = metric.loss / metric.budget
+                said.append(f"{share:.0%} of the budget is spent")
+        return said
+
+    def _run_facts(self, lane: Lane) -> Run:
+        witness, canary = lane.witness, lane.canary
+        flags = {}
+        if self.device.type == "cuda":
+            matmul = torch.backends.cuda.matmul
+            flags["fp16_reduced_precision_reduction"] = bool(
+                matmul.allow_fp16_reduced_precision_reduction
+            )
+            flags["bf16_reduced_precision_reduction"] = bool(
+                matmul.allow_bf16_reduced_precision_reduction
+            )
+        return Run(
+            device=str(self.device),
+            target=lane.candidate.target,
+            mode=lane.mode,  # type: ignore[arg-type]
+            dtypes=dict(witness.dtypes) if witness else {},
+            islands=list(witness.float32_modules) if witness and not lane.precision.mixed else [],
+            canary=canary.text if canary else "",
+            unsupported=[canary.text] if canary and canary.unsupported else [],
+            deterministic=self.deterministic,
+            reduction_flags=flags,
+        )
+
+
+#: The canary's outputs part from emulation's by more than accumulation order explains.
+LARGE_DIFFERENCE = 0.1
+
+
+def _losses(totals: list[float], decisions: int) -> tuple[float | None, float | None]:
+    if not decisions or not any(totals):
+        return None, None
+    return totals[0] / decisions, totals[1] / decisions
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def examine_evaluation(
+    subject: Evaluation, settings: Settings, progress: Progress | None = None
+) -> list[Report]:
+    """One report per precision of `settings`, from one pass through the data.
+
+    Raises:
+        FP16Error: misuse, see `check`.
+    """
+    with preserved_state():
+        run = EvaluationRun(subject, settings, progress)
+        run.execute()
+        return [run.report(lane) for lane in run.lanes]

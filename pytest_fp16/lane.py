@@ -1,0 +1,260 @@
+"""One precision's way through the data: theory first, then the candidate, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.batching import take
+from pytest_fp16.engine.candidate import Candidate, Witness
+from pytest_fp16.engine.canary import CanaryFindings, sing
+from pytest_fp16.engine.device import is_out_of_memory
+from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
+from pytest_fp16.engine.theory_pass import TheoryBatch, TheoryPass
+from pytest_fp16.evidence import Batch, MetricTotals, Outcome, Prediction, standardised
+from pytest_fp16.precision import Precision
+from pytest_fp16.task import Task
+from pytest_fp16.theory.margin import flips_and_ties
+from pytest_fp16.theory.standardised import ErrorTotals, mean_allowed, spread_allowed
+
+#: Inputs an ideal emulation may be run on to tell correlated rounding from a defect.
+SECOND_LOOK = 2000
+_DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
+
+
+@dataclass
+class SecondLook:
+    """Candidate and ideal emulation on the batches where the candidate strayed from theory."""
+
+    candidate: ErrorTotals = field(default_factory=ErrorTotals)
+    ideal: ErrorTotals = field(default_factory=ErrorTotals)
+    flips: int = 0
+    ideal_flips: int = 0
+    inputs: int = 0
+
+
+@dataclass
+class Lane:
+    """One candidate, the theory about it, and what both have shown so far.
+
+    Attributes:
+        failure: why the candidate could not run in 16 bits: a verdict.
+        failure_error: the exception itself, for the diagnosis.
+        forecast_failure: why theory says it cannot run.
+        no_memory: why the run could not be made at all.
+        theory: None where there is nothing to predict (32-true) or it could not be had.
+    """
+
+    precision: Precision
+    candidate: Candidate
+    theory: TheoryPass | None
+    task: Task
+    mode: str
+    prediction: Prediction
+    outcome: Outcome
+    failure: str | None = None
+    failure_error: BaseException | None = None
+    forecast_failure: str | None = None
+    forecast_missing: str | None = None
+    no_memory: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    canary: CanaryFindings | None = None
+    witness: Witness | None = None
+    second_look: SecondLook = field(default_factory=SecondLook)
+
+    @classmethod
+    def start(
+        cls,
+        candidate: Candidate,
+        theory_candidate: Candidate | None,
+        task: Task,
+        mode: str,
+    ) -> Lane:
+        """A lane before its first batch; the theory pass has a model of its own."""
+        subject = candidate.subject
+        theory = None
+        if theory_candidate is not None:
+            theory = TheoryPass(
+                theory_candidate.model,
+                candidate.precision,
+                candidate.target,
+                candidate.device,
+                subject,
+                task,
+            )
+        return cls(
+            precision=candidate.precision,
+            candidate=candidate,
+            theory=theory,
+            task=task,
+            mode=mode,
+            prediction=Prediction(MetricTotals(task, subject)),
+            outcome=Outcome(MetricTotals(task, subject)),
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether more batches can change nothing."""
+        return self.failure is not None or self.no_memory is not None
+
+    def take(self, batch: Batch) -> None:
+        """One batch: what theory says, then what the candidate does."""
+        said = None if self.done else self._predict(batch)
+        if self.done:
+            return
+        if self.canary is None and self.witness is None:
+            self._first(batch)
+        if self.done:
+            return
+        output = self._run(batch)
+        if output is None:
+            return
+        logits = self.task.canonical(output)
+        self.outcome.add(batch, output, logits, said)
+        if self.outcome.wrong_inputs and self.outcome.kept is None:
+            self._keep(batch)
+        if said is not None and not self.ideal and self._strays():
+            self._look_again(batch, said, logits)
+
+    # -- theory -------------------------------------------------------------------------------
+
+    def _predict(self, batch: Batch) -> TheoryBatch | None:
+        if self.theory is None or self.forecast_failure or self.forecast_missing:
+            return None
+        theory = self.theory
+        try:
+            said = theory.run(batch.inputs, batch.n, batch.logits, batch.seed)
+        except Exception as error:
+            if is_out_of_memory(error):
+                self.forecast_missing = f"no memory for the theory pass ({first_line(error)})"
+            elif isinstance(error, UnsupportedOperation) or is_trouble_with_dtypes(error):
+                self.forecast_failure = f"{type(error).__name__}: {first_line(error)}"
+            else:
+                self.forecast_missing = (
+                    f"the theory pass cannot follow this model ({type(error).__name__}: "
+                    f"{first_line(error)})"
+                )
+            return None
+        self.prediction.add(batch, said)
+        return said
+
+    # -- the candidate ------------------------------------------------------------------------
+
+    @property
+    def ideal(self) -> bool:
+        """Whether the candidate's run is an ideal emulation: each result rounded once, no more."""
+        opaque = self.witness is not None and bool(self.witness.opaque)
+        return self.mode == "emulated" and not opaque
+
+    def _first(self, batch: Batch) -> None:
+        """Before the first full batch: the canary, and the record of what dtypes run."""
+        self.witness = Witness(self.candidate.model)
+        if self.mode == "native":
+            return
+        self.canary = sing(self.candidate, batch.inputs, batch.n, batch.seed, self.witness)
+        if self.canary.unsupported and self.candidate.target == self.candidate.device.type:
+            self._fail(self.canary.error)
+        elif self.canary.emulation_error is not None and self.canary.error is None:
+            # The device's own kernels run what emulation cannot: they are what counts.
+            self.mode = "native"
+            self.warnings.append(
+                f"emulation cannot run this model ({first_line(self.canary.emulation_error)}); "
+                "the native kernels of this device were run instead"
+            )
+
+    def _fail(self, error: BaseException | None) -> None:
+        if error is not None:
+            self.failure = f"{type(error).__name__}: {first_line(error)}"
+            self.failure_error = error.with_traceback(error.__traceback__)
+
+    def _run(self, batch: Batch) -> Tensor | None:
+        witness = self.witness if self.mode == "native" and not self.outcome.inputs else None
+        try:
+            return in_halves(
+                lambda inputs: self.candidate.outputs(
+                    inputs, batch.seed, emulated=self.mode == "emulated", witness=witness
+                ),
+                batch,
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                self.no_memory = first_line(error)
+            else:
+                self._fail(error)
+            return None
+
+    def _keep(self, batch: Batch) -> None:
+        """Keep a few inputs that went wrong: the diagnosis looks at as little as shows it."""
+        wrong = [i - batch.first for i in self.outcome.wrong_inputs]
+        rest = [i for i in range(batch.n) if i not in set(wrong)]
+        indices = sorted([*wrong, *rest[: max(0, 8 - len(wrong))]])
+        labels = batch.raw_labels
+        if isinstance(labels, Tensor):
+            labels = labels[indices]
+        self.outcome.kept = (take(batch.inputs, batch.n, indices), labels, len(indices))
+
+    # -- a second look ------------------------------------------------------------------------
+
+    def _strays(self) -> bool:
+        errors = self.outcome.errors
+        if not errors.count:
+            return False
+        if errors.spread > spread_allowed(errors.inputs):
+            return True
+        if abs(errors.mean) > mean_allowed(errors.inputs):
+            return True
+        return self.task.decides and self.outcome.flips > self.prediction.flips.allowed()
+
+    def _look_again(self, batch: Batch, said: TheoryBatch, logits: Tensor) -> None:
+        """Run the batch through an ideal emulation, to set the candidate beside it."""
+        look = self.second_look
+        if look.inputs > SECOND_LOOK:
+            return
+        try:
+            output = self.candidate.outputs(
+                batch.inputs, batch.seed, emulated=True, opaque="rounded"
+            )
+        except Exception as error:
+            self.warnings.append(f"no second look by emulation: {first_line(error)}")
+            look.inputs = SECOND_LOOK + 1
+            return
+        ideal = self.task.canonical(output)
+        look.inputs += batch.n
+        look.candidate.add(*standardised(self.task, batch, logits, said))
+        look.ideal.add(*standardised(self.task, batch, ideal, said))
+        if self.task.decides:
+            for name, run in (("flips", logits), ("ideal_flips", ideal)):
+                flips = flips_and_ties(run, batch.top)[0] & batch.valid
+                setattr(look, name, getattr(look, name) + int(flips.sum()))
+
+
+def in_halves(run: Callable[[Any], Tensor], batch: Batch) -> Tensor:
+    """`run` on a batch; where memory does not do, once more on each half of it alone."""
+    try:
+        return run(batch.inputs)
+    except Exception as error:
+        if not is_out_of_memory(error) or batch.n < 2:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = batch.n // 2
+    parts = [list(range(half)), list(range(half, batch.n))]
+    return torch.cat([run(take(batch.inputs, batch.n, part)) for part in parts])
+
+
+def is_trouble_with_dtypes(error: BaseException) -> bool:
+    """Whether a 16-bit program stopped because of its dtypes, as the native one would."""
+    return is_missing_kernel(error) or (
+        isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
+        and any(word in str(error) for word in _DTYPE_TROUBLE)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, cut to a sensible length."""
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__

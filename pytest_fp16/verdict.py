@@ -1,0 +1,239 @@
+"""The verdict of an evaluation: named checks, each able to fail on its own, and the forecast."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import torch
+
+from pytest_fp16.lane import Lane
+from pytest_fp16.metric import metric_name
+from pytest_fp16.evidence import MetricTotals
+from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
+from pytest_fp16.subject import Evaluation
+from pytest_fp16.theory.budget import allowed_loss
+from pytest_fp16.theory.rounding import FORMATS
+from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
+
+#: A candidate whose errors exceed an ideal emulation's by this factor has more than correlation.
+BEYOND_IDEAL = 1.25
+#: Outputs that moved by more than this, relative to their spread, survived by luck.
+LUCK = 0.1
+
+
+def checks(lane: Lane, metric: Metric | None) -> list[Check]:
+    """Every check that could be made."""
+    if lane.failure is not None:
+        return [Check(name="16 bit ran", passed=False, detail=f"the model raised {lane.failure}")]
+    made = [_sixteen_bit_ran(lane), _finite(lane)]
+    if lane.prediction.metric is not None and lane.theory is not None:
+        made.append(_as_predicted(lane))
+    if metric is not None:
+        made.append(_good_enough(metric))
+    return [c for c in made if c is not None]
+
+
+def _sixteen_bit_ran(lane: Lane) -> Check | None:
+    """Autocast may find nothing to cast, a whole model cast to 16 bits may not."""
+    precision, witness = lane.precision, lane.witness
+    if witness is None or precision.dtype_name == "float32":
+        return None
+    low, wide = witness.dtypes[precision.dtype_name], witness.dtypes["float32"]
+    detail = f"{low} operations gave {precision.dtype_name}, {wide} float32"
+    if low == 0 and wide and not precision.mixed:
+        detail += "; nothing was computed in 16 bits, so this run proves nothing about them"
+        return Check(name="16 bit ran", passed=False, detail=detail)
+    return Check(name="16 bit ran", passed=True, detail=detail)
+
+
+def _finite(lane: Lane) -> Check:
+    lost = lane.outcome.not_finite
+    detail = f"{lost} outputs are NaN or infinite where the reference is finite"
+    return Check(name="finite", passed=lost == 0, detail=detail if lost else "no output was lost")
+
+
+def _as_predicted(lane: Lane) -> Check:
+    errors, outcome = lane.outcome.errors, lane.outcome
+    if lane.forecast_failure or lane.forecast_missing or not errors.count:
+        why = lane.forecast_missing or lane.forecast_failure or "no error could be standardised"
+        return Check(name="as predicted", passed=True, detail=f"not judged: {why}")
+    limits = [
+        ("spread of error over σ", errors.spread, spread_allowed(errors.inputs)),
+        ("mean of error over σ", abs(errors.mean), mean_allowed(errors.inputs)),
+    ]
+    if lane.task.decides:
+        limits.append(("flips", outcome.flips, lane.prediction.flips.allowed()))
+    broken = [(name, is_, most) for name, is_, most in limits if is_ > most]
+    said = ", ".join(f"{name} {is_:.3g} (allowed {most:.3g})" for name, is_, most in broken or limits)
+    if not broken:
+        return Check(name="as predicted", passed=True, detail=said)
+    beyond = f"; {errors.exceeded} of {errors.count} errors exceed the worst-case bound"
+    if _shared_by_emulation(lane):
+        cause = "errors beyond first order" if errors.exceeded else "correlated rounding"
+        said += f": {cause}, an ideal emulation has it too{beyond if errors.exceeded else ''}"
+        return Check(name="as predicted", passed=True, detail=said)
+    said += ": an ideal emulation does not have it, so an operation rounds or computes otherwise"
+    return Check(name="as predicted", passed=False, detail=said + beyond)
+
+
+def _shared_by_emulation(lane: Lane) -> bool:
+    """Whether an ideal emulation of the same batches strays from theory as far as the candidate."""
+    if lane.ideal:
+        return True
+    look = lane.second_look
+    if not look.ideal.count or not look.candidate.count:
+        return False
+    candidate, ideal = look.candidate, look.ideal
+    sampling = 3.3 / math.sqrt(ideal.inputs)
+    return (
+        candidate.spread <= BEYOND_IDEAL * ideal.spread * (1 + sampling)
+        and abs(candidate.mean - ideal.mean) <= 0.25 + ideal.spread * sampling
+        and look.flips <= look.ideal_flips + 3 * math.sqrt(look.ideal_flips + 1)
+    )
+
+
+def _good_enough(metric: Metric) -> Check:
+    lost = f"{metric.name} {metric.candidate:.4g}, reference {metric.reference:.4g}: "
+    lost += f"loss {metric.loss:.3g}, budget {metric.budget:.3g} ({metric.budget_origin})"
+    passed = metric.loss <= metric.budget
+    return Check(name="good enough", passed=passed, detail=lost)
+
+
+def metric_of(
+    subject: Evaluation,
+    reference: MetricTotals,
+    candidate: MetricTotals,
+    budget: float | str | None,
+    labelled: bool,
+) -> Metric:
+    """The metric of both runs, and what may be lost."""
+    tally = reference.tally
+    allowed, origin = allowed_loss(budget, tally.value, tally.standard_error, tally.scale)
+    value = candidate.value
+    loss = tally.value - value
+    return Metric(
+        name=metric_name(reference.task, subject.metric, labelled),
+        reference=tally.value,
+        candidate=value,
+        loss=loss if not math.isnan(loss) else math.inf,
+        budget=allowed,
+        budget_origin=origin,  # type: ignore[arg-type]
+        labelled=labelled,
+    )
+
+
+def forecast(lane: Lane, metric: Metric) -> Forecast | None:
+    """The verdict from 32-bit arithmetic alone."""
+    theory, prediction = lane.theory, lane.prediction
+    if theory is None:
+        return None
+    method = "random rounding" if theory.method == "random rounding" else "adjoint"
+    if lane.forecast_missing:
+        return Forecast(
+            verdict="inconclusive",
+            reason=lane.forecast_missing,
+            method="unavailable",
+            metric_loss=math.nan,
+            flips_expected=math.nan,
+            flips_allowed=0,
+        )
+    expected = prediction.metric.value
+    loss = metric.reference - expected if not math.isnan(expected) else math.nan
+    verdict: Verdict = "equivalent"
+    reason = f"expected loss {loss:.3g} within the budget of {metric.budget:.3g}"
+    if lane.forecast_failure:
+        verdict, reason = "not equivalent", f"cannot run: {lane.forecast_failure}"
+    elif prediction.not_finite:
+        verdict = "not equivalent"
+        reason = f"{prediction.not_finite} outputs leave the range of {lane.precision.dtype_name}"
+    elif not loss <= metric.budget:
+        verdict = "not equivalent"
+        reason = f"expected loss {loss:.3g} exceeds the budget of {metric.budget:.3g}"
+    return Forecast(
+        verdict=verdict,
+        reason=reason,
+        method=method,  # type: ignore[arg-type]
+        metric_loss=loss,
+        flips_expected=prediction.expected_flips,
+        flips_allowed=prediction.flips.allowed(),
+        overflows=prediction.overflows,
+        undecided=prediction.undecided,
+        certified=certified_by_theory(lane),
+        sigma_median=_median(prediction.sigmas),
+        margin_median=_median(prediction.margins),
+        notes=theory.notes,
+    )
+
+
+def certified_by_theory(lane: Lane) -> Certified:
+    """Bounded and probable shares of the decisions."""
+    said = lane.prediction
+    if not said.decisions:
+        return Certified()
+    bounded = said.bounded / said.decisions if said.bounds_known else None
+    return Certified(bounded=bounded, probable=said.probable / said.decisions)
+
+
+def certified(lane: Lane) -> Certified:
+    """The two shares of theory, and the one the lemma gives with the measured δ."""
+    outcome = lane.outcome
+    known = lane.task.kind == "classification" and outcome.decisions > 0
+    measured = outcome.certified / outcome.decisions if known else None
+    return certified_by_theory(lane).model_copy(update={"measured": measured})
+
+
+def standardised_of(lane: Lane) -> Standardised | None:
+    """The standardised errors and their limits."""
+    errors = lane.outcome.errors
+    if not errors.count:
+        return None
+    return Standardised(
+        count=errors.count,
+        spread=errors.spread,
+        spread_allowed=spread_allowed(errors.inputs),
+        mean=errors.mean,
+        mean_allowed=mean_allowed(errors.inputs),
+        bound_exceeded=errors.exceeded,
+        median_abs=errors.median_abs,
+    )
+
+
+def sites_of(lane: Lane) -> list[Site]:
+    """Every rounding site, the largest contribution first."""
+    if lane.theory is None:
+        return []
+    totals = lane.theory.totals
+    whole = sum(t.variance for t in totals.values())
+    dtype = lane.precision.dtype
+    largest_value = FORMATS[dtype].largest if dtype in FORMATS else torch.finfo(dtype).max
+    sites = [
+        Site(
+            module=module,
+            operation=operation,
+            share=t.variance / whole if whole > 0 else 0.0,
+            largest=t.largest,
+            headroom=math.log2(largest_value / t.largest) if t.largest > 0 else math.inf,
+            subnormal=t.subnormal / t.values if t.values else None,
+            zeroed=t.zeroed / t.values if t.values else None,
+            source=t.source,
+        )
+        for (module, operation), t in totals.items()
+    ]
+    return sorted(sites, key=lambda s: -s.share)
+
+
+def luck(lane: Lane) -> str | None:
+    """The warning that decisions survived although the outputs are far off."""
+    error, spread = lane.outcome.moved
+    if not lane.task.decides or spread <= 0 or (error / spread) ** 0.5 <= LUCK:
+        return None
+    return (
+        f"the decisions survived by luck: the outputs moved by {(error / spread) ** 0.5:.0%} of "
+        f"their own spread, with {lane.outcome.flips} flips; other data may not be so kind"
+    )
+
+
+def _median(values: list[float]) -> float | None:
+    finite = [v for v in values if not math.isnan(v)]
+    return statistics.median(finite) if finite else None
