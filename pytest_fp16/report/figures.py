@@ -25,10 +25,10 @@ def decimal(value: float, digits: int = 1) -> str:
 
 
 def apart(a: float, b: float, digits: int = 1, most: int = 6) -> int:
-    """The fewest decimals (at least `digits`, at most `most`) at which a and b look different."""
+    """The fewest decimals (`digits` to `most`) at which a and b look different, else `digits`."""
     if a == b or not (math.isfinite(a) and math.isfinite(b)):
         return digits
-    return next((d for d in range(digits, most) if decimal(a, d) != decimal(b, d)), most)
+    return next((d for d in range(digits, most + 1) if decimal(a, d) != decimal(b, d)), digits)
 
 
 def significant(value: float) -> str:

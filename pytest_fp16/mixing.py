@@ -1,0 +1,291 @@
+"""Keep named modules in float32 inside a model that runs in 16 bits.
+
+A kept module becomes an *island*: its class is replaced by a subclass that casts on entry and on
+exit. A subclass, unlike hooks or a replaced ``forward``, is copied, pickled and compiled with the
+module, and leaves the keys of the state dict alone.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.errors import ModelError
+
+_LOW = (torch.float16, torch.bfloat16)
+
+
+def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
+    """Make the named submodules run in float32, whatever 16-bit format the rest runs in.
+
+    Their parameters and buffers are float32 and stay so when the model is cast later
+    (``model.half()``, ``model.to(torch.bfloat16)``); call this *before* such a cast, because
+    parameters that were 16-bit already have lost their digits. Where the inputs of a kept module
+    are 16-bit, they are cast to float32 and its outputs back to what came in; a module that is
+    given no floating input (an embedding) returns the format the model was cast to. Under
+    autocast it is off inside, and outputs stay float32: the operations that follow cast them as
+    autocast's policy says. In a model that is float32 throughout nothing changes.
+
+    A parameter that a kept module shares with another (tied weights) can only have one dtype, so
+    the other module is kept as well; so is a part of a kept module that is also used elsewhere.
+    Containers that are never called (ModuleList, ModuleDict) stand for their members.
+
+    Args:
+        model: changed in place.
+        modules: qualified names as in ``model.named_modules()``; ``""`` is the whole model.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: no such module, or one that cannot be kept apart from its parent.
+    """
+    own = getattr(model, "_orig_mod", model)
+    names = [modules] if isinstance(modules, str) else list(modules)
+    islands = _islands(own, [_find(own, name) for name in names]).keys()
+    for module in islands:
+        _refuse(own, module)
+    around = next((p.dtype for p in own.parameters() if p.dtype in _LOW), None)
+    for module in islands:
+        if not isinstance(module, Float32Island):
+            module.float()
+            module.__class__ = island_class(type(module))
+            vars(module)["_fp16_around"] = around
+            module.register_forward_pre_hook(_mark)
+            module.register_load_state_dict_post_hook(_restore)  # type: ignore[no-untyped-call]
+    for module in own.modules():
+        if isinstance(module, nn.TransformerEncoder) and not islands.isdisjoint(module.modules()):
+            module.use_nested_tensor = False  # its fast path reads weights past their modules
+    return model
+
+
+def cast_except(model: nn.Module, dtype: torch.dtype, modules: Iterable[str]) -> nn.Module:
+    """The model in `dtype`, its named submodules in float32; changed in place.
+
+    Raises:
+        ModelError: see `keep_in_float32`.
+    """
+    return keep_in_float32(model, modules).to(dtype)
+
+
+class Float32Island:
+    """What the class of a kept module inherits from, before its own class."""
+
+    _fp16_around: torch.dtype | None
+    _fp16_base: type[nn.Module]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Every cast and move of a module goes through here: follow all but a cast to 16 bits."""
+        fn = getattr(fn, "fp16_whole", fn)
+
+        def keep(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            if changed.dtype not in _LOW:
+                return changed
+            self._fp16_around = changed.dtype
+            return tensor.to(changed.device, torch.float32)
+
+        if self._fp16_around is not None:  # is this a cast, or a move that leaves 16 bits alone?
+            after = fn(torch.zeros(1, dtype=self._fp16_around)).dtype
+            self._fp16_around = after if after in _LOW else None
+        keep.fp16_whole = fn  # type: ignore[attr-defined]
+        return super()._apply(keep, *args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made = super().__reduce_ex__(protocol)
+        if isinstance(made, tuple) and made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_rebuild, (self._fp16_base, *made[1][1:]), *made[2:])
+        return made
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def island_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of `base` that runs in float32; one and the same for every module of it."""
+    if base not in _CLASSES:
+        _CLASSES[base] = _make_class(base)
+    return _CLASSES[base]
+
+
+def _make_class(base: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _run(base.forward, self, args, kwargs)
+
+    members = {"forward": forward, "_fp16_base": base, "__module__": base.__module__}
+    return type(f"Float32{base.__name__}", (Float32Island, base), members)
+
+
+def _rebuild(base: type[nn.Module], *args: Any) -> Any:
+    made = island_class(base)
+    return made.__new__(made, *args)
+
+
+def _run(forward: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
+    """`forward` in float32: inputs widened, autocast off, outputs narrowed where that is due."""
+    inputs = list(_tensors((args, kwargs)))
+    floating = [tensor.dtype for tensor in inputs if tensor.is_floating_point()]
+    device = _device_type(inputs, module)
+    if device is not None and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            args, kwargs = _widened((args, kwargs))
+            return forward(module, *args, **kwargs)
+    low = [dtype for dtype in floating if dtype in _LOW]
+    back = low[0] if low else (None if floating else module._fp16_around)
+    if low:
+        args, kwargs = _widened((args, kwargs))
+    output = forward(module, *args, **kwargs)
+    if back is None:
+        return output
+    return _changed(output, lambda t: t.to(back) if t.dtype == torch.float32 else t)
+
+
+def _device_type(inputs: list[Tensor], module: nn.Module) -> str | None:
+    if inputs:
+        return inputs[0].device.type
+    parameter = next(module.parameters(), None)
+    return None if parameter is None else parameter.device.type
+
+
+def _widened(value: Any) -> Any:
+    """16-bit tensors in float32; one given twice (query, key and value) stays one."""
+    done: dict[Tensor, Tensor] = {}
+
+    def widen(tensor: Tensor) -> Tensor:
+        if tensor.dtype not in _LOW:
+            return tensor
+        if tensor not in done:
+            done[tensor] = tensor.float()
+        return done[tensor]
+
+    return _changed(value, widen)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, dicts and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with the tensors in it changed, containers of the same type; anything else as is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [_changed(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    if type(value) is dict:
+        return {key: _changed(item, change) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(
+            value, **{name: _changed(getattr(value, name), change) for name in fields}
+        )
+    if isinstance(value, Mapping):
+        return type(value)({key: _changed(item, change) for key, item in value.items()})  # type: ignore[call-arg]
+    return value
+
+
+def _mark(module: nn.Module, args: Any) -> None:
+    """A hook that does nothing: torch's fused attention paths, which read weights past the
+
+    modules that hold them, stand back from a module that has hooks.
+    """
+
+
+def _restore(module: nn.Module, keys: Any) -> None:
+    """After ``load_state_dict(assign=True)`` of a 16-bit checkpoint."""
+    if any(parameter.dtype in _LOW for parameter in module.parameters()):
+        around = getattr(module, "_fp16_around", None)
+        module.float()
+        vars(module)["_fp16_around"] = around
+
+
+def _find(model: nn.Module, name: str) -> nn.Module:
+    known: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    if name in known:
+        return known[name]
+    last = str(name).rpartition(".")[2]
+    ends = [known_name for known_name in known if known_name.rpartition(".")[2] == last]
+    near = list(dict.fromkeys([*get_close_matches(str(name), known, n=3), *ends[:3]]))
+    hint = f"; did you mean {' or '.join(map(repr, near[:3]))}?" if near else ""
+    raise ModelError(
+        f"{type(model).__name__} has no module {name!r}{hint or '; see model.named_modules()'}"
+    )
+
+
+def _islands(model: nn.Module, wanted: list[nn.Module]) -> dict[nn.Module, None]:
+    """The modules whose borders need casts: the wanted ones, and what is shared with them."""
+    islands: dict[nn.Module, None] = {}
+    fresh = [called for module in wanted for called in _called(module)]
+    while fresh:
+        islands.update(dict.fromkeys(fresh))
+        inside = {part for island in islands for part in island.modules()}
+        tensors = {id(t) for part in inside for t in _own(part)}
+        outside = set(_outside(model, islands, set()))
+        fresh = [
+            module
+            for module in outside
+            if module in inside or any(id(t) in tensors for t in _own(module))
+        ]
+    return islands
+
+
+def _called(module: nn.Module) -> list[nn.Module]:
+    """The module itself, or the members of a container that is never called."""
+    if type(module).forward is not nn.Module.forward:
+        return [module]
+    return [called for child in module.children() for called in _called(child)]
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _outside(
+    module: nn.Module, islands: Mapping[nn.Module, None], seen: set[nn.Module]
+) -> Iterator[nn.Module]:
+    """Modules that can be reached without entering an island."""
+    if module in islands or module in seen:
+        return
+    seen.add(module)
+    yield module
+    for child in module.children():
+        yield from _outside(child, islands, seen)
+
+
+def _refuse(model: nn.Module, module: nn.Module) -> None:
+    """Refuse what cannot be an island, before anything is changed."""
+    name = next(name for name, known in model.named_modules() if known is module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(f"{name!r} is a scripted module; keep it in float32 before scripting it")
+    if "forward" in vars(module):
+        raise ModelError(
+            f"the forward of {name!r} was replaced on the module itself; keep it in float32 before "
+            "that, or keep its parent"
+        )
+    parent = name.rpartition(".")[0]
+    if name and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+        raise ModelError(
+            f"{name!r} is never called: nn.MultiheadAttention reads its weights directly; keep "
+            f"{parent!r} instead"
+        )
