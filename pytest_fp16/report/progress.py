@@ -1,0 +1,55 @@
+"""A bar on one line of a terminal, for work that takes long enough to wonder about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+_WIDTH = 24
+#: Seconds before the bar first shows, and between two updates: short work stays silent.
+_DELAY, _INTERVAL = 2.0, 0.2
+
+
+class Bar:
+    """Draws progress over itself; call it as the library's `progress`, and `close` it in the end.
+
+    Args:
+        write: puts text on the terminal, unbuffered.
+        columns: width of the terminal in characters.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        columns: int = 80,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._write = write
+        self._columns = columns
+        self._clock = clock
+        self._next = clock() + _DELAY
+        self._drawn = 0
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Show that `done` of `total` units of the work named `what` are done."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + _INTERVAL
+        line = self._line(what, done, total)[: max(self._columns - 1, 10)]
+        self._write("\r" + line.ljust(self._drawn))
+        self._drawn = len(line)
+
+    @staticmethod
+    def _line(what: str, done: int, total: int | None) -> str:
+        if not total:
+            return f"fp16: {what}, {done} done"
+        full = round(_WIDTH * min(done / total, 1.0))
+        return f"fp16: [{'#' * full}{'.' * (_WIDTH - full)}] {done}/{total} {what}"
+
+    def close(self) -> None:
+        """Wipe the bar, so that pytest's own line starts clean."""
+        if self._drawn:
+            self._write("\r" + " " * self._drawn + "\r")
+            self._drawn = 0

@@ -1,0 +1,60 @@
+"""The plain test a conformance test is without the flag: does it run at all, in float32?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pytest_fp16.engine.batching import split_batch, to_device
+from pytest_fp16.engine.models import call_as_is, main_output, make_model
+from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.errors import DataError
+from pytest_fp16.subject import Evaluation, Training
+
+
+def smoke(subject: Evaluation | Training) -> None:
+    """Call the model on one batch, or make one training step, in float32 where the model lies.
+
+    Raises:
+        DataError: there is no batch.
+        ModelError: no model can be made, or it returns no logits.
+        Exception: whatever the user's own code raises.
+    """
+    with preserved_state():
+        if isinstance(subject, Training):
+            _one_step(subject)
+        else:
+            _one_batch(subject)
+
+
+def _one_batch(subject: Evaluation) -> None:
+    model = make_model(subject.model).eval()
+    inputs, _ = split_batch(_first(subject.data, "data"), subject.labelled)
+    with torch.no_grad():
+        main_output(call_as_is(model, to_device(inputs, _device(model)), subject.forward))
+
+
+def _one_step(subject: Training) -> None:
+    model = make_model(subject.model).train()
+    optimizer = subject.optimizer(model.parameters())
+    batch = to_device(_first(subject.train_data, "train_data"), _device(model))
+    if subject.training_step is not None:
+        loss = subject.training_step(model, batch)
+    else:
+        inputs, targets = split_batch(batch, True)
+        output = call_as_is(model, inputs, subject.forward)
+        loss = subject.loss(main_output(output), targets)
+    loss.backward()
+    optimizer.step()
+
+
+def _first(data: Any, name: str) -> Any:
+    for batch in data:
+        return batch
+    raise DataError(f"{name} is empty: it yielded no batch")
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    tensor = next(model.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device
