@@ -115,6 +115,7 @@ class Facts:
         exact: it moves, selects or compares values, and never rounds one.
         opaque: a kernel from outside ATen, whose arithmetic is its own.
         statistics: positions of running statistics written without an alias annotation.
+        reshapes: it changes the shape or strides of its first argument in place.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Facts:
     opaque: bool
     random: bool
     statistics: tuple[int, ...]
+    reshapes: bool
 
 
 @lru_cache(maxsize=None)
@@ -143,6 +145,7 @@ def facts(op: OpOverload) -> Facts:
     return Facts(
         name=name,
         view=returns_alias and not writes,
+        reshapes=torch.Tag.inplace_view in op.tags,
         mutated=tuple(i for i, _, kw in writes if not kw),
         mutated_names=tuple(n for _, n, kw in writes if kw),
         exact=name in _EXACT and namespace in _TRANSPARENT,

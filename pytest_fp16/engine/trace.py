@@ -124,6 +124,8 @@ class Trace(TorchDispatchMode):
         ):
             if known.view:
                 return self._view(func, known, args, kwargs)
+            if known.reshapes:
+                return _reshaped(func, args, kwargs)
             self._refuse(func, known, args, kwargs)
             nominal = nominal_dtypes(func, args, kwargs)
             if noisy and known.name in DISCRETE:
@@ -320,6 +322,17 @@ class Trace(TorchDispatchMode):
         near = near_decision(name, x.inner.detach(), unwrap(args[1:]), kwargs, FORMATS[x.dtype])
         if near is not None and bool(near.any()):
             self.undecided |= _any_row(self.owners, near)
+
+
+def _reshaped(func: OpOverload, args: Any, kwargs: Any) -> Any:
+    """An operation such as transpose_: the values' shape changes, and that of their wrapper."""
+    shadow = args[0]
+    inner = shadow.inner.view_as(shadow.inner)  # a leaf of autograd may not change in place
+    func(inner, *args[1:], **kwargs)
+    shadow.inner = inner
+    with torch._C._DisableTorchDispatch():
+        func(*args, **kwargs)
+    return shadow
 
 
 def _any_row(owners: Owners, flags: Tensor) -> Tensor:
