@@ -89,4 +89,6 @@ def flush_underflow(x: torch.Tensor, fmt: Format) -> torch.Tensor:
 
 def overflow(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     """`x` with the values that `fmt` cannot hold replaced by infinities of their sign."""
-    return torch.where(x.abs() >= fmt.overflow_threshold, torch.copysign(x.new_tensor(torch.inf), x), x)
+    return torch.where(
+        x.abs() >= fmt.overflow_threshold, torch.copysign(x.new_tensor(torch.inf), x), x
+    )
