@@ -1,0 +1,1 @@
+"""The paper behind this project, reproduced: ``python -m benchmarks.paper`` (see `table`)."""
