@@ -1,0 +1,349 @@
+"""A fresh model with its optimizer at one precision, and one training step of it.
+
+``16-true`` and ``bf16-true`` keep parameters, gradients and optimizer state in 16 bits, with no
+master weights, and the batch (its floating targets too) is cast with them. ``16-mixed`` is autocast
+with a gradient scaler, ``bf16-mixed`` autocast alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.autocast import held_policy
+from pytest_fp16.engine.batching import cast_floating, split_batch, to_device
+from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.models import autocast, call_as_is, main_output, make_model
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.errors import ModelError, SettingError
+from pytest_fp16.precision import Precision
+from pytest_fp16.subject import Training
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training runs, and whether its 16-bit arithmetic is emulated.
+
+    Attributes:
+        device: the device of model and batches.
+        target: the device an emulated run speaks for.
+        emulated: every 16-bit operation in float32, rounded once.
+    """
+
+    device: torch.device
+    target: str = "cuda"
+    emulated: bool = False
+
+    def arithmetic(self, precision: Precision) -> Any:
+        """The context a step of that precision computes in."""
+        low = precision.dtype_name != "float32"
+        return Emulation(self.target) if self.emulated and low else nullcontext()
+
+
+@dataclass
+class Amendment:
+    """What a cure changes in a training, beside what `Training` itself says.
+
+    Attributes:
+        model: applied to the model after its cast, before the optimizer is made.
+        loss_scale: a constant factor on the loss, taken out of the gradients again.
+    """
+
+    model: Callable[[nn.Module], Any] | None = None
+    loss_scale: float | None = None
+
+
+def is_lightning(model: nn.Module) -> bool:
+    """Whether a module brings its own training step and optimizer, as Lightning's do."""
+    return all(callable(getattr(model, n, None)) for n in ("training_step", "configure_optimizers"))
+
+
+def initial_state(subject: Training, seed: int) -> dict[str, Any]:
+    """The float32 weights and buffers every precision of a seed starts from."""
+    seed_everything(seed)
+    return {k: _copied(v) for k, v in make_model(subject.model).state_dict().items()}
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+class Trainee:
+    """A model in training at one precision.
+
+    Args:
+        subject: the training.
+        precision: how the model runs.
+        seed: the seed the model is made with.
+        state: the weights to start from, as `initial_state` gives them.
+        place: device, target and emulation.
+        amendment: what a cure changes.
+    """
+
+    def __init__(
+        self,
+        subject: Training,
+        precision: Precision,
+        seed: int,
+        state: Mapping[str, Any],
+        place: Place,
+        amendment: Amendment | None = None,
+    ) -> None:
+        self.subject, self.precision, self.place = subject, precision, place
+        self.amendment = amendment or Amendment()
+        self.low = precision.dtype_name != "float32"
+        self.cast = precision.dtype if self.low and not precision.mixed else None
+        seed_everything(seed)
+        model = make_model(subject.model)
+        model.load_state_dict(state)
+        model = model.to(place.device)
+        self.model = model if self.cast is None else model.to(self.cast)
+        if self.amendment.model is not None:
+            self.amendment.model(self.model)
+        self.own_step = subject.training_step is None and is_lightning(self.model)
+        self.optimizer, self.scheduler, self.scheduler_step = _optimization(subject, self.model)
+        scaled = precision.mixed and precision.dtype_name == "float16"
+        self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None  # type: ignore[attr-defined]
+        self.closure = _needs_closure(self.optimizer)
+        self.pending: list[Any] = []
+        self.applied = self.skipped = 0
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """What stays in force for the length of a run."""
+        with ExitStack() as stack, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*")
+            warnings.filterwarnings("ignore", message=".*self.log.*trainer.*")
+            warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
+            if self.precision.mixed:
+                stack.enter_context(held_policy(self.place.device.type, self.place.target))
+            yield
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def scale(self) -> float:
+        """The factor the loss is multiplied by before the backward pass."""
+        if self.scaler is not None:
+            return float(self.scaler.get_scale())
+        return self.amendment.loss_scale or 1.0
+
+    def placed(self, batch: Any) -> Any:
+        """A batch on the device, its floating tensors cast where the whole model is."""
+        batch = to_device(batch, self.place.device)
+        return batch if self.cast is None else cast_floating(batch, self.cast)
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of a placed batch, in this precision.
+
+        Raises:
+            ModelError: the user's function returned no scalar tensor.
+        """
+        with autocast(self.precision, self.place.device, self.place.target):
+            value = self._user_loss(batch)
+        if isinstance(value, Mapping) and "loss" in value:
+            value = value["loss"]
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shaped = isinstance(value, Tensor)
+            got = f"a tensor of shape {tuple(value.shape)}" if shaped else repr(value)[:80]
+            raise ModelError(
+                f"the loss must be a scalar tensor (got {got}); reduce it, for instance with .mean()"
+            )
+        return value.reshape(())
+
+    def _user_loss(self, batch: Any) -> Any:
+        if self.subject.training_step is not None:
+            return self.subject.training_step(self.model, batch)
+        if self.own_step:
+            step: Any = self.model.training_step
+            numbered = len(inspect.signature(step).parameters) > 1
+            return step(batch, self.applied + self.skipped) if numbered else step(batch)
+        inputs, targets = split_batch(batch, labelled=True)
+        outputs = call_as_is(self.model, inputs, self.subject.forward)
+        return applied_loss(self.subject.loss, outputs, targets)
+
+    def step(self, batch: Any, last: bool = False, witness: Any = None) -> float:
+        """Forward and backward of one batch, and the optimizer's step when it is due.
+
+        Args:
+            batch: as the data yields it.
+            last: no batch follows in this epoch, so what has been accumulated is applied.
+            witness: a dispatch mode that sees the operations as the 16-bit program has them.
+
+        Returns:
+            The loss of the batch.
+        """
+        with self.place.arithmetic(self.precision), witness or nullcontext():
+            batch = self.placed(batch)
+            if self.closure:
+                return self._closed_step(batch, last)
+            loss = self.loss(batch)
+            self._backward(loss)
+            self.pending.append(None)
+            value = float(loss.detach())
+            if len(self.pending) >= self.subject.accumulate or last:
+                self._apply()
+            return value
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.subject.accumulate > 1:
+            loss = loss / self.subject.accumulate
+        if self.scaler is not None:
+            self.scaler.scale(loss).backward()
+        elif self.amendment.loss_scale:
+            (loss * self.amendment.loss_scale).backward()
+        else:
+            loss.backward()
+
+    def _unscale(self) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        elif self.amendment.loss_scale:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.amendment.loss_scale)
+
+    def _clip(self) -> None:
+        if self.subject.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self.subject.clip_grad_norm)
+
+    def _apply(self) -> None:
+        """Unscale, clip, step, and forget the gradients that were applied."""
+        self.pending.clear()
+        self._unscale()
+        self._clip()
+        before = self.scale
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        if self.scale < before:
+            self.skipped += 1
+        else:
+            self.applied += 1
+        self.optimizer.zero_grad()
+        if self.scheduler is not None and self.scheduler_step == "step":
+            self.scheduler.step()
+
+    def _closed_step(self, batch: Any, last: bool) -> float:
+        """A step of an optimizer that evaluates the loss itself (LBFGS)."""
+        self.pending.append(batch)
+        if len(self.pending) < self.subject.accumulate and not last:
+            return float(self.loss(batch).detach())
+        batches, self.pending = self.pending, []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            total = torch.zeros((), device=self.place.device)
+            for part in batches:
+                loss = self.loss(part)
+                self._backward(loss)
+                total += loss.detach() / len(batches)
+            self._unscale()
+            self._clip()
+            return total
+
+        loss: Any = self.optimizer.step(closure)
+        self.applied += 1
+        if self.scheduler is not None and self.scheduler_step == "step":
+            self.scheduler.step()
+        return float(loss)
+
+    def end_epoch(self, mean_loss: float) -> None:
+        """Step a scheduler that goes by epochs."""
+        if self.scheduler is None or self.scheduler_step != "epoch":
+            return
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(mean_loss)
+        else:
+            self.scheduler.step()
+
+
+def applied_loss(loss: Any, outputs: Any, targets: Any) -> Any:
+    """`loss` of what the model returned; of the predictions in it where the loss takes a tensor."""
+    try:
+        return loss(outputs, targets)
+    except (TypeError, AttributeError):
+        if isinstance(outputs, Tensor):
+            raise
+        try:
+            predictions = main_output(outputs)
+        except ModelError:
+            predictions = None
+        if predictions is None:
+            raise
+    return loss(predictions, targets)
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    parameter = inspect.signature(optimizer.step).parameters.get("closure")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
+def _optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
+    """(optimizer, scheduler or None, "epoch" or "step") of a training.
+
+    Raises:
+        SettingError: what should make an optimizer made something else.
+    """
+    if subject.optimizer is None:
+        if not is_lightning(model):
+            raise SettingError(
+                "optimizer is None, and the model has no configure_optimizers(); pass a function "
+                "of the parameters, such as lambda params: SGD(params, lr=0.1)"
+            )
+        made: Any = model.configure_optimizers()  # type: ignore[operator]
+        optimizer, scheduler, interval = _configured(made)
+    else:
+        optimizer = subject.optimizer(list(model.parameters()))
+        scheduler, interval = None, subject.scheduler_step
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise SettingError(
+            "optimizer must be a function of the parameters that returns a torch.optim.Optimizer "
+            f"(it returned {type(optimizer).__name__})"
+        )
+    if subject.scheduler is not None:
+        scheduler, interval = subject.scheduler(optimizer), subject.scheduler_step
+        if not callable(getattr(scheduler, "step", None)):
+            raise SettingError(
+                "scheduler must be a function of the optimizer that returns a learning-rate "
+                f"scheduler (it returned {type(scheduler).__name__})"
+            )
+    return optimizer, scheduler, interval
+
+
+def _configured(made: Any) -> tuple[Any, Any, str]:
+    """Lightning's configure_optimizers in each of its forms, with one optimizer."""
+    optimizers, schedulers = made, None
+    if isinstance(made, Mapping):
+        optimizers, schedulers = made.get("optimizer"), made.get("lr_scheduler")
+    elif isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], (tuple, list)):
+        optimizers, schedulers = made
+    optimizer = _single(optimizers)
+    scheduler = _single(schedulers)
+    interval = "epoch"
+    if isinstance(scheduler, Mapping):
+        interval = scheduler.get("interval", "epoch")
+        scheduler = scheduler["scheduler"]
+    return optimizer, scheduler, interval
+
+
+def _single(value: Iterable[Any] | Any) -> Any:
+    if not isinstance(value, (tuple, list)):
+        return value
+    if len(value) > 1:
+        raise SettingError(
+            f"configure_optimizers returned {len(value)} optimizers or schedulers; only a training "
+            "with one can be compared"
+        )
+    return value[0] if value else None
