@@ -117,7 +117,7 @@ def seeds_missing(look: Look, losses: Sequence[float], allowance: int) -> int:
     if look.outcome != "undecided":
         return 0
     d = np.asarray(losses, np.float64)
-    spread = _spread_of_losses(d, d, look.resolution, look.grain)
+    spread = _spread_of_losses(d, d[:0], look.resolution, look.grain)
     if not math.isfinite(spread):
         return max(FIRST_LOOK - allowance, 1)
     start = max(allowance, look.n)
@@ -166,13 +166,14 @@ def _largest(resolution: float, reference: float | None) -> float:
 
 
 def _spread_of_losses(d: np.ndarray, r: np.ndarray, resolution: float, grain: float) -> float:
-    """Standard deviation of the losses, no less than what the metric's grain hides."""
+    """Standard deviation of the losses, no less than what the metric's grain can hide."""
     if len(d) < 2:
         return math.nan
-    steps = np.diff(np.unique(np.concatenate([d, r])))
-    seen = steps[steps > 1e-12]
-    step = max(grain, float(seen.min()) if len(seen) and len(seen) < len(d) else 0.0)
-    return max(float(d.std(ddof=1)), resolution * _FLOOR, step / math.sqrt(12))
+    if not grain and len(r) >= len(d):
+        steps = np.diff(np.unique(np.concatenate([r, r[: len(d)] - d])))
+        steps = steps[steps > 1e-9 * max(1.0, float(np.abs(r).max()))]
+        grain = float(steps.min()) if len(steps) else 0.0
+    return max(float(d.std(ddof=1)), resolution * _FLOOR, grain / math.sqrt(12))
 
 
 def _upper(

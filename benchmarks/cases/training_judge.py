@@ -1,0 +1,135 @@
+"""An independent judge of the training labels: native 16-bit CPU kernels and the plain metric.
+
+It shares no code with pytest-fp16. Over a few seeds, a (case, precision) pair is *broken* when a run
+raises, ends with parameters, outputs or loss that are not finite where its 32-bit twin's are, or
+the mean loss of the metric is above 2 points and twice the spread of the 32-bit runs; *sound* when
+the mean loss is at most 1.5 points or that spread; *near* in between, and then no label is claimed.
+
+    python -m benchmarks.cases.training_judge [--only NAME] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.cases.judge import metric
+from benchmarks.cases.training import CASES, TrainingCase
+
+SEEDS = 3
+FORMATS = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32}
+
+
+def _cast(x: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+
+def train(case: TrainingCase, precision: str, seed: int) -> tuple[float, bool]:
+    """(metric, whether all stayed finite) of one native run."""
+    given = case.build()
+    torch.manual_seed(seed)
+    model: nn.Module = given["model"]()
+    dtype = FORMATS[precision.split("-")[0]]
+    mixed = precision.endswith("mixed")
+    model = model if mixed else model.to(dtype)
+    cast = None if mixed else dtype
+    scaler = torch.amp.GradScaler("cpu", enabled=precision == "16-mixed")
+    optimizer = given["optimizer"](model.parameters())
+    schedule = given["scheduler"](optimizer) if given.get("scheduler") else None
+    every, last = given.get("accumulate", 1), 0.0
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(given["epochs"]):
+        data = given["train_data"]
+        index = torch.randperm(len(data), generator=order).tolist()
+        index = index if given["epochs"] > 1 else range(len(data))
+        for step, i in enumerate(index):
+            x, y = data[i]
+            with torch.autocast("cpu", dtype, enabled=mixed):
+                loss = given["loss"](model(_cast(x, cast)), _cast(y, cast))
+            scaler.scale(loss).backward()
+            last = float(loss)
+            if (step + 1) % every == 0:
+                if given.get("clip_grad_norm"):
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), given["clip_grad_norm"])
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+        if schedule is not None:
+            schedule.step()
+    return _score(case, given, model.eval(), precision, last)
+
+
+@torch.no_grad()
+def _score(
+    case: TrainingCase, given: dict[str, Any], model: nn.Module, precision: str, last: float
+) -> tuple[float, bool]:
+    dtype, mixed = FORMATS[precision.split("-")[0]], precision.endswith("mixed")
+    with torch.autocast("cpu", dtype, enabled=mixed):
+        outputs = [model(_cast(x, None if mixed else dtype)).float() for x, _ in given["eval_data"]]
+    finite = math.isfinite(last) and all(bool(o.isfinite().all()) for o in outputs)
+    finite = finite and all(bool(p.isfinite().all()) for p in model.parameters())
+    labels = [y for _, y in given["eval_data"]]
+    return metric(given.get("task", "auto"), [o.nan_to_num() for o in outputs], labels), finite
+
+
+def judge(case: TrainingCase, precision: str, twins: list[tuple[float, bool]]) -> tuple[str, float, str]:
+    """(broken, sound or near; mean loss; a note)."""
+    losses = []
+    for seed, (reference, _) in enumerate(twins):
+        try:
+            score, finite = train(case, precision, seed)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            return "broken", 1.0, str(error).split("\n")[0][:60]
+        if not finite:
+            return "broken", reference - score, "not finite"
+        losses.append(reference - score)
+    mean = statistics.mean(losses)
+    spread = statistics.stdev(r for r, _ in twins)
+    word = "broken" if mean > max(0.02, 2 * spread) else "near"
+    return "sound" if mean <= max(0.015, spread) else word, mean, ""
+
+
+def main() -> None:
+    """Judge every claimed pair and show where label and judge differ."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    lines, differ = [], 0
+    for case in (c for c in CASES.values() if options.only in c.name):
+        start = time.perf_counter()
+        twins = [train(case, "32-true", seed) for seed in range(SEEDS)]
+        before = statistics.mean(m for m, _ in twins)
+        for precision in (*case.fails, *case.sound):
+            label = "broken" if precision in case.fails else "sound"
+            word, loss, note = judge(case, precision, twins)
+            mark = "agree" if word == label else "DIFFER"
+            differ += word != label
+            row = (case.name, precision, label, word, f"{before:.1%}", f"{100 * loss:.2f}", mark, note)
+            lines.append(row)
+            print(" ".join(f"{c:<20}" for c in row), f"{time.perf_counter() - start:.1f}s", flush=True)
+    print(f"{len(lines) - differ} of {len(lines)} labels confirmed, {differ} differ")
+    if options.write:
+        from benchmarks import common
+
+        common.write(
+            "labels-training",
+            "Training labels against the judge",
+            f"{len(lines) - differ} of {len(lines)} labels confirmed, {differ} differ.",
+            ("case", "precision", "label", "judge", "32-bit metric", "loss (points)", "", "note"),
+            lines,
+        )
+
+
+if __name__ == "__main__":
+    main()
