@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +14,14 @@ from pytest_fp16.engine.order import step_seed
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.trainee import Place
 from pytest_fp16.errors import DataError
+from pytest_fp16.metric import Accuracy, RSquared, Scores, metric_name, right, user_scores
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task, check_labels, infer_task
+from pytest_fp16.theory.budget import clamp
 
 #: Numbers of a run's predictions that are kept for δ and Γ; a pair needs them side by side.
 KEPT = 2**20
-
-#: A default budget lies between a tenth of a point and a point of the metric (a convention).
-SMALLEST, LARGEST = 0.001, 0.01
 
 
 @dataclass
@@ -37,6 +35,7 @@ class Score:
         inputs: how many inputs there were.
         finite: every output was a finite number.
         predictions: canonical logits of the first inputs, float32 [n, P, C] on the CPU.
+        grain: the smallest step of the metric, 0 where there is none.
         majority: share of the commonest label; None where there are no classes.
     """
 
@@ -46,18 +45,19 @@ class Score:
     inputs: int
     finite: bool
     predictions: Tensor
+    grain: float = 0.0
     majority: float | None = None
 
 
 @dataclass
 class _Sums:
-    """Running sums of the scores of inputs, and of labels and residuals for R²."""
+    """What is known so far: the metric's tally, predictions, and how often each label came."""
 
-    scores: list[Tensor] = field(default_factory=list)
-    labels: list[Tensor] = field(default_factory=list)
+    tally: Any = None
     kept: list[Tensor] = field(default_factory=list)
     room: int = KEPT
     finite: bool = True
+    inputs: int = 0
     counts: Tensor | None = None
 
     def keep(self, logits: Tensor) -> None:
@@ -93,7 +93,7 @@ def score(
                 task = _add(sums, subject, model, precision, place, task, batch)
     finally:
         model.train(was_training)
-    if task is None or not sums.scores:
+    if task is None or not sums.inputs:
         raise DataError("eval_data yields no batches; it must yield (inputs, targets), every time")
     return _finished(sums, subject, task), task
 
@@ -110,8 +110,7 @@ def _add(
     inputs, labels = split_batch(to_device(batch, place.device), labelled=True)
     n = count_inputs(inputs, labels)
     with autocast(precision, place.device, place.target):
-        raw = call(model, inputs, precision, subject.forward)
-    output = main_output(raw).float()
+        output = main_output(call(model, inputs, precision, subject.forward)).float()
     if task is None:
         task = infer_task(subject.task, output, labels, n, subject.ignore_index)
         if task.kind == "embedding" and subject.metric is None:
@@ -119,82 +118,40 @@ def _add(
                 "task='embedding' has no metric of its own in a training; pass metric=, a function "
                 "of (outputs, labels) with one score per input"
             )
+    sums.inputs += n
     sums.finite = sums.finite and bool(output.isfinite().all())
     logits = task.canonical(output)
     if not task.batchwise:
         sums.keep(logits)
     if subject.metric is not None:
-        sums.scores.append(_own_scores(subject, raw, labels, n))
+        sums.tally = sums.tally or Scores()
+        sums.tally.add(user_scores(subject.metric, output, labels, n))
         return task
     targets = task.canonical_labels(labels, n)
     assert targets is not None, "unreachable: labels were required"
+    targets = targets.to(logits.device)
     if task.kind == "regression":
-        residual = logits[:, 0] - targets.to(output.device)
-        sums.scores.append(residual.square().mean(-1).double().cpu())
-        sums.labels.append(targets.double().cpu())
+        sums.tally = sums.tally or RSquared()
+        sums.tally.add(logits[:, 0], targets)
         return task
+    sums.tally = sums.tally or Accuracy()
     check_labels(task, targets, logits.shape[-1])
     valid = task.valid(targets, logits[..., 0])
-    right = task.correct(logits, targets, logits.nan_to_num(nan=-torch.inf).argmax(-1)) & valid
-    per_input = right.sum(-1).double() / valid.sum(-1).clamp(min=1)
-    weight = valid.sum(-1).double()
-    sums.scores.append(torch.stack([per_input, weight], -1).cpu())
+    sums.tally.add(right(logits, targets), valid)
     sums.count(targets[valid], logits.shape[-1])
     return task
 
 
-def _own_scores(subject: Training, raw: Any, labels: Any, n: int) -> Tensor:
-    assert subject.metric is not None
-    found = subject.metric(raw, labels)
-    scores = torch.as_tensor(found).detach().double().cpu().reshape(-1)
-    if scores.numel() != n:
-        raise DataError(
-            f"metric returned {scores.numel()} scores for {n} inputs; it must return one per input"
-        )
-    return scores
-
-
 def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
-    scores = torch.cat(sums.scores)
-    predictions = torch.cat(sums.kept) if sums.kept else torch.empty(0, 1, 1)
-    n = scores.shape[0]
-    majority = None
-    if subject.metric is not None:
-        name = getattr(subject.metric, "__name__", "metric")
-        value, resolution = float(scores.mean()), _standard_error(scores)
-    elif task.kind == "regression":
-        name = task.metric_name
-        value, resolution = _r_squared(scores, torch.cat(sums.labels))
-        resolution = clamped(resolution)
-    else:
-        name = task.metric_name
-        value, resolution = _accuracy(scores)
-        assert sums.counts is not None
-        majority = float(sums.counts.max() / sums.counts.sum().clamp(min=1))
-    return Score(name, value, resolution, n, sums.finite, predictions, majority)
-
-
-def clamped(standard_error: float) -> float:
-    """A standard error held between a tenth of a point and a point."""
-    if not math.isfinite(standard_error):
-        return LARGEST
-    return min(max(standard_error, SMALLEST), LARGEST)
-
-
-def _accuracy(scores: Tensor) -> tuple[float, float]:
-    """Accuracy over all decisions, and √(ã(1−ã)/n) with ã = (na+2)/(n+4), n the inputs."""
-    per_input, weight = scores.unbind(-1)
-    accuracy = float((per_input * weight).sum() / weight.sum().clamp(min=1))
-    n = scores.shape[0]
-    shrunk = (n * accuracy + 2) / (n + 4)
-    return accuracy, clamped((shrunk * (1 - shrunk) / n) ** 0.5)
-
-
-def _r_squared(squares: Tensor, labels: Tensor) -> tuple[float, float]:
-    spread = (labels - labels.mean(0)).square().mean()
-    spread = spread.clamp(min=torch.finfo(spread.dtype).tiny)
-    return float(1 - squares.mean() / spread), _standard_error(squares) / float(spread)
-
-
-def _standard_error(scores: Tensor) -> float:
-    return float(scores.std() / len(scores) ** 0.5) if len(scores) > 1 else 0.0
+    tally = sums.tally
+    accuracy = isinstance(tally, Accuracy)
+    return Score(
+        name=metric_name(task, subject.metric, labelled=True),
+        value=tally.value,
+        resolution=clamp(tally.standard_error, tally.scale),
+        inputs=sums.inputs,
+        finite=sums.finite,
+        predictions=torch.cat(sums.kept) if sums.kept else torch.empty(0, 1, 1),
+        grain=1 / tally.count if accuracy and tally.count else 0.0,
+        majority=None if sums.counts is None else float(sums.counts.max() / sums.counts.sum()),
+    )

@@ -1,0 +1,117 @@
+"""The training runs of one check: each (precision, seed) at most once, stored as soon as it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pytest_fp16.engine.device import effective_target, run_mode
+from pytest_fp16.engine.train import RunResult, train
+from pytest_fp16.engine.trainee import Amendment, Place, initial_state
+from pytest_fp16.engine.training_input import Sound
+from pytest_fp16.precision import Precision
+from pytest_fp16.progress import Progress
+from pytest_fp16.settings import Settings
+
+
+class Runs:
+    """Makes training runs, and remembers them.
+
+    Args:
+        sound: the training, as `training_input.sound` found it.
+        settings: device, target, emulation, seeds.
+        device: where models run.
+        progress: told where a run is.
+        store: keeps finished runs, or None.
+    """
+
+    def __init__(
+        self,
+        sound: Sound,
+        settings: Settings,
+        device: torch.device,
+        progress: Progress | None = None,
+        store: Any = None,
+    ) -> None:
+        self.sound, self.settings, self.device = sound, settings, device
+        self.subject = sound.subject
+        self.progress, self.store = progress, store
+        self.mode = run_mode(settings, device)
+        target = effective_target(settings, device, self.mode)
+        self.place = Place(device, target, self.mode == "emulated")
+        self._done: dict[tuple[str, int], RunResult] = {}
+        self._states: dict[int, Mapping[str, Any]] = {}
+        self._steps = 0
+
+    @property
+    def total(self) -> int | None:
+        """Steps there would be, were the whole allowance of seeds spent."""
+        if self.sound.steps is None:
+            return None
+        runs = self.settings.seeds * (1 + len(self.settings.precisions))
+        return runs * self.steps_per_run
+
+    @property
+    def steps_per_run(self) -> int:
+        """Batches of one run; 0 where nobody knows."""
+        return (self.sound.steps or 0) * self.subject.epochs
+
+    def state(self, seed: int) -> Mapping[str, Any]:
+        """The float32 weights of a seed, made once."""
+        if seed not in self._states:
+            self._states.clear()  # seeds come one after the other: one set of weights is enough
+            self._states[seed] = initial_state(self.subject, seed)
+        return self._states[seed]
+
+    def run(self, precision: Precision, seed: int) -> RunResult:
+        """The run of that precision and seed: remembered, read from the store, or made."""
+        key = (precision.name, seed)
+        if key not in self._done:
+            state = self.state(seed)
+            found = None
+            if self.store is not None and self.settings.resume:
+                found = self.store.load(precision, seed, state)
+            if found is None:
+                found = self.fresh(precision, seed)
+                # A lack of memory may pass; a stored one would not.
+                if self.store is not None and found.ended != "out of memory":
+                    self.store.save(precision, seed, state, found)
+            self._done[key] = found
+            self._steps += self.steps_per_run
+        return self._done[key]
+
+    def fresh(
+        self,
+        precision: Precision,
+        seed: int,
+        amendment: Amendment | None = None,
+        subject: Any = None,
+    ) -> RunResult:
+        """A run that is not remembered: of an amended training, or of another subject."""
+        return train(
+            subject or self.subject,
+            precision,
+            seed,
+            self.state(seed),
+            self.place,
+            self.sound.task,
+            self._teller(precision, seed),
+            amendment,
+        )
+
+    def _teller(self, precision: Precision, seed: int) -> Any:
+        if self.progress is None:
+            return None
+        report, epochs, base = self.progress, self.subject.epochs, self._steps
+
+        def tell(epoch: int, step: int, loss: float) -> None:
+            what = (
+                f"{self.subject.name}: seed {seed}, {precision.name}, epoch {epoch + 1}/{epochs}, "
+                f"loss {loss:.4g}"
+            )
+            done = base + epoch * (self.sound.steps or 0) + step + 1
+            report(what, done, self.total)
+
+        return tell

@@ -1,0 +1,247 @@
+"""The report of a training: what the pairs of runs say, in the schema's words."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Report, Run
+from pytest_fp16.theory.margin import (
+    certified_by_lemma,
+    classification_tolerance,
+    floating_point_error,
+)
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.gradient_check import GradientFindings
+    from pytest_fp16.engine.runs import Runs
+    from pytest_fp16.engine.train import RunResult
+    from pytest_fp16.training import Pairs
+
+_ENDS = {
+    "nan": "ended in NaN or infinity",
+    "diverged": "diverged",
+    "collapsed scale": "lost its loss scale: every step was skipped",
+    "raised": "raised an error",
+    "out of memory": "ran out of memory",
+    "finished": "finished",
+}
+
+
+def report_of(
+    runs: Runs, pairs: Pairs, forecast: GradientFindings | None, culprit: Any, cure: Any
+) -> Report:
+    """The report of one precision."""
+    task = runs.sound.task
+    paper = _paper(pairs) if task.kind == "classification" else {}
+    first = pairs.broke or (pairs.pairs[0] if pairs.pairs else None)
+    error = pairs.broke[1].error if pairs.broke else None
+    return Report(
+        name=runs.subject.name,
+        kind="training",
+        task=task.kind,
+        precision=pairs.precision.name,
+        verdict=pairs.verdict,  # type: ignore[arg-type]
+        checks=_checks(pairs),
+        metric=_metric(runs, pairs),
+        inputs=first[0].score.inputs if first and first[0].score else 0,
+        forecast=_forecast(forecast),
+        certified=Certified(measured=paper.get("certified")),
+        delta_max=paper.get("delta_max"),
+        gamma_median=paper.get("gamma_median"),
+        loss_reference=_final_loss(first[0]) if first else None,
+        loss_candidate=_final_loss(first[1]) if first else None,
+        culprit=culprit,
+        cure=cure,
+        warnings=_warnings(runs, pairs, forecast),
+        error=error,
+        run=_run(runs, first[1] if first else None),
+        training=_facts(runs, pairs, forecast, paper),
+    )
+
+
+def _final_loss(result: RunResult) -> float | None:
+    return result.losses[-1] if result.losses else None
+
+
+def _checks(pairs: Pairs) -> list[Check]:
+    checks = []
+    shown = pairs.broke or (pairs.pairs[-1] if pairs.pairs else None)
+    if shown is not None and shown[1].dtypes:
+        checks.append(_ran(pairs, shown[1]))
+    if pairs.broke is not None:
+        checks.append(Check(name="finite", passed=False, detail=how_it_ended(pairs.broke[1])))
+    elif pairs.pairs:
+        detail = f"all {len(pairs.pairs)} runs finished with finite weights and outputs"
+        checks.append(Check(name="finite", passed=True, detail=detail))
+    if pairs.look is not None:
+        passed = pairs.look.outcome == "equivalent"
+        checks.append(Check(name="same over seeds", passed=passed, detail=_over_seeds(pairs)))
+    elif pairs.unmade:
+        checks.append(Check(name="same over seeds", passed=False, detail=pairs.unmade))
+    return checks
+
+
+def _ran(pairs: Pairs, result: RunResult) -> Check:
+    wanted = pairs.precision.dtype_name
+    count = result.dtypes.get(wanted, 0)
+    state = ", ".join(result.state_dtypes.get("parameters", []))
+    moments = ", ".join(result.state_dtypes.get("optimizer", [])) or "none"
+    detail = (
+        f"{count} of {sum(result.dtypes.values())} results of the first step were {wanted}; "
+        f"parameters {state}, optimizer state {moments}"
+    )
+    return Check(name="16 bit ran", passed=count > 0, detail=detail)
+
+
+def how_it_ended(result: RunResult) -> str:
+    """A sentence: which run ended how, where, and with what error."""
+    where = ""
+    if result.failed_at is not None:
+        where = f" in epoch {result.failed_at[0] + 1}, step {result.failed_at[1] + 1}"
+    error = f" ({result.error})" if result.error else ""
+    return (
+        f"the {result.precision} run of seed {result.seed} {_ENDS[result.ended]}{where}{error}; "
+        "its 32-bit twin did not"
+    )
+
+
+def _over_seeds(pairs: Pairs) -> str:
+    look = pairs.look
+    assert look is not None
+    limits = f"95 % limits {look.lower:.3g} to {look.upper:.3g}"
+    if not math.isfinite(look.lower):
+        limits = "no limits yet"
+    text = f"mean loss {look.mean:.3g} over {look.n} pair(s), {limits}, budget {look.budget:.3g}"
+    if pairs.verdict == "inconclusive" and pairs.missing:
+        text += f"; about {pairs.missing} more seed(s) would settle it"
+    return text
+
+
+def _metric(runs: Runs, pairs: Pairs) -> Metric | None:
+    compared = pairs.pairs or ([pairs.broke] if pairs.broke else [])
+    scores = [r.score for r, _ in compared if r.score is not None]
+    if not scores:
+        return None
+    reference = sum(r.metric for r, _ in compared) / len(compared)
+    candidate = sum(c.metric for _, c in compared) / len(compared)
+    if pairs.broke is not None:
+        reference, candidate = pairs.broke[0].metric, pairs.broke[1].metric
+    given = runs.settings.budget
+    if pairs.look is not None:
+        budget = pairs.look.budget
+    elif isinstance(given, str):
+        budget = float(given.rstrip("%")) / 100 * abs(reference)
+    else:
+        budget = scores[0].resolution if given is None else float(given)
+    origin = "default" if given is None else "relative" if isinstance(given, str) else "absolute"
+    return Metric(
+        name=scores[0].name,
+        reference=reference,
+        candidate=candidate,
+        loss=reference - candidate,
+        budget=budget,
+        budget_origin=origin,  # type: ignore[arg-type]
+        labelled=True,
+    )
+
+
+def _forecast(findings: GradientFindings | None) -> Forecast | None:
+    if findings is None:
+        return None
+    return Forecast(
+        verdict=findings.verdict,  # type: ignore[arg-type]
+        reason=findings.reason,
+        method="gradient check",
+        metric_loss=math.nan,
+        flips_expected=math.nan,
+        flips_allowed=0,
+        notes=list(findings.notes),
+    )
+
+
+def _paper(pairs: Pairs) -> dict[str, float]:
+    """The paper's δ against Γ between the trained pairs, and the share its lemma certifies."""
+    deltas, gammas, certified = [], [], []
+    for reference, candidate in pairs.pairs:
+        if reference.score is None or candidate.score is None:
+            continue
+        one, two = reference.score.predictions, candidate.score.predictions
+        if one.shape != two.shape or not one.numel():
+            continue
+        deltas.append(floating_point_error(one, two))
+        gammas.append(classification_tolerance(one))
+        certified.append(certified_by_lemma(one, two))
+    if not deltas:
+        return {}
+    delta, gamma = torch.cat(deltas), torch.cat(gammas)
+    return {
+        "delta_max": float(delta.max()),
+        "delta_median": float(delta.median()),
+        "gamma_median": float(gamma.median()),
+        "certified": float(torch.cat(certified).double().mean()),
+    }
+
+
+def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
+    warnings = [*runs.sound.notes, *pairs.notes]
+    if (
+        forecast is not None
+        and forecast.verdict == "not equivalent"
+        and pairs.verdict == "equivalent"
+    ):
+        warnings.append(
+            f"the gradient check expected a failure that no run over seeds showed: {forecast.reason}"
+        )
+    if runs.place.emulated and pairs.precision.dtype_name != "float32":
+        skipped = sum(c.skipped for _, c in pairs.pairs)
+        if skipped:
+            warnings.append(
+                f"the gradient scaler skipped {skipped} step(s) while it sought its scale"
+            )
+    metrics = [r.metric for r, _ in pairs.pairs]
+    if len(metrics) > 1 and all(r.losses == pairs.pairs[0][0].losses for r, _ in pairs.pairs):
+        warnings.append(
+            "seeds vary nothing here: every 32-bit run was the same; pass a function that makes "
+            "the model, or a loader that shuffles"
+        )
+    return warnings
+
+
+def _run(runs: Runs, result: RunResult | None) -> Run:
+    return Run(
+        device=str(runs.device),
+        target=runs.place.target,
+        mode=runs.mode,  # type: ignore[arg-type]
+        dtypes=result.dtypes if result is not None else {},
+    )
+
+
+def _facts(
+    runs: Runs, pairs: Pairs, forecast: GradientFindings | None, paper: dict[str, float]
+) -> dict[str, Any]:
+    every = [*pairs.pairs, *([pairs.broke] if pairs.broke else [])]
+    look = pairs.look
+    return {
+        "seeds": [r.seed for r, _ in every],
+        "allowance": runs.settings.seeds,
+        "reference_metrics": [r.metric for r, _ in every],
+        "candidate_metrics": [c.metric for _, c in every],
+        "losses": [r.metric - c.metric for r, c in every],
+        "ended": [c.ended for _, c in every],
+        "mean_loss": look.mean if look else None,
+        "lower": look.lower if look else None,
+        "upper": look.upper if look else None,
+        "budget": look.budget if look else None,
+        "seeds_missing": pairs.missing,
+        "skipped_steps": [c.skipped for _, c in every],
+        "loss_scale": [c.scale for _, c in every],
+        "epoch_losses": {
+            "reference": [r.losses for r, _ in every],
+            "candidate": [c.losses for _, c in every],
+        },
+        "paper": paper,
+        "gradient_check": dict(forecast.figures) if forecast is not None else {},
+    }
