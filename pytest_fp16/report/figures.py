@@ -69,8 +69,10 @@ def loss_pair(metric: Metric) -> tuple[str, str]:
     """(loss, budget) with enough decimals to tell them apart: points for a share."""
     scale, digits = (100.0, 1) if is_share(metric) else (1.0, 3)
     a, b = scale * metric.loss, scale * metric.budget
-    if 0 < abs(b) < 0.1:
-        digits = max(digits, min(6, 1 - math.floor(math.log10(abs(b)))))
+    if 0 < b < 10**-digits:
+        digits = min(6, -math.floor(math.log10(b)))
+    if metric.budget_origin == "absolute":  # as the user wrote it
+        digits = next((d for d in range(digits, 5) if abs(round(b, d) - b) < 1e-9), digits)
     digits = apart(a, b, digits)
     return decimal(a, digits), decimal(b, digits)
 

@@ -48,15 +48,27 @@ def _notes(columns: dict[str, list[str]]) -> list[str]:
 
 
 def _grid(columns: dict[str, list[str]]) -> str:
+    right = ("loss", "budget", "flips\nallowed", "speedup", "memory")
+    return _layout(columns, ["right" if name in right else "left" for name in columns])
+
+
+def _layout(columns: dict[str, list[str]], align: list[str]) -> str:
+    """A plain table whose headers may have two lines.
+
+    Headers go in as rows: tabulate widens a column by two where it knows its header.
+    """
     from tabulate import tabulate
 
-    right = ("loss", "budget", "flips\nallowed", "speedup", "memory")
-    return tabulate(
-        list(zip(*columns.values(), strict=True)),
-        headers=list(columns),
-        disable_numparse=True,
-        colalign=["right" if name in right else "left" for name in columns],
-    )
+    filled = []
+    for name, cells in columns.items():
+        head = (*name.split("\n"), "")[:2]
+        width = max(map(len, (*head, *cells)))
+        filled.append([*head, "-" * width, *cells])
+    rows = list(zip(*filled, strict=True))
+    if not any(rows[1]):
+        del rows[1]
+    text = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align)
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def _width(text: str) -> int:
@@ -199,20 +211,13 @@ def _headroom(site: Site) -> str:
 
 
 def _sites(sites: Sequence[Site]) -> str:
-    from tabulate import tabulate
-
-    headers = ["module", "operation", "share\nof σ²", "largest", "headroom", "subnormal", "zeroed"]
-    rows = [
-        [
-            _cut(place(site.module), 40),
-            site.operation,
-            figures.percent(site.share),
-            figures.significant(site.largest),
-            f"2^{figures.decimal(site.headroom)}",
-            figures.percent(site.subnormal),
-            figures.percent(site.zeroed),
-        ]
-        for site in sites
-    ]
-    align = ["left", "left", *["right"] * 5]
-    return tabulate(rows, headers=headers, disable_numparse=True, colalign=align)
+    columns = {
+        "module": [_cut(place(site.module), 40) for site in sites],
+        "operation": [site.operation for site in sites],
+        "share\nof σ²": [figures.percent(site.share) for site in sites],
+        "largest": [figures.significant(site.largest) for site in sites],
+        "headroom": [f"2^{figures.decimal(site.headroom)}" for site in sites],
+        "subnormal": [figures.percent(site.subnormal) for site in sites],
+        "zeroed": [figures.percent(site.zeroed) for site in sites],
+    }
+    return _layout(columns, ["left", "left", *["right"] * 5])

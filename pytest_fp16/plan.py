@@ -1,0 +1,166 @@
+"""The plan: a small file that says which modules to keep in float32, and why. Imports no torch.
+
+One line for each module, in the words of the report, to be read, reviewed and edited by people::
+
+    # Modules to keep in float32.  test[precision]: module  # reason
+    test_digits.py::test_digits[16-true]: blocks.1.norm  # overflow in pow
+
+A whole model is written as ``.``. Lines that begin with ``#`` are comments.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_fp16.errors import SettingError
+from pytest_fp16.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_HEADER = "# Modules to keep in float32.  test[precision]: module  # reason"
+_WHOLE = "."
+_ENTRY = re.compile(
+    r"(?P<test>\S.*?)\[(?P<precision>[^\[\]]*)\]:\s+(?P<module>\S+)(?:\s+#\s*(?P<reason>.*))?"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One module that one test at one precision keeps in float32.
+
+    Attributes:
+        test: the test's name, without the precision.
+        precision: canonical name of the precision.
+        module: qualified name as in ``named_modules``; empty for the whole model.
+        reason: why, in one line.
+        line: where it stands in the file it was read from, or 0.
+    """
+
+    test: str
+    precision: str
+    module: str
+    reason: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        reason = f"  # {' '.join(self.reason.split())}" if self.reason.strip() else ""
+        return f"{self.test}[{self.precision}]: {self.module or _WHOLE}{reason}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The entries of a plan file, in its order."""
+
+    entries: tuple[Entry, ...] = ()
+    path: str = ""
+
+    def modules(self, test: str, precision: str) -> list[str]:
+        """The modules a test keeps in float32 at a precision; empty where the plan names none."""
+        return [entry.module for entry in self.of(test, precision)]
+
+    def of(self, test: str, precision: str) -> list[Entry]:
+        """The entries of a test at a precision."""
+        return [e for e in self.entries if (e.test, e.precision) == (test, precision)]
+
+    def updated(self, ran: Iterable[tuple[str, str]], found: Iterable[Entry]) -> Plan:
+        """The plan with the entries of all that `ran` replaced by what was `found` for them.
+
+        Args:
+            ran: pairs of test and precision that were checked; the rest of the plan is kept.
+            found: the entries they need now.
+        """
+        fresh = set(ran)
+        kept = [e for e in self.entries if (e.test, e.precision) not in fresh]
+        return replace(self, entries=(*kept, *(e for e in found if e not in kept)))
+
+
+def write_plan(path: str | os.PathLike[str], entries: Iterable[Entry]) -> None:
+    """Write a plan, sorted by test, in one piece.
+
+    Raises:
+        SettingError: the file cannot be written, or an entry could not be read back.
+    """
+    lines = [_HEADER]
+    for entry in sorted(entries, key=lambda e: (e.test, list(PRECISIONS).index(e.precision))):
+        if _parse(str(entry)) != replace(entry, reason=" ".join(entry.reason.split()), line=0):
+            raise SettingError(f"the plan cannot hold the entry {str(entry)!r}")
+        lines.append(str(entry))
+    target = Path(path)
+    try:
+        from pytest_fp16.report.json import replace_text
+
+        replace_text(target, "\n".join(dict.fromkeys(lines)) + "\n")
+    except OSError as error:
+        raise SettingError(f"cannot write the plan {path}: {error.strerror or error}") from None
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read a plan.
+
+    Raises:
+        SettingError: no such file, or a line that is no entry, with its number.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SettingError(f"cannot read the plan {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise SettingError(f"the plan {path} is not a text file in UTF-8") from None
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            entries.append(replace(_parse(line.strip()), line=number))
+        except SettingError as error:
+            raise SettingError(f"{path}:{number}: {error}") from None
+    return Plan(tuple(entries), str(path))
+
+
+def _parse(line: str) -> Entry:
+    match = _ENTRY.fullmatch(line)
+    if match is None:
+        raise SettingError(
+            f"{line!r} is no entry of a plan; write 'test[precision]: module  # reason'"
+        )
+    if match["precision"] not in PRECISIONS:
+        raise SettingError(
+            f"unknown precision {match['precision']!r}; known are {', '.join(PRECISIONS)}"
+        )
+    module = "" if match["module"] == _WHOLE else match["module"]
+    return Entry(match["test"], match["precision"], module, (match["reason"] or "").strip())
+
+
+def stale(
+    plan: Plan, test: str, precision: str, model: nn.Module, needed: Iterable[str] | None = None
+) -> list[str]:
+    """A warning for every entry of a test that no longer has a point.
+
+    Args:
+        plan: the plan as it was read.
+        test: the test's name, without the precision.
+        precision: the precision it was run in.
+        model: the model it was run on.
+        needed: the modules that had to be kept in float32 this time (empty where it passed
+            without), or None where that was not found out.
+    """
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    wanted = None if needed is None else set(needed)
+    said = []
+    for entry in plan.of(test, precision):
+        at = f"{plan.path}:{entry.line}: " if entry.line else ""
+        shown = entry.module or _WHOLE
+        if entry.module not in names:
+            said.append(f"{at}stale entry: the model of {test} has no module {shown!r}; remove it")
+        elif wanted is not None and entry.module not in wanted:
+            said.append(
+                f"{at}stale entry: {test} passes in {precision} without keeping {shown!r} in "
+                "float32; remove it"
+            )
+    return said
