@@ -134,7 +134,7 @@ def _run(forward: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> An
     inputs = list(_tensors((args, kwargs)))
     floating = [tensor.dtype for tensor in inputs if tensor.is_floating_point()]
     device = _device_type(inputs, module)
-    if device is not None and torch.is_autocast_enabled(device):
+    if device is not None and _autocasts(device):
         with torch.autocast(device, enabled=False):
             args, kwargs = _widened((args, kwargs))
             return forward(module, *args, **kwargs)
@@ -146,6 +146,10 @@ def _run(forward: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> An
     if back is None:
         return output
     return _changed(output, lambda t: t.to(back) if t.dtype == torch.float32 else t)
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _device_type(inputs: list[Tensor], module: nn.Module) -> str | None:
@@ -252,7 +256,8 @@ def _islands(model: nn.Module, wanted: list[nn.Module]) -> dict[nn.Module, None]
 
 def _called(module: nn.Module) -> list[nn.Module]:
     """The module itself, or the members of a container that is never called."""
-    if type(module).forward is not nn.Module.forward:
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    if scripted or type(module).forward is not nn.Module.forward:
         return [module]
     return [called for child in module.children() for called in _called(child)]
 

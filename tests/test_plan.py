@@ -1,0 +1,143 @@
+import os
+
+import pytest
+from torch import nn
+
+from pytest_fp16.errors import SettingError
+from pytest_fp16.plan import Entry, Plan, read_plan, stale, write_plan
+
+DIGITS = Entry("test_digits.py::test_digits", "16-true", "blocks.1.norm", "overflow in pow")
+MIXED = Entry("test_digits.py::test_digits", "16-mixed", "", "everything: too many to name")
+PARAMETERS = Entry("t.py::test_x[a: b-3]", "bf16-true", "head")
+
+
+def test_the_file_is_one_readable_line_for_each_module(tmp_path):
+    path = tmp_path / "fp16.plan"
+    write_plan(path, [PARAMETERS, DIGITS, MIXED])
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        "# Modules to keep in float32.  test[precision]: module  # reason",
+        "t.py::test_x[a: b-3][bf16-true]: head",
+        "test_digits.py::test_digits[16-true]: blocks.1.norm  # overflow in pow",
+        "test_digits.py::test_digits[16-mixed]: .  # everything: too many to name",
+    ]
+
+
+def test_what_is_written_is_read_back_with_its_lines(tmp_path):
+    path = tmp_path / "fp16.plan"
+    write_plan(path, [PARAMETERS, DIGITS, MIXED])
+    plan = read_plan(path)
+    assert [e.line for e in plan.entries] == [2, 3, 4]
+    assert plan.path == str(path)
+    assert plan.modules("test_digits.py::test_digits", "16-true") == ["blocks.1.norm"]
+    assert plan.modules("test_digits.py::test_digits", "16-mixed") == [""]
+    assert plan.modules("t.py::test_x[a: b-3]", "bf16-true") == ["head"]
+    assert plan.modules("t.py::test_x[a: b-3]", "16-true") == []
+    assert plan.of("test_digits.py::test_digits", "16-true")[0].reason == "overflow in pow"
+
+
+def test_a_person_may_write_comments_blank_lines_and_spaces(tmp_path):
+    path = tmp_path / "fp16.plan"
+    path.write_text("\n  # why not\n\n  t[16-true]:   a.b   #x # y  \n", encoding="utf-8")
+    (entry,) = read_plan(path).entries
+    assert entry == Entry("t", "16-true", "a.b", "x # y", line=4)
+
+
+def test_a_reason_of_several_lines_becomes_one(tmp_path):
+    path = tmp_path / "fp16.plan"
+    write_plan(path, [Entry("t", "16-true", "a", "overflow\n  in pow\n")])
+    assert read_plan(path).entries == (Entry("t", "16-true", "a", "overflow in pow", line=2),)
+
+
+def test_the_same_entry_twice_is_written_once(tmp_path):
+    path = tmp_path / "fp16.plan"
+    write_plan(path, [DIGITS, DIGITS])
+    assert len(read_plan(path).entries) == 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry("t", "16-true", "two words"),
+        Entry("", "16-true", "a"),
+        Entry("a[16-true]: b  # c", "16-true", "d"),
+    ],
+)
+def test_an_entry_that_could_not_be_read_back_is_refused(tmp_path, entry):
+    with pytest.raises(SettingError):
+        write_plan(tmp_path / "fp16.plan", [entry])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            "blocks.1.norm",
+            "'blocks.1.norm' is no entry of a plan; write 'test[precision]: module  # reason'",
+        ),
+        (
+            "t[16-true]: a b",
+            "'t[16-true]: a b' is no entry of a plan; write 'test[precision]: module  # reason'",
+        ),
+        (
+            "t[16]: a",
+            "unknown precision '16'; known are 32-true, 16-true, 16-mixed, bf16-true, bf16-mixed",
+        ),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(tmp_path, line, reason):
+    path = tmp_path / "fp16.plan"
+    path.write_text(f"# a comment\nt[16-true]: a\n{line}\n", encoding="utf-8")
+    with pytest.raises(SettingError) as raised:
+        read_plan(path)
+    assert str(raised.value) == f"{path}:3: {reason}"
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path):
+    with pytest.raises(SettingError) as raised:
+        read_plan(tmp_path / "no")
+    assert str(raised.value) == (
+        f"cannot read the plan {tmp_path / 'no'}: No such file or directory"
+    )
+    with pytest.raises(SettingError) as raised:
+        write_plan(tmp_path, [DIGITS])
+    assert str(raised.value).startswith(f"cannot write the plan {tmp_path}: ")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(SettingError) as raised:
+        read_plan(tmp_path / "binary")
+    assert str(raised.value) == f"the plan {tmp_path / 'binary'} is not a text file in UTF-8"
+
+
+def test_only_what_ran_is_replaced():
+    plan = Plan((DIGITS, MIXED, PARAMETERS))
+    now = Entry("test_digits.py::test_digits", "16-true", "stem", "underflow")
+    ran = [(DIGITS.test, "16-true"), (PARAMETERS.test, PARAMETERS.precision)]
+    assert plan.updated(ran, [now]).entries == (MIXED, now)
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+
+
+def test_a_module_that_is_gone_is_stale(tmp_path, model):
+    path = tmp_path / "fp16.plan"
+    path.write_text("t[16-true]: 0\nt[16-true]: blocks.1\nt[bf16-true]: gone\n", encoding="utf-8")
+    assert stale(read_plan(path), "t", "16-true", model) == [
+        f"{path}:2: stale entry: the model of t has no module 'blocks.1'; remove it"
+    ]
+
+
+def test_a_module_that_need_not_be_kept_any_more_is_stale(model):
+    plan = Plan((Entry("t", "16-true", "0"), Entry("t", "16-true", "")))
+    assert stale(plan, "t", "16-true", model, needed=["0"]) == [
+        "stale entry: t passes in 16-true without keeping '.' in float32; remove it"
+    ]
+    assert stale(plan, "t", "16-true", model, needed=["0", ""]) == []
+    assert len(stale(plan, "t", "16-true", model, needed=[])) == 2
+
+
+def test_a_name_of_a_shared_module_is_not_stale(model):
+    model.again = model[0]
+    plan = Plan((Entry("t", "16-true", "again"),))
+    assert stale(plan, "t", "16-true", model) == []
