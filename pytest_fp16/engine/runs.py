@@ -1,4 +1,4 @@
-"""The training runs of one check: each (precision, seed) at most once, stored as soon as it ends."""
+"""The training runs of one check: each (precision, seed) at most once, stored when it ends."""
 
 from __future__ import annotations
 

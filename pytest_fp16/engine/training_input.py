@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pytest_fp16.engine.batching import all_tensors
-from pytest_fp16.engine.models import make_model, require_float32
+from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.order import ordered, same_batch
 from pytest_fp16.engine.score import score
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state, is_lightning
@@ -120,8 +120,8 @@ def _try_step(trainee: Trainee, batch: Any) -> None:
     loss = _guarded(attempt, "the first training step in float32")
     if not loss.requires_grad:
         raise ModelError(
-            "the loss does not depend on the model's parameters: it requires no gradient; check for "
-            ".detach(), .item() or torch.no_grad() in the model or the loss"
+            "the loss does not depend on the model's parameters: it requires no gradient; check "
+            "for .detach(), .item() or torch.no_grad() in the model or the loss"
         )
     if not bool(loss.detach().isfinite()):
         raise ModelError(

@@ -187,13 +187,16 @@ def _paper(pairs: Pairs) -> dict[str, float]:
 
 def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
     warnings = [*runs.sound.notes, *pairs.notes]
+    if runs.store is not None:
+        warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
     if (
         forecast is not None
         and forecast.verdict == "not equivalent"
         and pairs.verdict == "equivalent"
     ):
         warnings.append(
-            f"the gradient check expected a failure that no run over seeds showed: {forecast.reason}"
+            "the gradient check expected a failure that no run over seeds showed: "
+            + forecast.reason
         )
     if runs.place.emulated and pairs.precision.dtype_name != "float32":
         skipped = sum(c.skipped for _, c in pairs.pairs)
