@@ -8,23 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pytest_fp16.claims import without_parameter
+
 if TYPE_CHECKING:
     from pytest_fp16.report.model import Report
     from pytest_fp16.report.progress import Bar
     from pytest_fp16.settings import Settings
 
-
-def without_parameter(nodeid: str, value: str) -> str:
-    """A node id without the last parameter of that value: ``t[a-16-true]`` becomes ``t[a]``."""
-    if not value or not nodeid.endswith("]"):
-        return nodeid
-    name, _, ids = nodeid[:-1].partition("[")
-    if ids == value:
-        return name
-    head, found, tail = ids.rpartition(f"-{value}")
-    if found:
-        return f"{name}[{head}{tail}]"
-    return f"{name}[{ids.removeprefix(value + '-')}]"
+    Named = tuple[str, Report]
 
 
 def header(settings: Settings) -> str:
@@ -35,32 +26,43 @@ def header(settings: Settings) -> str:
     )
 
 
-def grouped(reports: list[Report]) -> list[Report]:
+def grouped(reports: list[Named]) -> list[Named]:
     """Reports in order of arrival, but those of one test together."""
-    tests: dict[str, list[Report]] = {}
-    for report in reports:
-        tests.setdefault(report.name, []).append(report)
-    return [report for group in tests.values() for report in group]
+    tests: dict[str, list[Named]] = {}
+    for nodeid, report in reports:
+        test = without_parameter(nodeid, report.precision)
+        tests.setdefault(test, []).append((nodeid, report))
+    return [pair for group in tests.values() for pair in group]
 
 
-def summary(reports: list[Report], settings: Settings, no_speed: str | None) -> list[str]:
+def summary(reports: list[Named], settings: Settings, no_speed: str | None) -> list[str]:
     """The lines of our section: table, warnings, details where asked for, notes."""
     from pytest_fp16.report import terminal
 
-    lines = terminal.table(reports).splitlines()
+    lines = terminal.table(
+        _short(reports), max(120, shutil.get_terminal_size().columns)
+    ).splitlines()
     warnings: dict[str, list[str]] = {}
-    for report in reports:
+    for _, report in reports:
         for warning in report.warnings:
             warnings.setdefault(warning, []).append(f"{report.name}[{report.precision}]")
     lines += [f"warning: {text} ({', '.join(names)})" for text, names in warnings.items()]
     if settings.report == "full":
-        for report in reports:
+        for _, report in reports:
             lines += ["", *terminal.full(report).splitlines()]
     if no_speed:
         lines.append(f"Speed and memory are left out: {no_speed}.")
     if settings.json:
         lines.append(f"Reports written to {settings.json}")
     return lines
+
+
+def _short(reports: list[Named]) -> list[Named]:
+    """Tests by name, which has a column of its own for the precision; by file too, if several."""
+    names = [(without_parameter(nodeid, report.precision), report) for nodeid, report in reports]
+    if len({name.partition("::")[0] for name, _ in names}) > 1:
+        return names
+    return [(name.partition("::")[2] or name, report) for name, report in names]
 
 
 def why_no_timing(config: Any) -> str | None:
@@ -71,17 +73,19 @@ def why_no_timing(config: Any) -> str | None:
         return "pytest-benchmark is not installed, or blocked"
     if config.getoption("benchmark_skip", False):
         return "--benchmark-skip was given"
-    if config.getoption("benchmark_disable", False) and not config.getoption("benchmark_enable", False):
+    if config.getoption("benchmark_disable", False) and not config.getoption(
+        "benchmark_enable", False
+    ):
         return "--benchmark-disable was given"
     return None
 
 
-def why_no_speed(config: Any, reports: list[Report]) -> str | None:
+def why_no_speed(config: Any, reports: list[Named]) -> str | None:
     """Why some or all of these reports hold no speed figure; None where none is missing."""
-    if all(report.speed is not None for report in reports):
+    if all(report.speed is not None for _, report in reports):
         return None
     reason = why_no_timing(config)
-    if reason is None and any(r.run is not None and r.run.mode == "emulated" for r in reports):
+    if reason is None and any(r.run is not None and r.run.mode == "emulated" for _, r in reports):
         return "an emulated run says nothing about speed"
     return reason
 
@@ -97,7 +101,7 @@ def mark_error_lines(longrepr: Any) -> None:
 def progress_bar(config: Any) -> Iterator[Bar | None]:
     """A bar on pytest's own terminal where a person watches it; None in workers and in logs."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is None or hasattr(config, "workerinput") or not sys.__stdout__.isatty():
+    if reporter is None or hasattr(config, "workerinput") or not _watched():
         yield None
         return
     from pytest_fp16.report.progress import Bar
@@ -107,6 +111,10 @@ def progress_bar(config: Any) -> Iterator[Bar | None]:
         yield bar
     finally:
         bar.close()
+
+
+def _watched() -> bool:
+    return sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 
 def _uncaptured(config: Any, reporter: Any) -> Callable[[str], None]:

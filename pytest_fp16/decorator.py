@@ -28,7 +28,7 @@ def fp16_equivalent(test: Test, /) -> Test: ...
 @overload
 def fp16_equivalent(**settings: Any) -> Callable[[Test], Test]: ...
 def fp16_equivalent(test: Any = None, /, **settings: Any) -> Any:
-    """Claim that the Evaluation or Training a test returns is equivalent in 16 bits; arguments are settings.
+    """Claim that the Evaluation or Training a test returns is equivalent in 16 bits.
 
     With ``--fp16-conformance`` the test becomes one item per precision, which passes where the
     claim holds. Without it the test runs once in float32.

@@ -6,10 +6,8 @@ Command line over ini over default, which is why no option has a default of its 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_fp16.errors import SettingError
 from pytest_fp16.settings import CANDIDATES, Settings
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """One setting as a user types it: ``--fp16-<name>=<metavar>``, or the ini key ``fp16_<name>``."""
+    """One setting as a user types it: ``--fp16-<name>``, or the ini key ``fp16_<name>``."""
 
     name: str
     metavar: str
@@ -37,7 +35,9 @@ OPTIONS = (
         "Precisions to check, separated by commas (default: " + ",".join(CANDIDATES) + ").",
     ),
     Option("device", "DEVICE", "Where models run: auto, cpu, cuda, cuda:1, mps (default: auto)."),
-    Option("target", "TARGET", "Device an emulated verdict speaks for: cuda or cpu (default: cuda)."),
+    Option(
+        "target", "TARGET", "Device an emulated verdict speaks for: cuda or cpu (default: cuda)."
+    ),
     Option(
         "emulate",
         "WHEN",
@@ -102,7 +102,7 @@ def read_settings(config: pytest.Config) -> Settings:
         value = value_of(config, option.name)
         if value is not None:
             values[option.name] = _convert(option.name, value)
-    if "resume" in Settings.__dataclass_fields__ and value_of(config, "resume"):
+    if value_of(config, "resume"):
         values["resume"] = True
     return Settings().with_(**values)
 
@@ -136,24 +136,6 @@ def check_environment(settings: Settings, *, writes: bool) -> None:
 
         resolve_device(settings.device)
     if settings.json is not None and writes:
+        from pytest_fp16.report.json import require_writable
+
         require_writable(settings.json)
-
-
-def require_writable(path: str) -> None:
-    """Refuse a JSON path that cannot be written, before the run; an existing file is not changed.
-
-    Raises:
-        SettingError: names the path and the reason.
-    """
-    file = Path(path)
-    existed = file.exists()
-    try:
-        with file.open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise SettingError(
-            f"json: {path!r} cannot be written ({error.strerror or error}); name a file in a "
-            "directory that exists"
-        ) from None
-    if not existed:
-        file.unlink()

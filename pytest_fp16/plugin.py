@@ -7,22 +7,14 @@ pydantic and tabulate are imported inside functions, and only where the user ask
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_fp16 import console, options
-from pytest_fp16.decorator import (
-    ARGUMENTS,
-    check_arguments,
-    fp16_equivalent,
-    listened,
-    returned_values,
-)
-from pytest_fp16.errors import FP16Error, SettingError
-from pytest_fp16.siblings import Siblings
+from pytest_fp16 import claims, console, options
+from pytest_fp16.decorator import ARGUMENTS, fp16_equivalent, listened, returned_values
+from pytest_fp16.errors import FP16Error
+from pytest_fp16.session import ConformanceSession
 
 if TYPE_CHECKING:
     from pytest_fp16.fixture import FP16
@@ -30,10 +22,9 @@ if TYPE_CHECKING:
     from pytest_fp16.settings import Settings
     from pytest_fp16.subject import Evaluation, Training
 
-MARK = "fp16_equivalent"
-#: The parameter that makes one item per precision.
-PARAMETER = "fp16_precision"
-SESSION = pytest.StashKey["Conformance"]()
+#: Attribute of pytest's report that carries ours, as JSON, from a worker to the controller.
+TEXTS = "fp16_reports"
+SESSION = pytest.StashKey["ConformanceSession"]()
 REPORTS = pytest.StashKey["list[Report]"]()
 REQUEST = pytest.StashKey[pytest.FixtureRequest]()
 
@@ -46,112 +37,141 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Turn options into settings once; refuse what cannot be used before anything runs."""
     about = (fp16_equivalent.__doc__ or "").partition("\n")[0]
-    config.addinivalue_line("markers", f"{MARK}(**settings): {about}")
+    config.addinivalue_line("markers", f"{claims.MARK}(**settings): {about}")
     try:
         settings = options.read_settings(config)
         if options.is_active(config):
             options.check_environment(settings, writes=not hasattr(config, "workerinput"))
-            config.stash[SESSION] = Conformance(config, settings)
-            config.pluginmanager.register(config.stash[SESSION], "fp16-conformance")
+            cache = getattr(config, "cache", None)
+            if settings.store is None and cache is not None:
+                settings = settings.with_(store=str(cache.mkdir("fp16-training")))
+            config.stash[SESSION] = ConformanceSession(config, settings)
+            config.pluginmanager.register(Conformance(config.stash[SESSION]), "fp16-conformance")
     except FP16Error as error:
         raise pytest.UsageError(f"fp16: {error}") from None
-
-
-def claim(node: pytest.Item, test: Any) -> dict[str, Any] | None:
-    """Settings a test is claimed with, by decorator or marks (the closer wins); None: no claim.
-
-    Raises:
-        SettingError: a mark with positional or unknown arguments.
-    """
-    arguments = getattr(test, ARGUMENTS, None)
-    marks = list(node.iter_markers(MARK))
-    if arguments is None and not marks:
-        return None
-    merged: dict[str, Any] = {}
-    for mark in reversed(marks):
-        if mark.args:
-            raise SettingError(f"the mark {MARK} takes keywords only (got {mark.args[0]!r})")
-        check_arguments(mark.kwargs)
-        merged |= mark.kwargs
-    return merged | (arguments or {})
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let ``-m fp16_equivalent`` choose decorated tests too."""
     if isinstance(item, pytest.Function) and hasattr(item.function, ARGUMENTS):
-        item.add_marker(MARK)
+        item.add_marker(claims.MARK)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item per precision; after other parameters, so that siblings run one after another."""
+    session = metafunc.config.stash.get(SESSION, None)
     try:
-        arguments = claim(metafunc.definition, metafunc.function)
-        session = metafunc.config.stash.get(SESSION, None)
+        arguments = claims.claim(metafunc.definition, metafunc.function)
         if arguments is None or session is None:
             return
         precisions = session.settings.with_(**arguments).precisions
     except FP16Error as error:
         raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from None
-    chosen = options.chosen_precisions(metafunc.config, session.settings)
-    if chosen is not None and "precisions" in arguments:
-        skip = pytest.mark.skip(reason="not among --fp16-precisions=" + ",".join(chosen))
-        params = [pytest.param(p, marks=() if p in chosen else skip) for p in precisions]
-    else:
-        params = [pytest.param(p) for p in precisions]
-    metafunc.fixturenames.append(PARAMETER)
-    metafunc.parametrize(PARAMETER, params, ids=precisions)
+    chosen = options.chosen_precisions(metafunc.config, session.settings) or precisions
+    skip = pytest.mark.skip(reason="not among --fp16-precisions=" + ",".join(chosen))
+    own = [pytest.param(p, marks=() if p in chosen else skip) for p in precisions]
+    metafunc.fixturenames.append(claims.PARAMETER)
+    metafunc.parametrize(claims.PARAMETER, own, ids=precisions)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Call a claimed test for what it returns, and let the outcome depend on that."""
-    arguments = claim(pyfuncitem, pyfuncitem.obj)
+    arguments = claims.claim(pyfuncitem, pyfuncitem.obj)
     if arguments is None:
         return (yield)
     session = pyfuncitem.config.stash.get(SESSION, None)
     test = pyfuncitem.obj
-    known = session is not None and session.knows(pyfuncitem)
-    pyfuncitem.obj = _nothing if known else listened(test)
+    needless = session is not None and session.is_settled(*claims.name_and_precision(pyfuncitem))
+    pyfuncitem.obj = _nothing if needless else listened(test)
     try:
         with returned_values() as values:
             result = yield
     finally:
         pyfuncitem.obj = test
     try:
-        subject = None if known else _subject(pyfuncitem, values)
-        if session is not None:
-            session.judge(pyfuncitem, subject, arguments)
-        elif subject is not None:
-            from pytest_fp16.smoke import smoke
-
-            smoke(subject)
+        subject = None if needless else claims.subject_in(values, pyfuncitem.originalname)
+        _judge(session, pyfuncitem, subject, arguments)
     except FP16Error as error:
-        pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
-    return result
+        text = f"{type(error).__name__}: {error}"
+    else:
+        return result
+    pytest.fail(text, pytrace=False)
 
 
-def name_and_precision(item: pytest.Item) -> tuple[str, str]:
-    """The id of an item without its precision, which all siblings share, and the precision."""
-    callspec = getattr(item, "callspec", None)
-    precision = callspec.params.get(PARAMETER, "") if callspec else ""
-    return console.without_parameter(item.nodeid, precision), precision
+def _judge(
+    session: ConformanceSession | None,
+    item: pytest.Function,
+    subject: Evaluation | Training | None,
+    arguments: dict[str, Any],
+) -> None:
+    """Pass, or raise NotEquivalent; without the flag, a plain test in float32.
+
+    Raises:
+        FP16Error: misuse.
+    """
+    __tracebackhide__ = True
+    if session is None:
+        from pytest_fp16.smoke import smoke
+
+        if subject is not None:
+            smoke(subject)
+        return
+    settings = session.settings.with_(**arguments)
+    report = session.report(*claims.name_and_precision(item), subject, settings)
+    if subject is not None and session.can_be_timed(report):
+        report = _timed(item, subject, report, settings)
+    _record(item, report)
+    if not report.equivalent:
+        raise NotEquivalent(str(report), pytrace=False)
+
+
+def _timed(
+    item: pytest.Item, subject: Evaluation | Training, report: Report, settings: Settings
+) -> Report:
+    """The report with its speed: a row of pytest-benchmark's, grouped by test."""
+    from pytest_fp16.speed import measure
+
+    _set_timer(item)
+    benchmark = item.stash[REQUEST].getfixturevalue("benchmark")
+    if getattr(benchmark, "stats", None) is not None:  # the test has timed something already
+        return report
+    benchmark.group = benchmark.group or report.name
+    try:
+        speed = measure(subject, report.precision, settings, benchmark.pedantic)
+    except Exception as error:  # a model that fails in 16 bits has its verdict already
+        note = f"speed could not be measured ({type(error).__name__}: {error})"
+        return report.model_copy(update={"warnings": [*report.warnings, note]})
+    figures = speed.model_dump(exclude_none=True)
+    benchmark.extra_info.update(figures, precision=report.precision, verdict=report.verdict)
+    return report.model_copy(update={"speed": speed})
+
+
+def _wants_timing(item: pytest.Item) -> bool:
+    """Whether a test by hand asks for pytest-benchmark's fixture beside ours."""
+    return {"fp16", "benchmark"} <= set(getattr(item, "fixturenames", ()))
+
+
+def _set_timer(item: pytest.Item) -> None:
+    """Have pytest-benchmark read a clock that waits for the device, unless the user chose one."""
+    from pytest_fp16.speed import clock
+
+    own = item.get_closest_marker("benchmark")
+    chosen = {"timer": clock, **(own.kwargs if own else {})}
+    item.add_marker(pytest.mark.benchmark(**chosen), append=False)
+
+
+def _record(item: pytest.Item, report: Report) -> None:
+    """Attach a report to the item, from where it goes to JUnit, JSON and the table."""
+    from pytest_fp16.report.junit import properties
+
+    item.stash.setdefault(REPORTS, []).append(report)
+    item.user_properties.extend(properties(report))
 
 
 def _nothing(**fixtures: Any) -> None:
     """Stands in for a test whose sibling has been called already."""
-
-
-def _subject(item: pytest.Function, values: list[Any]) -> Evaluation | Training:
-    from pytest_fp16.subject import Evaluation, Training
-
-    value = values[-1] if values else None
-    if not isinstance(value, (Evaluation, Training)):
-        raise SettingError(
-            f"{item.originalname} must return an Evaluation or a Training "
-            f"(it returned {'None' if value is None else type(value).__name__})"
-        )
-    return value
 
 
 @pytest.fixture
@@ -163,22 +183,30 @@ def fp16(request: pytest.FixtureRequest) -> FP16:
     session = request.config.stash.get(SESSION, None)
     if session is None:
         pytest.skip("the fixture fp16 needs --fp16-conformance")
-    return session.by_hand(request.node)
+    from pytest_fp16.fixture import FP16
+
+    def examine(subject: Evaluation | Training, settings: Settings) -> list[Report]:
+        __tracebackhide__ = True
+        (report,) = session.examine(subject, settings, request.node.nodeid)
+        if session.can_be_timed(report) and _wants_timing(request.node):
+            report = _timed(request.node, subject, report, settings)
+        _record(request.node, report)
+        return [report]
+
+    return FP16(session.settings, examine)
 
 
-class NotEquivalent(pytest.fail.Exception):
+class NotEquivalent(pytest.fail.Exception):  # type: ignore[name-defined, misc]
     """A claim that does not hold, or could not be settled; its text is the report's."""
+
+    __module__ = "builtins"  # as pytest's own outcomes do, for a short name in the summary
 
 
 class Conformance:
-    """A session with --fp16-conformance: examines tests, passes reports on, prints the answer."""
+    """The hooks of a session with --fp16-conformance."""
 
-    def __init__(self, config: pytest.Config, settings: Settings) -> None:
-        self.config = config
-        self.settings = settings
-        self.is_worker = hasattr(config, "workerinput")
-        self.siblings = Siblings(apart=self.is_worker)
-        self.reports: dict[str, list[Report]] = {}
+    def __init__(self, session: ConformanceSession) -> None:
+        self.session = session
 
     @pytest.fixture(autouse=True)
     def _fp16_request(self, request: pytest.FixtureRequest) -> None:
@@ -188,76 +216,25 @@ class Conformance:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember which items share a test."""
         for item in session.items:
-            if name_and_precision(item)[1] and not item.get_closest_marker("skip"):
-                self.siblings.expect(*name_and_precision(item))
+            test, precision = claims.name_and_precision(item)
+            if precision and not item.get_closest_marker("skip"):
+                self.session.siblings.expect(test, precision, item.nodeid)
+            if _wants_timing(item) and console.why_no_timing(self.session.config) is None:
+                _set_timer(item)
+                item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"))
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Refuse a claim on a test that pytest neither parametrises nor calls itself."""
-        if isinstance(item, pytest.Function) and not name_and_precision(item)[1]:
-            if hasattr(item.function, ARGUMENTS):
-                pytest.fail(f"{MARK} does not work on methods of unittest.TestCase", pytrace=False)
+        if item.get_closest_marker(claims.MARK) and not claims.name_and_precision(item)[1]:
+            pytest.fail(
+                f"{claims.MARK} needs a function, or a method of a plain class (not of "
+                "unittest.TestCase): pytest gives others no parameters",
+                pytrace=False,
+            )
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         """Nothing is examined for this item any more."""
-        self.siblings.finish(*name_and_precision(item))
-
-    def knows(self, item: pytest.Function) -> bool:
-        """Whether a sibling's examination makes calling the test needless."""
-        return self.siblings.is_ready(*name_and_precision(item))
-
-    def judge(
-        self, item: pytest.Function, subject: Evaluation | Training | None, arguments: dict[str, Any]
-    ) -> None:
-        """Pass, or raise NotEquivalent; `subject` is None where a sibling was examined.
-
-        Raises:
-            FP16Error: misuse.
-        """
-        __tracebackhide__ = True
-        test, precision = name_and_precision(item)
-        settings = self.settings.with_(**arguments)
-        if subject is not None:
-            precisions = self.siblings.to_examine(test, precision)
-            try:
-                found: Any = self.examine(subject, settings.with_(precisions=precisions), test)
-            except FP16Error as error:
-                found = error
-            self.siblings.store(test, found, precisions)
-        report = self.siblings.take(test, precision)
-        self.record(item, report)
-        if not report.equivalent:
-            raise NotEquivalent(str(report), pytrace=False)
-
-    def examine(
-        self, subject: Evaluation | Training, settings: Settings, test: str
-    ) -> list[Report]:
-        """Run the library's check under the test's own name, with a bar where a person watches."""
-        from pytest_fp16.conformance import examine
-
-        if subject.name == "model":
-            subject = replace(subject, name=test.rpartition("::")[2])
-        with console.progress_bar(self.config) as progress:
-            return examine(subject, settings, progress)
-
-    def record(self, item: pytest.Item, report: Report) -> None:
-        """Attach a report to the item, from where it goes to JUnit, JSON and the table."""
-        from pytest_fp16.report.junit import properties
-
-        item.stash.setdefault(REPORTS, []).append(report)
-        item.user_properties.extend(properties(report))
-
-    def by_hand(self, item: pytest.Item) -> FP16:
-        """The fixture's value for one item."""
-        from pytest_fp16.fixture import FP16
-
-        def examine(subject: Evaluation | Training, settings: Settings) -> list[Report]:
-            __tracebackhide__ = True
-            reports = self.examine(subject, settings, item.nodeid)
-            for report in reports:
-                self.record(item, report)
-            return reports
-
-        return FP16(self.settings, examine)
+        self.session.siblings.finish(*claims.name_and_precision(item))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -266,40 +243,32 @@ class Conformance:
         """Send reports along as JSON text: only builtins cross from a worker to the controller."""
         outcome = yield
         if call.when == "call" and REPORTS in item.stash:
-            outcome.fp16_reports = [r.model_dump_json() for r in item.stash[REPORTS]]
+            texts = [report.model_dump_json() for report in item.stash[REPORTS]]
+            vars(outcome)[TEXTS] = texts
             del item.stash[REPORTS]
         if call.excinfo and call.excinfo.errisinstance(NotEquivalent):
             console.mark_error_lines(outcome.longrepr)
         return outcome
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Collect what arrives, from this process or from workers; the last run of an item counts."""
-        texts = getattr(report, "fp16_reports", None)
-        if texts and not self.is_worker:
-            from pytest_fp16.report.model import Report
-
-            self.reports[report.nodeid] = [Report.model_validate_json(text) for text in texts]
-
-    def all_reports(self) -> list[Report]:
-        """Every report of the session, those of one test together."""
-        return console.grouped([*chain(*self.reports.values()), *self.siblings.left()])
+        """Collect what arrives, from this process or from workers."""
+        texts = getattr(report, TEXTS, None)
+        if texts and not self.session.is_worker:
+            self.session.collect(report.nodeid, texts)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """Write the JSON report, whatever became of the run."""
-        if self.settings.json and not self.is_worker:
-            from pytest_fp16.report.json import write_json
-
-            write_json(self.settings.json, self.all_reports())
+        self.session.write()
 
     def pytest_report_header(self) -> str:
         """One line that says what will be checked."""
-        return console.header(self.settings)
+        return console.header(self.session.settings)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of verdicts, and what there is to know beside it."""
-        reports = self.all_reports()
-        if reports:
+        lines = self.session.summary()
+        if lines:
             terminalreporter.section("16-bit conformance")
-            for line in console.summary(reports, self.settings, console.why_no_speed(self.config, reports)):
-                terminalreporter.line(line)
+        for line in lines:
+            terminalreporter.line(line)

@@ -23,9 +23,11 @@ class Siblings:
         self.apart = apart
         self._awaited: dict[str, list[str]] = {}
         self._ready: dict[tuple[str, str], Report | FP16Error] = {}
+        self._ids: dict[tuple[str, str], str] = {}
 
-    def expect(self, test: str, precision: str) -> None:
-        """An item of that test and precision is going to run."""
+    def expect(self, test: str, precision: str, item: str) -> None:
+        """The item of that id is going to run, for that test and precision."""
+        self._ids[test, precision] = item
         self._awaited.setdefault(test, []).append(precision)
 
     def to_examine(self, test: str, precision: str) -> tuple[str, ...]:
@@ -34,14 +36,24 @@ class Siblings:
             return (precision,)
         return tuple(dict.fromkeys([precision, *self._awaited.get(test, ())]))
 
-    def is_ready(self, test: str, precision: str) -> bool:
-        """Whether a sibling has examined this precision."""
+    def has(self, test: str, precision: str) -> bool:
+        """Whether the item's test has been examined for it, with a report or with misuse found."""
         return (test, precision) in self._ready
 
-    def store(self, test: str, outcome: list[Report] | FP16Error, precisions: tuple[str, ...]) -> None:
-        """Keep the reports, or the misuse that all siblings share, in the order of `precisions`."""
-        for i, precision in enumerate(precisions):
-            self._ready[test, precision] = outcome[i] if isinstance(outcome, list) else outcome
+    def peek(self, test: str, precision: str) -> Report | None:
+        """The report that lies ready for an item; None where there is none."""
+        outcome = self._ready.get((test, precision))
+        return None if isinstance(outcome, Exception) else outcome
+
+    def store(self, test: str, reports: list[Report], precisions: tuple[str, ...]) -> None:
+        """Keep the reports of a test, one per precision."""
+        for precision, report in zip(precisions, reports, strict=True):
+            self._ready[test, precision] = report
+
+    def store_misuse(self, test: str, error: FP16Error, precisions: tuple[str, ...]) -> None:
+        """Keep the mistake that was found instead: all siblings share it."""
+        for precision in precisions:
+            self._ready[test, precision] = error
 
     def take(self, test: str, precision: str) -> Report:
         """The report of one item, which is then forgotten.
@@ -62,6 +74,10 @@ class Siblings:
         if not awaited:
             self._awaited.pop(test, None)
 
-    def left(self) -> list[Report]:
-        """Reports that no item came to read, because the run was cut short."""
-        return [r for r in self._ready.values() if not isinstance(r, Exception)]
+    def left(self) -> list[tuple[str, Report]]:
+        """(item's id, report) for each that no item came to read, because the run was cut short."""
+        return [
+            (self._ids.get(key, key[0]), outcome)
+            for key, outcome in self._ready.items()
+            if not isinstance(outcome, Exception)
+        ]

@@ -10,11 +10,14 @@ from pytest_fp16.engine.batching import split_batch, to_device
 from pytest_fp16.engine.models import call_as_is, main_output, make_model
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.errors import DataError
+from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Evaluation, Training
 
 
 def smoke(subject: Evaluation | Training) -> None:
-    """Call the model on one batch, or make one training step, in float32 where the model lies.
+    """Call the model on one batch, or make one training step, in float32.
+
+    An evaluation runs where the model lies, a training on the CPU.
 
     Raises:
         DataError: there is no batch.
@@ -36,17 +39,14 @@ def _one_batch(subject: Evaluation) -> None:
 
 
 def _one_step(subject: Training) -> None:
-    model = make_model(subject.model).train()
-    optimizer = subject.optimizer(model.parameters())
-    batch = to_device(_first(subject.train_data, "train_data"), _device(model))
-    if subject.training_step is not None:
-        loss = subject.training_step(model, batch)
-    else:
-        inputs, targets = split_batch(batch, True)
-        output = call_as_is(model, inputs, subject.forward)
-        loss = subject.loss(main_output(output), targets)
-    loss.backward()
-    optimizer.step()
+    from pytest_fp16.engine.trainee import Place, Trainee, initial_state
+
+    state = initial_state(subject, 0)
+    batch = _first(subject.train_data, "train_data")
+    trainee = Trainee(subject, REFERENCE, 0, state, Place(torch.device("cpu")))
+    trainee.model.train()
+    with trainee.installed():
+        trainee.step(batch, last=True)
 
 
 def _first(data: Any, name: str) -> Any:

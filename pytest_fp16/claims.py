@@ -1,0 +1,68 @@
+"""What a test claims, and which of its items this is. Items are handed in, pytest not imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_fp16.decorator import ARGUMENTS, check_arguments
+from pytest_fp16.errors import SettingError
+from pytest_fp16.subject import Evaluation, Training
+
+if TYPE_CHECKING:
+    import pytest
+
+MARK = "fp16_equivalent"
+#: The parameter that makes one item per precision.
+PARAMETER = "fp16_precision"
+
+
+def claim(node: pytest.Item, test: Any) -> dict[str, Any] | None:
+    """Settings a test is claimed with, by decorator or marks (the closer wins); None: no claim.
+
+    Raises:
+        SettingError: a mark with positional or unknown arguments.
+    """
+    arguments = getattr(test, ARGUMENTS, None)
+    marks = list(node.iter_markers(MARK))
+    if arguments is None and not marks:
+        return None
+    merged: dict[str, Any] = {}
+    for mark in reversed(marks):
+        if mark.args:
+            raise SettingError(f"the mark {MARK} takes keywords only (got {mark.args[0]!r})")
+        check_arguments(dict(mark.kwargs))
+        merged |= mark.kwargs
+    return merged | (arguments or {})
+
+
+def name_and_precision(item: Any) -> tuple[str, str]:
+    """The id of an item without its precision, which all siblings share, and the precision."""
+    callspec = getattr(item, "callspec", None)
+    precision = callspec.params.get(PARAMETER, "") if callspec else ""
+    return without_parameter(item.nodeid, precision), precision
+
+
+def without_parameter(nodeid: str, value: str) -> str:
+    """A node id without the last parameter of that value: ``t[a-16-true]`` becomes ``t[a]``."""
+    if not value or not nodeid.endswith("]"):
+        return nodeid
+    name, _, ids = nodeid[:-1].partition("[")
+    if ids == value:
+        return name
+    head, found, tail = ids.rpartition(f"-{value}")
+    if found:
+        return f"{name}[{head}{tail}]"
+    return f"{name}[{ids.removeprefix(value + '-')}]"
+
+
+def subject_in(values: list[Any], test: str) -> Evaluation | Training:
+    """The last of what a test returned.
+
+    Raises:
+        SettingError: it is neither an Evaluation nor a Training.
+    """
+    value = values[-1] if values else None
+    if not isinstance(value, (Evaluation, Training)):
+        got = "None" if value is None else type(value).__name__
+        raise SettingError(f"{test} must return an Evaluation or a Training (it returned {got})")
+    return value

@@ -1,0 +1,105 @@
+"""One session of checks: who awaits which report, what came of it. Imports no pytest, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_fp16 import console
+from pytest_fp16.errors import FP16Error
+from pytest_fp16.siblings import Siblings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_fp16.report.model import Report
+    from pytest_fp16.settings import Settings
+    from pytest_fp16.subject import Evaluation, Training
+
+
+class ConformanceSession:
+    """Examines each test once for all its precisions, and keeps every report.
+
+    Args:
+        config: pytest's, for its terminal and to know which plugins are beside us.
+        settings: the session's.
+
+    Attributes:
+        is_worker: this process is one of several (xdist): it sends its reports away, and its
+            items cannot count on their siblings.
+    """
+
+    def __init__(self, config: Any, settings: Settings) -> None:
+        self.config = config
+        self.settings = settings
+        self.is_worker = hasattr(config, "workerinput")
+        self.siblings = Siblings(apart=self.is_worker)
+        self._reports: dict[str, list[Report]] = {}
+
+    def is_settled(self, test: str, precision: str) -> bool:
+        """Whether a sibling's examination makes calling the test needless."""
+        if not self.siblings.has(test, precision):
+            return False
+        report = self.siblings.peek(test, precision)
+        return report is None or not self.can_be_timed(report)
+
+    def report(
+        self, test: str, precision: str, subject: Evaluation | Training | None, settings: Settings
+    ) -> Report:
+        """The report of one item; `subject` is None where a sibling has been examined.
+
+        Raises:
+            FP16Error: misuse, also where it was found when a sibling was examined.
+        """
+        __tracebackhide__ = True
+        if subject is not None and not self.siblings.has(test, precision):
+            precisions = self.siblings.to_examine(test, precision)
+            try:
+                found = self.examine(subject, settings.with_(precisions=precisions), test)
+            except FP16Error as error:
+                self.siblings.store_misuse(test, error, precisions)
+            else:
+                self.siblings.store(test, found, precisions)
+        return self.siblings.take(test, precision)
+
+    def examine(
+        self, subject: Evaluation | Training, settings: Settings, test: str
+    ) -> list[Report]:
+        """Run the library's check under the test's own name, with a bar where a person watches."""
+        __tracebackhide__ = True
+        from pytest_fp16.conformance import examine
+
+        if subject.name == "model":
+            subject = replace(subject, name=test.rpartition("::")[2])
+        with console.progress_bar(self.config) as progress:
+            return examine(subject, settings, progress)
+
+    def can_be_timed(self, report: Report) -> bool:
+        """Whether a speed figure for this report would mean something, and can be had."""
+        ran = report.run is not None and report.run.mode == "native"
+        return ran and report.error is None and console.why_no_timing(self.config) is None
+
+    def collect(self, nodeid: str, texts: Iterable[str]) -> None:
+        """Keep the reports of an item that has run, given as JSON; its last run counts."""
+        from pytest_fp16.report.model import Report
+
+        self._reports[nodeid] = [Report.model_validate_json(text) for text in texts]
+
+    def all_reports(self) -> list[tuple[str, Report]]:
+        """(item's id, report) for every report of the session, those of one test together."""
+        read = [(nodeid, r) for nodeid, reports in self._reports.items() for r in reports]
+        return console.grouped(read + self.siblings.left())
+
+    def write(self) -> None:
+        """Write the JSON report where the user asked for one; a worker writes none."""
+        if self.settings.json and not self.is_worker:
+            from pytest_fp16.report.json import write_json
+
+            write_json(self.settings.json, self.all_reports())
+
+    def summary(self) -> list[str]:
+        """The lines of the section at the end; none where nothing was examined."""
+        reports = self.all_reports()
+        if not reports:
+            return []
+        return console.summary(reports, self.settings, console.why_no_speed(self.config, reports))
