@@ -17,47 +17,87 @@ from pytest_fp16.theory.rounding import Format, ulp
 DECISION_ULPS = 16.0
 
 
+_COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
+_INTEGER_PARTS = frozenset({"floor", "ceil", "trunc", "round", "_to_copy"})
+_SEARCHES = frozenset(
+    {"argmax", "argmin", "max", "min", "topk", "sort", "argsort", "kthvalue", "median", "mode"}
+)
+
+
 def near_decision(
-    name: str, x: Tensor, rest: Sequence[Any], kwargs: dict[str, Any], fmt: Format
+    name: str, args: Sequence[Any], kwargs: dict[str, Any], fmt: Format
 ) -> Tensor | None:
-    """Where the outcome of a discrete operation lies within `DECISION_ULPS` of the other one.
+    """Where the outcome of a discrete operation lies within `DECISION_ULPS` of another one.
 
     Args:
         name: the operation.
-        x: its first argument, float32.
-        rest: the other positional arguments.
+        args: its positional arguments, tensors in float32.
         kwargs: its keyword arguments.
         fmt: the format of the 16-bit program.
 
     Returns:
-        Bool, of the shape of `x` or reduced along the dimension that was searched; None where
-        there is nothing to decide.
+        Bool, of the shape of the operands, or with the dimension that was searched last and
+        reduced; None where there is nothing to decide.
     """
-    if not x.is_floating_point():
+    x, rest = args[0], args[1:]
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
         return None
-    if name in ("gt", "lt", "ge", "le", "eq", "ne"):
-        other = rest[0] if rest else kwargs.get("other")
-        gap = (x - other).abs()
-        scale = torch.maximum(x.abs(), torch.as_tensor(other, dtype=x.dtype, device=x.device).abs())
-        return gap <= DECISION_ULPS * ulp(scale, fmt)
-    if name in ("floor", "ceil", "trunc", "round"):
+    x = x.detach()
+    if name in _COMPARISONS:
+        return _near(x, torch.as_tensor(rest[0] if rest else kwargs["other"], device=x.device), fmt)
+    if name in ("sign", "sgn", "heaviside"):
+        return _near(x, torch.zeros_like(x), fmt)
+    if name in ("bucketize", "searchsorted"):
+        return _near_boundary(name, x, rest[0], fmt)
+    if name in _INTEGER_PARTS:
         shift = 0.5 if name == "round" else 0.0
-        distance = (x - shift - (x - shift).round()).abs()
-        return distance <= DECISION_ULPS * ulp(x, fmt)
-    if name in ("argmax", "argmin", "topk", "sort", "argsort", "kthvalue", "median", "mode"):
-        ordered = (
-            x.flatten(1).sort(dim=-1).values
-            if x.dim() > 2 and name == "argmax"
-            else x.sort(dim=-1).values
-        )
-        if ordered.shape[-1] < 2:
-            return None
-        gaps = ordered.diff(dim=-1)
-        k = int(rest[0]) if name == "topk" and rest else 1
-        if name in ("argmax", "topk"):
-            at = max(0, ordered.shape[-1] - k - 1)
-            gaps, base = gaps[..., at : at + 1], ordered[..., at + 1 : at + 2]
-        else:
-            base = ordered[..., 1:]
-        return gaps <= DECISION_ULPS * ulp(base.contiguous(), fmt)
-    return None
+        return _near(x - shift, (x - shift).round(), fmt)
+    return _near_rank(name, x, rest, kwargs, fmt) if name in _SEARCHES else None
+
+
+def _near(x: Tensor, other: Tensor, fmt: Format) -> Tensor:
+    other = other.detach().to(x.dtype)
+    scale = torch.maximum(x.abs(), other.abs())
+    return (x - other).abs() <= DECISION_ULPS * ulp(scale, fmt)
+
+
+def _near_boundary(name: str, x: Tensor, other: Any, fmt: Format) -> Tensor | None:
+    values, boundaries = (x, other) if name == "bucketize" else (other, x)
+    if not isinstance(values, Tensor) or not isinstance(boundaries, Tensor):
+        return None
+    if boundaries.dim() > 1 or not values.is_floating_point():
+        return None
+    return _near(values.unsqueeze(-1), boundaries, fmt).any(-1)
+
+
+def _near_rank(
+    name: str, x: Tensor, rest: Sequence[Any], kwargs: dict[str, Any], fmt: Format
+) -> Tensor | None:
+    """Neighbours in the order so close that they could change places, and with them the choice."""
+    dim = _searched_dim(name, rest, kwargs)
+    ordered = (x.flatten() if dim is None or x.dim() == 0 else x.movedim(dim, -1)).sort(-1).values
+    n = ordered.shape[-1]
+    smallest = name in ("argmin", "min") or (name == "topk" and not _largest(rest, kwargs))
+    k = int(rest[0] if rest else kwargs["k"]) if name == "topk" else 1
+    if name in ("argmax", "max", "argmin", "min", "topk"):
+        at = k - 1 if smallest else n - k - 1
+        first, last = at, at + 1
+    else:
+        first, last = 0, n - 1
+    if first < 0 or last > n - 1:
+        return None
+    return _near(ordered[..., first:last], ordered[..., first + 1 : last + 1], fmt)
+
+
+def _searched_dim(name: str, rest: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+    if "dim" in kwargs:
+        dim: int | None = kwargs["dim"]
+        return dim
+    position = 1 if name in ("topk", "kthvalue") else 0
+    if len(rest) > position and isinstance(rest[position], int):
+        return int(rest[position])
+    return None if name in ("argmax", "argmin", "max", "min", "median") else -1
+
+
+def _largest(rest: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    return bool(rest[2]) if len(rest) > 2 else bool(kwargs.get("largest", True))

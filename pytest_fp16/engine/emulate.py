@@ -32,7 +32,7 @@ from pytest_fp16.engine.operations import (
 )
 
 
-class UnsupportedOperation(RuntimeError):
+class UnsupportedOperation(RuntimeError):  # noqa: N818
     """An operation has no 16-bit kernel on the target. Seen by the verdict, not by users."""
 
     def __init__(self, operation: str, dtype: str, target: str) -> None:
@@ -111,9 +111,10 @@ def _touches_low(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         if isinstance(value, Tensor):
             if value.dtype in LOW:
                 return True
-        elif isinstance(value, (list, tuple)):
-            if any(isinstance(item, Tensor) and item.dtype in LOW for item in value):
-                return True
+        elif isinstance(value, (list, tuple)) and any(
+            isinstance(item, Tensor) and item.dtype in LOW for item in value
+        ):
+            return True
     return any(t.dtype in LOW for t in tensors((), kwargs)) if kwargs else False
 
 
@@ -161,7 +162,8 @@ def _write_back(
     pairs = [(args[i], wide_args[i]) for i in (*known.mutated, *known.statistics) if i < len(args)]
     pairs += [(kwargs[n], wide_kwargs[n]) for n in known.mutated_names if n in kwargs]
     for owner, twin in pairs:
-        listed = zip(owner, twin, strict=True) if isinstance(owner, (list, tuple)) else [(owner, twin)]
+        many = isinstance(owner, (list, tuple))
+        listed = zip(owner, twin, strict=True) if many else [(owner, twin)]
         for tensor, wide in listed:
             if isinstance(tensor, Tensor):
                 if wide is not tensor:

@@ -36,11 +36,14 @@ def make_model(source: Any) -> nn.Module:
             ) from None
     if not callable(source):
         raise ModelError(
-            f"model must be a torch.nn.Module or a function that makes one (got {type(source).__name__})"
+            "model must be a torch.nn.Module or a function that makes one "
+            f"(got {type(source).__name__})"
         )
     made = source()
     if not isinstance(made, nn.Module):
-        raise ModelError(f"the model function returned {type(made).__name__}, not a torch.nn.Module")
+        raise ModelError(
+            f"the model function returned {type(made).__name__}, not a torch.nn.Module"
+        )
     return getattr(made, "_orig_mod", made)  # type: ignore[no-any-return]
 
 
@@ -53,18 +56,22 @@ def require_float32(model: nn.Module) -> None:
     low = [n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]
     if low:
         raise ModelError(
-            f"the model is in 16 bits already ({low[0]} is {str(dict(model.named_parameters())[low[0]].dtype)}"
-            f", {len(low)} such); pass the float32 model, the check makes its own 16-bit copies"
+            f"the model is in 16 bits already ({low[0]} is {model.get_parameter(low[0]).dtype}, "
+            f"{len(low)} such); pass the float32 model, the check makes its own 16-bit copies"
         )
 
 
 def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
     """Move and, for a "true" precision, cast a model of our own; in eval mode."""
-    model = model.to(device).eval()
-    if precision.dtype_name != "float32" and not precision.mixed:
-        model = model.to(precision.dtype)
+    with torch.no_grad():  # a traced module's parameters would get a history
+        model = model.to(device).eval()
+        if precision.dtype_name != "float32" and not precision.mixed:
+            model = model.to(precision.dtype)
     for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        if parameter.is_leaf:  # a scripted module's cast may leave another
+            parameter.requires_grad_(False)
+        else:
+            parameter.detach_()
     return model
 
 
@@ -114,7 +121,7 @@ def main_output(output: Any) -> Tensor:
     elif isinstance(output, (list, tuple)):
         candidates = list(output)
     else:
-        candidates = [v for v in vars(output).values()] if hasattr(output, "__dict__") else []
+        candidates = list(vars(output).values()) if hasattr(output, "__dict__") else []
     for candidate in candidates:
         if isinstance(candidate, Tensor) and candidate.is_floating_point():
             return candidate

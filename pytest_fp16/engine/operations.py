@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 LOW = frozenset({torch.float16, torch.bfloat16})
@@ -47,7 +48,7 @@ STEPWISE = frozenset({"index_add", "scatter_add", "index_put", "_index_put_impl"
 DISCRETE = frozenset(
     """
     argmax argmin argsort sort topk kthvalue mode median floor ceil round trunc sign sgn heaviside
-    gt lt ge le eq ne bucketize searchsorted isin
+    gt lt ge le eq ne bucketize searchsorted max min _to_copy
     """.split()
 )
 
@@ -90,6 +91,8 @@ NO_CUDA_KERNEL = frozenset(
 #: Families whose operations round as ATen's own do; anything else is an opaque kernel.
 _TRANSPARENT = frozenset({"aten", "prims", "prim", "torchvision", "profiler", "c10d"})
 
+_WRITES_STATISTICS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+
 ATTENTION = frozenset(
     {
         "_scaled_dot_product_flash_attention_for_cpu",
@@ -100,7 +103,9 @@ ATTENTION = frozenset(
     }
 )
 
-_RANDOM = frozenset({"rand", "randn", "rand_like", "randn_like", "normal", "uniform", "exponential"})
+_RANDOM = frozenset(
+    {"rand", "randn", "rand_like", "randn_like", "normal", "uniform", "exponential"}
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Facts:
     reshapes: bool
 
 
-@lru_cache(maxsize=None)
+@cache
 def facts(op: OpOverload) -> Facts:
     """The facts about `op`, read off its schema once."""
     schema = op._schema
@@ -152,7 +157,7 @@ def facts(op: OpOverload) -> Facts:
         stepwise=name in STEPWISE,
         opaque=namespace not in _TRANSPARENT,
         random=name in _RANDOM,
-        statistics=(3, 4) if full in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm") else (),
+        statistics=(3, 4) if full in _WRITES_STATISTICS else (),
     )
 
 
@@ -238,11 +243,37 @@ def _ask_meta(
         return None
     except RuntimeError as error:
         if any(word in str(error) for word in _DTYPE_WORDS):
-            raise
+            return _ask_kernel(op, args, kwargs)
         return None  # shapes that depend on data, or a meta kernel stricter than the real one
     except Exception:
         return None
     return tuple(o.dtype if isinstance(o, Tensor) else None for o in flat(out))
+
+
+def _ask_kernel(
+    op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.dtype | None, ...] | None:
+    """Where the meta kernel refuses dtypes, the real one has the last word; it runs on copies."""
+
+    def plain(t: Tensor) -> Tensor:
+        return t.native() if hasattr(t, "native") else t.detach().clone()
+
+    with _disable_current_modes():
+        copied, copied_kwargs = tree_map_only(Tensor, plain, (tuple(args), dict(kwargs)))
+        out = op(*copied, **copied_kwargs)
+    return tuple(o.dtype if isinstance(o, Tensor) else None for o in flat(out))
+
+
+@cache
+def functional(op: OpOverload) -> OpOverload | None:
+    """The overload of an ``out=`` operation that returns new tensors, or None."""
+    wanted = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
+    packet = op.overloadpacket
+    for name in packet.overloads():
+        other: OpOverload = getattr(packet, name)
+        if [(a.name, str(a.type)) for a in other._schema.arguments] == wanted:
+            return None if any(r.alias_info for r in other._schema.returns) else other
+    return None
 
 
 def flat(out: Any) -> list[Any]:

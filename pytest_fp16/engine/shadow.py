@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 class Cell:
@@ -20,14 +21,16 @@ class Cell:
         depends: its values depend on the model's input (else they are constants of the program).
         noisy: rounding errors of the arithmetic have entered it.
         aliases: how many tensors look at it.
+        doubt: bool [B], the inputs whose decision it holds could fall the other way; or None.
     """
 
-    __slots__ = ("aliases", "depends", "noisy")
+    __slots__ = ("aliases", "depends", "doubt", "noisy")
 
     def __init__(self, depends: bool, noisy: bool) -> None:
         self.depends = depends
         self.noisy = noisy
         self.aliases = 1
+        self.doubt: Tensor | None = None
 
 
 class Shadow(Tensor):
@@ -49,6 +52,19 @@ class Shadow(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    def native(self) -> Tensor:
+        """The plain 16-bit tensor the program would hold here."""
+        with _disable_current_modes():
+            return self.inner.detach().to(self.dtype)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """What the program would read on the host."""
+        return self.native().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """What the program would read on the host."""
+        return self.native().tolist()
+
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -62,6 +78,8 @@ def unwrap(value: Any) -> Any:
         return value.inner
     if isinstance(value, (list, tuple)):
         return [unwrap(item) for item in value]
+    if isinstance(value, dict):
+        return {k: unwrap(item) for k, item in value.items()}
     return value
 
 

@@ -39,9 +39,9 @@ SiteKey = tuple[str, str]
 
 
 def spacing(values: Tensor, fmt: Format) -> Tensor:
-    """The ulp at each value, zero where it is infinite or NaN: those round to themselves."""
+    """The ulp at each value, zero at zeros, infinities and NaN: those round to themselves."""
     at = ulp(values, fmt)
-    return at.masked_fill_(at == torch.inf, 0.0)
+    return at.masked_fill_((at == torch.inf) | (values == 0), 0.0)
 
 
 class Owners:
@@ -96,14 +96,18 @@ class Contributions:
         if steps != 1:
             at = at * steps**0.5
 
-        def add(gradient: Tensor) -> None:
+        def add(gradient: Tensor | None) -> None:
+            if gradient is None:  # one result of an operation whose other results alone are used
+                return
             rows = self.owners.rows(at * gradient.detach())
             absolute = torch.linalg.vector_norm(rows, ord=1, dim=1)
             square = torch.linalg.vector_norm(rows, dim=1).square_()
             self.square += square
             self.absolute += absolute
             was = self.by_site.get(key)
-            self.by_site[key] = (square, absolute) if was is None else (was[0] + square, was[1] + absolute)
+            self.by_site[key] = (
+                (square, absolute) if was is None else (was[0] + square, was[1] + absolute)
+            )
 
         return add
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import PRIMES, chunks, take
+from pytest_fp16.engine.emulate import UnsupportedOperation
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
@@ -98,12 +99,12 @@ class TheoryPass:
 
     def run(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
-        if not self.started:
-            self._start(inputs, n, reference, seed)
         if self.method == "adjoint":
             try:
+                if not self.started:
+                    self._start(inputs, n, reference, seed)
                 return self._adjoint_batch(inputs, n, reference, seed)
-            except _NotDifferentiable as reason:
+            except _NotDifferentiableError as reason:
                 self._fall_back(str(reason))
         return self._noise_batch(inputs, n, reference, seed)
 
@@ -148,43 +149,52 @@ class TheoryPass:
             self.dtypes[name] = max(self.dtypes.get(name, 0), count)
         return trace, canonical
 
+    def _trace_part(
+        self, inputs: Any, n: int, indices: list[int], seed: int, **options: Any
+    ) -> tuple[Trace, Tensor]:
+        """Trace some inputs of a batch.
+
+        Raises:
+            _NotDifferentiableError: the model does not run on a part of a batch.
+        """
+        try:
+            return self.trace(take(inputs, n, indices), len(indices), seed, **options)
+        except UnsupportedOperation:
+            raise
+        except Exception as error:  # if the 16-bit program fails, the whole batch will show it
+            raise _NotDifferentiableError(
+                f"the model does not run on a part of a batch ({type(error).__name__})"
+            ) from error
+
     def _start(self, inputs: Any, n: int, reference: Tensor, seed: int) -> None:
         """Size the chunks, and check on a few inputs that σ does not depend on the batch."""
         self.started = True
-        few = min(n, 5)
-        if self.method != "adjoint" or n < 7:
-            return
-        few_batch = next(p for p in PRIMES if p >= few)
-        indices = list(range(few)) + [few - 1] * (few_batch - few)
-        trace, canonical = self.trace(take(inputs, n, indices), few_batch, seed)
+        few = 5 if n >= 7 else 1
+        trace, canonical = self._trace_part(inputs, n, list(range(few)), seed)
         if trace.severed:
             names = ", ".join(sorted(trace.severed))
-            self._fall_back(f"no gradient passes {names}")
-            return
-        per_input = 4 * 3 * trace.site_values / few_batch
+            raise _NotDifferentiableError(f"no gradient passes {names}")
+        per_input = 4 * 3 * trace.site_values / few
         self.chunk = max(p for p in PRIMES if p == 5 or p * per_input <= _CHUNK_BYTES)
-        try:
-            alone = self._backward(trace, canonical, reference[:few], few)[0]
-        except _NotDifferentiable as reason:
-            self._fall_back(str(reason))
+        alone = self._backward(trace, canonical, reference[:few], few)[0]
+        values = canonical.detach()[:few]
+        self.totals.clear()
+        if n == 1:
             return
-        self.totals.clear()
         indices, kept = chunks(n, self.chunk)[0]
-        trace, canonical = self.trace(take(inputs, n, indices), len(indices), seed)
+        trace, canonical = self._trace_part(inputs, n, indices, seed)
         together = self._backward(trace, canonical, reference[:kept], kept)[0]
-        common = min(few, kept)
-        differs = (alone[:common] - together[:common]).abs() > _AGREEMENT * alone[:common]
-        if trace.owners.shared or bool(differs.any()):
-            self._fall_back("the error of an input depends on its batch")
         self.totals.clear()
+        differs = (alone - together[:few]).abs() > _AGREEMENT * alone
+        if trace.owners.shared or bool(differs.any()) or _differ(values, canonical[:few]):
+            raise _NotDifferentiableError("the error of an input depends on its batch")
 
     # -- reverse mode -------------------------------------------------------------------------
 
     def _adjoint_batch(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         parts = []
         for indices, kept in chunks(n, self.chunk):
-            part = take(inputs, n, indices)
-            trace, canonical = self.trace(part, len(indices), seed, detailed=not self.totals)
+            trace, canonical = self._trace_part(inputs, n, indices, seed, detailed=not self.totals)
             rows = reference[indices[:kept]]
             sigma, bound = self._backward(trace, canonical, rows, kept, record=True)
             parts.append(self._judge(trace, canonical, rows, kept, sigma, bound))
@@ -206,7 +216,7 @@ class TheoryPass:
         contributions.reset()
         if not trace.leaves or not canonical.requires_grad:
             if trace.leaves:
-                raise _NotDifferentiable("the outputs carry no gradient")
+                raise _NotDifferentiableError("the outputs carry no gradient")
             return contributions.sigma, contributions.bound
         finite = torch.isfinite(canonical)
         try:
@@ -219,7 +229,7 @@ class TheoryPass:
                     allow_unused=True,
                 )
         except RuntimeError as error:
-            raise _NotDifferentiable(
+            raise _NotDifferentiableError(
                 f"no reverse pass ({str(error).splitlines()[0][:80]})"
             ) from None
         if record:
@@ -281,7 +291,8 @@ class TheoryPass:
         runs = [self.trace(inputs, n, seed, noise=generator)[1].detach() for _ in range(NOISE_RUNS)]
         margin = self.task.margins(plain, reference)
         errors = torch.stack([self.task.margins(r, reference) for r in runs]) - margin
-        sigma = errors.square().mean(0).sqrt()
+        # Divided by R − 2: then the mean square of errors over σ is one although σ is itself estimated.
+        sigma = (errors.square().sum(0) / (NOISE_RUNS - 2)).sqrt()
         undecided = (
             trace.undecided[:n] if len(trace.undecided) == n else torch.zeros(n, dtype=torch.bool)
         )
@@ -303,7 +314,15 @@ class TheoryPass:
         )
 
 
-class _NotDifferentiable(Exception):
+def _differ(alone: Tensor, together: Tensor) -> bool:
+    """Whether predicted logits change with the batch, by more than the order of float32 sums."""
+    finite = alone.isfinite() & together.detach().isfinite()
+    gap = torch.where(finite, alone - together.detach(), torch.zeros_like(alone)).abs()
+    scale = torch.where(finite, alone, torch.zeros_like(alone)).abs().amax()
+    return bool((gap > 1e-3 * scale).any())
+
+
+class _NotDifferentiableError(Exception):
     """A reverse pass cannot be made; random rounding can."""
 
 

@@ -5,7 +5,8 @@ round what depends on the input. Constants of the program are rounded for good (
 shift b); every other 16-bit result is a rounding site, where it records what an error there would
 do to the margins (adjoint), or adds a random error of the right size (noise). What leaves the
 range of the format is not small, so it is applied: values that overflow become infinite, and
-values about to meet a singular operation (a quotient, a logarithm) are flushed where they underflow.
+values about to meet a singular operation (a quotient, a logarithm) are flushed where they
+underflow.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_fp16.engine.absorption import absorbed, accumulated, operands_of
 from pytest_fp16.engine.attention import fused_attention
 from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import UnsupportedOperation, attention_arguments, widen
@@ -30,6 +32,7 @@ from pytest_fp16.engine.operations import (
     Facts,
     facts,
     flat,
+    functional,
     nominal_dtypes,
     promoted_low,
     rebuild,
@@ -47,6 +50,8 @@ _SINGULAR = frozenset(
     "div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split()
 )
 _BATCH_NORM = frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training"})
+#: Results that composite kernels read through a raw pointer: they must be plain tensors.
+_READ_ON_HOST = frozenset({("_pack_padded_sequence", 1)})
 _KEYS = torch._C.DispatchKey
 _BELOW = (
     torch._C.DispatchKeySet(_KEYS.Python)
@@ -128,10 +133,12 @@ class Trace(TorchDispatchMode):
                 return _reshaped(func, args, kwargs)
             self._refuse(func, known, args, kwargs)
             nominal = nominal_dtypes(func, args, kwargs)
+            self._use_decisions(cells)
+            out, written = self._compute(func, known, args, kwargs, depends)
+            results = self._wrap(func, known, args, kwargs, out, nominal, depends, noisy, written)
             if noisy and known.name in DISCRETE:
-                self._watch_decision(known.name, args, kwargs)
-            out, self_written = self._compute(func, known, args, kwargs, depends)
-            return self._wrap(func, known, args, kwargs, out, nominal, depends, noisy, self_written)
+                self._watch_decision(known.name, args, kwargs, results)
+            return results
 
     def _adopt(self, value: Any) -> Any:
         """Plain tensors (parameters, buffers) as traced constants, float32 twins made once."""
@@ -193,13 +200,29 @@ class Trace(TorchDispatchMode):
                 target = shadow.inner.clone() if shadow.cell.aliases == 1 else shadow.inner
                 put(target)
                 written.append((shadow, target))
-        for name in known.mutated_names:
-            if isinstance(kwargs.get(name), Shadow):
-                written.append((kwargs[name], kwargs[name].inner))
+        if known.mutated_names:
+            return self._compute_out(func, known, inner_args, inner_kwargs, kwargs)
         for i in known.statistics:
             if isinstance(inner_args[i], Tensor):
                 inner_args[i] = inner_args[i].clone()
         return func(*inner_args, **inner_kwargs), written
+
+    def _compute_out(
+        self, func: OpOverload, known: Facts, inner_args: Any, inner_kwargs: Any, kwargs: Any
+    ) -> tuple[Any, list[tuple[Shadow, Tensor]]]:
+        """An ``out=`` operation, as the one that returns new tensors: autograd knows no other."""
+        owners = [kwargs[name] for name in known.mutated_names]
+        twin = functional(func)
+        if twin is None or not all(isinstance(owner, Shadow) for owner in owners):
+            with torch.no_grad():
+                out = func(*inner_args, **inner_kwargs)
+            return out, [(o, o.inner) for o in owners if isinstance(o, Shadow)]
+        rest = {k: v for k, v in inner_kwargs.items() if k not in known.mutated_names}
+        items = flat(twin(*inner_args, **rest))
+        for i, owner in enumerate(owners):
+            if owner.cell.aliases > 1:
+                items[i] = owner.inner.copy_(items[i])
+        return items[0] if len(items) == 1 else tuple(items), list(zip(owners, items, strict=True))
 
     def _attention(self, args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
         call = attention_arguments(args, kwargs)
@@ -242,6 +265,8 @@ class Trace(TorchDispatchMode):
             arithmetic = site and not known.exact
             if site and fmt is not None:
                 aliased = shadow is not None and shadow.cell.aliases > 1
+                if depends and not aliased:
+                    item = self._certain_error(item, fmt, func, known, args, kwargs)
                 # A constant, and the cast of a value no rounding error has entered, round for good.
                 certain = not depends or (known.exact and not noisy)
                 rounded = self._rounded(
@@ -265,6 +290,16 @@ class Trace(TorchDispatchMode):
                 shadow.inner = target
                 shadow.cell.depends |= depends
         return rebuild(out, iter(results))
+
+    def _certain_error(
+        self, y: Tensor, fmt: Format, func: OpOverload, known: Facts, args: Any, kwargs: Any
+    ) -> Tensor:
+        """Rounding whose outcome is no matter of chance, applied to the values."""
+        if known.stepwise:
+            low_args, low_kwargs = _low(args), {k: _low(v) for k, v in kwargs.items()}
+            return accumulated(y, lambda: func(*low_args, **low_kwargs))
+        operands = operands_of(known.name, args, fmt.dtype)
+        return absorbed(y, operands, fmt) if operands else y
 
     def _rounded(self, y: Tensor, fmt: Format, known: Facts, args: Any, certain: bool) -> Tensor:
         if certain:
@@ -314,14 +349,30 @@ class Trace(TorchDispatchMode):
             y.register_hook(self.contributions.hook(y, fmt, key, steps))
         return y
 
-    def _watch_decision(self, name: str, args: Any, kwargs: Any) -> None:
-        """Mark inputs whose value lies so near a decision that rounding could change it."""
-        x = args[0]
-        if not isinstance(x, Shadow) or x.dtype not in LOW or x.numel() == 0:
+    def _watch_decision(self, name: str, args: Any, kwargs: Any, results: Any) -> None:
+        """Note whose value lies so near a decision that rounding could change it.
+
+        Indices and masks carry the doubt until something uses them: the order of a sort changes
+        nothing if only its values are read.
+        """
+        low = [s for s in _shadows(args, kwargs) if s.dtype in LOW]
+        decided = [r for r in flat(results) if isinstance(r, Shadow)]
+        if not low or (name == "_to_copy" and decided[0].is_floating_point()):
             return
-        near = near_decision(name, x.inner.detach(), unwrap(args[1:]), kwargs, FORMATS[x.dtype])
-        if near is not None and bool(near.any()):
-            self.undecided |= _any_row(self.owners, near)
+        near = near_decision(name, unwrap(args), unwrap(kwargs), FORMATS[low[0].dtype])
+        if near is None or not bool(near.any()):
+            return
+        rows = _any_row(self.owners, near)
+        whole = [r for r in decided if not r.is_floating_point()]
+        for result in whole:
+            result.cell.doubt = rows
+        if not whole and name not in ("max", "min", "median"):
+            self.undecided |= rows
+
+    def _use_decisions(self, cells: list[Cell]) -> None:
+        for cell in cells:
+            if cell.doubt is not None:
+                self.undecided |= cell.doubt
 
 
 def _reshaped(func: OpOverload, args: Any, kwargs: Any) -> Any:
@@ -333,6 +384,15 @@ def _reshaped(func: OpOverload, args: Any, kwargs: Any) -> Any:
     with torch._C._DisableTorchDispatch():
         func(*args, **kwargs)
     return shadow
+
+
+def _low(value: Any) -> Any:
+    """Traced tensors as the plain 16-bit tensors of the program."""
+    if isinstance(value, Shadow):
+        return value.native()
+    if isinstance(value, (list, tuple)):
+        return [_low(item) for item in value]
+    return value
 
 
 def _any_row(owners: Owners, flags: Tensor) -> Tensor:
