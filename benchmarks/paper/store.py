@@ -22,7 +22,7 @@ class Run:
 
     Attributes:
         recipe: fingerprint of everything that fixes the result besides row, precision and seed.
-        accuracy: on the test set, 0 to 1; of the guess that a broken network makes, where it broke.
+        accuracy: on the test set, 0 to 1; None where the training broke.
         seconds: the training alone; None where it was emulated, which yields no speed.
         failure: None, or how the training broke.
         device: what it ran on.
@@ -32,7 +32,7 @@ class Run:
     row: str
     precision: str
     seed: int
-    accuracy: float
+    accuracy: float | None
     seconds: float | None
     failure: str | None
     device: str

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.paper.data import Batches, Images
 from benchmarks.paper.models import Row
 from benchmarks.paper.store import Run, fingerprint
 from pytest_fp16 import Training
-from pytest_fp16.engine.emulate import Emulation
-from pytest_fp16.engine.models import autocast
-from pytest_fp16.engine.randomness import preserved_state, seed_everything
-from pytest_fp16.precision import Precision, precision
+from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.train import RunResult, train
+from pytest_fp16.engine.trainee import Place, initial_state
+from pytest_fp16.precision import precision
 
 _CODE = Path(__file__).parent / "models"
 PRECISIONS = ("16-true", "32-true", "16-mixed")  # the order of the paper's columns
@@ -83,70 +81,38 @@ def training(row: Row, images: Images, recipe: Recipe) -> Training:
 def train_once(row: Row, images: Images, recipe: Recipe, name: str, seed: int) -> Run:
     """Train a fresh network and take its accuracy; a training that breaks is a result too."""
     subject, how = training(row, images, recipe), precision(name)
-    emulated = recipe.emulate and how.dtype_name != "float32"
-    with preserved_state(), ExitStack() as stack:
-        seed_everything(seed)
-        model = subject.model().to(recipe.device)
-        if emulated:
-            stack.enter_context(Emulation(target="cuda"))
-        if how.dtype_name != "float32" and not how.mixed:
-            model = model.to(how.dtype)
-        seconds, failure = _fit(model, subject, how, recipe.device)
-        accuracy = _accuracy(model, subject.eval_data, how, recipe.device)
+    place = Place(torch.device(recipe.device), target="cuda", emulated=recipe.emulate)
+    emulated = place.emulated and how.dtype_name != "float32"
+    with preserved_state():
+        state = initial_state(subject, seed)
+        clock = _Clock()
+        result = train(subject, how, seed, state, place, tell=clock)
     return Run(
         recipe=recipe.fingerprint(images),
         row=row.name,
         precision=name,
         seed=seed,
-        accuracy=accuracy,
-        seconds=None if emulated else seconds,
-        failure=failure,
+        accuracy=result.score.value if result.score and not result.broke else None,
+        seconds=None if emulated else clock.seconds,
+        failure=None if result.ended == "finished" else _failure(result),
         device=torch.cuda.get_device_name() if recipe.device.startswith("cuda") else "cpu",
     )
 
 
-def _cast(x: Tensor, how: Precision) -> Tensor:
-    return x if how.mixed else x.to(how.dtype)
+class _Clock:
+    """Seconds from here to the last step of a training; its evaluation is not counted."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds = 0.0
+
+    def __call__(self, epoch: int, step: int, loss: float) -> None:
+        # The loss is a number on this side already, so the device has finished the step.
+        self.seconds = time.perf_counter() - self.start
 
 
-def _fit(
-    model: nn.Module, subject: Training, how: Precision, device: str
-) -> tuple[float, str | None]:
-    """Train; seconds spent, and how it broke if it did: then it ends within 50 steps."""
-    optimizer, last = subject.optimizer(model.parameters()), torch.zeros(())
-    scaler = torch.amp.GradScaler(device.split(":")[0], enabled=how.mixed)
-    where = torch.device(device)
-    model.train()
-    start = _now(device)
-    for epoch in range(subject.epochs):
-        for place, (x, y) in enumerate(subject.train_data):
-            optimizer.zero_grad()
-            with autocast(how, where, "cuda") if how.mixed else nullcontext():
-                loss = subject.loss(model(_cast(x, how)), y)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            last = loss.detach()
-            # Looking at a loss waits for the device, so not at each.
-            if place % 50 == 0 and not last.isfinite():
-                return _now(device) - start, f"loss {float(last)} in epoch {epoch + 1}"
-    broken = None if last.isfinite() else f"loss {float(last)} at the end"
-    return _now(device) - start, broken
-
-
-def _now(device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, data: Iterable[Any], how: Precision, device: str) -> float:
-    model.eval()
-    right = count = 0
-    for x, y in data:
-        with autocast(how, torch.device(device), "cuda") if how.mixed else nullcontext():
-            outputs = model(_cast(x, how))
-        right += int((outputs.argmax(-1) == y).sum())
-        count += len(y)
-    return right / count
+def _failure(result: RunResult) -> str:
+    parts = [result.ended, result.error or ""]
+    if result.failed_at is not None:
+        parts.append("in epoch {}, step {}".format(*(place + 1 for place in result.failed_at)))
+    return " ".join(part for part in parts if part)

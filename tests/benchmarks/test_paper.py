@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.paper.data import Batches, Images, cifar10
+from benchmarks.paper.mnist import compare
 from benchmarks.paper.models import ROWS, size
 from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.store import Run, Store
@@ -29,7 +30,7 @@ def images(train=8, test=8):
     labels = torch.arange(train + test) % 2
     wave = torch.sin(torch.arange(32) * 1.0)
     stripes = torch.stack([wave.expand(32, 32), wave.expand(32, 32).T])[labels]
-    x = stripes[:, None] + 0.1 * torch.randn(train + test, 3, 32, 32, generator=random)
+    x = stripes[:, None] + torch.randn(train + test, 3, 32, 32, generator=random)
     return Images("stripes", (x[:train], labels[:train]), (x[train:], labels[train:]))
 
 
@@ -37,10 +38,21 @@ def recipe(**changes):
     return Recipe(**{"epochs": 1, "batch": 8, **changes})
 
 
+def steps_needed(row, precision):
+    """A gradient scaler starts at 2^16 and skips steps until it has come down to what fits.
+
+    Networks that normalise 1x1 images have large gradients at a batch of 8: it takes longer.
+    """
+    if precision != "16-mixed":
+        return 1
+    return 10 if row in ("DenseNet-121", "DenseNet-169", "MobileNetV2") else 3
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_takes_a_step_in_every_precision(row, precision):
-    run = train_once(ROWS[row], images(), recipe(), precision, seed=1)
+    steps = steps_needed(row, precision)
+    run = train_once(ROWS[row], images(), recipe(epochs=steps), precision, seed=1)
     assert run.failure is None
     assert (run.row, run.precision, run.seed) == (row, precision, 1)
     assert 0 <= run.accuracy <= 1
@@ -70,7 +82,8 @@ def test_training_learns_what_can_be_learned(precision):
 
 def test_a_broken_training_is_a_result_and_says_how():
     broken = train_once(ROWS["ViT-8"], images(), recipe(epochs=3, rate=1e6), "16-true", seed=0)
-    assert "nan" in broken.failure or "inf" in broken.failure
+    assert broken.accuracy is None
+    assert "nan" in broken.failure
 
 
 def test_weight_decay_is_for_matrices_alone():
@@ -154,7 +167,7 @@ def test_table_shows_spread_differences_speedups_and_what_broke():
         for p in PRECISIONS
         for s in range(3)
     ]
-    runs.append(_run(seed=3, accuracy=0.1, failure="loss nan"))
+    runs.append(_run(seed=3, accuracy=None, failure="loss nan"))
     ours, paper, mean, _ = lines(runs, ["ViT-8"])
     assert ours[1:5] == ["ours", "81.0 ± 1.0 (1 broke)", "82.0 ± 1.0", "83.0 ± 1.0"]
     assert ours[5:] == ["10", "20", "15", "-1.0", "-2.0", "2.0x", "1.5x"]
@@ -213,13 +226,34 @@ def test_batches_come_in_a_new_order_each_pass_and_lose_none():
     assert sorted(first) == sorted(second) == list(range(10))
 
 
+def test_delta_and_gamma_are_the_papers():
+    reference = torch.tensor([[2.0, 1.0, 0.0], [0.1, 0.0, -9.0]])
+    pair = compare(torch.tensor([[2.0, 1.0, 0.5], [0.0, 0.1, -9.0]]), reference)
+    q = np.exp(reference.double().numpy())
+    q /= q.sum(1, keepdims=True)
+    assert pair.gamma.numpy() == pytest.approx(q[:, 0] - q[:, 1])
+    assert float(pair.delta[1]) == pytest.approx(q[1, 0] - q[1, 1])  # the two traded places
+    assert pair.flips.tolist() == [False, True]
+    assert pair.certified.tolist() == [True, False]
+
+
+def test_what_the_lemma_certifies_never_flips():
+    random = torch.Generator().manual_seed(0)
+    reference = 3 * torch.randn(20_000, 10, generator=random)
+    candidate = reference + 0.5 * torch.randn(20_000, 10, generator=random)
+    pair = compare(candidate, reference)
+    assert 0 < int(pair.certified.sum()) < 20_000
+    assert int(pair.flips.sum()) > 100
+    assert not (pair.certified & pair.flips).any()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_takes_a_step_on_a_gpu(row, precision):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    native = recipe(device="cuda", emulate=False)
+    native = recipe(device="cuda", emulate=False, epochs=steps_needed(row, precision))
     run = train_once(ROWS[row], images().to("cuda"), native, precision, seed=0)
     assert run.failure is None
     assert run.seconds > 0
