@@ -1,7 +1,7 @@
 """An independent judge of the training labels: native 16-bit CPU kernels and the plain metric.
 
-It shares no code with pytest-fp16. Over a few seeds, a (case, precision) pair is *broken* when a run
-raises, ends with parameters, outputs or loss that are not finite where its 32-bit twin's are, or
+It shares no code with pytest-fp16. Over a few seeds, a (case, precision) pair is *broken* when a
+run raises, ends with parameters, outputs or loss that are not finite where its 32-bit twin's are, or
 the mean loss of the metric is above 2 points and twice the spread of the 32-bit runs; *sound* when
 the mean loss is at most 1.5 points or that spread; *near* in between, and then no label is claimed.
 
@@ -80,7 +80,9 @@ def _score(
     return metric(given.get("task", "auto"), [o.nan_to_num() for o in outputs], labels), finite
 
 
-def judge(case: TrainingCase, precision: str, twins: list[tuple[float, bool]]) -> tuple[str, float, str]:
+def judge(
+    case: TrainingCase, precision: str, twins: list[tuple[float, bool]]
+) -> tuple[str, float, str]:
     """(broken, sound or near; mean loss; a note)."""
     losses = []
     for seed, (reference, _) in enumerate(twins):
@@ -115,9 +117,20 @@ def main() -> None:
             word, loss, note = judge(case, precision, twins)
             mark = "agree" if word == label else "DIFFER"
             differ += word != label
-            row = (case.name, precision, label, word, f"{before:.1%}", f"{100 * loss:.2f}", mark, note)
+            row = (
+                case.name,
+                precision,
+                label,
+                word,
+                f"{before:.1%}",
+                f"{100 * loss:.2f}",
+                mark,
+                note,
+            )
             lines.append(row)
-            print(" ".join(f"{c:<20}" for c in row), f"{time.perf_counter() - start:.1f}s", flush=True)
+            print(
+                " ".join(f"{c:<20}" for c in row), f"{time.perf_counter() - start:.1f}s", flush=True
+            )
     print(f"{len(lines) - differ} of {len(lines)} labels confirmed, {differ} differ")
     if options.write:
         from benchmarks import common

@@ -1,36 +1,320 @@
-"""The gradient check: before any long run, is a gradient in 16 bits as good as one in 32?"""
+"""The gradient check: a forecast of a training in 16 bits, from a few gradients and steps.
+
+Along a short 32-bit trajectory the candidate's gradient, always emulated, is held against the
+reference's; the first steps are made in both precisions; and the optimizer alone is run to the end
+on a sample of the weights. docs/explanation/gradient-check.md states the thresholds.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pytest_fp16.precision import Precision
-from pytest_fp16.report.model import Culprit
+from pytest_fp16.engine.gradient_points import BATCHES, Point, examine_point
+from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
+from pytest_fp16.engine.optimizer_probe import Probe, Recorder, probe
+from pytest_fp16.engine.order import ordered, preserved_generators, step_seed
+from pytest_fp16.engine.origin import Origin
+from pytest_fp16.engine.randomness import preserved_state, seed_everything
+from pytest_fp16.engine.trainee import Place, Trainee, initial_state
+from pytest_fp16.errors import DataError
+from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
+from pytest_fp16.theory.gradient import Movement, extrapolated, movement
+from pytest_fp16.theory.rounding import FORMATS, Format
+
+__all__ = ["GradientFindings", "gradient_check"]
+
+_SEED = 0
+_TRAJECTORY = (6, 96)  # steps: the least and the most; an eighth of the training in between
+_TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
+_PROBED = 1500  # steps of the optimizer alone
+_RETRIES = 40
 
 
-@dataclass(frozen=True)
-class GradientFindings:
-    """What the gradient check found; `figures` holds builtins only.
+@dataclass
+class Evidence:
+    """Everything the check measured, before it is judged.
 
-    `verdict` is ``"equivalent"`` or ``"not equivalent"``: a forecast, not the last word.
-    `loss_scale` is the factor on the loss that would keep gradients from underflowing, if any.
+    Attributes:
+        format: of the candidate.
+        points: gradients along the trajectory.
+        broke: (what was raised or lost, origin) where the candidate could not take its first
+            steps.
+        weights: movement of the trained weights over the steps made together.
+        statistics: per buffer (and averaged weight): movement, and the share of its own size that
+            a whole training would leave it behind by.
+        lost_buffers: buffers that are not finite in 16 bits.
+        optimizer: what the run of the optimizer alone showed; None where it does not apply.
+        total_steps: optimizer steps of the whole training.
+        batch_size: inputs per batch.
+        epsilon: (hyperparameter, value) of an optimizer epsilon that is zero in the format.
     """
 
-    verdict: str
-    reason: str
-    culprit: Culprit | None = None
-    notes: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    loss_scale: float | None = None
+    format: Format
+    points: list[Point] = field(default_factory=list)
+    broke: tuple[str, tuple[str, str, str, float] | None] | None = None
+    weights: Movement | None = None
+    statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
+    lost_buffers: list[str] = field(default_factory=list)
+    optimizer: Probe | None = None
+    total_steps: int = 0
+    batch_size: int = 0
+    epsilon: tuple[str, float] | None = None
 
 
 def gradient_check(
     subject: Training, precision: Precision, settings: Settings, device: torch.device
 ) -> GradientFindings:
-    """Forecast whether training in `precision` is equivalent, from a few gradients and steps."""
-    return GradientFindings("equivalent", "nothing was examined yet")
+    """Forecast whether training in `precision` is equivalent.
+
+    The caller's global state (random generators, loaders' generators, flags) is left as it was.
+
+    Args:
+        subject: the training; nothing of it is changed.
+        precision: the candidate.
+        settings: its target is the device the emulation speaks for.
+        device: where it runs.
+
+    Raises:
+        DataError: the training data yields no batches.
+        FP16Error: as `Trainee`, for a model or optimizer that cannot be used.
+    """
+    with preserved_state(), preserved_generators(subject.train_data), torch.enable_grad():
+        evidence = _Check(subject, precision, settings.target, device).run()
+    return conclude(evidence, precision)
+
+
+class _Check:
+    def __init__(
+        self, subject: Training, precision: Precision, target: str, device: torch.device
+    ) -> None:
+        self.subject, self.precision, self.target = subject, precision, target
+        self.state = initial_state(subject, _SEED)
+        self.exact = Trainee(subject, REFERENCE, _SEED, self.state, Place(device, target))
+        self.place = Place(device, target, emulated=True)
+        self.evidence = Evidence(FORMATS[precision.dtype])
+        per_epoch = _batches_per_epoch(subject)
+        self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
+        low, high = _TRAJECTORY
+        self.length = min(max(self.evidence.total_steps // 8, low), high, self.evidence.total_steps)
+        self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
+        self.stream = _endless(subject)
+
+    def _candidate(self) -> Trainee:
+        return Trainee(self.subject, self.precision, _SEED, self.state, self.place)
+
+    def run(self) -> Evidence:
+        """Trajectory, points, first steps, and the optimizer alone."""
+        evidence = self.evidence
+        extra = list(itertools.islice(self.stream, BATCHES))
+        evidence.batch_size = _inputs(extra[0])
+        first = list(itertools.islice(self.stream, self.together * self.subject.accumulate))
+        candidate = self._candidate()
+        evidence.epsilon = _lost_epsilon(candidate)
+        with candidate.installed():
+            evidence.broke = self._first_gradient(candidate, extra)
+            if evidence.broke is None:
+                recorder = self._trajectory(candidate, extra, first)
+                if evidence.broke is None:
+                    self._probe(recorder)
+        return evidence
+
+    def _first_gradient(
+        self, candidate: Trainee, extra: list[Any]
+    ) -> tuple[str, tuple[str, str, str, float] | None] | None:
+        """The point before training; what was raised there, if anything."""
+        return self._point(candidate, extra, 0)
+
+    def _point(
+        self, candidate: Trainee, extra: list[Any], step: int
+    ) -> tuple[str, tuple[str, str, str, float] | None] | None:
+        roundoff = self.evidence.format.unit_roundoff
+        try:
+            point = examine_point(self.exact, candidate, extra, step, roundoff)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._require_reference(extra[0])
+            return f"{type(error).__name__}: {str(error).strip()}", None
+        self.evidence.points.append(point)
+        if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
+            return None
+        state = {k: v.detach().clone() for k, v in self.exact.model.state_dict().items()}
+        origin = self._origin(state, [extra[0]], optimize=False)
+        what = "gradient" if not point.finite else "loss"
+        return f"the {what} is not finite", origin
+
+    def _require_reference(self, batch: Any) -> None:
+        """An error that the 32-bit training raises too is the user's, and is passed on."""
+        self.exact.loss(self.exact.placed(batch))
+
+    def _trajectory(self, candidate: Trainee, extra: list[Any], first: list[Any]) -> Recorder:
+        """The 32-bit steps, with a point in the middle and at the end."""
+        evidence, exact = self.evidence, self.exact
+        recorder = Recorder(exact)
+        every = self.subject.accumulate
+        points = {max(self.length // 3, 1), self.length}
+        half = self.together // 2
+        snapshots = [_tensors(exact)]
+        for step in range(self.length):
+            held = first[step * every : (step + 1) * every]
+            for number, batch in enumerate(held or itertools.islice(self.stream, every)):
+                seed_everything(step_seed(_SEED, step, number))
+                exact.model.train()
+                exact.step(batch)
+            if step + 1 in (half, 2 * half):
+                snapshots.append(_tensors(exact))
+            if step + 1 in points and evidence.broke is None:
+                evidence.broke = self._point(candidate, extra, step + 1)
+        if evidence.broke is None:
+            evidence.broke = self._together(first[: 2 * half * every], snapshots, 2 * half)
+        return recorder
+
+    def _together(
+        self, first: list[Any], snapshots: list[dict[str, Tensor]], steps: int
+    ) -> tuple[str, tuple[str, str, str, float] | None] | None:
+        """The first steps once more, in the candidate's precision."""
+        candidate = self._candidate()
+        every, start = self.subject.accumulate, _tensors(candidate)
+        try:
+            for step in range(steps):
+                self._candidate_step(candidate, first[step * every : (step + 1) * every], step)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error).strip()}", None
+        reached = _tensors(candidate)
+        trained = {n for n, p in candidate.model.named_parameters() if p.requires_grad}
+        if any(not bool(reached[n].isfinite().all()) for n in trained):
+            return "a weight is not finite after the optimizer's step", self._origin(
+                self.state, first, optimize=True
+            )
+        self._compare(start, reached, snapshots, trained, steps)
+        return None
+
+    def _candidate_step(self, candidate: Trainee, batches: list[Any], step: int) -> None:
+        """One applied step: a scaler that skips tries the same batch again at half the scale."""
+        for _ in range(_RETRIES):
+            before = candidate.applied
+            for number, batch in enumerate(batches):
+                seed_everything(step_seed(_SEED, step, number))
+                candidate.model.train()
+                candidate.step(batch)
+            if candidate.scaler is None or candidate.applied > before:
+                return
+
+    def _compare(
+        self,
+        start: dict[str, Tensor],
+        reached: dict[str, Tensor],
+        snapshots: list[dict[str, Tensor]],
+        trained: set[str],
+        steps: int,
+    ) -> None:
+        evidence = self.evidence
+        begin, middle, end = snapshots
+        names = [n for n in trained if n in end]
+        evidence.weights = movement(
+            torch.cat([(end[n] - begin[n]).flatten() for n in names]),
+            torch.cat([(reached[n] - start[n]).flatten() for n in names]),
+        )
+        for name in end.keys() - trained:
+            if not bool(end[name].isfinite().all()):
+                continue
+            if not bool(reached[name].isfinite().all()):
+                evidence.lost_buffers.append(name)
+                continue
+            moved = movement(end[name] - begin[name], reached[name] - start[name])
+            if not moved.length:
+                continue
+            blocks = 2 * evidence.total_steps / steps
+            way = extrapolated(middle[name] - begin[name], end[name] - middle[name], blocks)
+            size = float(begin[name].double().norm()) + way
+            evidence.statistics[name] = (moved, way * abs(1 - moved.gain) / size)
+
+    def _probe(self, recorder: Recorder) -> None:
+        recorder.handle.remove()
+        if self.precision.mixed or self.exact.closure or not recorder.steps:
+            return
+        steps = min(self.evidence.total_steps, _PROBED)
+        try:
+            self.evidence.optimizer = probe(
+                self.exact, recorder, steps, self.precision.dtype, self.target
+            )
+        except (RuntimeError, AttributeError, KeyError, TypeError):
+            return  # an optimizer that cannot be copied; its real steps have been compared
+
+    def _origin(
+        self, state: dict[str, Any], batches: list[Any], optimize: bool
+    ) -> tuple[str, str, str, float] | None:
+        """Where the first value that is not finite comes from, run once more under watch."""
+        trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)
+        origin = Origin(trainee.model)
+        trainee.optimizer.register_step_pre_hook(lambda *_: setattr(origin, "phase", "<optimizer>"))
+        every = self.subject.accumulate
+        for number, batch in enumerate(batches):
+            origin.phase = "<loss>"
+            seed = step_seed(_SEED, number // every, number % every) if optimize else 0
+            seed_everything(seed)
+            trainee.model.train()
+            try:
+                trainee.step(batch, witness=origin)
+            except Exception:
+                break
+            if origin.found is not None:
+                break
+        return origin.found
+
+
+def _tensors(trainee: Trainee) -> dict[str, Tensor]:
+    """Floating tensors of a model's state, as float32 copies."""
+    state = trainee.model.state_dict().items()
+    return {
+        n: t.detach().float().clone()
+        for n, t in state
+        if isinstance(t, Tensor) and t.is_floating_point()
+    }
+
+
+def _batches_per_epoch(subject: Training) -> int:
+    try:
+        return max(len(subject.train_data), 1)  # type: ignore[arg-type]
+    except TypeError:
+        return sum(1 for _ in itertools.islice(iter(subject.train_data), 256))
+
+
+def _endless(subject: Training) -> Iterator[Any]:
+    for epoch in itertools.count():
+        empty = True
+        for batch in ordered(subject.train_data, _SEED, epoch):
+            empty = False
+            yield batch
+        if empty:
+            raise DataError("train_data yields no batches")
+
+
+def _inputs(batch: Any) -> int:
+    from pytest_fp16.engine.batching import all_tensors
+
+    sizes = [t.shape[0] for t in all_tensors(batch) if t.dim()]
+    return int(sizes[0]) if sizes else 0
+
+
+def _lost_epsilon(candidate: Trainee) -> tuple[str, float] | None:
+    """An epsilon of the optimizer that the format of the weights rounds to zero."""
+    if candidate.cast is None:
+        return None
+    for group in candidate.optimizer.param_groups:
+        value = group.get("eps")
+        positive = isinstance(value, float) and value > 0
+        if positive and not float(torch.tensor(value).to(candidate.cast)):
+            return "eps", value
+    return None

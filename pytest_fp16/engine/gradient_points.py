@@ -1,0 +1,169 @@
+"""Gradients of the same batches at the same weights, in 32 bits and in 16."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.theory.gradient import (
+    RHO_TENSOR,
+    RHO_TOTAL,
+    Noise,
+    batch_variance,
+    meaningless,
+    noise,
+)
+
+#: Batches whose gradients give the variance, and how many of them are tried in 16 bits.
+BATCHES, TRIED = 4, 2
+_START_SCALE = 2.0**16  # of torch's GradScaler
+_SMALLEST_SCALE = 2.0**-24
+
+
+@dataclass
+class Gradients:
+    """Loss and gradients of one batch, unscaled, in float32.
+
+    Attributes:
+        loss: the loss.
+        by_name: gradient of each trained parameter that has one.
+        scale: the loss scale it was taken at.
+    """
+
+    loss: float
+    by_name: dict[str, Tensor]
+    scale: float = 1.0
+
+    @property
+    def finite(self) -> bool:
+        """Whether every gradient is."""
+        return all(bool(g.isfinite().all()) for g in self.by_name.values())
+
+    def flat(self, names: Sequence[str]) -> Tensor:
+        """Those gradients as one vector."""
+        return torch.cat([self.by_name[n].flatten() for n in names])
+
+
+@dataclass
+class Point:
+    """What one point of the trajectory showed.
+
+    Attributes:
+        step: steps of 32-bit training before it.
+        losses: (reference, candidate) of each batch tried.
+        total: all parameters together, those without meaning left out.
+        tensors: each parameter tensor with a meaningful gradient.
+        meaningless: names of those whose gradient is zero but for rounding.
+        reference: the 32-bit gradients.
+        scale: the loss scale that gave finite gradients (1 without scaling).
+        finite: whether some scale gave finite gradients.
+    """
+
+    step: int
+    losses: list[tuple[float, float]]
+    total: Noise
+    tensors: dict[str, Noise] = field(default_factory=dict)
+    meaningless: list[str] = field(default_factory=list)
+    reference: list[Tensor] = field(default_factory=list)
+    scale: float = 1.0
+    finite: bool = True
+
+
+def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gradients:
+    """Loss and gradients of a batch; parameters, buffers and random state stay as they are."""
+    model = trainee.model.train()
+    held = {n: b.detach().clone() for n, b in model.named_buffers()}
+    trainee.optimizer.zero_grad()
+    seed_everything(seed)
+    with trainee.place.arithmetic(trainee.precision):
+        loss = trainee.loss(trainee.placed(batch))
+        # A scaler's factor is a float32 tensor: a float16 loss is promoted before it is scaled.
+        (loss * torch.tensor(scale, device=loss.device) if scale != 1 else loss).backward()
+    found = {
+        n: p.grad.detach().float() / scale
+        for n, p in model.named_parameters()
+        if p.requires_grad and p.grad is not None
+    }
+    trainee.optimizer.zero_grad()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in held:
+                buffer.copy_(held[name])
+    return Gradients(float(loss.detach()), found, scale)
+
+
+def scaled_gradients(trainee: Trainee, batch: Any, seed: int, scale: float) -> Gradients:
+    """As `gradients`, the scale halved until they are finite, as a gradient scaler does."""
+    found = gradients(trainee, batch, seed, scale)
+    while trainee.scaler is not None and not found.finite and scale > _SMALLEST_SCALE:
+        scale /= 2
+        found = gradients(trainee, batch, seed, scale)
+    return found
+
+
+def examine_point(
+    reference: Trainee, candidate: Trainee, batches: Sequence[Any], step: int, unit_roundoff: float
+) -> Point:
+    """Compare both trainees' gradients at the reference's weights."""
+    candidate.model.load_state_dict(reference.model.state_dict())
+    seeds = range(len(batches))
+    exact = [gradients(reference, b, s) for b, s in zip(batches, seeds, strict=True)]
+    nudged = _nudged(reference, batches[0])
+    scale = _START_SCALE if candidate.scaler is not None else 1.0
+    low: list[Gradients] = []
+    for batch, seed in list(zip(batches, seeds, strict=True))[:TRIED]:
+        low.append(scaled_gradients(candidate, batch, seed, scale))
+        scale = low[-1].scale
+    names = [n for n in exact[0].by_name if all(n in g.by_name for g in (*exact, *low))]
+    empty = [n for n in names if meaningless(exact[0].by_name[n], nudged.by_name[n])]
+    kept = [n for n in names if n not in empty]
+    losses = [(e.loss, c.loss) for e, c in zip(exact, low, strict=False)]
+    if not kept:
+        nothing = noise([torch.zeros(1)], [torch.zeros(1)], 0.0, unit_roundoff)
+        return Point(step, losses, nothing, meaningless=empty)
+
+    def compare(of: Sequence[str], share: float) -> Noise:
+        wide = [g.flat(of) for g in exact]
+        variance = batch_variance(wide) / reference.subject.accumulate
+        return noise(wide[: len(low)], [g.flat(of) for g in low], variance, unit_roundoff, share)
+
+    return Point(
+        step,
+        losses,
+        compare(kept, RHO_TOTAL),
+        {n: compare([n], RHO_TENSOR) for n in kept},
+        empty,
+        [g.flat(kept) for g in exact[:1]],
+        scale,
+        all(g.finite for g in low),
+    )
+
+
+def _nudged(trainee: Trainee, batch: Any) -> Gradients:
+    """The gradient with every weight changed in its last bits."""
+    generator = torch.Generator().manual_seed(0)
+    held = [p.detach().clone() for p in trainee.parameters()]
+    with torch.no_grad():
+        for p in trainee.parameters():
+            signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype)
+            p.mul_(1 + (2 * signs - 1) * 2.0**-22)
+    found = gradients(trainee, batch, 0)
+    with torch.no_grad():
+        for p, value in zip(trainee.parameters(), held, strict=True):
+            p.copy_(value)
+    return found
+
+
+def loss_is_off(point: Point, unit_roundoff: float) -> bool:
+    """Whether the 16-bit loss is far from the 32-bit one: half of it, beyond rounding."""
+    return any(
+        math.isfinite(r) and not abs(c - r) <= 0.5 * abs(r) + 16 * unit_roundoff * max(abs(r), 1e-3)
+        for r, c in point.losses
+    )

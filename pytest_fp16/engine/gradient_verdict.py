@@ -1,0 +1,350 @@
+"""What the measurements of the gradient check mean: one verdict, one reason, one culprit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_fp16.engine.gradient_points import Point, loss_is_off
+from pytest_fp16.precision import Precision
+from pytest_fp16.report.model import Culprit, Mechanism
+from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise, best_loss_scale
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.gradient_check import Evidence
+
+#: Weights that move less than this share of their 32-bit way, or this many times as far, over the
+#: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
+#: so only a near standstill counts.
+STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.2, 10.0
+#: A statistic that makes less than half its way, if that leaves it off by a tenth of its size.
+STATISTIC_GAIN, STATISTIC_LAG = 0.5, 0.1
+#: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
+STATE_DECADES = 1.5
+#: Noise is judged only where the gradient itself is off by a quarter.
+RELATIVE = 0.25
+
+_EPS_STATES = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq", "exp_inf"})
+
+
+@dataclass(frozen=True)
+class GradientFindings:
+    """What the gradient check found; `figures` holds builtins only.
+
+    `verdict` is ``"equivalent"`` or ``"not equivalent"``: a forecast, not the last word.
+    `loss_scale` is the factor on the loss that would keep gradients from underflowing, if any.
+    """
+
+    verdict: str
+    reason: str
+    culprit: Culprit | None = None
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    loss_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    reason: str
+    module: str
+    operation: str
+    mechanism: Mechanism
+    evidence: str
+
+    @property
+    def culprit(self) -> Culprit:
+        """As the report shows it."""
+        return Culprit(
+            module=self.module,
+            operation=self.operation,
+            mechanism=self.mechanism,
+            evidence=self.evidence,
+        )
+
+
+def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
+    """The verdict on the evidence: the first rule that finds something names the reason."""
+    rules: tuple[Callable[[Evidence], Finding | None], ...] = (
+        _broke,
+        _lost_buffers,
+        _epsilon,
+        _total_noise,
+        _tensor_noise,
+        _loss,
+        _statistics,
+        _optimizer,
+        _weights,
+    )
+    found = [finding for rule in rules if (finding := rule(evidence)) is not None]
+    scale = _loss_scale(evidence, precision)
+    figures, notes = _figures(evidence), _notes(evidence)
+    notes += [f.reason for f in found[1:]]
+    if not found:
+        worst = max((p.total.rho for p in evidence.points), default=0.0)
+        reason = (
+            f"rounding adds {worst:.1e} of the batch noise to the gradient "
+            f"(batch {evidence.batch_size}"
+            f", {len(evidence.points)} points), and nothing stands still"
+        )
+        return GradientFindings("equivalent", reason, None, notes, figures, scale)
+    first = found[0]
+    return GradientFindings("not equivalent", first.reason, first.culprit, notes, figures, scale)
+
+
+def _broke(evidence: Evidence) -> Finding | None:
+    if evidence.broke is None:
+        return None
+    said, origin = evidence.broke
+    name = evidence.format.name
+    if origin is not None:
+        module, operation, mechanism, largest = origin
+        if operation == "_amp_foreach_non_finite_check_and_unscale":
+            operation = "unscale"
+        if mechanism == "overflow" and largest < evidence.format.largest / 1e4:
+            mechanism = "eps-underflow"
+        detail = f"largest argument {largest:.1e}, {name} holds {evidence.format.largest:.2e}"
+        if mechanism == "eps-underflow":
+            detail = "a divisor (or the argument of a logarithm or root) has rounded to zero"
+            if module == "<optimizer>" and evidence.epsilon is not None:
+                detail = f"eps {evidence.epsilon[1]:g} is zero in {name}"
+        elif mechanism == "cancellation":
+            detail = "an operation on finite values gave NaN"
+        reason = f"{said} in 16 bits: {operation} in {module or 'the model'} ({detail})"
+        return Finding(reason, module, operation, _mechanism(mechanism), detail)
+    if said.startswith("the ") or said.startswith("a "):
+        return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
+    overflow = "overflow" in said
+    kind: Mechanism = "mask-inf" if overflow else "unsupported-op"
+    return Finding(f"a step raised {said[:200]}", "<loss>", "", kind, said[:200])
+
+
+def _mechanism(word: str) -> Mechanism:
+    if word == "eps-underflow":
+        return "eps-underflow"
+    return "cancellation" if word == "cancellation" else "overflow"
+
+
+def _lost_buffers(evidence: Evidence) -> Finding | None:
+    if not evidence.lost_buffers:
+        return None
+    name = evidence.lost_buffers[0]
+    what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
+    return Finding(
+        f"a running statistic is lost: {what}", _module(name), _leaf(name), "overflow", what
+    )
+
+
+def _epsilon(evidence: Evidence) -> Finding | None:
+    probe = evidence.optimizer
+    if evidence.epsilon is None or probe is None:
+        return None
+    zeroed = max((s for k, s in probe.zeroed.items() if k in _EPS_STATES), default=0.0)
+    if probe.finite and not zeroed:
+        return None
+    value, name = evidence.epsilon[1], evidence.format.name
+    what = f"eps {value:g} is zero in {name}, and {zeroed:.0%} of the second moment is too"
+    return Finding(
+        f"the optimizer divides by zero: {what}", "<optimizer>", "eps", "eps-underflow", what
+    )
+
+
+def _bad_total(noise: Noise) -> bool:
+    low, high = GAIN_TOTAL
+    loud = noise.excess > 1 and noise.relative > RELATIVE
+    return loud or not low <= noise.gain <= high
+
+
+def _total_noise(evidence: Evidence) -> Finding | None:
+    bad = [p for p in evidence.points if _bad_total(p.total)]
+    if not bad:
+        return None
+    point = max(bad, key=lambda p: p.total.excess)
+    name, noise = _worst(point)
+    kind = _kind(point.total)
+    what = (
+        f"after {point.step} steps the gradient's error is {point.total.rho:.2g} of the batch "
+        f"noise (allowed {point.total.allowed:.2g}), {point.total.relative:.0%} of its size; gain "
+        f"{point.total.gain:.2f}, {point.total.zeroed:.0%} of its entries vanish"
+    )
+    everywhere = sum(_bad_tensor(n) for n in point.tensors.values()) > 0.9 * len(point.tensors)
+    module = "<loss>" if everywhere and kind == "underflow" else _module(name)
+    detail = what + (f"; worst {name} ({noise.rho:.2g})" if noise else "")
+    return Finding(f"the gradient is not the 32-bit one: {what}", module, "backward", kind, detail)
+
+
+def _worst(point: Point) -> tuple[str, Noise | None]:
+    if not point.tensors:
+        return "", None
+    return max(point.tensors.items(), key=lambda item: item[1].excess)
+
+
+def _bad_tensor(noise: Noise) -> bool:
+    vanishes = noise.gain < GAIN_TENSOR and noise.relative > RELATIVE
+    return (noise.excess > 1 and noise.relative > RELATIVE) or vanishes
+
+
+def _tensor_noise(evidence: Evidence) -> Finding | None:
+    """The worst of many must be bad at most points: one outlier is no verdict."""
+    names = {n for p in evidence.points for n in p.tensors}
+    bad = []
+    for name in names:
+        seen = [p.tensors[name] for p in evidence.points if name in p.tensors]
+        if sum(map(_bad_tensor, seen)) * 2 > len(seen):
+            bad.append((max(seen, key=lambda n: n.excess), name))
+    if not bad:
+        return None
+    noise, name = max(bad, key=lambda item: item[0].excess)
+    what = (
+        f"the error of {name} is {noise.rho:.2g} of its batch noise (allowed {noise.allowed:.2g}), "
+        f"gain {noise.gain:.2f}, {noise.zeroed:.0%} of its entries vanish"
+    )
+    return Finding(f"one gradient is lost: {what}", _module(name), "backward", _kind(noise), what)
+
+
+def _kind(noise: Noise) -> Mechanism:
+    return "underflow" if noise.zeroed_norm > 0.1 or noise.zeroed > 0.5 else "precision-loss"
+
+
+def _loss(evidence: Evidence) -> Finding | None:
+    roundoff = evidence.format.unit_roundoff
+    for point in evidence.points:
+        if loss_is_off(point, roundoff):
+            reference, candidate = max(point.losses, key=lambda pair: abs(pair[1] - pair[0]))
+            what = f"{candidate:.4g} where float32 gives {reference:.4g}, after {point.step} steps"
+            return Finding(f"the loss is far off: {what}", "<loss>", "", "precision-loss", what)
+    return None
+
+
+def _statistics(evidence: Evidence) -> Finding | None:
+    frozen = [
+        (lag, name, moved)
+        for name, (moved, lag) in evidence.statistics.items()
+        if moved.gain < STATISTIC_GAIN and lag > STATISTIC_LAG
+    ]
+    if not frozen:
+        return None
+    lag, name, moved = max(frozen, key=lambda item: item[0])
+    what = (
+        f"{name} makes {moved.gain:.0%} of its 32-bit way over the first steps, and would end "
+        f"{lag:.0%} off"
+    )
+    return Finding(
+        f"an average stands still: {what}", _module(name), _leaf(name), "absorption", what
+    )
+
+
+def _optimizer(evidence: Evidence) -> Finding | None:
+    probe = evidence.optimizer
+    if probe is None:
+        return None
+    if not probe.finite:
+        what = f"a weight is not finite after {probe.broke_at} steps of the optimizer alone"
+        return Finding(what, "<optimizer>", "step", "overflow", what)
+    large = [(v, k) for k, v in probe.states.items() if k in _EPS_STATES and v > STATE_DECADES]
+    if large:
+        decades, kind = max(large)
+        what = f"{kind} is {10**decades:.3g} times too large in the median: it cannot decay"
+        return Finding(
+            f"optimizer state is frozen: {what}", "<optimizer>", kind, "absorption", what
+        )
+    return _moved(probe.moved, PROBE_STANDSTILL, "run of the optimizer alone", probe.lost)
+
+
+def _weights(evidence: Evidence) -> Finding | None:
+    if evidence.weights is None:
+        return None
+    lost = evidence.optimizer.lost if evidence.optimizer else None
+    return _moved(evidence.weights, STANDSTILL, "first steps", lost)
+
+
+def _moved(moved: Any, least: float, when: str, lost: float | None) -> Finding | None:
+    if not moved.length or (moved.gain >= least and moved.size <= RUNAWAY):
+        return None
+    what = f"over the {when} weights make {moved.gain:.0%} of their 32-bit way"
+    if moved.size > RUNAWAY:
+        what = f"over the {when} weights go {moved.size:.3g} times as far as in 32 bits"
+        return Finding(what, "<optimizer>", "step", "underflow", what)
+    what += f"; {lost:.0%} of updates are lost to rounding" if lost is not None else ""
+    return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
+
+
+def _loss_scale(evidence: Evidence, precision: Precision) -> float | None:
+    if precision.dtype_name != "float16" or not evidence.points:
+        return None
+    if precision.mixed:
+        return min(p.scale for p in evidence.points)
+    gradients = [g for p in evidence.points for g in p.reference]
+    if not gradients:
+        return None
+    fmt = evidence.format
+    scale = best_loss_scale(gradients, fmt.smallest_normal, fmt.largest)
+    return scale if scale > 1 else None
+
+
+def _notes(evidence: Evidence) -> list[str]:
+    notes = []
+    empty = sorted({n for p in evidence.points for n in p.meaningless})
+    if empty:
+        shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+        notes.append(f"gradients that are zero but for rounding were left out: {shown}")
+    if evidence.optimizer is not None:
+        notes.append(f"{evidence.optimizer.lost:.0%} of updates are lost to rounding (no verdict)")
+    if evidence.epsilon is not None:
+        notes.append(
+            f"the optimizer's eps {evidence.epsilon[1]:g} is zero in {evidence.format.name}"
+        )
+    return notes
+
+
+def _figures(evidence: Evidence) -> dict[str, Any]:
+    points = [
+        {
+            "step": p.step,
+            "rho": _plain(p.total.rho),
+            "rho_allowed": _plain(p.total.allowed),
+            "bias": _plain(p.total.bias),
+            "gain": _plain(p.total.gain),
+            "relative": _plain(p.total.relative),
+            "zeroed": _plain(p.total.zeroed),
+            "worst_tensor": _worst(p)[0],
+            "worst_rho": _plain(getattr(_worst(p)[1], "rho", 0.0)),
+            "losses": [[_plain(r), _plain(c)] for r, c in p.losses],
+            "loss_scale": p.scale,
+        }
+        for p in evidence.points
+    ]
+    figures: dict[str, Any] = {
+        "points": points,
+        "batch_size": evidence.batch_size,
+        "unit_roundoff": evidence.format.unit_roundoff,
+        "rho": max((p.total.rho for p in evidence.points), default=math.nan),
+    }
+    if evidence.weights is not None:
+        figures["weights_gain"] = _plain(evidence.weights.gain)
+    if evidence.optimizer is not None:
+        figures["updates_lost"] = _plain(evidence.optimizer.lost)
+        figures["optimizer_gain"] = _plain(evidence.optimizer.moved.gain)
+    if evidence.statistics:
+        name, (moved, lag) = max(evidence.statistics.items(), key=lambda item: item[1][1])
+        figures["slowest_statistic"] = {
+            "name": name,
+            "gain": _plain(moved.gain),
+            "lag": _plain(lag),
+        }
+    return figures
+
+
+def _plain(value: Any) -> float:
+    return float(value)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

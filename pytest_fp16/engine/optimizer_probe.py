@@ -1,0 +1,163 @@
+"""A long run of the optimizer alone, on a few hundred weights, in 16 bits and in 32.
+
+An optimizer works element by element, so a sample of each tensor shows what happens to its state
+over a whole training at a hundredth of the cost: the gradients are those of the 32-bit trajectory,
+then its last third again and again.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.theory.gradient import Movement, movement
+
+SAMPLE = 128
+
+
+class Recorder:
+    """Keeps a sample of every gradient an optimizer is about to apply."""
+
+    def __init__(self, trainee: Trainee) -> None:
+        self.index: dict[int, Tensor] = {}
+        self.steps: list[dict[int, Tensor]] = []
+        self.start = {id(p): self._sample(p).clone() for p in trainee.parameters()}
+        self.order = [id(p) for g in trainee.optimizer.param_groups for p in g["params"]]
+        self.handle = trainee.optimizer.register_step_pre_hook(self._hook)
+
+    def _sample(self, tensor: Tensor) -> Tensor:
+        key, flat = id(tensor), tensor.detach().flatten()
+        if key not in self.index:
+            stride = max(flat.numel() // SAMPLE, 1)
+            self.index[key] = torch.arange(0, flat.numel(), stride, device=flat.device)[:SAMPLE]
+        return flat[self.index[key]]
+
+    def _hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        held = {}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    held[id(p)] = self._sample_of(p)
+        self.steps.append(held)
+
+    def _sample_of(self, p: Tensor) -> Tensor:
+        assert p.grad is not None, "the hook asks for tensors with a gradient only"
+        self._sample(p)
+        return p.grad.detach().flatten()[self.index[id(p)]].clone()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came of it.
+
+    Attributes:
+        moved: displacement of the sampled weights, 16 bits against 32.
+        finite: whether weights and state stayed so.
+        broke_at: step at which they did not, or -1.
+        states: per kind of state, the median of log10(16 bits / 32 bits) over elements that are
+            not zero in 32 bits; minus infinity where most are zero in 16.
+        zeroed: per kind of state, the share that is zero in 16 bits and not in 32.
+        lost: share of single updates that left a weight as it was although it moved in 32 bits.
+    """
+
+    moved: Movement
+    finite: bool
+    broke_at: int
+    states: dict[str, float]
+    zeroed: dict[str, float]
+    lost: float
+
+
+def probe(
+    trainee: Trainee, recorder: Recorder, steps: int, dtype: torch.dtype, target: str
+) -> Probe:
+    """Run the optimizer of `trainee` on the recorded sample for `steps` steps, in both formats."""
+    twin = _Run(trainee.optimizer, recorder, torch.float32)
+    low = _Run(trainee.optimizer, recorder, dtype)
+    stream = recorder.steps
+    tail = max(len(stream) // 3, 1)
+    broke, lost, counted = -1, 0.0, 0
+    for step in range(steps):
+        held = stream[
+            step if step < len(stream) else len(stream) - tail + (step - len(stream)) % tail
+        ]
+        watch = step % 16 == 0
+        before, wide = (low.weights(), twin.weights()) if watch else (None, None)
+        with Emulation(target):
+            low.step(held)
+        twin.step(held)
+        if before is not None and wide is not None:
+            after, wide_after = low.weights(), twin.weights()
+            moving = wide_after != wide
+            lost += float(((after == before) & moving).sum())
+            counted += int(moving.sum())
+            if not bool(after.isfinite().all()):
+                broke = step
+                break
+    start = torch.cat([recorder.start[k].float() for k in low.keys])
+    moved = movement(twin.weights() - start, low.weights() - low.start)
+    finite = bool(low.weights().isfinite().all())
+    states, zeroed = _compare_states(twin, low)
+    return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1))
+
+
+class _Run:
+    """A copy of an optimizer over small tensors of its own."""
+
+    def __init__(self, optimizer: Any, recorder: Recorder, dtype: torch.dtype) -> None:
+        self.optimizer = copy.copy(optimizer)
+        self.optimizer.state = defaultdict(dict)
+        self.optimizer._optimizer_step_pre_hooks = type(optimizer._optimizer_step_pre_hooks)()
+        self.keys: list[int] = []
+        self.tensors: list[nn.Parameter] = []
+        groups = []
+        for group in optimizer.param_groups:
+            own = []
+            for p in group["params"]:
+                if id(p) in recorder.start:
+                    tensor = nn.Parameter(recorder.start[id(p)].to(dtype))
+                    own.append(tensor)
+                    self.keys.append(id(p))
+                    self.tensors.append(tensor)
+            groups.append({**group, "params": own})
+        self.optimizer.param_groups = groups
+        self.dtype = dtype
+        self.start = self.weights()
+
+    def step(self, gradients: dict[int, Tensor]) -> None:
+        for key, tensor in zip(self.keys, self.tensors, strict=True):
+            grad = gradients.get(key)
+            tensor.grad = None if grad is None else grad.to(self.dtype)
+        self.optimizer.step()
+
+    def weights(self) -> Tensor:
+        return torch.cat([t.detach().float().flatten() for t in self.tensors])
+
+    def states(self) -> dict[str, Tensor]:
+        kinds: dict[str, list[Tensor]] = {}
+        for tensor in self.tensors:
+            for kind, value in self.optimizer.state.get(tensor, {}).items():
+                if isinstance(value, Tensor) and value.shape == tensor.shape and value.numel():
+                    kinds.setdefault(kind, []).append(value.detach().float().flatten())
+        return {kind: torch.cat(values) for kind, values in kinds.items()}
+
+
+def _compare_states(twin: _Run, low: _Run) -> tuple[dict[str, float], dict[str, float]]:
+    off, zeroed = {}, {}
+    mine = low.states()
+    for kind, wide in twin.states().items():
+        nonzero = wide != 0
+        if kind not in mine or not bool(nonzero.any()):
+            continue
+        ratio = (mine[kind][nonzero] / wide[nonzero]).abs()
+        zeroed[kind] = float((ratio == 0).float().mean())
+        off[kind] = float(ratio.log10().nan_to_num(nan=math.inf, neginf=-math.inf).median())
+    return off, zeroed

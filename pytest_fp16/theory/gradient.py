@@ -1,0 +1,178 @@
+"""Rounding noise of a gradient beside the mini-batch noise that training lives with anyway.
+
+With g the 32-bit gradient of one batch, V the trace of its covariance over batches and e the
+error of the 16-bit gradient of the same batch, ρ = ‖e‖²/V. Stochastic gradient descent at batch
+size B sees noise V = S/B, so rounding that adds ρV is harmless while ρ is small: it acts like a
+batch smaller by the factor 1/(1+ρ). Errors of rounding are proportional to u‖g‖, so ρ grows with
+u² and with B, and no fixed threshold on ρ alone is right for large batches: an error within
+(16u)²‖g‖² is granted whatever V is.
+
+Thresholds were chosen before the cases they are tested on (docs/explanation/gradient-check.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Largest share of the batch noise that rounding may add, over all parameters together.
+RHO_TOTAL = 0.5
+#: The same for one parameter tensor: the worst of many needs more room.
+RHO_TENSOR = 2.0
+#: Relative error, in units of roundoff, that is granted however small the batch noise is.
+GRANTED = 16.0
+#: A gradient whose projection on the true one leaves this range is biased.
+GAIN_TOTAL = (0.5, 2.0)
+#: A tensor that keeps less than this share of its gradient no longer learns.
+GAIN_TENSOR = 0.25
+#: A tensor whose 32-bit gradient moves by this share when weights change in their last bits is
+#: zero but for rounding (a bias before a normalisation), and says nothing.
+MEANINGLESS = 0.01
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What 16 bits did to the gradient of one tensor, or of all together.
+
+    Attributes:
+        rho: mean ‖e‖² over the batches tried, divided by the variance over batches.
+        allowed: the largest harmless rho, with the granted relative error.
+        bias: ‖mean of e‖² in units of the variance, less what its spread explains (at least 0).
+        gain: projection of the 16-bit gradient on the 32-bit one; 1 is perfect.
+        relative: ‖e‖/‖g‖.
+        zeroed: share of non-zero entries that became zero.
+        zeroed_norm: share of ‖g‖² in those entries.
+        finite: whether every 16-bit gradient was.
+    """
+
+    rho: float
+    allowed: float
+    bias: float
+    gain: float
+    relative: float
+    zeroed: float
+    zeroed_norm: float
+    finite: bool
+
+    @property
+    def excess(self) -> float:
+        """rho over what is allowed; above 1 is too much."""
+        return self.rho / self.allowed if self.allowed else (math.inf if self.rho else 0.0)
+
+
+def batch_variance(gradients: Sequence[Tensor]) -> float:
+    """Trace of the covariance of a gradient over batches (unbiased), from at least two."""
+    stack = torch.stack([g.detach().double().flatten() for g in gradients])
+    return float((stack - stack.mean(0)).square().sum() / (len(stack) - 1))
+
+
+def noise(
+    reference: Sequence[Tensor],
+    candidate: Sequence[Tensor],
+    variance: float,
+    unit_roundoff: float,
+    share: float = RHO_TENSOR,
+) -> Noise:
+    """Compare gradients of the same batches at the same weights.
+
+    Args:
+        reference, candidate: one tensor per batch, of the same shapes.
+        variance: of the reference over batches (`batch_variance`).
+        unit_roundoff: of the candidate's format.
+        share: largest part of the variance that rounding may add.
+    """
+    r = torch.stack([g.detach().double().flatten() for g in reference])
+    c = torch.stack([g.detach().double().flatten() for g in candidate])
+    if not bool(c.isfinite().all()):
+        return Noise(math.inf, share, math.inf, math.nan, math.inf, 0.0, 0.0, False)
+    e = c - r
+    size, error = float(r.square().sum()), float(e.square().sum(1).mean())
+    spread = float((e - e.mean(0)).square().sum() / max(len(e) - 1, 1)) / len(e)
+    bias = max(float(e.mean(0).square().sum()) - spread, 0.0) if len(e) > 1 else 0.0
+    lost = (c == 0) & (r != 0)
+    floor = (GRANTED * unit_roundoff) ** 2 * size / len(r)
+    scale = variance or (floor or 1.0)
+    return Noise(
+        rho=error / scale,
+        allowed=share + floor / scale,
+        bias=bias / scale,
+        gain=float((c * r).sum()) / size if size else 1.0,
+        relative=math.sqrt(error * len(r) / size) if size else 0.0,
+        zeroed=float(lost.sum()) / max(int((r != 0).sum()), 1),
+        zeroed_norm=float(r[lost].square().sum()) / size if size else 0.0,
+        finite=True,
+    )
+
+
+def meaningless(gradient: Tensor, nudged: Tensor) -> bool:
+    """Whether a 32-bit gradient is zero but for rounding.
+
+    Args:
+        gradient: the gradient.
+        nudged: the same with the weights changed in their last bits.
+    """
+    change = float((nudged - gradient).double().square().sum())
+    return change >= MEANINGLESS * float(gradient.double().square().sum())
+
+
+def best_loss_scale(gradients: Sequence[Tensor], smallest: float, largest: float) -> float:
+    """The power of two that lifts gradients out of underflow without overflow.
+
+    Half of the range above the largest gradient is left for what was not seen.
+
+    Args:
+        gradients: 32-bit gradients.
+        smallest, largest: the format's smallest normal and largest finite number.
+    """
+    sizes = torch.cat([g.detach().abs().flatten() for g in gradients])
+    sizes = sizes[(sizes > 0) & sizes.isfinite()]
+    if not len(sizes):
+        return 1.0
+    low = float(sizes.quantile(0.01)) if len(sizes) < 2**20 else float(sizes.min())
+    wanted = math.log2(smallest / low) if low < smallest else 0.0
+    room = math.log2(math.sqrt(largest) / float(sizes.max()))
+    return float(2.0 ** max(math.floor(min(math.ceil(wanted), room)), 0))
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far the candidate went along the reference's way.
+
+    Attributes:
+        gain: projection of the candidate's displacement on the reference's.
+        size: length of the candidate's displacement over the reference's.
+        length: length of the reference's displacement.
+    """
+
+    gain: float
+    size: float
+    length: float
+
+
+def movement(reference: Tensor, candidate: Tensor) -> Movement:
+    """Compare two displacements from the same start; NaN where the candidate is not finite."""
+    r, c = reference.double().flatten(), candidate.double().flatten()
+    length = float(r.norm())
+    if not length:
+        return Movement(1.0, 1.0 if not float(c.norm()) else math.inf, 0.0)
+    return Movement(float(r @ c) / length**2, float(c.norm()) / length, length)
+
+
+def extrapolated(first: Tensor, second: Tensor, blocks: float) -> float:
+    """Length of a displacement that goes on as it began, by a geometric series.
+
+    Args:
+        first, second: displacements over two equally long blocks of steps.
+        blocks: how many such blocks there will be.
+    """
+    a, b = first.double().flatten(), second.double().flatten()
+    size = float(a.square().sum())
+    if not size:
+        return float(b.norm()) * blocks
+    ratio = min(max(float(a @ b) / size, 0.0), 1.0)
+    reached = blocks if ratio > 1 - 1e-9 else (1 - ratio**blocks) / (1 - ratio)
+    return math.sqrt(size) * reached
