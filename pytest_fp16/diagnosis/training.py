@@ -1,9 +1,169 @@
-"""From a training that failed to culprit, mechanism and cure."""
+"""From a training that failed to culprit, mechanism and a cure that was tried."""
 
 from __future__ import annotations
-from typing import Any
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+from pytest_fp16.diagnosis.training_cures import Proposal, proposals
+from pytest_fp16.engine.emulate import is_missing_kernel
+from pytest_fp16.engine.models import make_model
+from pytest_fp16.engine.order import ordered
+from pytest_fp16.engine.origin import Origin
+from pytest_fp16.engine.train import RunResult, with_last
+from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.report.model import Culprit, Cure
+from pytest_fp16.theory.rounding import FORMATS
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.gradient_check import GradientFindings
+    from pytest_fp16.engine.runs import Runs
+    from pytest_fp16.training import Pairs
+
+#: Whole trainings a diagnosis may spend on cures.
+TRIES = 4
 
 
-def diagnose_training(runs: Any, pairs: Any, forecast: Any) -> tuple[Any, Any]:
-    """(culprit, cure)."""
-    return (forecast.culprit if forecast else None), None
+def diagnose_training(
+    runs: Runs, pairs: Pairs, findings: GradientFindings | None
+) -> tuple[Culprit | None, Cure | None]:
+    """What is at fault in a training that is not equivalent, and a cure that was tried.
+
+    The gradient check's culprit is taken where it raised an alarm. Else a run that broke is made
+    again up to the step that broke it, which is watched; and a loss of metric alone is attributed
+    to what the successful cure changed.
+    """
+    culprit = findings.culprit if findings is not None else None
+    if culprit is None and pairs.broke is not None:
+        culprit = _watched(runs, pairs, pairs.broke[1])
+    scale = findings.loss_scale if findings is not None else None
+    model = make_model(runs.subject.model)
+    every = proposals(runs.subject, model, pairs.precision, culprit, scale)
+    for proposal in itertools.islice(every, TRIES):
+        cure = _tried(runs, pairs, proposal)
+        if cure is not None:
+            return culprit or _attributed(pairs, proposal), cure
+    return culprit or _unexplained(pairs), None
+
+
+def _worst(pairs: Pairs) -> tuple[RunResult, RunResult]:
+    """The pair a cure has to mend: the one that broke, or else the one with the largest loss."""
+    if pairs.broke is not None:
+        return pairs.broke
+    return max(pairs.pairs, key=lambda pair: pair[0].metric - pair[1].metric)
+
+
+def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
+    """The cure, if the worst seed passes with it."""
+    reference, _ = _worst(pairs)
+    if proposal.precision is not None:
+        result = runs.run(proposal.precision, reference.seed)
+    else:
+        result = runs.fresh(pairs.precision, reference.seed, proposal.amendment, proposal.subject)
+    loss = reference.metric - result.metric
+    if result.ended != "finished" or not loss <= _allowed(runs, pairs, reference):
+        return None
+    return Cure(
+        kind=proposal.kind,
+        modules=proposal.modules,
+        verified=True,
+        description=proposal.description,
+        verdict="equivalent",
+        metric=result.metric,
+    )
+
+
+def _allowed(runs: Runs, pairs: Pairs, reference: RunResult) -> float:
+    """The loss one seed may show; a default budget from too few runs is no less than 1 point."""
+    if pairs.look is not None:
+        return pairs.look.budget
+    given = runs.settings.budget
+    if isinstance(given, str):
+        return float(given.rstrip("%")) / 100 * abs(reference.metric)
+    if given is not None:
+        return float(given)
+    # Before there is a spread over seeds, twice the resolution is what one pair can show.
+    return 2 * reference.score.resolution if reference.score is not None else 0.0
+
+
+def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
+    """Run again up to the step that broke it, and watch that step."""
+    if result.ended == "raised":
+        return _raised(result)
+    if result.failed_at is None or result.ended == "diverged":
+        return None
+    try:
+        found = _replayed(runs, pairs, result)
+    except Exception:  # the verdict stands whether or not the failure lets itself be watched
+        return None
+    if found is None:
+        return None
+    module, operation, mechanism, largest = found
+    form = FORMATS[pairs.precision.dtype]
+    evidence = f"largest argument {largest:.1e}, {form.name} holds {form.largest:.2e}"
+    if mechanism == "eps-underflow":
+        evidence = "a divisor (or the argument of a logarithm or root) has rounded to zero"
+    return Culprit(
+        module=module,
+        operation=operation,
+        mechanism=mechanism,  # type: ignore[arg-type]
+        evidence=f"{evidence}; first in epoch {result.failed_at[0] + 1}, "
+        f"step {result.failed_at[1] + 1} of seed {result.seed}",
+    )
+
+
+def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> tuple[str, str, str, float] | None:
+    assert result.failed_at is not None
+    seed, state = result.seed, runs.state(result.seed)
+    trainee = Trainee(runs.subject, pairs.precision, seed, state, runs.place)
+    origin = Origin(trainee.model)
+    trainee.optimizer.register_step_pre_hook(lambda *_: setattr(origin, "phase", "<optimizer>"))
+    with trainee.installed():
+        for epoch in range(runs.subject.epochs):
+            trainee.model.train()
+            losses = []
+            batches = with_last(ordered(runs.subject.train_data, seed, epoch))
+            for step, (batch, last) in enumerate(batches):
+                origin.phase = "<loss>"
+                if (epoch, step) == result.failed_at:
+                    trainee.step(batch, last, origin)
+                    return origin.found
+                losses.append(trainee.step(batch, last))
+            trainee.end_epoch(sum(losses) / len(losses))
+    return None
+
+
+def _raised(result: RunResult) -> Culprit:
+    said = result.error or ""
+    missing = is_missing_kernel(RuntimeError(said)) or "has no" in said
+    overflow = "cannot be converted" in said or "overflow" in said
+    return Culprit(
+        module="",
+        operation="",
+        mechanism="mask-inf" if overflow and not missing else "unsupported-op",
+        evidence=said,
+    )
+
+
+def _attributed(pairs: Pairs, proposal: Proposal) -> Culprit:
+    """The culprit a cure points to, where nothing else named one."""
+    return Culprit(
+        module=proposal.points_to,
+        operation="",
+        mechanism=proposal.mechanism,
+        evidence=f"{_lost(pairs)}; gone with the cure ({proposal.description})",
+    )
+
+
+def _unexplained(pairs: Pairs) -> Culprit:
+    return Culprit(module="", operation="", mechanism="precision-loss", evidence=_lost(pairs))
+
+
+def _lost(pairs: Pairs) -> str:
+    if pairs.broke is not None:
+        _, result = pairs.broke
+        return f"the run of seed {result.seed} ended: {result.error or result.ended}"
+    if pairs.look is None or not math.isfinite(pairs.look.mean):
+        return "the run broke"
+    return f"mean loss {pairs.look.mean:.3g} of the metric over {pairs.look.n} seed(s)"

@@ -52,7 +52,7 @@ class Amendment:
     """What a cure changes in a training, beside what `Training` itself says.
 
     Attributes:
-        model: applied to the model after its cast, before the optimizer is made.
+        model: applied to the float32 model, before its cast and before the optimizer is made.
         loss_scale: a constant factor on the loss, taken out of the gradients again.
     """
 
@@ -104,9 +104,9 @@ class Trainee:
         model = make_model(subject.model)
         model.load_state_dict(state)
         model = model.to(place.device)
-        self.model = model if self.cast is None else model.to(self.cast)
         if self.amendment.model is not None:
-            self.amendment.model(self.model)
+            self.amendment.model(model)
+        self.model = model if self.cast is None else model.to(self.cast)
         self.own_step = subject.training_step is None and is_lightning(self.model)
         self.optimizer, self.scheduler, self.scheduler_step = _optimization(subject, self.model)
         scaled = precision.mixed and precision.dtype_name == "float16"
@@ -156,7 +156,7 @@ class Trainee:
             shaped = isinstance(value, Tensor)
             got = f"a tensor of shape {tuple(value.shape)}" if shaped else repr(value)[:80]
             raise ModelError(
-                f"the loss must be a scalar tensor (got {got}); reduce it, for instance with .mean()"
+                f"the loss must be a scalar tensor (got {got}); reduce it, with .mean() say"
             )
         return value.reshape(())
 

@@ -1,0 +1,231 @@
+"""The cures a failed training may be given, in the order they should be tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pytest_fp16.engine.batching import map_tensors
+from pytest_fp16.engine.operations import LOW
+from pytest_fp16.engine.trainee import Amendment
+from pytest_fp16.mixing import keep_in_float32
+from pytest_fp16.precision import PRECISIONS, Precision
+from pytest_fp16.report.model import Culprit, Mechanism
+from pytest_fp16.subject import Training
+
+Kind = Literal[
+    "keep_in_float32",
+    "mixed",
+    "bfloat16",
+    "loss scale",
+    "loss in float32",
+    "optimizer epsilon",
+]
+
+#: Below √(smallest subnormal of the second moment) = 2^-12 an Adam epsilon cannot stand in for a
+#: second moment that has rounded to zero; above 1e-3 it begins to change the training itself.
+EPSILONS = (1e-4, 1e-3)
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One cure to try.
+
+    Attributes:
+        kind, description, modules: as the report's `Cure`.
+        subject: the training, changed; None where it stays.
+        amendment: what changes beside the training.
+        precision: another precision to train in instead.
+        points_to, mechanism: the culprit it speaks for, should it help and nothing else name one.
+    """
+
+    kind: Kind
+    description: str
+    modules: list[str] = field(default_factory=list)
+    subject: Training | None = None
+    amendment: Amendment | None = None
+    precision: Precision | None = None
+    points_to: str = ""
+    mechanism: Mechanism = "precision-loss"
+
+
+def proposals(
+    subject: Training,
+    model: nn.Module,
+    precision: Precision,
+    culprit: Culprit | None,
+    loss_scale: float | None,
+) -> Iterator[Proposal]:
+    """Cures in the order of how likely they are to help, and how little they change.
+
+    Args:
+        model: a float32 model of the training, for the names of its modules.
+        culprit: what is known to be at fault.
+        loss_scale: the factor that would lift the gradients out of underflow, if known.
+    """
+    where = culprit.module if culprit is not None else None
+    mechanism = culprit.mechanism if culprit is not None else None
+    found: list[Proposal] = []
+    if where == "<optimizer>" or mechanism == "eps-underflow":
+        found += _epsilons(subject, precision)
+    if where == "<loss>" or culprit is None:
+        found += _loss_in_float32(subject)
+    if mechanism in ("underflow", None):
+        found += _loss_scales(precision, loss_scale)
+    if where not in (None, "<optimizer>", "<loss>"):
+        found += _kept(model, str(where), mechanism)
+    other = [*_mixed(precision), *_bfloat16(precision)]
+    yield from _unique([*found, *(other[::-1] if mechanism == "overflow" else other)])
+
+
+def _unique(found: list[Proposal]) -> Iterator[Proposal]:
+    seen = set()
+    for proposal in found:
+        if proposal.description not in seen:
+            seen.add(proposal.description)
+            yield proposal
+
+
+def _epsilons(subject: Training, precision: Precision) -> list[Proposal]:
+    make = subject.optimizer
+    if make is None:
+        return []
+
+    def with_epsilon(value: float) -> Any:
+        def optimizer(parameters: Any) -> Any:
+            made = make(parameters)
+            for group in made.param_groups:
+                if isinstance(group.get("eps"), float) and group["eps"] < value:
+                    group["eps"] = value
+            return made
+
+        return optimizer
+
+    probe = make([nn.Parameter(torch.zeros(2))])
+    small = [g["eps"] for g in probe.param_groups if isinstance(g.get("eps"), float)]
+    return [
+        Proposal(
+            kind="optimizer epsilon",
+            description=f"set the optimizer's eps to {value:g} (it is {min(small):g})",
+            subject=replace(subject, optimizer=with_epsilon(value)),
+            points_to="<optimizer>",
+            mechanism="eps-underflow",
+        )
+        for value in EPSILONS
+        if small and min(small) < value
+    ]
+
+
+def _loss_in_float32(subject: Training) -> list[Proposal]:
+    own = subject.loss
+    if subject.training_step is not None or own is None:
+        return []
+
+    def loss(outputs: Any, targets: Any) -> Any:
+        with torch.autocast("cpu", enabled=False), _no_cuda_autocast():
+            return own(_widened(outputs), _widened(targets))
+
+    return [
+        Proposal(
+            kind="loss in float32",
+            description="compute the loss in float32: loss(outputs.float(), targets)",
+            subject=replace(subject, loss=loss),
+            points_to="<loss>",
+        )
+    ]
+
+
+def _widened(value: Any) -> Any:
+    return map_tensors(value, lambda t: t.float() if t.dtype in LOW else t)
+
+
+class _no_cuda_autocast:  # noqa: N801 (reads like the context manager it is)
+    """Autocast of CUDA off, without torch's warning where there is no CUDA."""
+
+    def __enter__(self) -> None:
+        self.was = torch.is_autocast_enabled("cuda")
+        torch.set_autocast_enabled("cuda", False)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_autocast_enabled("cuda", self.was)
+
+
+def _loss_scales(precision: Precision, scale: float | None) -> list[Proposal]:
+    if precision.mixed or precision.dtype_name != "float16" or not scale or scale <= 1:
+        return []
+    return [
+        Proposal(
+            kind="loss scale",
+            description=f"multiply the loss by {scale:g} before backward(), and divide the "
+            "gradients by it before the optimizer's step",
+            amendment=Amendment(loss_scale=scale),
+            points_to="<loss>",
+            mechanism="underflow",
+        )
+    ]
+
+
+def _kept(model: nn.Module, where: str, mechanism: str | None) -> list[Proposal]:
+    modules = dict(model.named_modules())
+    if where not in modules or not where:
+        return []
+    sets = [[where]]
+    norms = [n for n, m in modules.items() if isinstance(m, _NORMS)]
+    if isinstance(modules[where], _NORMS) and len(norms) > 1:
+        sets.append(norms)
+    parent = where.rpartition(".")[0]
+    if parent:
+        sets.append([parent])
+    return [_keep(names, where, mechanism) for names in sets]
+
+
+def _keep(names: list[str], where: str, mechanism: str | None) -> Proposal:
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return Proposal(
+        kind="keep_in_float32",
+        description=f"keep {shown} in float32: keep_in_float32(model, {names[:4]!r})",
+        modules=names,
+        amendment=Amendment(model=lambda model: keep_in_float32(model, names)),
+        points_to=where,
+        mechanism=mechanism or "precision-loss",  # type: ignore[arg-type]
+    )
+
+
+def _mixed(precision: Precision) -> list[Proposal]:
+    if precision.mixed:
+        return []
+    name = precision.name.replace("true", "mixed")
+    return [
+        Proposal(
+            kind="mixed",
+            description=f"train in {name}: float32 weights and optimizer state, 16-bit products",
+            precision=PRECISIONS[name],
+            points_to="<optimizer>",
+            mechanism="absorption",
+        )
+    ]
+
+
+def _bfloat16(precision: Precision) -> list[Proposal]:
+    if precision.dtype_name != "float16":
+        return []
+    name = f"bf{precision.name}"
+    return [
+        Proposal(
+            kind="bfloat16",
+            description=f"train in {name}: bfloat16 has the range of float32",
+            precision=PRECISIONS[name],
+            mechanism="overflow",
+        )
+    ]
