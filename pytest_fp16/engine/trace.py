@@ -274,6 +274,9 @@ class Trace(TorchDispatchMode):
                 )
                 # Views look on: the new values must reach the memory they share.
                 item = item.copy_(rounded) if aliased else rounded
+            if shadow is None and (known.name, i) in _READ_ON_HOST:
+                results.append(item)
+                continue
             if shadow is None:
                 results.append(
                     Shadow(item, dtype, Cell(depends, depends and (noisy or arithmetic)))

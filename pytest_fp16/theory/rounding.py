@@ -84,7 +84,9 @@ def round_to(x: torch.Tensor, fmt: Format) -> torch.Tensor:
 
 def flush_underflow(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     """`x` with the values below the normal range of `fmt` on its grid, the others untouched."""
-    return torch.where(x.abs() < fmt.smallest_normal, round_to(x, fmt), x)
+    # Gradients pass as through the identity: cast to 16 bits they would themselves overflow.
+    step = round_to(x.detach(), fmt) - x.detach()
+    return torch.where(x.abs() < fmt.smallest_normal, x + step, x)
 
 
 def overflow(x: torch.Tensor, fmt: Format) -> torch.Tensor:
