@@ -137,7 +137,7 @@ def _timed(
     benchmark = item.stash[REQUEST].getfixturevalue("benchmark")
     if getattr(benchmark, "stats", None) is not None:  # the test has timed something already
         return report
-    benchmark.group = benchmark.group or report.name
+    benchmark.group = getattr(benchmark, "group", None) or report.name
     try:
         speed = measure(subject, report.precision, settings, benchmark.pedantic)
     except Exception as error:  # a model that fails in 16 bits has its verdict already
