@@ -55,23 +55,27 @@ class Training:
     Attributes:
         model: a function that makes a fresh module, or a module: then every seed starts from
             those weights and seeds vary the data order.
-        optimizer: a function of the parameters that returns a ``torch.optim.Optimizer``.
-        loss: a function of (outputs, targets) that returns a scalar tensor.
-        train_data: yields batches ``(inputs, targets)`` more than once.
+        optimizer: a function of the parameters that returns a ``torch.optim.Optimizer``; None for
+            a Lightning module, which has ``configure_optimizers``.
+        loss: a function of (outputs, targets) that returns a scalar tensor; None where
+            `training_step`, or a Lightning module's own, returns it.
+        train_data: yields batches ``(inputs, targets)`` more than once. A seed draws the order
+            from torch's generators; a list is shuffled batch by batch.
         eval_data: yields batches ``(inputs, targets)`` more than once; the metric is taken on it.
         epochs: passes over `train_data`.
         scheduler: None, or a function of the optimizer that returns a learning-rate scheduler,
             stepped once per epoch (``scheduler_step="epoch"``) or per step (``"step"``).
         clip_grad_norm: None, or the largest norm of the gradient.
-        accumulate: batches whose gradients are added up before one optimizer step.
-        training_step: None, or a function of (model, batch) that returns the loss.
+        accumulate: batches whose gradients are averaged before one optimizer step.
+        training_step: None, or a function of (model, batch) that returns the loss. In a "true"
+            precision the batch's floating tensors are 16-bit, targets included.
         task, metric, forward, ignore_index: as in `Evaluation`.
         name: how the report calls it.
     """
 
     model: Any
-    optimizer: Callable[[Any], Any]
-    loss: Callable[[Any, Any], Any]
+    optimizer: Callable[[Any], Any] | None
+    loss: Callable[[Any, Any], Any] | None
     train_data: Iterable[Any]
     eval_data: Iterable[Any]
     epochs: int = 1
@@ -95,3 +99,7 @@ class Training:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingError(f"{name} must be a whole number of at least 1 (got {value!r})")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise SettingError(
+                f"clip_grad_norm must be a positive number or None (got {self.clip_grad_norm!r})"
+            )

@@ -44,7 +44,7 @@ class RunResult:
     Attributes:
         precision: its name.
         seed: its seed.
-        ended: ``"finished"``, ``"nan"`` (a parameter or output is no finite number),
+        ended: ``"finished"``, ``"nan"`` (a loss, parameter or output is not finite),
             ``"diverged"``, ``"collapsed scale"``, ``"raised"`` or ``"out of memory"``.
         score: metric and predictions of the trained model; None where it could not be evaluated.
         losses: mean training loss of each epoch.
@@ -210,9 +210,14 @@ class Guard:
         self.finite = {n for n, b in model.named_buffers() if all_finite([b])}
 
     def after_step(self, trainee: Trainee, epoch: int, step: int, loss: float) -> None:
-        """Raises `_Ended` where parameters are lost, or steps are skipped over and over."""
+        """Raises `_Ended` where the loss or a parameter is lost, or no step is applied any more.
+
+        A scaler skips the steps of a loss that is not finite, so there a single one is no end.
+        """
         if self.first is None and math.isfinite(loss):
             self.first = loss
+        if trainee.scaler is None and not math.isfinite(loss):
+            raise _Ended("nan", (epoch, step))
         if trainee.scaler is not None:
             skipping = trainee.applied == self.applied and not trainee.pending
             self.in_a_row = self.in_a_row + 1 if skipping else 0
