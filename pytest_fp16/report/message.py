@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pytest_fp16.report import figures
 from pytest_fp16.report.model import Cure, Metric, Report
 
@@ -73,7 +75,7 @@ def _unlabelled(report: Report, metric: Metric) -> str:
 
 def _against_budget(metric: Metric) -> str:
     loss, budget = figures.loss_pair(metric)
-    if loss == "NaN":
+    if not math.isfinite(metric.loss):
         return f"the loss cannot be computed, budget {budget}"
     points = " points" if figures.is_share(metric) else ""
     if loss.startswith("-"):
@@ -120,7 +122,7 @@ def _failed(report: Report) -> list[str]:
     if report.forecast is not None and report.forecast.method != "unavailable":
         lines.append(_line("forecast", _forecast(report)))
     if report.run is not None:
-        canary = f"; canary: {report.run.canary}" if report.run.canary else ""
+        canary = f"; {report.run.canary}" if report.run.canary else ""
         lines.append(_line("ran", figures.mode(report.run) + canary))
     return lines
 

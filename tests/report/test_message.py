@@ -143,8 +143,9 @@ def test_further_lines_of_an_error_are_indented(failed):
     assert "  error: first\n         second\n" in message(failed(error="first\nsecond"))
 
 
-def test_a_metric_that_is_nan_is_said_in_words(failed, metric):
-    r2 = metric(name="R²", reference=0.9, candidate=NAN, loss=NAN, budget=0.005)
+@pytest.mark.parametrize("loss", [NAN, float("inf")])
+def test_a_metric_that_is_nan_is_said_in_words(failed, metric, loss):
+    r2 = metric(name="R²", reference=0.9, candidate=NAN, loss=loss, budget=0.005)
     first = lines(failed(task="regression", metric=r2, flips=None))[0]
     assert first.endswith("R² NaN, reference 0.900 (the loss cannot be computed, budget 0.005)")
 
@@ -235,10 +236,10 @@ def test_a_random_rounding_forecast_and_a_canary(failed):
         flips_expected=1.0,
         flips_allowed=4,
     )
-    run = Run(device="cpu", target="cpu", mode="native", canary="no kernel for cumprod")
+    run = Run(device="cpu", target="cpu", mode="native", canary="the canary found no kernel for cumprod")
     assert lines(failed(forecast=forecast, run=run))[-2:] == [
         "  forecast: equivalent (random rounding, from 32-bit arithmetic alone)",
-        "  ran:   native on cpu; canary: no kernel for cumprod",
+        "  ran:   native on cpu; the canary found no kernel for cumprod",
     ]
 
 
