@@ -225,6 +225,9 @@ class EvaluationRun:
             said.append(f"{canary.text}; the verdict speaks for {lane.candidate.target}")
         elif canary is not None and (canary.difference or 0) > LARGE_DIFFERENCE:
             said.append(f"emulation and this device's own kernels part: {canary.text}")
+        witness, precision_ = lane.witness, lane.precision
+        if witness is not None and not witness.dtypes[precision_.dtype_name]:
+            said.append(f"no operation computed in {precision_.dtype_name}: all ran in float32")
         if verdict == "equivalent":
             said += [w for w in (rules.luck(lane),) if w]
             if metric is not None and metric.loss > metric.budget / 2:

@@ -156,7 +156,9 @@ class Lane:
         if self.mode == "native":
             return
         self.canary = sing(self.candidate, batch.inputs, batch.n, batch.seed, self.witness)
-        if self.canary.unsupported and self.candidate.target == self.candidate.device.type:
+        on_target = self.candidate.target == self.candidate.device.type
+        refused = self.canary.mixed_dtypes and not self.precision.mixed
+        if refused or (self.canary.unsupported and on_target):
             self._fail(self.canary.error)
         elif self.canary.emulation_error is not None and self.canary.error is None:
             # The device's own kernels run what emulation cannot: they are what counts.

@@ -17,6 +17,7 @@ from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
 
 #: Inputs the canary takes: float16 on a CPU is slow.
 INPUTS = 4
+_MIXED_DTYPES = ("same dtype", "same data type", "expected scalar type", "to have the same type")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class CanaryFindings:
         error: what the native run raised, or None.
         emulation_error: what the emulated run raised, or None.
         unsupported: the native run raised because an operation has no kernel.
+        mixed_dtypes: it raised because an operation refuses tensors of different dtypes, which no
+            device promotes.
         difference: largest difference of the two runs, relative to the largest output.
     """
 
@@ -35,6 +38,7 @@ class CanaryFindings:
     error: BaseException | None = None
     emulation_error: BaseException | None = None
     unsupported: bool = False
+    mixed_dtypes: bool = False
     difference: float | None = None
 
 
@@ -54,8 +58,10 @@ def sing(candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness)
     if error is not None:
         unsupported = is_missing_kernel(error) or isinstance(error, UnsupportedOperation)
         words = "has no 16-bit kernel for an operation" if unsupported else "raised"
-        text = f"the canary on {device} {words}: {str(error).splitlines()[0][:160]}"
-        return CanaryFindings(text, error, emulation_error, unsupported)
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        text = f"the canary on {device} {words}: {said[:160]}"
+        mixed_dtypes = not unsupported and any(w in said for w in _MIXED_DTYPES)
+        return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
     assert native is not None, "unreachable: no error and no output"
     if emulated is None:
         return CanaryFindings(

@@ -21,7 +21,7 @@ from pytest_fp16.engine.models import (
     prepare,
     quiet,
 )
-from pytest_fp16.engine.operations import facts, flat
+from pytest_fp16.engine.operations import LOW, facts, flat, tensors
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
@@ -105,6 +105,7 @@ class Witness(TorchDispatchMode):
         dtypes: operations by the dtype of their floating results.
         float32_modules: modules some of whose operations gave float32 results.
         opaque: kernels from outside ATen that ran on 16-bit tensors.
+        read: some operation read a 16-bit tensor, if only to cast it to float32.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -113,10 +114,12 @@ class Witness(TorchDispatchMode):
         self.dtypes: Counter[str] = Counter()
         self.float32_modules: dict[str, None] = {}
         self.opaque: set[str] = set()
+        self.read = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self.read = self.read or any(t.dtype in LOW for t in tensors(args, kwargs or {}))
         out = func(*args, **(kwargs or {}))
         known = facts(func)
         if known.view or known.exact:

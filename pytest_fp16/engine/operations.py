@@ -74,6 +74,9 @@ _SAME_DTYPE: dict[str, tuple[int, ...]] = {
     "grid_sampler_2d": (0, 1),
     "grid_sampler_3d": (0, 1),
     "_trilinear": (0, 1, 2),
+    "mkldnn_rnn_layer": (0, 1, 2, 3, 4, 5, 6),
+    "_thnn_fused_lstm_cell": (0, 1, 2),
+    "_thnn_fused_gru_cell": (0, 1, 2),
 }
 _SAME_DTYPE_ATTENTION = (0, 1, 2)
 
@@ -274,6 +277,14 @@ def functional(op: OpOverload) -> OpOverload | None:
         if [(a.name, str(a.type)) for a in other._schema.arguments] == wanted:
             return None if any(r.alias_info for r in other._schema.returns) else other
     return None
+
+
+@cache
+def differentiable(op: OpOverload) -> bool:
+    """Whether somebody registered a gradient for `op`; autograd only warns where nobody did."""
+    has_kernel = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", None)
+    keys = ("Autograd", "AutogradCPU", "AutogradCUDA", "CompositeImplicitAutograd")
+    return has_kernel is None or any(has_kernel(op.name(), key) for key in keys)
 
 
 def flat(out: Any) -> list[Any]:
