@@ -20,17 +20,23 @@ def table(reports: Sequence[Named], width: int = 120) -> str:
     """
     if not reports:
         return ""
-    columns = {"test": [name for name, _ in reports]}
-    for header, cell in _COLUMNS.items():
-        cells = [cell(report) for _, report in reports]
-        if any(cells):
-            columns[header] = cells
+    columns = columns_of(reports)
     notes = _notes(columns)
     excess = _width(_grid(columns)) - width
     if excess > 0:
         longest = max(16, max(map(len, columns["test"])) - excess)
         columns["test"] = [_cut(name, longest) for name in columns["test"]]
     return "\n".join([_grid(columns), *notes])
+
+
+def columns_of(reports: Sequence[Named]) -> dict[str, list[str]]:
+    """The cells of the table by the header of their column, without columns that say nothing."""
+    columns = {"test": [name for name, _ in reports]}
+    for header, cell in _COLUMNS.items():
+        cells = [cell(report) for _, report in reports]
+        if any(cells):
+            columns[header] = cells
+    return columns
 
 
 def _notes(columns: dict[str, list[str]]) -> list[str]:

@@ -236,7 +236,9 @@ def test_a_random_rounding_forecast_and_a_canary(failed):
         flips_expected=1.0,
         flips_allowed=4,
     )
-    run = Run(device="cpu", target="cpu", mode="native", canary="the canary found no kernel for cumprod")
+    run = Run(
+        device="cpu", target="cpu", mode="native", canary="the canary found no kernel for cumprod"
+    )
     assert lines(failed(forecast=forecast, run=run))[-2:] == [
         "  forecast: equivalent (random rounding, from 32-bit arithmetic alone)",
         "  ran:   native on cpu; the canary found no kernel for cumprod",

@@ -1,0 +1,63 @@
+from pytest_fp16.report.progress import Bar
+
+
+class Terminal:
+    def __init__(self):
+        self.now = 0.0
+        self.written = []
+        self.bar = Bar(self.written.append, columns=60, clock=lambda: self.now)
+
+    def at(self, now, done, total=10):
+        self.now = now
+        self.bar("reading batches", done, total)
+
+
+def test_short_work_stays_silent():
+    terminal = Terminal()
+
+    terminal.at(1.9, 9)
+    terminal.bar.close()
+
+    assert terminal.written == []
+
+
+def test_long_work_shows_how_far_it_is_on_one_line():
+    terminal = Terminal()
+
+    terminal.at(2.0, 5)
+    terminal.at(2.1, 6)  # too soon after the last
+    terminal.at(2.3, 10)
+
+    assert terminal.written == [
+        "\rfp16: [############............] 5/10 reading batches",
+        "\rfp16: [########################] 10/10 reading batches",
+    ]
+
+
+def test_a_total_nobody_knows():
+    terminal = Terminal()
+
+    terminal.at(3.0, 7, None)
+
+    assert terminal.written == ["\rfp16: reading batches, 7 done"]
+
+
+def test_a_shorter_line_covers_a_longer_one_and_closing_wipes_it():
+    terminal = Terminal()
+    terminal.at(3.0, 7)
+    length = len(terminal.written[0]) - 1
+
+    terminal.at(4.0, 7, None)
+    terminal.bar.close()
+
+    assert len(terminal.written[1]) == length + 1
+    assert terminal.written[2].strip() == ""
+
+
+def test_a_line_never_wraps():
+    terminal = Terminal()
+    terminal.now = 3.0
+
+    terminal.bar("x" * 200, 1, 2)
+
+    assert len(terminal.written[0]) == 60
