@@ -59,11 +59,13 @@ class Shadow(Tensor):
 
     def numpy(self, *, force: bool = False) -> Any:
         """What the program would read on the host."""
-        return self.native().numpy(force=force)
+        with _disable_current_modes():
+            return self.native().numpy(force=force)
 
     def tolist(self) -> Any:
         """What the program would read on the host."""
-        return self.native().tolist()
+        with _disable_current_modes():
+            return self.native().tolist()
 
     @classmethod
     def __torch_dispatch__(

@@ -30,6 +30,7 @@ from pytest_fp16.engine.operations import (
     LOW,
     NO_CUDA_KERNEL,
     Facts,
+    differentiable,
     facts,
     flat,
     functional,
@@ -205,6 +206,9 @@ class Trace(TorchDispatchMode):
         for i in known.statistics:
             if isinstance(inner_args[i], Tensor):
                 inner_args[i] = inner_args[i].clone()
+        if known.opaque and not differentiable(func):
+            with torch.no_grad():
+                return func(*inner_args, **inner_kwargs), written
         return func(*inner_args, **inner_kwargs), written
 
     def _compute_out(
