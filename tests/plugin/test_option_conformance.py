@@ -4,7 +4,7 @@ def test_one_item_per_precision_with_a_verdict_each(example):
     result.assert_outcomes(passed=6, failed=2)
     result.stdout.fnmatch_lines(
         [
-            "fp16: 16-true, 16-mixed, bf16-true, bf16-mixed; device auto, emulate auto, target cuda",
+            "fp16: 16-true, 16-mixed, bf16-true, bf16-mixed; device auto, emulate auto, *cuda",
             "test_it.py::test_sound[[]16-true[]] PASSED*",
             "test_it.py::test_sound[[]16-mixed[]] PASSED*",
             "test_it.py::test_sound[[]bf16-true[]] PASSED*",

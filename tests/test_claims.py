@@ -1,0 +1,37 @@
+import pytest
+
+from pytest_fp16 import Evaluation
+from pytest_fp16.claims import subject_in, without_parameter
+from pytest_fp16.errors import SettingError
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "expected"),
+    [
+        ("f.py::t[16-true]", "f.py::t"),
+        ("f.py::T::t[a-16-true]", "f.py::T::t[a]"),
+        ("f.py::t[16-true-a]", "f.py::t[a]"),
+        ("f.py::t[a-16-true-b]", "f.py::t[a-b]"),
+        ("f.py::t[x[1]-16-true]", "f.py::t[x[1]]"),
+        ("f.py::t[bf16-true-16-true]", "f.py::t[bf16-true]"),
+        ("f.py::t", "f.py::t"),
+    ],
+)
+def test_an_id_without_its_precision(nodeid, expected):
+    assert without_parameter(nodeid, "16-true") == expected
+
+
+def test_an_id_without_a_precision_stays():
+    assert without_parameter("f.py::t[a]", "") == "f.py::t[a]"
+
+
+def test_the_last_value_counts():
+    evaluation = Evaluation(model=None, data=[])
+
+    assert subject_in([1, evaluation], "t") is evaluation
+
+
+@pytest.mark.parametrize(("values", "got"), [([], "None"), ([None], "None"), ([[1]], "list")])
+def test_anything_else_is_refused(values, got):
+    with pytest.raises(SettingError, match=rf"t must return .* \(it returned {got}\)"):
+        subject_in(values, "t")
