@@ -22,7 +22,8 @@ from tabulate import tabulate
 from benchmarks.cases.base import Case
 from benchmarks.data import batches
 
-RESULTS = Path(__file__).parent / "results"
+#: Where results go; another machine's can be kept apart.
+RESULTS = Path(os.environ.get("FP16_RESULTS") or Path(__file__).parent / "results")
 _PACKAGES = ("pytest-fp16", "torch", "numpy", "scipy", "pytest", "transformers")
 
 
@@ -85,7 +86,7 @@ def write(
     text = "\n\n".join(part for part in parts if part) + "\n"
     print(text)
     if not quick:
-        RESULTS.mkdir(exist_ok=True)
+        RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
 
 

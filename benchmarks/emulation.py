@@ -1,8 +1,9 @@
-"""Does emulation say what native 16-bit kernels say, and at what price? Target cpu, here.
+"""Does emulation say what native 16-bit kernels say, and at what price?
 
 Claimed: the same verdicts on every model and case, flip counts that differ by no more than
 sampling noise, error within 10 %; over the models at batch 128 at most 2 times the cost of
-float32 in all, against native float16 side by side.
+float32 in all, against native float16 side by side. The native kernels are the CPU's, or those of
+a GPU with ``--device cuda`` (prices are the CPU's alone).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from benchmarks.cost import subjects
 from benchmarks.forecast import pairs
 
 
-def compare(quick: bool, only: str) -> tuple[list, str]:
+def compare(quick: bool, only: str, device: str) -> tuple[list, str]:
     """Emulated against native, one case and precision after another."""
     rows, same, total, flips_near, errors_near, with_error = [], 0, 0, 0, 0, 0
-    for case, precision, _ in pairs("cpu", only, quick):
+    for case, precision, _ in pairs(device, only, quick):
         said = [
-            common.check_case(case, precision, target="cpu", emulate=mode)
+            common.check_case(case, precision, device=device, target=device, emulate=mode)
             for mode in ("always", "never")
         ]
         total += 1
@@ -89,15 +90,21 @@ def prices(quick: bool) -> tuple[list, str]:
 
 def main() -> None:
     """Compare verdicts, then prices."""
-    options = common.options(__doc__, ("--only", {"default": ""}))
-    costs, price = prices(options.quick)
-    torch.set_num_threads(options.threads)
-    rows, agreement = compare(options.quick, options.only)
-    table = common.table(("model", "precision", "float32", "emulated", "native"), costs)
+    options = common.options(
+        __doc__,
+        ("--only", {"default": ""}),
+        ("--device", {"choices": ("cpu", "cuda"), "default": "cpu"}),
+    )
+    table = price = ""
+    if options.device == "cpu":
+        costs, price = prices(options.quick)
+        torch.set_num_threads(options.threads)
+        table = common.table(("model", "precision", "float32", "emulated", "native"), costs)
+    rows, agreement = compare(options.quick, options.only, options.device)
     headers = ("case", "precision", "emulated", "native", "flips", "native flips", "error", "")
     common.write(
-        "emulation",
-        "Emulation against native CPU kernels",
+        "emulation" if options.device == "cpu" else "emulation-cuda",
+        f"Emulation against native kernels, {options.device}",
         f"{agreement} {price}\n\n{table}\n\nPairs that differ:",
         headers,
         rows,

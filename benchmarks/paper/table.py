@@ -31,6 +31,9 @@ from benchmarks.paper.published import PUBLISHED, SOURCE
 from benchmarks.paper.store import Run, Store
 from benchmarks.paper.train import PRECISIONS, Recipe, train_once
 
+#: Exit code where time ran out; benchmarks/gpu.py knows it.
+UNFINISHED = 3
+
 COLUMNS = (
     "network (million parameters)", "whose",
     "float16, %", "float32, %", "mixed, %",
@@ -199,7 +202,7 @@ def main() -> None:
     store = Store(options.store)
     if store.damaged:
         print(f"{options.store}: lines {store.damaged} are damaged; those trainings are done again")
-    train_all(images, recipe, rows, options.seeds, store, options.minutes)
+    complete = train_all(images, recipe, rows, options.seeds, store, options.minutes)
     fingerprint = recipe.fingerprint(images)
     wanted = [(fingerprint, *one) for one in planned(rows, options.seeds)]
     runs = [store.runs[key] for key in wanted if key in store.runs]
@@ -212,3 +215,6 @@ def main() -> None:
         _NOTES,
         quick=options.quick,
     )
+    if not complete:
+        print("time is up; the same command goes on from here")
+        raise SystemExit(UNFINISHED)
