@@ -35,7 +35,9 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
 
     A parameter that a kept module shares with another (tied weights) can only have one dtype, so
     the other module is kept as well; so is a part of a kept module that is also used elsewhere.
-    Containers that are never called (ModuleList, ModuleDict) stand for their members.
+    Containers that are never called (ModuleList, ModuleDict) stand for their members. Only calls
+    of a kept module are cast: code that reads its weights itself, or calls another of its
+    methods, finds float32 there.
 
     Args:
         model: changed in place.
