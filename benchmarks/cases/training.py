@@ -428,9 +428,10 @@ def layer_norm() -> dict:
         def forward(self, x: Tensor) -> Tensor:
             return x + self.down(F.gelu(self.up(self.norm(x))))
 
-    make = lambda: nn.Sequential(
-        nn.Flatten(), Block(), Block(), nn.LayerNorm(64), nn.Linear(64, 10)
-    )  # noqa: E731
+    def make() -> nn.Module:
+        blocks = (Block(), Block(), nn.LayerNorm(64), nn.Linear(64, 10))
+        return nn.Sequential(nn.Flatten(), *blocks)
+
     return recipe(make, optimizer=partial(SGD, lr=0.05))
 
 

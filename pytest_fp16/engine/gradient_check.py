@@ -16,12 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.gradient_points import BATCHES, Point, examine_point
+from pytest_fp16.engine.gradient_points import (
+    BATCHES,
+    Gradients,
+    Point,
+    confidence_factor,
+    examine_point,
+    gradients,
+    scaled_gradients,
+    scaled_outputs,
+    scaling,
+)
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.optimizer_probe import Probe, Recorder, probe
 from pytest_fp16.engine.order import ordered, preserved_generators, step_seed
-from pytest_fp16.engine.origin import Origin
+from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
+from pytest_fp16.engine.statistics_probe import Lag, StatisticsRecorder
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE, Precision
@@ -33,10 +44,13 @@ from pytest_fp16.theory.rounding import FORMATS, Format
 __all__ = ["GradientFindings", "gradient_check"]
 
 _SEED = 0
-_TRAJECTORY = (6, 96)  # steps: the least and the most; an eighth of the training in between
+_TRAJECTORY = (6, 256)  # steps: the least and the most; a quarter of the training in between
 _TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
 _PROBED = 1500  # steps of the optimizer alone
 _RETRIES = 40
+
+#: What was raised or lost, and where that is known to come from.
+Broke = tuple[str, Found | None]
 
 
 @dataclass
@@ -49,8 +63,11 @@ class Evidence:
         broke: (what was raised or lost, origin) where the candidate could not take its first
             steps.
         weights: movement of the trained weights over the steps made together.
+        first_losses: (reference, candidate) of each of those steps.
+        confident: what was raised or lost when the model was made as sure as a trained one.
         statistics: per buffer (and averaged weight): movement, and the share of its own size that
             a whole training would leave it behind by.
+        lags: where running statistics of batch norms end.
         lost_buffers: buffers that are not finite in 16 bits.
         optimizer: what the run of the optimizer alone showed; None where it does not apply.
         total_steps: optimizer steps of the whole training.
@@ -60,8 +77,11 @@ class Evidence:
 
     format: Format
     points: list[Point] = field(default_factory=list)
-    broke: tuple[str, tuple[str, str, str, float] | None] | None = None
+    broke: Broke | None = None
     weights: Movement | None = None
+    first_losses: list[tuple[float, float]] = field(default_factory=list)
+    confident: Broke | None = None
+    lags: list[Lag] = field(default_factory=list)
     statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
     lost_buffers: list[str] = field(default_factory=list)
     optimizer: Probe | None = None
@@ -104,7 +124,7 @@ class _Check:
         per_epoch = _batches_per_epoch(subject)
         self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
         low, high = _TRAJECTORY
-        self.length = min(max(self.evidence.total_steps // 8, low), high, self.evidence.total_steps)
+        self.length = min(max(self.evidence.total_steps // 4, low), high, self.evidence.total_steps)
         self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
         self.stream = _endless(subject)
 
@@ -114,28 +134,20 @@ class _Check:
     def run(self) -> Evidence:
         """Trajectory, points, first steps, and the optimizer alone."""
         evidence = self.evidence
+        first = list(itertools.islice(self.stream, self.together * self.subject.accumulate))
         extra = list(itertools.islice(self.stream, BATCHES))
         evidence.batch_size = _inputs(extra[0])
-        first = list(itertools.islice(self.stream, self.together * self.subject.accumulate))
         candidate = self._candidate()
         evidence.epsilon = _lost_epsilon(candidate)
         with candidate.installed():
-            evidence.broke = self._first_gradient(candidate, extra)
+            evidence.broke = self._point(candidate, extra, 0)
             if evidence.broke is None:
                 recorder = self._trajectory(candidate, extra, first)
                 if evidence.broke is None:
                     self._probe(recorder)
         return evidence
 
-    def _first_gradient(
-        self, candidate: Trainee, extra: list[Any]
-    ) -> tuple[str, tuple[str, str, str, float] | None] | None:
-        """The point before training; what was raised there, if anything."""
-        return self._point(candidate, extra, 0)
-
-    def _point(
-        self, candidate: Trainee, extra: list[Any], step: int
-    ) -> tuple[str, tuple[str, str, str, float] | None] | None:
+    def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
         roundoff = self.evidence.format.unit_roundoff
         try:
             point = examine_point(self.exact, candidate, extra, step, roundoff)
@@ -160,6 +172,8 @@ class _Check:
         """The 32-bit steps, with a point in the middle and at the end."""
         evidence, exact = self.evidence, self.exact
         recorder = Recorder(exact)
+        statistics = StatisticsRecorder(exact.model)
+        losses = []
         every = self.subject.accumulate
         points = {max(self.length // 3, 1), self.length}
         half = self.together // 2
@@ -169,24 +183,52 @@ class _Check:
             for number, batch in enumerate(held or itertools.islice(self.stream, every)):
                 seed_everything(step_seed(_SEED, step, number))
                 exact.model.train()
-                exact.step(batch)
+                losses.append(exact.step(batch))
+            statistics.keep()
             if step + 1 in (half, 2 * half):
                 snapshots.append(_tensors(exact))
             if step + 1 in points and evidence.broke is None:
                 evidence.broke = self._point(candidate, extra, step + 1)
         if evidence.broke is None:
-            evidence.broke = self._together(first[: 2 * half * every], snapshots, 2 * half)
+            evidence.confident = self._confident(candidate, extra[0])
+            evidence.broke = self._together(
+                first[: 2 * half * every], snapshots, losses[: 2 * half * every]
+            )
+        if not self.precision.mixed:
+            evidence.lags = statistics.lags(evidence.total_steps, self.precision.dtype)
         return recorder
 
+    def _confident(self, candidate: Trainee, batch: Any) -> Broke | None:
+        """The gradient once the model is as sure as a trained one: its logits scaled up.
+
+        Losses that take logarithms of probabilities by hand fail only then.
+        """
+        factor = confidence_factor(self.exact, batch)
+        if factor <= 1:
+            return None
+        with scaled_outputs(self.exact.model, factor):
+            if not _all_finite(gradients(self.exact, batch, 0)):
+                return None
+        candidate.model.load_state_dict(self.exact.model.state_dict())
+        with scaled_outputs(candidate.model, factor):
+            if _all_finite(scaled_gradients(candidate, batch, 0)):
+                return None
+        said = "the gradient of confident outputs is not finite"
+        state = {k: v.detach().clone() for k, v in self.exact.model.state_dict().items()}
+        return said, self._origin(state, [batch], optimize=False, factor=factor)
+
     def _together(
-        self, first: list[Any], snapshots: list[dict[str, Tensor]], steps: int
-    ) -> tuple[str, tuple[str, str, str, float] | None] | None:
+        self, first: list[Any], snapshots: list[dict[str, Tensor]], losses: list[float]
+    ) -> Broke | None:
         """The first steps once more, in the candidate's precision."""
         candidate = self._candidate()
         every, start = self.subject.accumulate, _tensors(candidate)
+        steps = len(first) // every
         try:
             for step in range(steps):
-                self._candidate_step(candidate, first[step * every : (step + 1) * every], step)
+                batches = first[step * every : (step + 1) * every]
+                loss = self._candidate_step(candidate, batches, step)
+                self.evidence.first_losses.append((losses[(step + 1) * every - 1], loss))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -200,16 +242,18 @@ class _Check:
         self._compare(start, reached, snapshots, trained, steps)
         return None
 
-    def _candidate_step(self, candidate: Trainee, batches: list[Any], step: int) -> None:
+    def _candidate_step(self, candidate: Trainee, batches: list[Any], step: int) -> float:
         """One applied step: a scaler that skips tries the same batch again at half the scale."""
+        loss = math.nan
         for _ in range(_RETRIES):
             before = candidate.applied
             for number, batch in enumerate(batches):
                 seed_everything(step_seed(_SEED, step, number))
                 candidate.model.train()
-                candidate.step(batch)
+                loss = candidate.step(batch)
             if candidate.scaler is None or candidate.applied > before:
-                return
+                break
+        return loss
 
     def _compare(
         self,
@@ -238,7 +282,7 @@ class _Check:
             blocks = 2 * evidence.total_steps / steps
             way = extrapolated(middle[name] - begin[name], end[name] - middle[name], blocks)
             size = float(begin[name].double().norm()) + way
-            evidence.statistics[name] = (moved, way * abs(1 - moved.gain) / size)
+            evidence.statistics[name] = (moved, way * moved.distance / size)
 
     def _probe(self, recorder: Recorder) -> None:
         recorder.handle.remove()
@@ -253,11 +297,12 @@ class _Check:
             return  # an optimizer that cannot be copied; its real steps have been compared
 
     def _origin(
-        self, state: dict[str, Any], batches: list[Any], optimize: bool
-    ) -> tuple[str, str, str, float] | None:
+        self, state: dict[str, Any], batches: list[Any], optimize: bool, factor: float = 1.0
+    ) -> Found | None:
         """Where the first value that is not finite comes from, run once more under watch."""
         trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)
         origin = Origin(trainee.model)
+        trainee.model.register_forward_hook(scaling(factor))
         trainee.optimizer.register_step_pre_hook(lambda *_: setattr(origin, "phase", "<optimizer>"))
         every = self.subject.accumulate
         for number, batch in enumerate(batches):
@@ -272,6 +317,10 @@ class _Check:
             if origin.found is not None:
                 break
         return origin.found
+
+
+def _all_finite(found: Gradients) -> bool:
+    return found.finite and math.isfinite(found.loss)
 
 
 def _tensors(trainee: Trainee) -> dict[str, Tensor]:

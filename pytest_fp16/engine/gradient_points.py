@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pytest_fp16.engine.batching import map_tensors, split_batch
+from pytest_fp16.engine.models import call_as_is, main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.errors import DataError
 from pytest_fp16.theory.gradient import (
     RHO_TENSOR,
     RHO_TOTAL,
@@ -23,8 +27,11 @@ from pytest_fp16.theory.gradient import (
 
 #: Batches whose gradients give the variance, and how many of them are tried in 16 bits.
 BATCHES, TRIED = 4, 2
-_START_SCALE = 2.0**16  # of torch's GradScaler
+#: Of torch's GradScaler.
+START_SCALE = 2.0**16
 _SMALLEST_SCALE = 2.0**-24
+#: Margins of well-trained classifiers reach 20 (a probability within 2e-9 of one).
+TRAINED_MARGIN, MOST_CONFIDENT = 20.0, 64.0
 
 
 @dataclass
@@ -60,7 +67,7 @@ class Point:
         losses: (reference, candidate) of each batch tried.
         total: all parameters together, those without meaning left out.
         tensors: each parameter tensor with a meaningful gradient.
-        meaningless: names of those whose gradient is zero but for rounding.
+        meaningless: names of those whose gradient is not zero, but noise of float32's rounding.
         reference: the 32-bit gradients.
         scale: the loss scale that gave finite gradients (1 without scaling).
         finite: whether some scale gave finite gradients.
@@ -99,8 +106,12 @@ def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gr
     return Gradients(float(loss.detach()), found, scale)
 
 
-def scaled_gradients(trainee: Trainee, batch: Any, seed: int, scale: float) -> Gradients:
+def scaled_gradients(
+    trainee: Trainee, batch: Any, seed: int, scale: float | None = None
+) -> Gradients:
     """As `gradients`, the scale halved until they are finite, as a gradient scaler does."""
+    if scale is None:
+        scale = START_SCALE if trainee.scaler is not None else 1.0
     found = gradients(trainee, batch, seed, scale)
     while trainee.scaler is not None and not found.finite and scale > _SMALLEST_SCALE:
         scale /= 2
@@ -115,15 +126,20 @@ def examine_point(
     candidate.model.load_state_dict(reference.model.state_dict())
     seeds = range(len(batches))
     exact = [gradients(reference, b, s) for b, s in zip(batches, seeds, strict=True)]
-    nudged = _nudged(reference, batches[0])
-    scale = _START_SCALE if candidate.scaler is not None else 1.0
+    nudged = _nudged(reference, batches[:TRIED])
+    scale = None
     low: list[Gradients] = []
     for batch, seed in list(zip(batches, seeds, strict=True))[:TRIED]:
         low.append(scaled_gradients(candidate, batch, seed, scale))
         scale = low[-1].scale
     names = [n for n in exact[0].by_name if all(n in g.by_name for g in (*exact, *low))]
-    empty = [n for n in names if meaningless(exact[0].by_name[n], nudged.by_name[n])]
+    empty = []
+    for n in names:
+        own = torch.cat([g.by_name[n].flatten() for g in exact[:TRIED]])
+        if meaningless(own, torch.cat([g.by_name[n].flatten() for g in nudged])):
+            empty.append(n)
     kept = [n for n in names if n not in empty]
+    empty = [n for n in empty if bool(exact[0].by_name[n].any())]
     losses = [(e.loss, c.loss) for e, c in zip(exact, low, strict=False)]
     if not kept:
         nothing = noise([torch.zeros(1)], [torch.zeros(1)], 0.0, unit_roundoff)
@@ -141,20 +157,20 @@ def examine_point(
         {n: compare([n], RHO_TENSOR) for n in kept},
         empty,
         [g.flat(kept) for g in exact[:1]],
-        scale,
+        low[-1].scale,
         all(g.finite for g in low),
     )
 
 
-def _nudged(trainee: Trainee, batch: Any) -> Gradients:
-    """The gradient with every weight changed in its last bits."""
+def _nudged(trainee: Trainee, batches: Sequence[Any]) -> list[Gradients]:
+    """The gradients with every weight changed in its last bits."""
     generator = torch.Generator().manual_seed(0)
     held = [p.detach().clone() for p in trainee.parameters()]
     with torch.no_grad():
         for p in trainee.parameters():
             signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype)
             p.mul_(1 + (2 * signs - 1) * 2.0**-22)
-    found = gradients(trainee, batch, 0)
+    found = [gradients(trainee, batch, seed) for seed, batch in enumerate(batches)]
     with torch.no_grad():
         for p, value in zip(trainee.parameters(), held, strict=True):
             p.copy_(value)
@@ -167,3 +183,55 @@ def loss_is_off(point: Point, unit_roundoff: float) -> bool:
         math.isfinite(r) and not abs(c - r) <= 0.5 * abs(r) + 16 * unit_roundoff * max(abs(r), 1e-3)
         for r, c in point.losses
     )
+
+
+def scaling(factor: float) -> Any:
+    """A forward hook that multiplies the floating tensors a model returns."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if factor == 1 or not isinstance(output, (Tensor, list, tuple, dict)):
+            return None
+        return map_tensors(output, lambda t: t * factor if t.is_floating_point() else t)
+
+    return hook
+
+
+@contextmanager
+def scaled_outputs(model: nn.Module, factor: float) -> Iterator[None]:
+    """Multiply what the model returns by a factor."""
+    handle = model.register_forward_hook(scaling(factor))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def confidence_factor(trainee: Trainee, batch: Any) -> float:
+    """The factor that makes a classifier's median margin that of a trained one; 1 for others.
+
+    Targets of whole numbers, or of zeros and ones, are read as classes.
+    """
+    try:
+        inputs, targets = split_batch(batch, labelled=True)
+    except DataError:
+        return 1.0
+    if not isinstance(targets, Tensor) or not bool(
+        ((targets == 0) | (targets == 1)).all() or not targets.is_floating_point()
+    ):
+        return 1.0
+    with torch.no_grad():
+        try:
+            placed = trainee.placed(inputs)
+            logits = main_output(call_as_is(trainee.model, placed, trainee.subject.forward))
+        except Exception:
+            return 1.0  # the user's own step calls the model in its own way
+    if targets.is_floating_point():
+        margin = float(logits.abs().median())
+    elif logits.dim() > 1 and logits.shape[-1] > 1:
+        top = logits.float().topk(2, -1).values
+        margin = float((top[..., 0] - top[..., 1]).median())
+    else:
+        return 1.0
+    if not 0 < margin < TRAINED_MARGIN:
+        return 1.0
+    return min(TRAINED_MARGIN / margin, MOST_CONFIDENT)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_fp16.engine.gradient_points import Point, loss_is_off
+from pytest_fp16.engine.origin import Found
 from pytest_fp16.precision import Precision
 from pytest_fp16.report.model import Culprit, Mechanism
-from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise, best_loss_scale
+from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Movement, Noise, best_loss_scale
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradient_check import Evidence
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 #: Weights that move less than this share of their 32-bit way, or this many times as far, over the
 #: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
 #: so only a near standstill counts.
-STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.2, 10.0
-#: A statistic that makes less than half its way, if that leaves it off by a tenth of its size.
-STATISTIC_GAIN, STATISTIC_LAG = 0.5, 0.1
+STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.5, 10.0
+#: A runaway is harmful where the loss has grown by this factor.
+LOSS_GROWN = 2.0
+#: A statistic that leaves its way by half its length, if that puts it off by a tenth of its size.
+STATISTIC_DISTANCE, STATISTIC_LAG = 0.5, 0.1
+#: A running variance that ends off by half (a fifth of the scale) in the median channel.
+END_LAG = 0.5
 #: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
 STATE_DECADES = 1.5
 #: Noise is judged only where the gradient itself is off by a quarter.
@@ -70,12 +75,14 @@ def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
     """The verdict on the evidence: the first rule that finds something names the reason."""
     rules: tuple[Callable[[Evidence], Finding | None], ...] = (
         _broke,
+        _confident,
         _lost_buffers,
         _epsilon,
         _total_noise,
         _tensor_noise,
         _loss,
         _statistics,
+        _lags,
         _optimizer,
         _weights,
     )
@@ -96,9 +103,14 @@ def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
 
 
 def _broke(evidence: Evidence) -> Finding | None:
-    if evidence.broke is None:
-        return None
-    said, origin = evidence.broke
+    return None if evidence.broke is None else _explained(evidence, *evidence.broke)
+
+
+def _confident(evidence: Evidence) -> Finding | None:
+    return None if evidence.confident is None else _explained(evidence, *evidence.confident)
+
+
+def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
     name = evidence.format.name
     if origin is not None:
         module, operation, mechanism, largest = origin
@@ -189,7 +201,8 @@ def _bad_tensor(noise: Noise) -> bool:
 
 def _tensor_noise(evidence: Evidence) -> Finding | None:
     """The worst of many must be bad at most points: one outlier is no verdict."""
-    names = {n for p in evidence.points for n in p.tensors}
+    empty = {n for p in evidence.points for n in p.meaningless}
+    names = {n for p in evidence.points for n in p.tensors} - empty
     bad = []
     for name in names:
         seen = [p.tensors[name] for p in evidence.points if name in p.tensors]
@@ -223,7 +236,7 @@ def _statistics(evidence: Evidence) -> Finding | None:
     frozen = [
         (lag, name, moved)
         for name, (moved, lag) in evidence.statistics.items()
-        if moved.gain < STATISTIC_GAIN and lag > STATISTIC_LAG
+        if moved.distance > STATISTIC_DISTANCE and lag > STATISTIC_LAG
     ]
     if not frozen:
         return None
@@ -235,6 +248,17 @@ def _statistics(evidence: Evidence) -> Finding | None:
     return Finding(
         f"an average stands still: {what}", _module(name), _leaf(name), "absorption", what
     )
+
+
+def _lags(evidence: Evidence) -> Finding | None:
+    if not evidence.lags:
+        return None
+    worst = max(evidence.lags, key=lambda lag: lag.share)
+    if not worst.share > END_LAG:
+        return None
+    what = f"{worst.name} would end {worst.share:.0%} off (momentum {worst.momentum:g})"
+    reason = f"a running statistic stands still: {what}"
+    return Finding(reason, _module(worst.name), _leaf(worst.name), "absorption", what)
 
 
 def _optimizer(evidence: Evidence) -> Finding | None:
@@ -251,23 +275,31 @@ def _optimizer(evidence: Evidence) -> Finding | None:
         return Finding(
             f"optimizer state is frozen: {what}", "<optimizer>", kind, "absorption", what
         )
-    return _moved(probe.moved, PROBE_STANDSTILL, "run of the optimizer alone", probe.lost)
+    if probe.moved.length and probe.moved.gain < PROBE_STANDSTILL:
+        return _still(probe.moved, "a run of the optimizer alone", probe.lost)
+    return None
 
 
 def _weights(evidence: Evidence) -> Finding | None:
-    if evidence.weights is None:
+    moved = evidence.weights
+    if moved is None or not moved.length:
         return None
     lost = evidence.optimizer.lost if evidence.optimizer else None
-    return _moved(evidence.weights, STANDSTILL, "first steps", lost)
-
-
-def _moved(moved: Any, least: float, when: str, lost: float | None) -> Finding | None:
-    if not moved.length or (moved.gain >= least and moved.size <= RUNAWAY):
+    if moved.gain < STANDSTILL:
+        return _still(moved, "the first steps", lost)
+    first, last = evidence.first_losses[0], evidence.first_losses[-1]
+    worst = max(*map(abs, first), abs(last[0]))
+    if moved.size <= RUNAWAY or last[1] <= LOSS_GROWN * worst:
         return None
-    what = f"over the {when} weights make {moved.gain:.0%} of their 32-bit way"
-    if moved.size > RUNAWAY:
-        what = f"over the {when} weights go {moved.size:.3g} times as far as in 32 bits"
-        return Finding(what, "<optimizer>", "step", "underflow", what)
+    what = (
+        f"over the first steps weights go {moved.size:.3g} times as far as in 32 bits, and the loss "
+        f"rises from {first[1]:.3g} to {last[1]:.3g}"
+    )
+    return Finding(what, "<optimizer>", "step", "underflow", what)
+
+
+def _still(moved: Movement, when: str, lost: float | None) -> Finding:
+    what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
     what += f"; {lost:.0%} of updates are lost to rounding" if lost is not None else ""
     return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
 

@@ -123,7 +123,7 @@ class _Run:
             own = []
             for p in group["params"]:
                 if id(p) in recorder.start:
-                    tensor = nn.Parameter(recorder.start[id(p)].to(dtype))
+                    tensor = nn.Parameter(recorder.start[id(p)].to(dtype, copy=True))
                     own.append(tensor)
                     self.keys.append(id(p))
                     self.tensors.append(tensor)

@@ -16,6 +16,10 @@ _FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty em
 _ZERO_DIVISORS = frozenset("div reciprocal rsqrt log log2 log10 pow addcdiv sqrt".split())
 
 
+#: (module, operation, mechanism, largest finite argument).
+Found = tuple[str, str, str, float]
+
+
 class Origin(TorchDispatchMode):
     """Remembers the first operation that makes NaN or infinity of finite arguments.
 
@@ -32,7 +36,7 @@ class Origin(TorchDispatchMode):
         self.phase = "<loss>"
         self.location = Location(model)
         self.backward_of = "<loss>"
-        self.found: tuple[str, str, str, float] | None = None
+        self.found: Found | None = None
         for name, module in model.named_modules():
             module.register_forward_hook(self._follow(name))
 

@@ -152,6 +152,11 @@ class Movement:
     size: float
     length: float
 
+    @property
+    def distance(self) -> float:
+        """Length of the difference of the displacements over the reference's."""
+        return math.sqrt(max(self.size**2 - 2 * self.gain + 1, 0.0))
+
 
 def movement(reference: Tensor, candidate: Tensor) -> Movement:
     """Compare two displacements from the same start; NaN where the candidate is not finite."""

@@ -1,0 +1,89 @@
+"""A long run of the running statistics alone: batch statistics of the trajectory, again and again.
+
+A running average b ← (1−m)b + m·x stops where m·|x−b| falls below half an ulp of b, long after the
+first steps. What each batch gave, x, is recovered from the reference's own steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_LONGEST = 1500
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Where a running statistic ends in 16 bits.
+
+    Attributes:
+        name: the buffer's qualified name.
+        share: median over channels of its distance from the 32-bit end, as a share of that (for a
+            mean: of the standard deviation).
+        momentum: of its module.
+    """
+
+    name: str
+    share: float
+    momentum: float
+
+
+class StatisticsRecorder:
+    """Keeps the running statistics of every batch norm after each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.norms = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm)
+            and module.running_var is not None
+            and module.running_mean is not None
+            and module.momentum
+        }
+        self.kept: list[dict[str, tuple[Tensor, Tensor]]] = []
+        self.keep()
+
+    def keep(self) -> None:
+        """Add the statistics as they are now."""
+        now = {}
+        for name, module in self.norms.items():
+            mean, var = module.running_mean, module.running_var
+            assert isinstance(mean, Tensor), "only norms that track are kept"
+            assert isinstance(var, Tensor), "only norms that track are kept"
+            now[name] = (mean.detach().clone(), var.detach().clone())
+        self.kept.append(now)
+
+    def lags(self, steps: int, dtype: torch.dtype) -> list[Lag]:
+        """How far each statistic would lag after `steps` steps in a format."""
+        found: list[Lag] = []
+        if len(self.kept) < 2:
+            return found
+        for name, module in self.norms.items():
+            momentum = float(module.momentum or 0.0)
+            ends = []
+            for which in (0, 1):
+                series = torch.stack([kept[name][which] for kept in self.kept])
+                ends.append(_run(series, momentum, min(steps, _LONGEST), dtype))
+            (mean, low_mean), (var, low_var) = ends
+            spread = var.clamp(min=1e-12).sqrt()
+            for leaf, lag in (
+                ("running_mean", (low_mean - mean).abs() / spread),
+                ("running_var", (low_var - var).abs() / var.clamp(min=1e-12)),
+            ):
+                found.append(Lag(f"{name}.{leaf}".lstrip("."), float(lag.median()), momentum))
+        return found
+
+
+def _run(series: Tensor, momentum: float, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(32-bit end, 16-bit end) of one statistic, per channel."""
+    seen = (series[1:] - (1 - momentum) * series[:-1]) / momentum
+    tail = max(len(seen) // 3, 1)
+    wide, low = series[0].clone(), series[0].to(dtype).float()
+    for step in range(steps):
+        at = step if step < len(seen) else len(seen) - tail + (step - len(seen)) % tail
+        wide = (1 - momentum) * wide + momentum * seen[at]
+        low = ((1 - momentum) * low + momentum * seen[at]).to(dtype).float()
+    return wide, low
