@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import common
 from benchmarks.paper.data import Batches, Images, cifar10
 from benchmarks.paper.mnist import compare
 from benchmarks.paper.models import ROWS, size
@@ -125,6 +126,36 @@ def test_time_runs_out_between_trainings(tmp_path):
     store = Store(tmp_path / "runs.jsonl")
     assert not train_all(images(), recipe(), ["ViT-8"], 1, store, minutes=-1)
     assert not store.runs
+
+
+def test_the_command_says_when_it_is_unfinished_and_goes_on(tmp_path, monkeypatch, capsys):
+    import benchmarks.paper.table as table
+
+    monkeypatch.setattr(table, "CACHE", tmp_path)
+    monkeypatch.setattr(table, "load", lambda folder: images(40, 40))
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    command = ["table", "--quick", "--device", "cpu", "--rows", "ViT-8"]
+    monkeypatch.setattr(sys, "argv", [*command, "--minutes", "-1"])
+    with pytest.raises(SystemExit) as unfinished:
+        table.main()
+    assert unfinished.value.code == table.UNFINISHED
+    assert "0 of 3 trainings done" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", command)
+    table.main()
+    first = capsys.readouterr().out
+    assert "3/3 ViT-8 16-mixed seed 0" in first
+    assert "3 of 3 trainings done" in first
+    table.main()
+    assert "3/3" not in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()  # a smoke run leaves no result
+
+
+def test_unknown_rows_are_named(monkeypatch):
+    import benchmarks.paper.table as table
+
+    monkeypatch.setattr(sys, "argv", ["table", "--rows", "ViT-8,LeNet"])
+    with pytest.raises(SystemExit, match="unknown rows LeNet; known are AlexNet"):
+        table.main()
 
 
 def _run(recipe="r", row="ViT-8", precision="16-true", seed=0, done=None, **changes):
