@@ -59,7 +59,7 @@ def ordered(data: Iterable[Any], seed: int, epoch: int) -> Iterator[Any]:
     for generator in generators(data):
         generator.manual_seed(start)
     seed_everything(start)
-    sampler = getattr(data, "sampler", None)
+    sampler: Any = getattr(data, "sampler", None)
     if hasattr(sampler, "set_epoch"):
         sampler.set_epoch(start)
     if isinstance(data, (list, tuple)):

@@ -92,6 +92,7 @@ def score(
             for batch in subject.eval_data:
                 task = _add(sums, subject, model, precision, place, task, batch)
     finally:
+        torch.clear_autocast_cache()
         model.train(was_training)
     if task is None or not sums.inputs:
         raise DataError("eval_data yields no batches; it must yield (inputs, targets), every time")

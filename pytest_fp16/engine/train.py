@@ -85,7 +85,7 @@ class Witness(TorchDispatchMode):
     """Counts the dtypes of floating results: the proof of what a step really ran in."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: Counter[str] = Counter()
 
     def __torch_dispatch__(

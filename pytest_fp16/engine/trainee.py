@@ -110,7 +110,7 @@ class Trainee:
         self.own_step = subject.training_step is None and is_lightning(self.model)
         self.optimizer, self.scheduler, self.scheduler_step = _optimization(subject, self.model)
         scaled = precision.mixed and precision.dtype_name == "float16"
-        self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None
         self.closure = _needs_closure(self.optimizer)
         self.pending: list[Any] = []
         self.applied = self.skipped = 0
@@ -150,6 +150,9 @@ class Trainee:
         """
         with autocast(self.precision, self.place.device, self.place.target):
             value = self._user_loss(batch)
+        # Autocast drops its 16-bit copies of the weights when the outermost context ends; inside
+        # one that merely switches it off, it would go on with those of the first step.
+        torch.clear_autocast_cache()
         if isinstance(value, Mapping) and "loss" in value:
             value = value["loss"]
         if not isinstance(value, Tensor) or value.numel() != 1:
