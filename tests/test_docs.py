@@ -52,22 +52,23 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     execute(page, tmp_path)
 
 
-@pytest.mark.parametrize("page", with_blocks("console"), ids=name_of)
-def test_console_blocks_say_what_is_printed(page, tmp_path):
-    """``$ pytest …`` with lines below it is run; each line must appear, ``...`` stands for any."""
+def shown_commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Each ``$ pytest …`` of a page that has lines below it, with those lines."""
+    parts = [
+        p for _, _, body in blocks(page, "console") for p in re.split(r"^\$ ", body, flags=re.M)
+    ]
+    pairs = [(lines[0], lines[1:]) for lines in map(str.splitlines, parts) if lines]
+    return [(command, shown) for command, shown in pairs if shown and command.startswith("pytest ")]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if shown_commands(p)], ids=name_of)
+def test_commands_print_what_the_page_shows(page, tmp_path):
+    """Each line must appear; ``...`` stands for any text."""
     for _, info, body in blocks(page, "python"):
         if info:
             (tmp_path / info).write_text(body, encoding="utf-8")
-    ran = 0
-    for _, _, body in blocks(page, "console"):
-        for command, *expected in (
-            part.splitlines() for part in re.split(r"^\$ ", body, flags=re.M)[1:]
-        ):
-            if expected and command.startswith("pytest "):
-                compare(run(shlex.split(command)[1:], tmp_path), expected)
-                ran += 1
-    if not ran:
-        pytest.skip("no command of this page shows what it prints")
+    for command, shown in shown_commands(page):
+        compare(run(shlex.split(command)[1:], tmp_path), shown)
 
 
 def run(arguments: list[str], folder: Path) -> str:

@@ -28,6 +28,7 @@ from pytest_fp16.precision import precision  # noqa: E402
 from pytest_fp16.task import Task  # noqa: E402
 from pytest_fp16.theory.flips import distribution, flip_probability, flips_allowed  # noqa: E402
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16, ulp  # noqa: E402
+from pytest_fp16.theory.standardised import GRANTED_SPREAD  # noqa: E402
 
 COLOURS = {"float16": "#1b6ca8", "bfloat16": "#c8553d"}
 TRAINED_ON = 1197
@@ -45,13 +46,13 @@ def spacing() -> None:
     figure, axes = plt.subplots(figsize=(7, 3.4))
     for fmt in (FLOAT16, BFLOAT16):
         inside = values < fmt.overflow_threshold
-        relative = (ulp(values, fmt) / values)[inside].clamp(max=10)
+        relative = (ulp(values, fmt) / values)[inside]
         axes.loglog(values[inside], relative, color=COLOURS[fmt.name], label=fmt.name)
     axes.axvline(FLOAT16.largest, color=COLOURS["float16"], linestyle=":")
     axes.annotate("65504: float16 overflows", (FLOAT16.largest, 1), ha="right", fontsize=8)
     axes.axvline(FLOAT16.smallest_normal, color=COLOURS["float16"], linestyle=":")
     axes.annotate("2⁻¹⁴: below, the spacing is constant", (2.0**-13.8, 3), fontsize=8)
-    axes.set(xlabel="value y", ylabel="ulp(y) / y")
+    axes.set(xlabel="value y", ylabel="ulp(y) / y", ylim=(2e-4, 20))
     axes.legend(loc="center right")
     save(figure, "ulp")
 
@@ -106,12 +107,13 @@ def errors(runs: list[Run]) -> None:
 def flips(run: Run) -> None:
     """The number of flips that theory expects, and what happened."""
     chances = flip_probability(run.margin, run.sigma)
-    pmf, allowed = distribution(chances), flips_allowed(chances)
+    granted = flip_probability(run.margin, GRANTED_SPREAD * run.sigma)
+    pmf, allowed = distribution(chances), flips_allowed(granted)
     shown = range(max(allowed, run.flips) + 3)
     figure, axes = plt.subplots(figsize=(7, 3))
     heights = [pmf[k] if k < len(pmf) else 0.0 for k in shown]
     axes.bar(shown, heights, color=COLOURS[run.chosen.dtype_name])
-    axes.axvline(allowed + 0.5, color="black", linestyle="--", label="99.9 % quantile")
+    axes.axvline(allowed + 0.5, color="black", linestyle="--", label="flips allowed")
     axes.plot([run.flips], [0], "v", color="black", markersize=9, label="what happened")
     axes.set(
         xlabel=f"flips among {len(run.margin)} digits ({run.chosen.name})", ylabel="probability"
