@@ -141,6 +141,9 @@ class EvaluationRun:
             theory = self._candidate(name) if wanted.dtype_name != "float32" else None
             mode = self.mode if theory is not None else "native"
             self.lanes.append(Lane.start(self._candidate(name), theory, self.task, mode))
+        theories = [lane.theory for lane in self.lanes if lane.theory is not None]
+        for i, leader in enumerate(theories):
+            leader.followers = theories[i + 1 :]
 
     def _require_better_than_chance(self, output: Tensor, labels: Any, n: int) -> None:
         if not self.labelled or self.task.kind != "classification" or n < _ENOUGH_FOR_CHANCE:
@@ -226,7 +229,8 @@ class EvaluationRun:
         elif canary is not None and (canary.difference or 0) > LARGE_DIFFERENCE:
             said.append(f"emulation and this device's own kernels part: {canary.text}")
         witness, precision_ = lane.witness, lane.precision
-        if witness is not None and not witness.dtypes[precision_.dtype_name]:
+        idle = witness is not None and not witness.dtypes[precision_.dtype_name]
+        if idle and lane.failure is None:
             said.append(f"no operation computed in {precision_.dtype_name}: all ran in float32")
         if verdict == "equivalent":
             said += [w for w in (rules.luck(lane),) if w]

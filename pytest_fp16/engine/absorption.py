@@ -31,20 +31,21 @@ OPERANDS = {
 
 
 def absorbed(y: Tensor, operands: Sequence[Tensor], fmt: Format) -> Tensor:
-    """`y` with the values replaced that round to an operand; gradients follow the operand there.
+    """`y` with the values replaced that round to an operand; gradients stay those of the result.
 
     Args:
-        y: float32 results, before any rounding.
-        operands: float32 values that are on the grid of `fmt` in the 16-bit program.
+        y: finite float32 results, before any rounding.
+        operands: finite float32 values that are on the grid of `fmt` in the 16-bit program.
         fmt: the format the results are rounded to.
     """
     for operand in operands:
         if operand.shape != y.shape:
             continue
-        a, result = operand.detach(), y.detach()
-        falls = ((result - a).abs_().mul_(2) < ulp(a, fmt)) & (result != a)
-        if bool(falls.any()):
-            y = torch.where(falls, operand, y)
+        away = operand.detach() - y.detach()
+        halves = away.abs().mul_(2).div_(ulp(operand.detach(), fmt)).ceil_()
+        # One where 0 < |away| < ulp/2, else zero; in arithmetic, since masks cost ten times as much.
+        falls = halves.sub_(1).abs_().neg_().add_(1).clamp_(min=0)
+        y = y + away.mul_(falls)
     return y
 
 

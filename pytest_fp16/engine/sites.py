@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pytest_fp16.theory.rounding import Format, ulp
+from pytest_fp16.theory.rounding import Format
+
+_EXPONENT_BITS = 0x7F800000  # of float32
 
 
 @dataclass
@@ -38,10 +40,24 @@ class SiteTotals:
 SiteKey = tuple[str, str]
 
 
-def spacing(values: Tensor, fmt: Format) -> Tensor:
-    """The ulp at each value, zero at zeros, infinities and NaN: those round to themselves."""
-    at = ulp(values, fmt)
-    return at.masked_fill_((at == torch.inf) | (values == 0), 0.0)
+#: Moves any float32 normal number beyond float16's subnormal range, so that zero stays zero.
+_LIFT = 2.0**112
+
+
+def spacing(values: Tensor, fmt: Format, finite: bool = False) -> Tensor:
+    """The ulp at each value, zero at zeros, infinities and NaN: those round to themselves.
+
+    Args:
+        values: float32, any shape.
+        fmt: the format whose grid is meant.
+        finite: whether all values are known to be.
+    """
+    bits = values.contiguous().view(torch.int32).bitwise_and(_EXPONENT_BITS)
+    power = bits.view(torch.float32)
+    # Arithmetic instead of masks: comparisons cost ten times as much on a CPU.
+    smallest = (power * _LIFT).clamp_(max=fmt.smallest_normal)
+    at = torch.maximum(power, smallest).mul_(2.0 ** (1 - fmt.significand))
+    return at if finite else at.masked_fill_(at == torch.inf, 0.0)
 
 
 class Owners:
@@ -69,47 +85,23 @@ class Owners:
         return x.reshape(1, -1).expand(self.batch, -1)
 
 
-class Contributions:
-    """Σ (∂g/∂y · ulp)² and Σ |∂g/∂y · ulp| per input, filled by the hooks of one backward pass."""
+@dataclass
+class Sums:
+    """Σ (∂g/∂y · ulp)² and Σ |∂g/∂y · ulp| per input, shape [B], and the same per site."""
 
-    def __init__(self, owners: Owners, device: torch.device) -> None:
-        self.owners = owners
-        self.device = device
-        self.reset()
+    square: Tensor
+    absolute: Tensor
+    by_site: dict[SiteKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def reset(self) -> None:
-        """Start another backward pass."""
-        self.square = torch.zeros(self.owners.batch, device=self.device)
-        self.absolute = torch.zeros(self.owners.batch, device=self.device)
-        self.by_site: dict[SiteKey, tuple[Tensor, Tensor]] = {}
-
-    def hook(self, y: Tensor, fmt: Format, key: SiteKey, steps: float) -> Callable[[Tensor], None]:
-        """A gradient hook that adds the contribution of the site with values `y`.
-
-        Args:
-            y: the values at the site, before any rounding.
-            fmt: the format they are rounded to.
-            key: module and operation.
-            steps: roundings per value (more than one where a kernel accumulates in 16 bits).
-        """
-        at = spacing(y.detach(), fmt)
-        if steps != 1:
-            at = at * steps**0.5
-
-        def add(gradient: Tensor | None) -> None:
-            if gradient is None:  # one result of an operation whose other results alone are used
-                return
-            rows = self.owners.rows(at * gradient.detach())
-            absolute = torch.linalg.vector_norm(rows, ord=1, dim=1)
-            square = torch.linalg.vector_norm(rows, dim=1).square_()
-            self.square += square
-            self.absolute += absolute
-            was = self.by_site.get(key)
-            self.by_site[key] = (
-                (square, absolute) if was is None else (was[0] + square, was[1] + absolute)
-            )
-
-        return add
+    def add(self, rows: Tensor, key: SiteKey) -> None:
+        """Add a site's rows of ∂g/∂y · ulp, [B, elements]; they are used up."""
+        square = torch.linalg.vector_norm(rows, dim=1).square_()
+        absolute = rows.abs_().sum(1)
+        self.square += square
+        self.absolute += absolute
+        was = self.by_site.get(key)
+        both = (square, absolute)
+        self.by_site[key] = both if was is None else (was[0] + square, was[1] + absolute)
 
     @property
     def sigma(self) -> Tensor:
@@ -120,3 +112,51 @@ class Contributions:
     def bound(self) -> Tensor:
         """Σ |∂g/∂y| · ulp/2, shape [B]: the first-order worst case."""
         return self.absolute / 2
+
+
+class Contributions:
+    """What every site contributes, filled by the hooks of one backward pass.
+
+    Args:
+        owners: whose input an element belongs to.
+        device: where.
+        formats: the formats to serve at once. The first is the program's own; a site of it is
+            taken in each of them, a site of any other format in that one alone.
+    """
+
+    def __init__(self, owners: Owners, device: torch.device, formats: tuple[Format, ...]) -> None:
+        self.owners = owners
+        self.device = device
+        self.formats = formats
+        self.reset()
+
+    def reset(self) -> None:
+        """Start another backward pass."""
+        zeros = torch.zeros(self.owners.batch, device=self.device)
+        self.sums = {f: Sums(zeros.clone(), zeros.clone()) for f in self.formats}
+
+    def hook(
+        self, y: Tensor, fmt: Format, key: SiteKey, steps: float, finite: bool
+    ) -> Callable[[Tensor | None], None]:
+        """A gradient hook that adds the contribution of the site with values `y`.
+
+        Args:
+            y: the values at the site, before any rounding.
+            fmt: the format they are rounded to.
+            key: module and operation.
+            steps: roundings per value (more than one where a kernel accumulates in 16 bits).
+            finite: whether all values are known to be finite.
+        """
+        values, own = y.detach(), self.formats[0]
+        served = self.formats if fmt == own else (fmt,) * len(self.formats)
+        spacings = {f: spacing(values, f, finite).mul_(steps**0.5) for f in set(served)}
+
+        def add(gradient: Tensor | None) -> None:
+            if gradient is None:  # one result of an operation whose other results alone are used
+                return
+            for asked, at in zip(self.formats, served, strict=True):
+                rows = self.owners.rows(spacings[at] * gradient.detach())
+                # An expanded tensor cannot be used up in place.
+                self.sums[asked].add(rows.clone() if rows.stride(0) == 0 else rows, key)
+
+        return add

@@ -8,6 +8,7 @@ batch), the trace is repeated with random rounding errors instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,13 @@ from pytest_fp16.engine.emulate import UnsupportedOperation
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
-from pytest_fp16.engine.sites import SiteKey, SiteTotals
+from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
+from pytest_fp16.engine.theory_sharing import Sharing
 from pytest_fp16.engine.trace import Trace
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
+from pytest_fp16.theory.rounding import FORMATS, Format
 
 #: Repeated runs with random rounding where a reverse pass does not apply.
 NOISE_RUNS = 8
@@ -63,7 +66,7 @@ class TheoryBatch:
     noisy_logits: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class TheoryPass:
     """The theory of one candidate, fed batch by batch.
 
@@ -86,6 +89,10 @@ class TheoryPass:
     opaque: set[str] = field(default_factory=set)
     dtypes: dict[str, int] = field(default_factory=dict)
 
+    #: Others whose rounding sites may be the same: see `engine.theory_sharing`.
+    followers: list[TheoryPass] = field(default_factory=list)
+    pending: tuple[int, list[TheoryBatch]] | None = None
+
     def __post_init__(self) -> None:
         self.where = Location(self.model)
         self.constants: dict[int, tuple[Tensor, Tensor]] = {}
@@ -99,6 +106,9 @@ class TheoryPass:
 
     def run(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
+        shared, self.pending = self.pending, None
+        if shared is not None and shared[0] == seed:
+            return concatenate(shared[1])
         if self.method == "adjoint":
             try:
                 if not self.started:
@@ -132,6 +142,7 @@ class TheoryPass:
             totals=self.totals,
             constants=self.constants,
             noise=noise,
+            formats=self.formats,
             **options,
         )
         self.where.reset()
@@ -149,7 +160,7 @@ class TheoryPass:
             self.dtypes[name] = max(self.dtypes.get(name, 0), count)
         return trace, canonical
 
-    def _trace_part(
+    def trace_part(
         self, inputs: Any, n: int, indices: list[int], seed: int, **options: Any
     ) -> tuple[Trace, Tensor]:
         """Trace some inputs of a batch.
@@ -170,54 +181,73 @@ class TheoryPass:
         """Size the chunks, and check on a few inputs that σ does not depend on the batch."""
         self.started = True
         few = 5 if n >= 7 else 1
-        trace, canonical = self._trace_part(inputs, n, list(range(few)), seed)
+        trace, canonical = self.trace_part(inputs, n, list(range(few)), seed)
         if trace.severed:
             names = ", ".join(sorted(trace.severed))
             raise _NotDifferentiableError(f"no gradient passes {names}")
         per_input = 4 * 3 * trace.site_values / few
         self.chunk = max(p for p in PRIMES if p == 5 or p * per_input <= _CHUNK_BYTES)
-        alone = self._backward(trace, canonical, reference[:few], few)[0]
+        alone = self._sigma(trace, canonical, reference[:few])
         values = canonical.detach()[:few]
         self.totals.clear()
         if n == 1:
             return
         indices, kept = chunks(n, self.chunk)[0]
-        trace, canonical = self._trace_part(inputs, n, indices, seed)
-        together = self._backward(trace, canonical, reference[:kept], kept)[0]
+        trace, canonical = self.trace_part(inputs, n, indices, seed)
+        together = self._sigma(trace, canonical, reference[:kept])
         self.totals.clear()
         differs = (alone - together[:few]).abs() > _AGREEMENT * alone
         if trace.owners.shared or bool(differs.any()) or _differ(values, canonical[:few]):
             raise _NotDifferentiableError("the error of an input depends on its batch")
 
+    def _sigma(self, trace: Trace, canonical: Tensor, reference: Tensor) -> Tensor:
+        sums = self.backward(trace, canonical, self.task.seeds(reference))[self.format]
+        return sums.sigma[: len(reference)].unsqueeze(1)
+
     # -- reverse mode -------------------------------------------------------------------------
+
+    @property
+    def format(self) -> Format:
+        """The 16-bit format of the precision."""
+        return FORMATS[self.precision.dtype]
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """This format first, then those of the followers."""
+        return tuple(dict.fromkeys((self.format, *(f.format for f in self.followers))))
 
     def _adjoint_batch(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         parts = []
+        sharing = Sharing(self, seed)
         for indices, kept in chunks(n, self.chunk):
-            trace, canonical = self._trace_part(inputs, n, indices, seed, detailed=not self.totals)
+            trace, canonical = self.trace_part(inputs, n, indices, seed, detailed=not self.totals)
             rows = reference[indices[:kept]]
-            sigma, bound = self._backward(trace, canonical, rows, kept, record=True)
-            parts.append(self._judge(trace, canonical, rows, kept, sigma, bound))
-        return _concatenate(parts)
+            margins = self.task.seeds(rows)
+            sums = self.backward(trace, canonical, margins)[self.format]
+            self.record(sums)
+            sharing.chunk(trace, canonical, margins, (inputs, n, indices, rows))
+            rivals = lambda seeds, t=trace, c=canonical: self.backward(t, c, seeds)[self.format]  # noqa: E731
+            parts.append(self.judge(trace, canonical, rows, sums, rivals))
+        sharing.hand_over()
+        return concatenate(parts)
 
-    def _backward(
-        self, trace: Trace, canonical: Tensor, reference: Tensor, kept: int, record: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """σ and bound of the runner-up's margin, [kept, 1] each."""
-        seeds = torch.zeros_like(canonical)
-        seeds[:kept] = self.task.seeds(reference)
-        sigma, bound = self._pass(trace, canonical, seeds, record)
-        return sigma[:kept].unsqueeze(1), bound[:kept].unsqueeze(1)
+    def backward(self, trace: Trace, canonical: Tensor, seeds: Tensor) -> dict[Format, Sums]:
+        """One reverse pass; `seeds` [kept, P, C] are derivatives of margins with respect to logits.
 
-    def _pass(
-        self, trace: Trace, canonical: Tensor, seeds: Tensor, record: bool = False
-    ) -> tuple[Tensor, Tensor]:
+        Raises:
+            _NotDifferentiableError: none can be made.
+        """
         contributions = trace.contributions
         contributions.reset()
-        if not trace.leaves or not canonical.requires_grad:
-            if trace.leaves:
-                raise _NotDifferentiableError("the outputs carry no gradient")
-            return contributions.sigma, contributions.bound
+        if trace.leaves and not canonical.requires_grad:
+            raise _NotDifferentiableError("the outputs carry no gradient")
+        if trace.leaves:
+            padded = torch.zeros_like(canonical)
+            padded[: len(seeds)] = seeds
+            self._reverse(trace, canonical, padded)
+        return contributions.sums
+
+    def _reverse(self, trace: Trace, canonical: Tensor, seeds: Tensor) -> None:
         finite = torch.isfinite(canonical)
         try:
             with torch.enable_grad():
@@ -232,32 +262,54 @@ class TheoryPass:
             raise _NotDifferentiableError(
                 f"no reverse pass ({str(error).splitlines()[0][:80]})"
             ) from None
-        if record:
-            for key, (square, absolute) in contributions.by_site.items():
-                self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
-                self.totals[key].worst += float(absolute.nan_to_num(0, 0, 0).sum()) / 2
-        return contributions.sigma, contributions.bound
 
-    def _judge(
+    def record(self, sums: Sums) -> None:
+        """Add a pass's sums to the running totals of the sites."""
+        for key, (square, absolute) in sums.by_site.items():
+            self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
+            self.totals[key].worst += float(absolute.nan_to_num(0, 0, 0).sum()) / 2
+
+    def judge(
         self,
         trace: Trace,
         canonical: Tensor,
         reference: Tensor,
-        kept: int,
-        sigma: Tensor,
-        bound: Tensor,
+        sums: Sums,
+        rivals: Callable[[Tensor], Sums],
     ) -> TheoryBatch:
-        """Certificates of one chunk, with extra passes for competitors that come near."""
+        """Certificates of one chunk, with extra passes for competitors that come near.
+
+        Args:
+            trace, canonical: the program's own run of the chunk.
+            reference: the reference's canonical logits, [kept, P, C].
+            sums: of the backward pass from the runner-up's margin.
+            rivals: makes another backward pass.
+        """
+        kept = len(reference)
         logits = canonical.detach()[:kept]
+        sigma, bound = (v[:kept].unsqueeze(1) for v in (sums.sigma, sums.bound))
         margin = self.task.margins(logits, reference)
         undecided = trace.undecided[:kept]
-        if not self.task.decides:
-            none = torch.zeros_like(margin, dtype=torch.bool)
-            return TheoryBatch(
-                logits, margin, sigma, bound, none, none, trace.overflowed[:kept], undecided
-            )
         bounded = (margin > bound) & ~undecided.unsqueeze(1)
         probable = (margin > PROBABLE_SIGMAS * sigma) & ~undecided.unsqueeze(1)
+        if self.task.decides:
+            self._clear_rivals(logits, reference, bound, bounded, probable, rivals)
+        else:
+            bounded = probable = torch.zeros_like(bounded)
+        return TheoryBatch(
+            logits, margin, sigma, bound, bounded, probable, trace.overflowed[:kept], undecided
+        )
+
+    def _clear_rivals(
+        self,
+        logits: Tensor,
+        reference: Tensor,
+        bound: Tensor,
+        bounded: Tensor,
+        probable: Tensor,
+        rivals: Callable[[Tensor], Sums],
+    ) -> None:
+        """Withdraw certificates (in place) where a third class could win."""
         top = reference.argmax(-1, keepdim=True)
         gaps = (logits.gather(-1, top) - logits).scatter(-1, top, torch.inf)
         runner_up = reference.scatter(-1, top, -torch.inf).argmax(-1, keepdim=True)
@@ -267,20 +319,14 @@ class TheoryPass:
             needy = bounded.unsqueeze(-1) & (gap < SCREEN * bound.unsqueeze(-1))
             if not bool(needy.any()):
                 break
-            seeds = torch.zeros_like(canonical)
             one = torch.zeros_like(logits).scatter(-1, top, 1.0).scatter(-1, rival, -1.0)
-            seeds[:kept] = one * needy
-            rival_sigma, rival_bound = (
-                v[:kept].unsqueeze(1) for v in self._pass(trace, canonical, seeds)
-            )
+            sums = rivals(one * needy)
+            sigma, worst = (v[: len(logits)].unsqueeze(1) for v in (sums.sigma, sums.bound))
             need = needy.squeeze(-1)
-            bounded &= ~need | (gap.squeeze(-1) > rival_bound)
-            probable &= ~need | (gap.squeeze(-1) > PROBABLE_SIGMAS * rival_sigma)
+            bounded &= ~need | (gap.squeeze(-1) > worst)
+            probable &= ~need | (gap.squeeze(-1) > PROBABLE_SIGMAS * sigma)
             gaps = gaps.scatter(-1, rival, torch.inf)
         bounded &= gaps.amin(-1) >= SCREEN * bound
-        return TheoryBatch(
-            logits, margin, sigma, bound, bounded, probable, trace.overflowed[:kept], undecided
-        )
 
     # -- random rounding ----------------------------------------------------------------------
 
@@ -326,7 +372,7 @@ class _NotDifferentiableError(Exception):
     """A reverse pass cannot be made; random rounding can."""
 
 
-def _concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
+def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
     def join(name: str) -> Any:
         values = [getattr(p, name) for p in parts]
         return None if values[0] is None else torch.cat(values)

@@ -41,7 +41,7 @@ from pytest_fp16.engine.operations import (
 )
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
-from pytest_fp16.theory.rounding import FORMATS, Format, flush_underflow, overflow
+from pytest_fp16.theory.rounding import FLOAT16, FORMATS, Format, flush_underflow, overflow
 
 _CONSTANT = frozenset(
     "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full "
@@ -75,6 +75,10 @@ class Trace(TorchDispatchMode):
         constants: float32 twins of the model's own 16-bit parameters and buffers, by id.
         noise: None to record gradients, or a generator of random rounding errors.
         detailed: also count subnormal and zeroed values.
+        formats: the program's own format, and others that share its backward pass.
+
+    Attributes:
+        signature: its rounding sites in order; programs with the same share a backward pass.
     """
 
     def __init__(
@@ -89,10 +93,12 @@ class Trace(TorchDispatchMode):
         noise: torch.Generator | None = None,
         adjoint: bool = True,
         detailed: bool = False,
+        formats: tuple[Format, ...] = (FLOAT16,),
     ) -> None:
         super().__init__()
         self.owners = Owners(batch)
-        self.contributions = Contributions(self.owners, device)
+        self.contributions = Contributions(self.owners, device, formats)
+        self.signature: list[tuple[SiteKey, torch.Size]] = []
         self.target = target
         self.where = where
         self.totals = totals
@@ -306,7 +312,10 @@ class Trace(TorchDispatchMode):
             low_args, low_kwargs = _low(args), {k: _low(v) for k, v in kwargs.items()}
             return accumulated(y, lambda: func(*low_args, **low_kwargs))
         operands = operands_of(known.name, args, fmt.dtype)
-        return absorbed(y, operands, fmt) if operands else y
+        limit = fmt.overflow_threshold
+        if not operands or not all(_largest(t.detach()) < limit for t in (y, *operands)):
+            return y
+        return absorbed(y, operands, fmt)
 
     def _rounded(self, y: Tensor, fmt: Format, known: Facts, args: Any, certain: bool) -> Tensor:
         if certain:
@@ -330,14 +339,16 @@ class Trace(TorchDispatchMode):
         if totals is None:
             totals = self.totals[key] = SiteTotals(order=len(self.totals))
         self.site_values += y.numel()
+        self.signature.append((key, y.shape))
         values = y.detach()
-        largest = float(torch.linalg.vector_norm(values, ord=torch.inf))
-        if largest > totals.largest and largest != float("inf"):
-            totals.largest = largest
-        if not largest < fmt.overflow_threshold:
+        largest = _largest(values)
+        finite = largest < fmt.overflow_threshold
+        if finite:
+            totals.largest = max(totals.largest, largest)
+        else:
             beyond = values.abs() >= fmt.overflow_threshold
             self.overflowed |= _any_row(self.owners, beyond & values.isfinite())
-            totals.largest = max(totals.largest, float(values.nan_to_num(0, 0, 0).abs().max()))
+            totals.largest = max(totals.largest, _largest(values.nan_to_num(0, 0, 0)))
             y = overflow(y, fmt)
         if self.detailed:
             magnitude = values.abs()
@@ -347,13 +358,13 @@ class Trace(TorchDispatchMode):
             totals.values += values.numel()
         if self.noise is not None:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
-            return y + error.mul_(spacing(values, fmt)).mul_(steps**0.5)
+            return y + error.mul_(spacing(values, fmt, finite)).mul_(steps**0.5)
         if self.adjoint:
             if not y.requires_grad:
                 leaf = y.detach().requires_grad_()
                 self.leaves.append(leaf)
                 y = leaf.clone()
-            y.register_hook(self.contributions.hook(y, fmt, key, steps))
+            y.register_hook(self.contributions.hook(y, fmt, key, steps, finite))
         return y
 
     def _watch_decision(self, name: str, args: Any, kwargs: Any, results: Any) -> None:
@@ -400,6 +411,14 @@ def _low(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_low(item) for item in value]
     return value
+
+
+def _largest(values: Tensor) -> float:
+    """The largest magnitude; NaN where there is one."""
+    if values.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(values)
+    return max(-float(low), float(high)) if low == low else float("nan")
 
 
 def _any_row(owners: Owners, flags: Tensor) -> Tensor:
