@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from benchmarks.cases.training import CASES, TrainingCase
+from benchmarks.cases.training import TrainingCase
+from benchmarks.cases.training_heldout import CASES, HELD_OUT
 
 
 def flagged(case: TrainingCase, precision: str) -> tuple[Any, float]:
@@ -73,6 +74,8 @@ def main() -> None:
                 (case.name, precision, label, verdict, mark, where, why, f"{seconds:.2f}", share)
             )
             print(*rows[-1], findings.reason[:150] if wrong or mark else "", sep=" | ", flush=True)
+    held = [r for r in rows if r[0] in HELD_OUT]
+    right = sum(not r[4] for r in held)
     failing = {c.name for c in CASES.values() if c.fails}
     sound = {c.name for c in CASES.values() if not c.fails}
     summary = (
@@ -80,6 +83,12 @@ def main() -> None:
         f"{len(failing)} trainings. False flags: {common.share(false, healthy)} pairs, from "
         f"{len(sound)} healthy trainings and the other precisions of the planted ones."
     )
+    if held:
+        missed = sum(r[2] == "fails" and bool(r[4]) for r in held)
+        summary += (
+            f" On the trainings held out: right on {common.share(right, len(held))} pairs, "
+            f"{missed} failures missed, {len(held) - right - missed} false flags."
+        )
     if full:
         summary += f" Cost against four pairs of runs: {spent / full:.1%} over {timed} timed pairs."
     head = ("case", "precision", "label", "verdict", "", "where", "why", "seconds", "of 4 pairs")

@@ -1,9 +1,10 @@
 """An independent judge of the training labels: native 16-bit CPU kernels and the plain metric.
 
 It shares no code with pytest-fp16. Over a few seeds, a (case, precision) pair is *broken* when a
-run raises, ends with parameters, outputs or loss that are not finite where its 32-bit twin's are, or
-the mean loss of the metric is above 2 points and twice the spread of the 32-bit runs; *sound* when
-the mean loss is at most 1.5 points or that spread; *near* in between, and then no label is claimed.
+run raises, ends with parameters, outputs or loss that are not finite where its 32-bit twin's are,
+or the mean loss of the metric is above 2 points and twice the spread of the 32-bit runs; *sound*
+when the mean loss is at most 1.5 points or that spread; *near* in between, and then no label is
+claimed.
 
     python -m benchmarks.cases.training_judge [--only NAME] [--write]
 """
@@ -21,7 +22,8 @@ import torch
 from torch import nn
 
 from benchmarks.cases.judge import metric
-from benchmarks.cases.training import CASES, TrainingCase
+from benchmarks.cases.training import TrainingCase
+from benchmarks.cases.training_heldout import CASES, HELD_OUT
 
 SEEDS = 3
 FORMATS = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32}
@@ -62,7 +64,9 @@ def train(case: TrainingCase, precision: str, seed: int) -> tuple[float, bool]:
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-        if schedule is not None:
+                if schedule is not None and given.get("scheduler_step") == "step":
+                    schedule.step()
+        if schedule is not None and given.get("scheduler_step") != "step":
             schedule.step()
     return _score(case, given, model.eval(), precision, last)
 
@@ -103,12 +107,14 @@ def main() -> None:
     """Judge every claimed pair and show where label and judge differ."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--held-out", action="store_true", help="those of training_heldout only")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     lines, differ = [], 0
-    for case in (c for c in CASES.values() if options.only in c.name):
+    chosen = [c for c in CASES.values() if options.only in c.name]
+    for case in (c for c in chosen if c.name in HELD_OUT or not options.held_out):
         start = time.perf_counter()
         twins = [train(case, "32-true", seed) for seed in range(SEEDS)]
         before = statistics.mean(m for m, _ in twins)

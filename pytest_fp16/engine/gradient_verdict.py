@@ -292,8 +292,8 @@ def _weights(evidence: Evidence) -> Finding | None:
     if moved.size <= RUNAWAY or last[1] <= LOSS_GROWN * worst:
         return None
     what = (
-        f"over the first steps weights go {moved.size:.3g} times as far as in 32 bits, and the loss "
-        f"rises from {first[1]:.3g} to {last[1]:.3g}"
+        f"over the first steps weights go {moved.size:.3g} times as far as in 32 bits, and the "
+        f"loss rises from {first[1]:.3g} to {last[1]:.3g}"
     )
     return Finding(what, "<optimizer>", "step", "underflow", what)
 

@@ -187,12 +187,12 @@ def _upper(
     level: float,
 ) -> float:
     """Upper limit of the mean, lowered or widened so that it is held against `budget`."""
-    width = float(stats.t.isf(level, n - 1)) * spread / math.sqrt(n)
+    width = _t(level, n - 1) * spread / math.sqrt(n)
     if reference is None:
         return mean + width
     against_resolution = mean + width - resolution
     estimate = SPREADS * reference
-    low = estimate * math.sqrt((runs - 1) / stats.chi2.isf(level, runs - 1))
+    low = estimate * math.sqrt((runs - 1) / _chi2(1 - level, runs - 1))
     against_spread = mean + math.hypot(width, estimate - low) - estimate
     return budget + min(against_resolution, against_spread)
 
@@ -208,10 +208,10 @@ def _lower(
     level: float,
 ) -> float:
     """Lower limit of the mean, widened by how far above its estimate the budget may lie."""
-    width = float(stats.t.isf(level, n - 1)) * spread / math.sqrt(n)
+    width = _t(level, n - 1) * spread / math.sqrt(n)
     if reference is None:
         return mean - width
-    high = SPREADS * reference * math.sqrt((runs - 1) / stats.chi2.ppf(level, runs - 1))
+    high = SPREADS * reference * math.sqrt((runs - 1) / _chi2(level, runs - 1))
     return mean - math.hypot(width, max(high, resolution) - budget)
 
 
@@ -220,6 +220,16 @@ def _levels_at(n: int, allowance: int, known: bool) -> tuple[float, float]:
     shares = (1.0, 1.0) if known else (_SHARE_EQUIVALENT, _SHARE_NOT_EQUIVALENT)
     first, second = (nominal_levels(allowance, ALPHA * share).get(n, 0.0) for share in shares)
     return first, second
+
+
+@lru_cache(maxsize=4096)
+def _t(level: float, freedom: int) -> float:
+    return float(stats.t.isf(level, freedom))
+
+
+@lru_cache(maxsize=4096)
+def _chi2(probability: float, freedom: int) -> float:
+    return float(stats.chi2.ppf(probability, freedom))
 
 
 @lru_cache(maxsize=64)
