@@ -126,3 +126,76 @@ def test_a_broken_block_is_noticed(tmp_path):
         execute(page, tmp_path)
     with pytest.raises(AssertionError, match="the page shows"):
         compare("1 passed", ["2 passed"])
+
+
+def reference(page: str) -> str:
+    return (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
+
+
+def test_every_option_and_its_ini_key_is_in_the_reference():
+    from pytest_fp16.options import FLAGS, OPTIONS
+
+    text = reference("options.md")
+    for option in (*FLAGS, *OPTIONS):
+        assert f"## --fp16-{option.name}\n" in text
+        assert f"`{option.dest}`" in text
+
+
+def test_the_defaults_in_the_reference_are_the_defaults():
+    from pytest_fp16 import Settings
+
+    rows = dict(
+        re.findall(
+            r"^\| `--fp16-(\w+)=\w+` \| `\w+` \| `?([^|`]+)`? \|", reference("options.md"), re.M
+        )
+    )
+    settings = Settings()
+    assert tuple(rows.pop("precisions").split(",")) == settings.precisions
+    for name in ("device", "target", "emulate", "report"):
+        assert rows[name] == getattr(settings, name)
+    assert int(rows["seeds"]) == settings.seeds
+
+
+def test_every_field_of_the_report_is_in_the_reference():
+    from pytest_fp16.report.json import Document
+
+    text = reference("json-schema.md")
+    parts = {"Document": Document.model_json_schema(), **Document.model_json_schema()["$defs"]}
+    for part, schema in parts.items():
+        for name in schema.get("properties", {}):
+            assert f"`{name}`" in text or f'"{name}"' in text, f"{part}.{name}"
+
+
+def test_every_field_of_a_subject_is_in_the_reference():
+    from dataclasses import fields
+
+    from pytest_fp16 import Evaluation, Training
+
+    text = reference("api.md")
+    assert [
+        f.name for kind in (Evaluation, Training) for f in fields(kind) if f"`{f.name}`" not in text
+    ] == []
+
+
+def test_messages_of_the_reference_are_messages_of_the_source():
+    sources = "".join(p.read_text("utf-8") for p in (ROOT / "pytest_fp16").rglob("*.py"))
+    sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # literals that continue on the next line
+    sources = re.sub(r"\{[^{}]*\}", "…", sources)
+    section = reference("messages.md").partition("## Errors of use")[2]
+    quoted = [row.split("|")[1].strip() for row in section.splitlines() if row.startswith("| ")]
+    quoted = [q for q in quoted if q not in ("the message begins", "the warning says")]
+    missing = []
+    for text in quoted:
+        words = [part.strip() for part in text.split("…") if part.strip()]
+        missing += [text for word in words if word not in sources]
+    assert len(quoted) > 10
+    assert missing == []
+
+
+def test_every_mechanism_has_its_section():
+    from typing import get_args
+
+    from pytest_fp16.report.model import Mechanism
+
+    text = (ROOT / "docs" / "how-to" / "my-model-failed.md").read_text(encoding="utf-8")
+    assert [name for name in get_args(Mechanism) if f"## {name}\n" not in text] == []

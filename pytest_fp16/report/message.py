@@ -64,10 +64,12 @@ def what_happened(report: Report) -> str:
 
 def _unlabelled(report: Report, metric: Metric) -> str:
     flips = report.flips or 0
-    share, budget = 100 * flips / report.decisions, 100 * metric.budget
+    # A tie is no flip, but argmax may answer another class there: the loss counts what it does.
+    share, budget = 100 * metric.loss, 100 * metric.budget
     digits = figures.apart(share, budget)
+    ties = f" and {figures.plural(report.ties, 'tie')}" if report.ties else ""
     return (
-        f"{figures.plural(flips, 'flip')} of {report.decisions} "
+        f"{figures.plural(flips, 'flip')}{ties} of {report.decisions} "
         f"({figures.decimal(share, digits)} %, budget {figures.decimal(budget, digits)} %; "
         "no labels)"
     )
