@@ -18,12 +18,13 @@ from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evidence import Batch, MetricTotals
 from pytest_fp16.lane import Lane, first_line
+from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report, Run, Verdict
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import Task, check_labels, infer_task
+from pytest_fp16.task import check_labels, infer_task
 
 _SEED = 1729
 #: Labelled inputs in the first batch from which a reference can be told from chance.
@@ -50,10 +51,24 @@ def require_data(data: Any, name: str = "data") -> None:
 
 
 class EvaluationRun:
-    """The reference and all lanes over one pass through the data."""
+    """The reference and all lanes over one pass through the data.
 
-    def __init__(self, subject: Evaluation, settings: Settings, progress: Progress | None) -> None:
+    Args:
+        subject: the model and its data.
+        settings: how to check it.
+        progress: told how far the work is.
+        keep: modules of the candidates to keep in float32.
+    """
+
+    def __init__(
+        self,
+        subject: Evaluation,
+        settings: Settings,
+        progress: Progress | None,
+        keep: tuple[str, ...] = (),
+    ) -> None:
         require_data(subject.data)
+        self.keep = keep
         self.subject = subject
         self.settings = settings
         self.progress = progress
@@ -81,9 +96,12 @@ class EvaluationRun:
         if not self.inputs:
             raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
 
-    def _candidate(self, name: str, model: Any = None) -> Candidate:
-        if model is None:
-            model = fresh_model(self.subject.model, like=self.reference.model)
+    def candidate(self, name: str, keep: tuple[str, ...]) -> Candidate:
+        """A fresh candidate, with those modules kept in float32."""
+        model = fresh_model(self.subject.model, like=self.reference.model)
+        return self._candidate(name, keep_in_float32(model, keep) if keep else model)
+
+    def _candidate(self, name: str, model: Any) -> Candidate:
         return Candidate(model, precision(name), self.subject, self.device, self.target)
 
     def _batches(self) -> Iterator[Batch]:
@@ -138,9 +156,9 @@ class EvaluationRun:
             )
         for name in self.settings.precisions:
             wanted = precision(name)
-            theory = self._candidate(name) if wanted.dtype_name != "float32" else None
+            theory = self.candidate(name, self.keep) if wanted.dtype_name != "float32" else None
             mode = self.mode if theory is not None else "native"
-            self.lanes.append(Lane.start(self._candidate(name), theory, self.task, mode))
+            self.lanes.append(Lane.start(self.candidate(name, self.keep), theory, self.task, mode))
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
         for i, leader in enumerate(theories):
             leader.followers = theories[i + 1 :]
@@ -234,7 +252,7 @@ class EvaluationRun:
             said.append(f"no operation computed in {precision_.dtype_name}: all ran in float32")
         if verdict == "equivalent":
             said += [w for w in (rules.luck(lane),) if w]
-            if metric is not None and metric.loss > metric.budget / 2:
+            if metric is not None and metric.loss > SPENT * metric.budget:
                 share = metric.loss / metric.budget
                 said.append(f"{share:.0%} of the budget is spent")
         return said
@@ -267,6 +285,19 @@ class EvaluationRun:
 LARGE_DIFFERENCE = 0.1
 
 
+#: Part of the budget that must be spent for a passing evaluation to be looked into.
+SPENT = 0.5
+
+
+def needs_diagnosis(report: Report) -> bool:
+    """Whether a report fails, or only just passes."""
+    if report.verdict == "not equivalent":
+        return True
+    metric = report.metric
+    close = metric is not None and metric.loss > SPENT * metric.budget
+    return report.verdict == "equivalent" and close
+
+
 def _losses(totals: list[float], decisions: int) -> tuple[float | None, float | None]:
     if not decisions or not any(totals):
         return None, None
@@ -291,4 +322,9 @@ def examine_evaluation(
     with preserved_state():
         run = EvaluationRun(subject, settings, progress)
         run.execute()
-        return [run.report(lane) for lane in run.lanes]
+        reports = [run.report(lane) for lane in run.lanes]
+        if any(map(needs_diagnosis, reports)):
+            from pytest_fp16.treatment import treated
+
+            reports = treated(run, reports)
+        return reports

@@ -30,8 +30,10 @@ from pytest_fp16.theory.standardised import GRANTED_SPREAD, ErrorTotals
 
 #: Errors of the 32-bit runs themselves, relative to the largest logit: below it nothing is claimed.
 FLOAT32_NOISE = 2.0**-20
-#: Inputs kept of those that went wrong, for the diagnosis to look at.
-KEPT = 32
+#: Inputs named of those that went wrong, and of those that nearly did.
+NAMED = 32
+#: Inputs kept for the diagnosis to look at.
+KEPT = 8
 
 
 @dataclass
@@ -176,6 +178,22 @@ def _chance(theory: TheoryBatch, factor: float) -> Tensor:
     )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A few inputs of one batch, for the diagnosis.
+
+    Attributes:
+        inputs: n of them, on the device, float32.
+        wrong: positions among them of those that went wrong.
+        seed: the random state of the batch's runs.
+    """
+
+    inputs: Any
+    n: int
+    wrong: list[int]
+    seed: int
+
+
 @dataclass
 class Outcome:
     """What the candidate did on all batches."""
@@ -193,7 +211,7 @@ class Outcome:
     loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     moved: list[float] = field(default_factory=lambda: [0.0, 0.0])
     wrong_inputs: list[int] = field(default_factory=list)
-    kept: Any = None
+    kept: Kept | None = None
 
     def add(self, batch: Batch, output: Tensor, logits: Tensor, theory: TheoryBatch | None) -> None:
         """Add the candidate's raw and canonical output of one batch."""
@@ -218,7 +236,7 @@ class Outcome:
         if theory is not None:
             self.errors.add(*standardised(self.metric.task, batch, logits, theory))
         places = wrong.nonzero().flatten().tolist()
-        room = KEPT - len(self.wrong_inputs)
+        room = NAMED - len(self.wrong_inputs)
         self.wrong_inputs += [batch.first + i for i in places[:room]]
 
     def _paper(self, batch: Batch, logits: Tensor) -> None:

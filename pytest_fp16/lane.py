@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import take
-from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.canary import CanaryFindings, sing
+from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
 from pytest_fp16.engine.theory_pass import TheoryBatch, TheoryPass
-from pytest_fp16.evidence import Batch, MetricTotals, Outcome, Prediction, standardised
+from pytest_fp16.evidence import KEPT, Batch, Kept, MetricTotals, Outcome, Prediction, standardised
 from pytest_fp16.precision import Precision
 from pytest_fp16.task import Task
 from pytest_fp16.theory.margin import flips_and_ties
@@ -108,15 +108,13 @@ class Lane:
             return
         if self.canary is None and self.witness is None:
             self._first(batch)
-        if self.done:
-            return
-        output = self._run(batch)
+        output = None if self.done else self._run(batch)
         if output is None:
+            self._keep(batch)
             return
         logits = self.task.canonical(output)
         self.outcome.add(batch, output, logits, said)
-        if self.outcome.wrong_inputs and self.outcome.kept is None:
-            self._keep(batch)
+        self._keep(batch)
         if said is not None and not self.ideal and self._strays():
             self._look_again(batch, said, logits)
 
@@ -190,14 +188,16 @@ class Lane:
             return None
 
     def _keep(self, batch: Batch) -> None:
-        """Keep a few inputs that went wrong: the diagnosis looks at as little as shows it."""
-        wrong = [i - batch.first for i in self.outcome.wrong_inputs]
+        """Keep a few inputs, those that went wrong if any did, for the diagnosis to look at."""
+        kept = self.outcome.kept
+        wrong = [i - batch.first for i in self.outcome.wrong_inputs if i >= batch.first][:KEPT]
+        if kept is not None and (kept.wrong or not wrong):
+            return
         rest = [i for i in range(batch.n) if i not in set(wrong)]
-        indices = sorted([*wrong, *rest[: max(0, 8 - len(wrong))]])
-        labels = batch.raw_labels
-        if isinstance(labels, Tensor):
-            labels = labels[indices]
-        self.outcome.kept = (take(batch.inputs, batch.n, indices), labels, len(indices))
+        indices = sorted([*wrong, *rest[: KEPT - len(wrong)]])
+        places = [indices.index(i) for i in wrong]
+        few = take(batch.inputs, batch.n, indices)
+        self.outcome.kept = Kept(few, len(indices), places, batch.seed)
 
     # -- a second look ------------------------------------------------------------------------
 

@@ -1,0 +1,186 @@
+"""What to do: cures in order of cost, each applied and judged by a full re-check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from pytest_fp16.diagnosis.origin import Origin, find_origin
+from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.errors import FP16Error
+from pytest_fp16.report.model import Culprit, Cure, Report
+
+Kind = Literal[
+    "keep_in_float32", "mixed", "bfloat16", "epsilon", "mask constant", "upcast", "rescale"
+]
+
+#: Damage left on the few inputs at which a full re-check is worth its time.
+HEALED = 0.5
+#: Further modules kept one after another, where one is not enough.
+ROUNDS = 4
+
+#: Checks a model and precision in full: a precision's name, the modules kept in float32.
+Judge = Callable[[str, tuple[str, ...]], Report]
+#: The few inputs in a precision with modules kept.
+Rerun = Callable[[tuple[str, ...]], Specimen]
+
+
+@dataclass
+class Clinic:
+    """What is needed to try a cure.
+
+    Attributes:
+        model: the float32 model.
+        precision: the precision that failed.
+        judge: re-checks in full.
+        rerun: makes the specimen anew with modules kept.
+        siblings: reports of other precisions that there are already.
+        budget: full re-checks that may still be spent.
+    """
+
+    model: nn.Module
+    precision: str
+    judge: Judge
+    rerun: Rerun
+    siblings: dict[str, Report] = field(default_factory=dict)
+    budget: int = 3
+
+    def __post_init__(self) -> None:
+        self.names = dict(self.model.named_modules())
+        self.budget = max(3, math.ceil(math.log2(len(self.names) + 1)))
+
+    def judged(self, precision: str, keep: tuple[str, ...]) -> Report | None:
+        """A full re-check, or None where none is left to spend or the cure cannot be applied."""
+        if not keep and precision in self.siblings:
+            return self.siblings[precision]
+        if self.budget <= 0:
+            return None
+        self.budget -= 1
+        try:
+            return self.judge(precision, keep)
+        except FP16Error:
+            return None
+
+
+def find_cure(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Cure:
+    """The first cure that passes a full re-check, or advice where none does."""
+    hint = advice(culprit)
+    for kind, precision, keep in _candidates(clinic, culprit, origin):
+        report = clinic.judged(precision, keep)
+        if report is not None and report.equivalent:
+            return Cure(
+                kind=kind,
+                modules=list(keep),
+                verified=True,
+                description=f"{_described(clinic, precision, keep)} (or {hint[1]})",
+                verdict=report.verdict,
+                flips=report.flips,
+                metric=report.metric.candidate if report.metric else None,
+            )
+    return Cure(kind=hint[0], verified=False, description=hint[1])
+
+
+def _candidates(
+    clinic: Clinic, culprit: Culprit, origin: Origin | None
+) -> Iterator[tuple[Kind, str, tuple[str, ...]]]:
+    kept = None
+    for keep in _sets(clinic, culprit, origin):
+        kept = keep
+        yield "keep_in_float32", clinic.precision, keep
+    name, _, mode = clinic.precision.partition("-")
+    mixed = f"{name}-mixed"
+    if mode == "true":
+        yield "mixed", mixed, ()
+    if name == "16":
+        yield "bfloat16", f"bf16-{mode}", ()
+    alone = kept or ((culprit.module,) if culprit.module else None)
+    if mode == "true" and alone is not None:
+        yield "mixed", mixed, alone
+    if name == "16" and mode == "true":
+        yield "bfloat16", "bf16-mixed", ()
+
+
+def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[tuple[str, ...]]:
+    """Sets of modules that heal the few inputs, small ones first."""
+    module = culprit.module
+    if not module or module not in clinic.names:
+        return
+    tried: set[tuple[str, ...]] = set()
+    parent = module.rpartition(".")[0]
+    for keep in ((module,), *_grown(clinic, module, origin), *(((parent,),) if parent else ())):
+        if keep in tried:
+            continue
+        tried.add(keep)
+        if _heals(clinic, keep, origin):
+            yield keep
+
+
+def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple[str, ...]]:
+    """The culprit and whatever is the origin once it is kept, with others of its kind."""
+    keep: tuple[str, ...] = (module,)
+    alike = _alike(clinic, module)
+    for _ in range(ROUNDS):
+        try:
+            found = find_origin(clinic.rerun(keep))
+        except FP16Error:
+            return
+        if found is None:
+            return
+        at = found.operation.module if isinstance(found, Origin) else found.module
+        if not at or at in keep:
+            return
+        more = [n for n in alike if n not in keep] if at in alike else []
+        keep = tuple(dict.fromkeys([*keep, at, *more]))
+        yield keep
+
+
+def _alike(clinic: Clinic, module: str) -> list[str]:
+    kind = type(clinic.names[module])
+    if kind.__module__.startswith("torch."):
+        return []
+    return [name for name, other in clinic.names.items() if type(other) is kind]
+
+
+def _heals(clinic: Clinic, keep: tuple[str, ...], origin: Origin | None) -> bool:
+    """Whether the few inputs come out (nearly) right; where that is not known, yes."""
+    try:
+        output = clinic.rerun(keep).run()
+    except FP16Error:
+        return False
+    except Exception:
+        return False
+    return origin is None or origin.damage.of(output) < HEALED
+
+
+def _described(clinic: Clinic, precision: str, keep: tuple[str, ...]) -> str:
+    names = ", ".join(keep)
+    if precision == clinic.precision:
+        return f"keep {names} in float32"
+    if keep:
+        return f"run in {precision} with {names} kept in float32"
+    return f"run in {precision}"
+
+
+_ADVICE: dict[str, tuple[Kind, str]] = {
+    "overflow": ("rescale", "divide before it, or compute {operation} in float32"),
+    "underflow": ("rescale", "multiply before it, work with logarithms, or compute {operation} in "
+                  "float32"),
+    "cancellation": ("upcast", "compute the difference in float32, or subtract first"),
+    "absorption": ("upcast", "keep the running value in float32"),
+    "precision-loss": ("upcast", "compute {operation} in float32"),
+    "unsupported-op": ("upcast", "cast the operands of {operation} to float32 and its result back"),
+    "mask-inf": ("mask constant", "mask with torch.finfo(x.dtype).min instead of the constant"),
+    "eps-underflow": ("epsilon", "use an epsilon that the format holds, 1e-5 or more, or add it in "
+                      "float32"),
+}  # fmt: skip
+
+
+def advice(culprit: Culprit) -> tuple[Kind, str]:
+    """What to change in the code, and where."""
+    kind, text = _ADVICE[culprit.mechanism]
+    text = text.format(operation=culprit.operation)
+    return kind, f"{text} at {culprit.source}" if culprit.source else text

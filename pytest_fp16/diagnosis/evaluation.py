@@ -1,0 +1,100 @@
+"""Diagnosis of an evaluation: culprit, mechanism and cure for one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pytest_fp16.diagnosis.cures import Clinic, Judge, find_cure
+from pytest_fp16.diagnosis.mechanism import AHEAD, explain, stopped
+from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
+from pytest_fp16.diagnosis.specimen import Specimen, fewer
+from pytest_fp16.engine.candidate import Candidate
+from pytest_fp16.evidence import Kept
+from pytest_fp16.report.model import Culprit, Cure, Report
+from pytest_fp16.task import Task
+
+
+@dataclass
+class Patient:
+    """What a diagnosis is handed.
+
+    Attributes:
+        report: the report so far; `siblings` are those of the other precisions, by name.
+        candidate: makes a fresh candidate in this precision with modules kept in float32.
+        reference: the float32 model.
+        kept: the inputs to look at.
+        error: what the candidate raised, or None.
+        judge: re-checks in full.
+    """
+
+    report: Report
+    siblings: dict[str, Report]
+    candidate: Callable[[tuple[str, ...]], Candidate]
+    reference: nn.Module
+    task: Task
+    kept: Kept
+    error: BaseException | None
+    emulated: bool
+    judge: Judge
+
+    def specimen(self, keep: tuple[str, ...]) -> Specimen:
+        """The few inputs, with more modules kept in float32."""
+        kept = self.kept
+        few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong)
+        candidate = self.candidate(keep)
+        return Specimen(candidate, self.reference, self.task, few, self.emulated)
+
+
+def diagnose(patient: Patient) -> tuple[Culprit | None, Cure | None]:
+    """The culprit and a cure, as far as they can be told."""
+    specimen = patient.specimen(())
+    found = find_origin(specimen)
+    if found is None and patient.error is not None:
+        found = raised(patient.error, specimen)
+    culprit = _culprit(patient, specimen, found)
+    if culprit is None:
+        return None, None
+    clinic = Clinic(
+        model=patient.reference,
+        precision=patient.report.precision,
+        judge=patient.judge,
+        rerun=patient.specimen,
+        siblings=patient.siblings,
+    )
+    return culprit, find_cure(clinic, culprit, found if isinstance(found, Origin) else None)
+
+
+def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:
+    if isinstance(found, Raised):
+        return stopped(found, specimen.candidate.precision.dtype_name)
+    spread = _largest_share(patient.report)
+    if found is None:
+        return spread
+    if not found.concentrated and spread is not None:
+        return spread
+    start = found.operation.index
+    autopsy = specimen.side_by_side(lambda i: start <= i < start + AHEAD)
+    return explain(found, autopsy.operations) or spread
+
+
+def _largest_share(report: Report) -> Culprit | None:
+    """Where many operations each do a little, the one that theory says does most."""
+    shares: dict[str, float] = {}
+    for site in report.sites:
+        shares[site.module] = shares.get(site.module, 0.0) + site.share
+    if not shares or max(shares.values()) <= 0:
+        return None
+    module = max(shares, key=lambda name: shares[name])
+    site: Any = max((s for s in report.sites if s.module == module), key=lambda s: s.share)
+    return Culprit(
+        module=module,
+        operation=site.operation,
+        mechanism="precision-loss",
+        evidence=f"its rounding makes up {shares[module]:.0%} of the predicted variance of the "
+        "decisions, more than any other module's",
+        source=site.source,
+    )

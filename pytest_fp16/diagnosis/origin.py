@@ -1,0 +1,142 @@
+"""Where it was born: the earliest operation whose 16-bit result is enough to do the damage.
+
+Operations before it run in 16 bits without harm; with it, and everything after it exact, the
+outputs are as wrong as they are. So it is the origin, neither the first place that shows a NaN
+nor what lies downstream, and a mask that becomes −inf without consequence is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.source import frames_of, raised_at
+from pytest_fp16.diagnosis.specimen import Damage, Specimen
+
+#: Part of the damage that the operations up to the origin must do by themselves.
+ENOUGH = 0.4
+#: Part of the squared damage that must be born in the origin's module, or nobody is to blame.
+CONCENTRATED = 0.1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The origin of a failure.
+
+    Attributes:
+        operation: the operation, as it ran.
+        operations: the whole program, in order.
+        damage: what is wrong at the outputs.
+        concentrated: whether its module does a good part of the damage, rather than many each a
+            little.
+    """
+
+    operation: Operation
+    operations: list[Operation]
+    damage: Damage
+    concentrated: bool
+
+
+@dataclass(frozen=True)
+class Raised:
+    """Where the 16-bit program stopped."""
+
+    module: str
+    operation: str
+    source: str | None
+    error: BaseException
+
+
+def find_origin(specimen: Specimen) -> Origin | Raised | None:
+    """The origin, or None where the failure does not show on these inputs."""
+    calls = _Calls()
+    try:
+        with calls:
+            failing = specimen.run()
+    except Exception as error:
+        return raised(error, specimen, calls.inside)
+    assert specimen.last is not None, "unreachable: run() sets it"
+    operations = specimen.last.operations
+    damage = Damage(specimen, failing)
+    if not damage.shown or not operations:
+        return None
+
+    def done(until: int) -> float:
+        try:
+            return damage.of(specimen.run(until))
+        except Exception:  # exact values lead elsewhere: nothing can be said of this cut
+            return 1.0
+
+    harmless, harmful = 0, len(operations)
+    while harmful - harmless > 1:
+        middle = (harmless + harmful) // 2
+        if done(middle) >= ENOUGH:
+            harmful = middle
+        else:
+            harmless = middle
+    found = operations[harmful - 1]
+    start, end = _stay(operations, found)
+    born = done(end) ** 2 - done(start) ** 2
+    return Origin(found, operations, damage, born >= CONCENTRATED)
+
+
+def _stay(operations: list[Operation], found: Operation) -> tuple[int, int]:
+    """The run of operations of the same module around one of them: first, and one past the last."""
+    start = end = found.index
+    while start > 0 and operations[start - 1].module == found.module:
+        start -= 1
+    while end < len(operations) and operations[end].module == found.module:
+        end += 1
+    return start, end
+
+
+# -- a program that stops ---------------------------------------------------------------------
+
+
+class _Calls(TorchFunctionMode):
+    """Remembers the innermost torch function that was entered and has not returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: str | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception:
+            if self.inside is None:
+                self.inside = getattr(func, "__name__", None)
+            raise
+
+
+_KERNEL = re.compile(r'"(?P<name>\w+?)(_cpu|_cuda|_out|_stub|_impl)*_?" not implemented')
+
+
+def raised(error: BaseException, specimen: Specimen, function: str | None = None) -> Raised:
+    """Module, operation and line of an exception of the 16-bit program."""
+    autopsy = specimen.last
+    at = autopsy.raised if autopsy is not None else None
+    if at is not None:
+        return Raised(at.module, at.name, raised_at(error) or at.source, error)
+    named = _KERNEL.search(str(error))
+    name = function or (named["name"] if named else None) or type(error).__name__
+    return Raised(
+        module_of(error, specimen.candidate.model), name.strip("_"), raised_at(error), error
+    )
+
+
+def module_of(error: BaseException, model: torch.nn.Module) -> str:
+    """The innermost module of the model whose forward an exception passed."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for frame, _ in frames_of(error):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module) and id(owner) in names:
+            return names[id(owner)]
+    return ""

@@ -1,0 +1,187 @@
+"""The few inputs a diagnosis looks at, the two programs that run on them, and the damage between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.diagnosis.autopsy import Autopsy, Program
+from pytest_fp16.diagnosis.twin import Fate, Twin
+from pytest_fp16.engine.batching import map_tensors, take
+from pytest_fp16.engine.candidate import Candidate
+from pytest_fp16.engine.emulate import Emulation, widen
+from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output, quiet
+from pytest_fp16.engine.operations import LOW
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.task import Task
+
+#: Inputs a diagnosis looks at.
+FEW = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs to look at.
+
+    Attributes:
+        inputs: n of them, on the device, float32.
+        seed: the random state of their runs.
+        wrong: how many of them, the first ones, are known to go wrong.
+    """
+
+    inputs: Any
+    n: int
+    seed: int
+
+
+def fewer(inputs: Any, n: int, seed: int, wrong: list[int]) -> Sample:
+    """At most FEW of n inputs, those that went wrong first."""
+    rest = [i for i in range(n) if i not in set(wrong)]
+    chosen = sorted([*wrong, *rest][:FEW])
+    return Sample(take(inputs, n, chosen), len(chosen), seed)
+
+
+class Specimen:
+    """One candidate, its float32 twin, and a few inputs.
+
+    Args:
+        candidate: the candidate, cast as it runs.
+        reference: the float32 model the candidate was made from, on the same device.
+        task: how outputs are read.
+        sample: the inputs.
+        emulated: whether 16-bit operations are emulated or run in the device's own kernels.
+    """
+
+    def __init__(
+        self, candidate: Candidate, reference: nn.Module, task: Task, sample: Sample, emulated: bool
+    ) -> None:
+        self.candidate = candidate
+        self.task = task
+        self.sample = sample
+        self.where = Location(candidate.model)
+        emulation = Emulation(candidate.target) if emulated else None
+        self.program = Program(emulation, _exact_twins(candidate.model, reference), self.where)
+        with torch.no_grad(), quiet():
+            seed_everything(sample.seed)
+            output = call_as_is(reference, sample.inputs, candidate.subject.forward)
+            self.wanted = main_output(output).detach().float()
+        self.last: Autopsy | None = None
+
+    def run(self, until: float = math.inf) -> Tensor:
+        """The raw outputs when the first `until` operations run in 16 bits."""
+        return self._run(Autopsy(self.program, until))[0]
+
+    def side_by_side(self, watch: Callable[[int], bool]) -> Autopsy:
+        """Both worlds at once, with the operations of those indices measured."""
+        autopsy = Autopsy(self.program, beside=True, watch=watch)
+        self._run(autopsy)
+        return autopsy
+
+    def _run(self, autopsy: Autopsy) -> tuple[Tensor, Tensor]:
+        self.last = autopsy
+        candidate = self.candidate
+        self.where.reset()
+        seed_everything(self.sample.seed)
+        dtype = None if candidate.precision.mixed else candidate.precision.dtype
+        wrapped = map_tensors(self.sample.inputs, lambda t: _input(t, dtype))
+        context = autocast(candidate.precision, candidate.device, candidate.target)
+        with torch.no_grad(), quiet(), context, autopsy:
+            output = call_as_is(candidate.model, wrapped, candidate.subject.forward)
+        main = main_output(output)
+        if isinstance(main, Twin):
+            return main.exact.float() if not autopsy.beside else main.low.float(), main.exact
+        return main.float(), main.float()
+
+
+def _input(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if tensor.is_floating_point() and dtype is not None:
+        near = tensor.to(dtype)
+    else:
+        near = tensor.clone()
+    return Twin(near, tensor.clone(), Fate(made=False, fixed=False), near.dtype)
+
+
+def _exact_twins(model: nn.Module, reference: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
+    """The reference's parameters and buffers beside the candidate's of the same name."""
+    exact = dict([*reference.named_parameters(), *reference.named_buffers()])
+    exact = {**dict(reference.named_parameters(remove_duplicate=False)), **exact}
+    found = {}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in named:
+        twin = exact.get(name)
+        if twin is not None and twin.shape == tensor.shape:
+            same = tensor.dtype not in LOW and tensor.dtype == twin.dtype
+            found[id(tensor)] = (tensor, tensor if same else widen(twin.detach()))
+    return found
+
+
+class Damage:
+    """How much of a failure a run of the specimen shows: 0 nothing, 1 all of it.
+
+    Where outputs were lost to NaN or infinity, it is the share of those inputs that are lost
+    again; otherwise the root mean square error, relative to the failing run's, or to the spread of
+    the outputs over the inputs where that is less: beyond it nothing is left to lose. A shift
+    common to all classes changes no decision and counts for nothing.
+    """
+
+    def __init__(self, specimen: Specimen, failing: Tensor) -> None:
+        self.task = specimen.task
+        self.wanted = specimen.wanted
+        self.lost = self._lost(failing)
+        logits = self._centred(self.task.canonical(self.wanted))
+        self.spread = float((logits - logits.mean(0, keepdim=True)).square().mean().sqrt())
+        self.full = self._errors(failing)
+        self.error = self.full.clamp(max=self.spread) if self.spread > 0 else self.full
+
+    @property
+    def shown(self) -> bool:
+        """Whether the failing run fails on these inputs at all."""
+        return bool(self.lost.any()) or bool((self.error > 0).any())
+
+    def of(self, output: Tensor) -> float:
+        """The damage of a run."""
+        if output.shape != self.wanted.shape:
+            return 1.0
+        if bool(self.lost.any()):
+            return float(self._lost(output)[self.lost].double().mean())
+        lost = self._lost(output)
+        error = torch.minimum(self._errors(output), self.error)
+        error = torch.where(lost, self.error, error)
+        total = float(self.error.square().sum())
+        return (float(error.square().sum()) / total) ** 0.5 if total > 0 else 0.0
+
+    @property
+    def relative(self) -> float:
+        """The failing run's error relative to the spread of the outputs over the inputs."""
+        error = float(self.full.square().mean().sqrt())
+        return error / self.spread if self.spread > 0 else math.inf
+
+    def _lost(self, output: Tensor) -> Tensor:
+        n = len(self.wanted)
+        if output.shape != self.wanted.shape:
+            return torch.ones(n, dtype=torch.bool)
+        return (self.wanted.isfinite() & ~output.isfinite()).reshape(n, -1).any(1)
+
+    def _errors(self, output: Tensor) -> Tensor:
+        """Root mean square error per input, [N]."""
+        if output.shape != self.wanted.shape:
+            return torch.full((len(self.wanted),), math.inf, dtype=torch.float64)
+        want = self._centred(self.task.canonical(self.wanted))
+        have = self._centred(self.task.canonical(output.nan_to_num(0, 0, 0)))
+        return (have - want).flatten(1).square().mean(1).sqrt()
+
+    def _centred(self, logits: Tensor) -> Tensor:
+        finite = logits.isfinite()
+        values = torch.where(finite, logits, 0.0).double()
+        if not self.task.decides:
+            return values
+        count = finite.sum(-1, keepdim=True).clamp(min=1)
+        return torch.where(finite, values - values.sum(-1, keepdim=True) / count, 0.0)
