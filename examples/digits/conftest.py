@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 Batches = list[tuple[Tensor, Tensor]]
 
+# Networks as small as these are slower on two threads than on one.
+torch.set_num_threads(1)
+
 
 def batches(x: Tensor, y: Tensor, size: int) -> Batches:
     """The data cut into batches ``(images, labels)``."""

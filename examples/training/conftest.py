@@ -9,6 +9,9 @@ from torch import Tensor
 
 Batches = list[tuple[Tensor, Tensor]]
 
+# Networks as small as these are slower on two threads than on one.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[Batches, Batches]:
