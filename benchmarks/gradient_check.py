@@ -79,8 +79,8 @@ def main() -> None:
     failing = {c.name for c in CASES.values() if c.fails}
     sound = {c.name for c in CASES.values() if not c.fails}
     summary = (
-        f"Planted failures flagged: {common.share(hits, planted)} pairs of case and precision, from "
-        f"{len(failing)} trainings. False flags: {common.share(false, healthy)} pairs, from "
+        f"Planted failures flagged: {common.share(hits, planted)} pairs of case and precision "
+        f"of {len(failing)} trainings. False flags: {common.share(false, healthy)} pairs, from "
         f"{len(sound)} healthy trainings and the other precisions of the planted ones."
     )
     if held:

@@ -102,8 +102,8 @@ def on_real_runs(name: str, count: int, comparisons: int) -> str:
     return (
         f"{name} ({count} runs of {metrics.mean():.2%} ± {metrics.std(ddof=1):.2%}, resolution "
         f"{resolution:.2%}): false alarms {common.share(alarms, comparisons)}, called equivalent "
-        f"{common.share(equal, comparisons)} after {spent / comparisons:.1f} pairs of 8 on average; "
-        f"a loss of four budgets found {common.share(caught, comparisons)}; the fixed gate of "
+        f"{common.share(equal, comparisons)} after {spent / comparisons:.1f} pairs of 8 on "
+        f"average; a loss of four budgets found {common.share(caught, comparisons)}; the fixed gate of "
         f"99.9 % of the 32-bit accuracy rejects {common.share(gate, comparisons)}"
     )
 
@@ -127,8 +127,8 @@ def missing(runs: int) -> str:
         wanted.append(more)
     median = float(np.median(wanted)) if wanted else 0.0
     return (
-        f"Undecided after eight pairs (uncorrelated, true losses of 0 to 3 budgets): with the number "
-        f"of seeds asked for (median {median:.0f}), {common.share(settled, asked)} were settled."
+        "Undecided after eight pairs (uncorrelated, true losses of 0 to 3 budgets): with the "
+        f"number of seeds asked for (median {median:.0f}), {common.share(settled, asked)} were settled."
     )
 
 
@@ -147,9 +147,9 @@ def main() -> None:
     worst_equal = max(float(r[4].rstrip("%")) for r in rows)
     worst_other = max(float(r[5].rstrip("%")) for r in rows)
     summary = (
-        f"At a true loss equal to the budget, the worst rates of wrong verdicts are {worst_equal} % "
-        f"(equivalent) and {worst_other} % (not equivalent); {runs} simulated comparisons per cell, "
-        "so a cell's standard error at 5 % is "
+        f"At a true loss equal to the budget, the worst rates of wrong verdicts are {worst_equal} "
+        f"% (equivalent) and {worst_other} % (not equivalent); {runs} simulated comparisons per "
+        "cell, so a cell's standard error at 5 % is "
         f"{100 * np.sqrt(0.05 * 0.95 / runs):.1f} points. Resolution and loss are in units of the "
         "true budget where that is two spreads."
     )

@@ -44,7 +44,7 @@ from pytest_fp16.theory.rounding import FORMATS, Format
 __all__ = ["GradientFindings", "gradient_check"]
 
 _SEED = 0
-_TRAJECTORY = (6, 256)  # steps: the least and the most; a quarter of the training in between
+_TRAJECTORY = (6, 256)  # steps: the least and the most; a sixth of the training in between
 _TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
 _PROBED = 1500  # steps of the optimizer alone
 _RETRIES = 40
@@ -124,7 +124,7 @@ class _Check:
         per_epoch = _batches_per_epoch(subject)
         self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
         low, high = _TRAJECTORY
-        self.length = min(max(self.evidence.total_steps // 4, low), high, self.evidence.total_steps)
+        self.length = min(max(self.evidence.total_steps // 6, low), high, self.evidence.total_steps)
         self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
         self.stream = _endless(subject)
 

@@ -242,12 +242,11 @@ def _statistics(evidence: Evidence) -> Finding | None:
         return None
     lag, name, moved = max(frozen, key=lambda item: item[0])
     what = (
-        f"{name} makes {moved.gain:.0%} of its 32-bit way over the first steps, and would end "
-        f"{lag:.0%} off"
+        f"{name} makes {moved.gain:.0%} of its 32-bit way over the first steps, misses it by "
+        f"{moved.distance:.0%}, and would end {lag:.0%} off"
     )
-    return Finding(
-        f"an average stands still: {what}", _module(name), _leaf(name), "absorption", what
-    )
+    reason = f"an average loses its way: {what}"
+    return Finding(reason, _module(name), _leaf(name), "absorption", what)
 
 
 def _lags(evidence: Evidence) -> Finding | None:

@@ -30,7 +30,7 @@ class Recorder:
         self.index: dict[int, Tensor] = {}
         self.steps: list[dict[int, Tensor]] = []
         self.start = {id(p): self._sample(p).clone() for p in trainee.parameters()}
-        self.order = [id(p) for g in trainee.optimizer.param_groups for p in g["params"]]
+        self.moved: set[int] = set()
         self.handle = trainee.optimizer.register_step_pre_hook(self._hook)
 
     def _sample(self, tensor: Tensor) -> Tensor:
@@ -46,6 +46,7 @@ class Recorder:
             for p in group["params"]:
                 if p.grad is not None:
                     held[id(p)] = self._sample_of(p)
+        self.moved |= held.keys()
         self.steps.append(held)
 
     def _sample_of(self, p: Tensor) -> Tensor:
@@ -102,8 +103,7 @@ def probe(
             if not bool(after.isfinite().all()):
                 broke = step
                 break
-    start = torch.cat([recorder.start[k].float() for k in low.keys])
-    moved = movement(twin.weights() - start, low.weights() - low.start)
+    moved = movement(twin.weights() - twin.start, low.weights() - low.start)
     finite = bool(low.weights().isfinite().all())
     states, zeroed = _compare_states(twin, low)
     return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1))
@@ -116,26 +116,29 @@ class _Run:
         self.optimizer = copy.copy(optimizer)
         self.optimizer.state = defaultdict(dict)
         self.optimizer._optimizer_step_pre_hooks = type(optimizer._optimizer_step_pre_hooks)()
-        self.keys: list[int] = []
+        self.keys: list[list[int]] = []  # per group: the parameters its one tensor is made of
         self.tensors: list[nn.Parameter] = []
+        self.sizes = {key: len(start) for key, start in recorder.start.items()}
         groups = []
         for group in optimizer.param_groups:
+            keys = [id(p) for p in group["params"] if id(p) in recorder.moved]
             own = []
-            for p in group["params"]:
-                if id(p) in recorder.start:
-                    tensor = nn.Parameter(recorder.start[id(p)].to(dtype, copy=True))
-                    own.append(tensor)
-                    self.keys.append(id(p))
-                    self.tensors.append(tensor)
+            if keys:
+                together = torch.cat([recorder.start[k] for k in keys])
+                own = [nn.Parameter(together.to(dtype, copy=True))]
+                self.keys.append(keys)
+                self.tensors += own
             groups.append({**group, "params": own})
         self.optimizer.param_groups = groups
         self.dtype = dtype
         self.start = self.weights()
 
     def step(self, gradients: dict[int, Tensor]) -> None:
-        for key, tensor in zip(self.keys, self.tensors, strict=True):
-            grad = gradients.get(key)
-            tensor.grad = None if grad is None else grad.to(self.dtype)
+        for keys, tensor in zip(self.keys, self.tensors, strict=True):
+            parts = [
+                gradients.get(k, torch.zeros(self.sizes[k], device=tensor.device)) for k in keys
+            ]
+            tensor.grad = torch.cat(parts).to(self.dtype)
         self.optimizer.step()
 
     def weights(self) -> Tensor:

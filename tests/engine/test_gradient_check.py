@@ -1,0 +1,239 @@
+"""The gradient check on small real trainings: what it flags, where, and what it must not."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16 import Training
+from pytest_fp16.engine.gradient_check import gradient_check
+from pytest_fp16.errors import DataError
+from pytest_fp16.precision import precision
+from pytest_fp16.settings import Settings
+
+CPU = torch.device("cpu")
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def points(count=256, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (count,), generator=generator)
+    centres = torch.tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 2.0, 0]])
+    return centres[y] + torch.randn(count, 4, generator=generator), y
+
+
+def net(*tail):
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3), *tail)
+
+
+def training(**changes):
+    x, y = points()
+    data = list(zip(x.split(16), y.split(16), strict=True))
+    given = {"model": net, "optimizer": SGD, "loss": F.cross_entropy, "epochs": 4}
+    return Training(**{**given, "train_data": data, "eval_data": data, **changes})
+
+
+def check(name, **changes):
+    return gradient_check(training(**changes), precision(name), Settings(), CPU)
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-true", "16-mixed", "bf16-mixed"])
+def test_healthy(name):
+    found = check(name)
+    assert found.verdict == "equivalent", found.reason
+    assert found.culprit is None
+    rho = found.figures["rho"]
+    assert 0 < rho < (0.01 if name.startswith("16") else 0.1)
+    assert json.loads(json.dumps(found.figures)) == found.figures  # builtins only
+
+
+def test_rho_grows_with_the_square_of_the_roundoff():
+    ratio = check("bf16-mixed").figures["rho"] / check("16-mixed").figures["rho"]
+    assert 8 < ratio < 500  # 64 by theory
+
+
+def test_rho_grows_with_the_batch():
+    x, y = points(2048)
+    rho = {}
+    for size in (8, 128):
+        data = list(zip(x.split(size), y.split(size), strict=True))
+        found = check("16-true", train_data=data, model=lambda: torch.nn.Linear(4, 3))
+        rho[size] = found.figures["points"][0]["rho"]
+    assert rho[128] > 2 * rho[8]
+
+
+def test_adams_epsilon_is_zero_in_float16():
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    found = check("16-true", optimizer=adam)
+    assert found.verdict == "not equivalent"
+    assert (found.culprit.module, found.culprit.mechanism) == ("<optimizer>", "eps-underflow")
+    assert "1e-08" in found.culprit.evidence
+    assert check("bf16-true", optimizer=adam).verdict == "equivalent"
+    assert check("16-mixed", optimizer=adam).verdict == "equivalent"
+
+
+def test_a_tiny_loss_underflows_and_a_scale_would_save_it():
+    found = check(
+        "16-true", loss=lambda z, y: F.cross_entropy(z, y) * 1e-7, optimizer=partial(SGD, lr=1e6)
+    )
+    assert (found.culprit.module, found.culprit.mechanism) == ("<loss>", "underflow")
+    assert found.loss_scale >= 2**8
+
+
+def test_the_loss_overflows():
+    x, y = points()
+    data = [(a, b.float()[:, None] * 400) for a, b in zip(x.split(16), y.split(16), strict=True)]
+    found = check(
+        "16-true",
+        model=lambda: nn.Linear(4, 1),
+        loss=lambda z, t: (z - t).square().mean().sqrt(),
+        train_data=data,
+    )
+    assert (found.culprit.module, found.culprit.mechanism) == ("<loss>", "overflow")
+
+
+def test_a_logarithm_that_fails_only_when_the_model_is_sure():
+    def loss(z, y):
+        p, t = torch.sigmoid(z), F.one_hot(y, 3).to(z.dtype)
+        return -(t * torch.log(p + 1e-12) + (1 - t) * torch.log(1 - p + 1e-12)).mean()
+
+    found = check("16-true", loss=loss, optimizer=partial(SGD, lr=0.01))
+    assert (found.culprit.module, found.culprit.mechanism) == ("<loss>", "eps-underflow")
+    assert "confident" in found.reason
+
+
+def test_overflow_inside_a_module_is_named():
+    class Square(nn.Module):
+        def forward(self, x):
+            return x * 300 * x / 300
+
+    found = check(
+        "16-true",
+        model=lambda: nn.Sequential(nn.Linear(4, 16), Square(), nn.Linear(16, 3)),
+        train_data=[(a * 100, b) for a, b in training().train_data],
+    )
+    assert found.verdict == "not equivalent"
+    assert found.culprit.module == "1"
+
+
+def test_mask_constant():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x):
+            return self.body(x).masked_fill(torch.zeros(len(x), 3, dtype=torch.bool), -1e9)
+
+    for name in ("16-true", "16-mixed"):
+        found = check(name, model=Masked)
+        assert (found.verdict, found.culprit.mechanism) == ("not equivalent", "mask-inf")
+    assert check("bf16-true", model=Masked).verdict == "equivalent"
+
+
+def test_running_statistics_that_stop():
+    def make(momentum):
+        return lambda: nn.Sequential(nn.BatchNorm1d(4, momentum=momentum), net())
+
+    small = [(a * 0.05, b) for a, b in training().train_data]
+    found = check("bf16-true", model=make(0.003), train_data=small, epochs=60)
+    assert found.culprit.module == "0"
+    assert found.culprit.operation == "running_var"
+    assert found.culprit.mechanism == "absorption"
+    assert check("bf16-true", model=make(0.1), train_data=small, epochs=60).verdict == "equivalent"
+    assert (
+        check("bf16-mixed", model=make(0.003), train_data=small, epochs=60).verdict == "equivalent"
+    )
+
+
+def test_updates_below_half_an_ulp():
+    slow = partial(torch.optim.SGD, lr=2e-4)
+    found = check("bf16-true", optimizer=slow, epochs=30)
+    assert (found.culprit.module, found.culprit.mechanism) == ("<optimizer>", "absorption")
+    assert check("bf16-mixed", optimizer=slow, epochs=30).verdict == "equivalent"
+
+
+def test_frozen_second_moment():
+    class Stream:
+        def __init__(self, parts):
+            self.parts = parts
+
+        def __len__(self):
+            return len(self.parts)
+
+        def __getitem__(self, i):
+            return self.parts[i]
+
+    first, *rest = training().train_data
+    data = Stream([(first[0] * 3000, first[1]), *(rest * 100)])
+    adam = partial(torch.optim.Adam, lr=2e-3, betas=(0.9, 0.997))
+    found = check("bf16-true", train_data=data, optimizer=adam, epochs=1)
+    assert found.verdict == "not equivalent"
+    assert (found.culprit.module, found.culprit.operation) == ("<optimizer>", "exp_avg_sq")
+
+
+def test_a_bias_before_a_normalisation_is_no_culprit():
+    found = check(
+        "16-true",
+        model=lambda: nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)
+        ),
+    )
+    assert found.verdict == "equivalent", found.reason
+    assert any("zero but for rounding: 0.bias" in n or "0.bias" in n for n in found.notes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulate": 2, "clip_grad_norm": 0.5},
+        {"training_step": lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])},
+        {"scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 1), "scheduler_step": "step"},
+        {"model": lambda: net(nn.Dropout(0.2))},
+        {"optimizer": lambda p: torch.optim.LBFGS(p, lr=0.1)},
+    ],
+    ids=["accumulate and clip", "training_step", "scheduler", "dropout", "closure"],
+)
+def test_every_kind_of_training_can_be_checked(changes):
+    assert check("bf16-true", **changes).verdict == "equivalent"
+
+
+def test_nothing_of_the_callers_is_changed():
+    model = net()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    check("16-true", model=model)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_same_answer_twice():
+    first, second = check("16-true"), check("16-true")
+    assert first == second
+
+
+def test_no_batches():
+    with pytest.raises(DataError, match="no batches"):
+        check("16-true", train_data=[])
+
+
+def test_an_error_of_the_users_own_is_raised():
+    def broken(z, y):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        check("16-true", loss=broken)

@@ -1,0 +1,181 @@
+"""The sequential paired test: published figures, brute force, its error rates and bad input."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pytest_fp16.theory.seeds import ALPHA, nominal_levels, seeds_missing, sequential
+
+FLOATS = st.floats(-0.5, 0.5, allow_nan=False, width=32)
+
+
+def settled(losses, metrics, resolution, allowance, budget=None):
+    for n in range(1, allowance + 1):
+        look = sequential(losses[:n], metrics[:n], resolution, allowance, budget)
+        if look.outcome != "undecided":
+            break
+    return look
+
+
+def test_one_look_with_a_known_budget_is_student_t():
+    losses = np.array([0.010, 0.012, 0.007])
+    look = sequential(losses, [0.9, 0.9, 0.9], 0.001, 3, 0.02, grain=1e-6)
+    expected = losses.mean() + stats.t.isf(0.05, 2) * losses.std(ddof=1) / math.sqrt(3)
+    assert look.upper == pytest.approx(expected, abs=2e-4)  # the level is simulated
+    assert look.lower == pytest.approx(2 * losses.mean() - expected, abs=2e-4)
+
+
+def test_first_level_is_what_the_spending_function_spends():
+    for allowance in (3, 8, 16):
+        levels = nominal_levels(allowance, ALPHA)
+        assert list(levels) == list(range(3, allowance + 1))
+        # at the first look nothing has been spent before, so the level is the spending itself
+        assert levels[3] == pytest.approx(ALPHA * (3 / allowance) ** 3, rel=0.15)
+        assert sum(levels.values()) >= ALPHA - 1e-3  # Bonferroni: no less can be spent
+
+
+def test_levels_spend_five_percent_on_fresh_samples():
+    levels = nominal_levels(8, ALPHA)
+    z = np.random.default_rng(7).standard_normal((40_000, 8))
+    crossed = np.zeros(len(z), bool)
+    for n, level in levels.items():
+        t = z[:, :n].mean(1) / z[:, :n].std(1, ddof=1) * math.sqrt(n)
+        crossed |= t > stats.t.isf(level, n - 1)
+    assert crossed.mean() == pytest.approx(ALPHA, abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "resolution", "known"),
+    [(0.0, 0.5, False), (0.9, 0.5, False), (0.5, 2.0, False), (0.5, 0.5, True)],
+)
+def test_each_wrong_verdict_at_the_budget_is_at_most_five_percent(correlation, resolution, known):
+    random, runs, wrong = np.random.default_rng(3), 1500, {"equivalent": 0, "not equivalent": 0}
+    budget = max(resolution, 2.0)
+    for _ in range(runs):
+        reference, own = random.standard_normal((2, 8))
+        candidate = correlation * reference + math.sqrt(1 - correlation**2) * own - budget
+        args = (reference - candidate, reference, resolution, 8, budget if known else None)
+        outcome = settled(*args).outcome
+        wrong[outcome] = wrong.get(outcome, 0) + 1
+    allowed = stats.binom.ppf(0.9995, runs, ALPHA)
+    assert wrong["equivalent"] <= allowed
+    assert wrong["not equivalent"] <= allowed
+
+
+def test_no_loss_and_ruin_are_told_apart_before_the_allowance_is_spent():
+    random = np.random.default_rng(0)
+    reference = 0.9 + 0.003 * random.standard_normal(8)
+    same = settled(
+        reference - (reference + 0.0005 * random.standard_normal(8)), reference, 0.003, 8
+    )
+    ruin = settled(reference - 0.1, reference, 0.003, 8)
+    assert (same.outcome, ruin.outcome) == ("equivalent", "not equivalent")
+    assert same.n < 8
+    assert ruin.n < 8
+
+
+def test_identical_losses_are_not_certain_at_once():
+    """No spread was seen, but a metric has a grain: two equal pairs prove nothing."""
+    metrics = [0.9] * 8
+    looks = [sequential([0.0] * n, metrics[:n], 0.003, 8, None) for n in range(1, 9)]
+    assert [look.outcome for look in looks[:2]] == ["undecided"] * 2
+    assert looks[-1].outcome == "equivalent"
+
+
+def test_coarse_metric_keeps_its_error_rate():
+    """Fifty test inputs: every loss is a multiple of two points, and most are the same."""
+    random, wrong = np.random.default_rng(1), 0
+    for _ in range(1000):
+        losses = 0.02 * random.binomial(1, 0.75, 8)  # 1.5 points on average
+        wrong += settled(losses, np.full(8, 0.9), 0.01, 8, 0.015).outcome == "equivalent"
+    assert wrong <= stats.binom.ppf(0.9995, 1000, ALPHA)
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=8), st.floats(-0.2, 0.2), st.data())
+@settings(max_examples=60, deadline=None)
+def test_limits_enclose_the_mean_and_order_does_not_matter(losses, level, data):
+    metrics = [0.5 + level * (i % 3) for i in range(len(losses))]
+    budget = data.draw(st.sampled_from([None, 0.01, 0.2]))
+    look = sequential(losses, metrics, 0.01, 8, budget)
+    assert look.lower <= look.mean + (0 if budget is not None else look.budget)
+    if budget is not None:
+        assert look.lower <= look.mean <= look.upper
+    order = data.draw(st.permutations(range(len(losses))))
+    again = sequential([losses[i] for i in order], [metrics[i] for i in order], 0.01, 8, budget)
+    assert again.outcome == look.outcome
+    assert again.mean == pytest.approx(look.mean, abs=1e-12)
+
+
+@given(st.lists(FLOATS, min_size=3, max_size=8), st.floats(0.0, 0.3))
+@settings(max_examples=60, deadline=None)
+def test_a_larger_loss_never_looks_better(losses, extra):
+    order = {"equivalent": 0, "undecided": 1, "not equivalent": 2}
+    metrics = np.linspace(0.88, 0.92, len(losses))
+    before = sequential(losses, metrics, 0.01, 8, 0.05)
+    after = sequential([loss + extra for loss in losses], metrics, 0.01, 8, 0.05)
+    assert order[after.outcome] >= order[before.outcome]
+
+
+def test_default_budget_is_the_larger_of_resolution_and_two_spreads():
+    metrics = [0.90, 0.92, 0.94]
+    look = sequential([0.0, 0.01, 0.0], metrics, 0.003, 8, None)
+    assert look.budget == pytest.approx(2 * np.std(metrics, ddof=1))
+    assert sequential([0.0, 0.01, 0.0], metrics, 0.1, 8, None).budget == 0.1
+
+
+def test_more_reference_runs_sharpen_the_budget():
+    random = np.random.default_rng(2)
+    metrics = 0.9 + 0.01 * random.standard_normal(60)
+    metrics[:5] = 0.9 + 0.01 * np.array([-1.26, -0.63, 0.0, 0.63, 1.26])  # their spread is 0.01
+    losses = [0.044, 0.045, 0.046, 0.045, 0.0455]
+    few = sequential(losses, metrics[:5], 0.001, 8, None)
+    many = sequential(losses, metrics, 0.001, 8, None)
+    assert few.outcome == "undecided"
+    assert many.outcome == "not equivalent"
+
+
+def test_seeds_missing_settles_most_undecided_looks():
+    random, asked, done = np.random.default_rng(5), 0, 0
+    while asked < 60:
+        reference, own = random.standard_normal((2, 300))
+        losses = reference - own + 2 * random.choice([0.0, 2.0, 3.0])
+        look = settled(losses, reference, 0.5, 5)
+        more = seeds_missing(look, losses[: look.n], 5)
+        if look.outcome != "undecided":
+            assert more == 0
+            continue
+        assert more >= 1
+        if 5 + more > 300:
+            continue
+        asked += 1
+        total = 5 + more
+        done += (
+            sequential(losses[:total], reference[:total], 0.5, total, None).outcome != "undecided"
+        )
+    assert done / asked > 0.6
+
+
+def test_one_pair_asks_for_as_many_as_a_first_look_needs():
+    look = sequential([0.01], [0.9], 0.003, 1, None)
+    assert look.outcome == "undecided"
+    assert seeds_missing(look, [0.01], 1) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([], [], 0.01, 8, None),
+        ([0.0, 0.0], [0.9, 0.9], 0.01, 1, None),
+        ([0.0, 0.0], [0.9], 0.01, 8, None),
+        ([math.nan], [0.9], 0.01, 8, None),
+        ([0.0], [math.inf], 0.01, 8, None),
+        ([0.0], [0.9], -0.01, 8, None),
+    ],
+)
+def test_bad_input_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"losses|metrics|finite"):
+        sequential(*arguments)
