@@ -44,7 +44,7 @@ _MOVES = frozenset(
 )
 #: Results that composite kernels read through a raw pointer: they must be plain tensors.
 _READ_ON_HOST = frozenset({("_pack_padded_sequence", 1)})
-_KEYS = torch._C.DispatchKey
+_KEYS: Any = torch._C.DispatchKey
 _AUTOCAST = (
     torch._C.DispatchKeySet(_KEYS.AutocastCPU)
     | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
@@ -106,7 +106,7 @@ class Autopsy(TorchDispatchMode):
         beside: bool = False,
         watch: Callable[[int], bool] = lambda index: False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.program = program
         self.until = until
         self.beside = beside
@@ -175,24 +175,23 @@ class Autopsy(TorchDispatchMode):
         index = len(self.operations)
         operation = Operation(index, known.name, self.program.where())
         self.operations.append(operation)
-        watched = self.beside and self.watch(index)
-        if watched:
+        if not self.beside:
+            if index < self.until:
+                lows = self._low(func, operation, args, kwargs)
+                return self._wrap(func, known, args, kwargs, lows, None)
+            return self._wrap(func, known, args, kwargs, None, _exactly(func, args, kwargs))
+        before, local = None, None
+        if self.watch(index):
             operation.source = user_line()
             before = operands(func, known.name, args, kwargs)
-        rounds = self.beside or index < self.until
-        lows = self._low(func, operation, args, kwargs) if rounds else None
-        if not rounds:
-            return self._wrap(func, known, args, kwargs, None, func_exact(func, args, kwargs))
-        if watched:
             local = _local(func, known, args, kwargs)
-        if not self.beside or known.random:
-            return self._wrap(func, known, args, kwargs, lows, None)
+        lows = self._low(func, operation, args, kwargs)
         try:
-            far = func_exact(func, args, kwargs)
+            far = None if known.random else _exactly(func, args, kwargs)
         except Exception:  # shapes or indices that follow the 16-bit values: go on from those
             far = None
         results = self._wrap(func, known, args, kwargs, lows, far)
-        if watched:
+        if before is not None:
             operation.finding = examined(before, known.name, results, local)
         return results
 
@@ -227,22 +226,20 @@ class Autopsy(TorchDispatchMode):
         fixed = all(t.fate.fixed for t in twins(args, kwargs))
         results = []
         for i, item in enumerate(near):
-            owner = next((o for o in owners if item is o.low or item is o.exact), None)
-            if owner is not None or not isinstance(item, Tensor):
-                results.append(item if owner is None else owner)
-                continue
-            if (known.name, i) in _READ_ON_HOST:
-                results.append(item)
+            own = next((o for o in owners if item is o.low or item is o.exact), None)
+            plain = not isinstance(item, Tensor) or (known.name, i) in _READ_ON_HOST
+            if own is not None or plain:
+                results.append(item if own is None else own)
                 continue
             dtype = item.dtype if lows is not None else _dtype_of(item, i, nominal, fallback)
-            twin = far[i] if isinstance(far[i], Tensor) and far[i].shape == item.shape else None
-            if twin is None:
+            twin = far[i]
+            if not isinstance(twin, Tensor) or twin.shape != item.shape:
                 twin = widen(item) if not self.beside or item.dtype in LOW else item.clone()
             results.append(Twin(item, twin, Fate(True, fixed), dtype))
         return rebuild(lows if lows is not None else exacts, iter(results))
 
 
-def func_exact(func: OpOverload, args: Any, kwargs: Any) -> Any:
+def _exactly(func: OpOverload, args: Any, kwargs: Any) -> Any:
     """The operation on the exact twins."""
     return func(*exact(args), **{k: exact(v) for k, v in kwargs.items()})
 
@@ -290,7 +287,7 @@ def _moves(known: Facts, args: Any, kwargs: Any) -> bool:
 def _written(known: Facts, args: Any, kwargs: Any) -> list[Twin]:
     places = [args[i] for i in known.mutated if i < len(args)]
     places += [kwargs[name] for name in known.mutated_names if name in kwargs]
-    return [t for t in twins(places, {})]
+    return twins(places, {})
 
 
 def _dtype_of(item: Tensor, i: int, nominal: Any, fallback: Any) -> torch.dtype:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -89,12 +88,12 @@ def _largest_share(report: Report) -> Culprit | None:
     if not shares or max(shares.values()) <= 0:
         return None
     module = max(shares, key=lambda name: shares[name])
-    site: Any = max((s for s in report.sites if s.module == module), key=lambda s: s.share)
+    largest = max((s for s in report.sites if s.module == module), key=lambda s: s.share)
     return Culprit(
         module=module,
-        operation=site.operation,
+        operation=largest.operation,
         mechanism="precision-loss",
         evidence=f"its rounding makes up {shares[module]:.0%} of the predicted variance of the "
         "decisions, more than any other module's",
-        source=site.source,
+        source=largest.source,
     )

@@ -166,9 +166,9 @@ def _scalars(func: OpOverload, args: Any, kwargs: Any) -> list[float]:
     for i, argument in enumerate(func._schema.arguments):
         value = args[i] if i < len(args) else kwargs.get(argument.name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and argument.name != "alpha":
-            if str(argument.type) in _SCALARS or str(argument.type) == "Tensor":
-                found.append(float(value))
+        takes = str(argument.type) in _SCALARS or str(argument.type) == "Tensor"
+        if number and takes and argument.name != "alpha":
+            found.append(float(value))
     return found
 
 
@@ -184,9 +184,9 @@ def examined(before: Before, name: str, results: Any, local: Any) -> Finding:
             finding.decided = max(finding.decided, float(differ.float().mean()))
             continue
         finding.results.append(measured(item.low, item.exact, item.dtype))
-        if i < len(locals_) and isinstance(locals_[i], Tensor):
-            if locals_[i].shape == item.low.shape:
-                finding.own.append(measured(item.low, locals_[i], item.dtype))
+        alone = locals_[i] if i < len(locals_) else None
+        if isinstance(alone, Tensor) and alone.shape == item.low.shape:
+            finding.own.append(measured(item.low, alone, item.dtype))
         if i == 0 and before.addends and item.dtype in LOW:
             _measure_addends(finding, before.addends, item, name)
     return finding

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import ADDITIONS, STEPWISE, Finding, Measure
 from pytest_fp16.diagnosis.origin import Origin, Raised
@@ -193,8 +195,6 @@ def _vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why |
 
 
 def _nearest(value: float, fmt: Format) -> float:
-    import torch
-
     return float(torch.tensor(value, dtype=torch.float64).to(fmt.dtype))
 
 

@@ -136,7 +136,7 @@ def module_of(error: BaseException, model: torch.nn.Module) -> str:
     """The innermost module of the model whose forward an exception passed."""
     names = {id(module): name for name, module in model.named_modules()}
     for frame, _ in frames_of(error):
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, torch.nn.Module) and id(owner) in names:
-            return names[id(owner)]
+        name = names.get(id(frame.f_locals.get("self")))
+        if name is not None:
+            return name
     return ""

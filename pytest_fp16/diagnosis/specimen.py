@@ -1,4 +1,4 @@
-"""The few inputs a diagnosis looks at, the two programs that run on them, and the damage between."""
+"""The few inputs a diagnosis looks at, the two programs on them, and the damage between."""
 
 from __future__ import annotations
 
@@ -99,10 +99,8 @@ class Specimen:
 
 
 def _input(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if tensor.is_floating_point() and dtype is not None:
-        near = tensor.to(dtype)
-    else:
-        near = tensor.clone()
+    casts = tensor.is_floating_point() and dtype is not None
+    near = tensor.to(dtype) if casts else tensor.clone()
     return Twin(near, tensor.clone(), Fate(made=False, fixed=False), near.dtype)
 
 

@@ -44,7 +44,10 @@ class Twin(Tensor):
     fate: Fate
 
     @staticmethod
-    def __new__(cls, low: Tensor, exact: Tensor, fate: Fate, dtype: torch.dtype) -> Twin:
+    def __new__(
+        cls: type[Twin], low: Tensor, exact: Tensor, fate: Fate, dtype: torch.dtype
+    ) -> Twin:
+        """A tensor without memory of its own, shaped like `low`, of the program's dtype."""
         twin: Twin = torch.Tensor._make_wrapper_subclass(
             cls, low.shape, strides=low.stride(), dtype=dtype, device=low.device
         )
@@ -55,7 +58,7 @@ class Twin(Tensor):
         self.exact = exact
         self.fate = fate
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def native(self) -> Tensor:
         """The plain tensor the program would hold here."""
@@ -64,14 +67,16 @@ class Twin(Tensor):
 
     def numpy(self, *, force: bool = False) -> Any:
         """What the program would read on the host."""
-        return self.native().numpy(force=force)
+        with _disable_current_modes():
+            return self.native().numpy(force=force)
 
     def tolist(self) -> Any:
         """What the program would read on the host."""
-        return self.native().tolist()
+        with _disable_current_modes():
+            return self.native().tolist()
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(f"{func} was called on a tensor of an autopsy after it had ended")
