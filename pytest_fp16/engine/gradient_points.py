@@ -20,9 +20,11 @@ from pytest_fp16.theory.gradient import (
     RHO_TENSOR,
     RHO_TOTAL,
     Noise,
+    Sums,
     batch_variance,
     meaningless,
     noise,
+    sums,
 )
 
 #: Batches whose gradients give the variance, and how many of them are tried in 16 bits.
@@ -52,10 +54,6 @@ class Gradients:
     def finite(self) -> bool:
         """Whether every gradient is."""
         return all(bool(g.isfinite().all()) for g in self.by_name.values())
-
-    def flat(self, names: Sequence[str]) -> Tensor:
-        """Those gradients as one vector."""
-        return torch.cat([self.by_name[n].flatten() for n in names])
 
 
 @dataclass
@@ -141,22 +139,20 @@ def examine_point(
     kept = [n for n in names if n not in empty]
     empty = [n for n in empty if bool(exact[0].by_name[n].any())]
     losses = [(e.loss, c.loss) for e, c in zip(exact, low, strict=False)]
-    if not kept:
-        nothing = noise([torch.zeros(1)], [torch.zeros(1)], 0.0, unit_roundoff)
-        return Point(step, losses, nothing, meaningless=empty)
-
-    def compare(of: Sequence[str], share: float) -> Noise:
-        wide = [g.flat(of) for g in exact]
+    total, total_variance, tensors = Sums(len(low)), 0.0, {}
+    for n in kept:
+        wide = [g.by_name[n] for g in exact]
         variance = batch_variance(wide) / reference.subject.accumulate
-        return noise(wide[: len(low)], [g.flat(of) for g in low], variance, unit_roundoff, share)
-
+        own_sums = sums(wide[: len(low)], [g.by_name[n] for g in low])
+        tensors[n] = noise(own_sums, variance, unit_roundoff, RHO_TENSOR)
+        total, total_variance = total + own_sums, total_variance + variance
     return Point(
         step,
         losses,
-        compare(kept, RHO_TOTAL),
-        {n: compare([n], RHO_TENSOR) for n in kept},
+        noise(total, total_variance, unit_roundoff, RHO_TOTAL),
+        tensors,
         empty,
-        [g.flat(kept) for g in exact[:1]],
+        [exact[0].by_name[n] for n in kept],
         low[-1].scale,
         all(g.finite for g in low),
     )

@@ -70,40 +70,94 @@ def batch_variance(gradients: Sequence[Tensor]) -> float:
     return float((stack - stack.mean(0)).square().sum() / (len(stack) - 1))
 
 
-def noise(
-    reference: Sequence[Tensor],
-    candidate: Sequence[Tensor],
-    variance: float,
-    unit_roundoff: float,
-    share: float = RHO_TENSOR,
-) -> Noise:
-    """Compare gradients of the same batches at the same weights.
+@dataclass(frozen=True)
+class Sums:
+    """What `noise` needs of one tensor over all batches tried; tensors add up.
+
+    Attributes:
+        count: batches tried.
+        size: Σ‖g‖².
+        error: Σ‖e‖².
+        mean_error: ‖mean of e‖².
+        spread: Σ‖e − mean of e‖².
+        dot: Σ⟨c, g⟩ with c the 16-bit gradient.
+        nonzero, zeroed: entries of g that are not zero, and those of them that are in c.
+        zeroed_size: Σ‖g‖² over the latter.
+        finite: whether every c is.
+    """
+
+    count: int
+    size: float = 0.0
+    error: float = 0.0
+    mean_error: float = 0.0
+    spread: float = 0.0
+    dot: float = 0.0
+    nonzero: int = 0
+    zeroed: int = 0
+    zeroed_size: float = 0.0
+    finite: bool = True
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.count,
+            self.size + other.size,
+            self.error + other.error,
+            self.mean_error + other.mean_error,
+            self.spread + other.spread,
+            self.dot + other.dot,
+            self.nonzero + other.nonzero,
+            self.zeroed + other.zeroed,
+            self.zeroed_size + other.zeroed_size,
+            self.finite and other.finite,
+        )
+
+
+def sums(reference: Sequence[Tensor], candidate: Sequence[Tensor]) -> Sums:
+    """The sums over one tensor's gradients: one pair per batch, of the same shape."""
+    r = torch.stack([g.detach().double().flatten() for g in reference])
+    c = torch.stack([g.detach().double().flatten() for g in candidate])
+    if not bool(c.isfinite().all()):
+        return Sums(len(r), size=float(r.square().sum()), finite=False)
+    e = c - r
+    mean = e.mean(0)
+    lost = (c == 0) & (r != 0)
+    return Sums(
+        len(r),
+        float(r.square().sum()),
+        float(e.square().sum()),
+        float(mean.square().sum()),
+        float((e - mean).square().sum()),
+        float((c * r).sum()),
+        int((r != 0).sum()),
+        int(lost.sum()),
+        float(r[lost].square().sum()),
+    )
+
+
+def noise(of: Sums, variance: float, unit_roundoff: float, share: float = RHO_TENSOR) -> Noise:
+    """Hold the error of gradients against their variance over batches.
 
     Args:
-        reference, candidate: one tensor per batch, of the same shapes.
+        of: the sums of one tensor, or of many added up.
         variance: of the reference over batches (`batch_variance`).
         unit_roundoff: of the candidate's format.
         share: largest part of the variance that rounding may add.
     """
-    r = torch.stack([g.detach().double().flatten() for g in reference])
-    c = torch.stack([g.detach().double().flatten() for g in candidate])
-    if not bool(c.isfinite().all()):
+    if not of.finite:
         return Noise(math.inf, share, math.inf, math.nan, math.inf, 0.0, 0.0, False)
-    e = c - r
-    size, error = float(r.square().sum()), float(e.square().sum(1).mean())
-    spread = float((e - e.mean(0)).square().sum() / max(len(e) - 1, 1)) / len(e)
-    bias = max(float(e.mean(0).square().sum()) - spread, 0.0) if len(e) > 1 else 0.0
-    lost = (c == 0) & (r != 0)
-    floor = (GRANTED * unit_roundoff) ** 2 * size / len(r)
+    error, n = of.error / of.count, of.count
+    # The mean of n errors keeps a n-th of their variance even where they are unbiased.
+    bias = max(of.mean_error - of.spread / (n * (n - 1)), 0.0) if n > 1 else 0.0
+    floor = (GRANTED * unit_roundoff) ** 2 * of.size / n
     scale = variance or (floor or 1.0)
     return Noise(
         rho=error / scale,
         allowed=share + floor / scale,
         bias=bias / scale,
-        gain=float((c * r).sum()) / size if size else 1.0,
-        relative=math.sqrt(error * len(r) / size) if size else 0.0,
-        zeroed=float(lost.sum()) / max(int((r != 0).sum()), 1),
-        zeroed_norm=float(r[lost].square().sum()) / size if size else 0.0,
+        gain=of.dot / of.size if of.size else 1.0,
+        relative=math.sqrt(of.error / of.size) if of.size else 0.0,
+        zeroed=of.zeroed / max(of.nonzero, 1),
+        zeroed_norm=of.zeroed_size / of.size if of.size else 0.0,
         finite=True,
     )
 

@@ -15,6 +15,7 @@ from pytest_fp16.theory.gradient import (
     meaningless,
     movement,
     noise,
+    sums,
 )
 from pytest_fp16.theory.rounding import FLOAT16
 
@@ -34,7 +35,7 @@ def test_rho_of_known_noise():
     exact = gradients(8, 50_000)
     generator = torch.Generator().manual_seed(1)
     low = [g + 0.1 * torch.randn(g.shape, generator=generator) for g in exact]
-    found = noise(exact, low, batch_variance(exact), FLOAT16.unit_roundoff)
+    found = noise(sums(exact, low), batch_variance(exact), FLOAT16.unit_roundoff)
     assert found.rho == pytest.approx(0.01, rel=0.02)  # 0.1² per entry over a variance of 1
     assert found.gain == pytest.approx(1, abs=0.01)
     assert found.bias < 1e-3  # errors that average out are no bias
@@ -43,7 +44,9 @@ def test_rho_of_known_noise():
 
 def test_a_constant_error_is_bias():
     exact = gradients(8, 5000)
-    found = noise(exact, [g + 0.1 for g in exact], batch_variance(exact), FLOAT16.unit_roundoff)
+    found = noise(
+        sums(exact, [g + 0.1 for g in exact]), batch_variance(exact), FLOAT16.unit_roundoff
+    )
     assert found.bias == pytest.approx(found.rho, rel=1e-4)
 
 
@@ -52,9 +55,11 @@ def test_a_constant_error_is_bias():
 def test_noise_does_not_depend_on_the_scale_of_the_loss(scale, shrink):
     exact = gradients(4, 64)
     low = [g * shrink for g in exact]
-    plain = noise(exact, low, batch_variance(exact), 2**-11)
+    plain = noise(sums(exact, low), batch_variance(exact), 2**-11)
     scaled_exact = [g * scale for g in exact]
-    other = noise(scaled_exact, [g * scale for g in low], batch_variance(scaled_exact), 2**-11)
+    other = noise(
+        sums(scaled_exact, [g * scale for g in low]), batch_variance(scaled_exact), 2**-11
+    )
     assert other.rho == pytest.approx(plain.rho, rel=1e-4)
     assert other.allowed == pytest.approx(plain.allowed, rel=1e-4)
     assert other.gain == pytest.approx(shrink, rel=1e-4)
@@ -64,14 +69,14 @@ def test_a_full_batch_has_no_variance_and_is_granted_rounding():
     exact = [torch.linspace(-1, 1, 100)] * 3
     close = [g * (1 + 4 * FLOAT16.unit_roundoff) for g in exact]
     far = [g * (1 + 400 * FLOAT16.unit_roundoff) for g in exact]
-    assert noise(exact, close, 0.0, FLOAT16.unit_roundoff).excess < 1
-    assert noise(exact, far, 0.0, FLOAT16.unit_roundoff, share=0.5).excess > 1
+    assert noise(sums(exact, close), 0.0, FLOAT16.unit_roundoff).excess < 1
+    assert noise(sums(exact, far), 0.0, FLOAT16.unit_roundoff, share=0.5).excess > 1
 
 
 def test_underflow_and_what_it_costs():
     exact = [torch.tensor([1e-9, 2e-9, 1.0])] * 2
     low = [g.half().float() for g in exact]
-    found = noise(exact, low, 1.0, FLOAT16.unit_roundoff)
+    found = noise(sums(exact, low), 1.0, FLOAT16.unit_roundoff)
     assert found.zeroed == pytest.approx(2 / 3)
     assert found.zeroed_norm < 1e-15
     assert found.finite
@@ -79,7 +84,7 @@ def test_underflow_and_what_it_costs():
 
 def test_not_finite():
     exact = gradients(2, 4)
-    found = noise(exact, [exact[0], torch.full((4,), math.inf)], 1.0, 2**-11)
+    found = noise(sums(exact, [exact[0], torch.full((4,), math.inf)]), 1.0, 2**-11)
     assert not found.finite
     assert found.excess == math.inf
 
@@ -123,3 +128,12 @@ def test_extrapolation_of_an_average_that_settles(ratio, blocks):
     for _ in range(blocks):
         walked, block = walked + block, block * ratio
     assert extrapolated(first, first * ratio, blocks) == pytest.approx(float(walked.norm()))
+
+
+def test_tensors_add_up():
+    exact, low = gradients(3, 100), gradients(3, 100, seed=1)
+    parts = [sums([g[a:b] for g in exact], [g[a:b] for g in low]) for a, b in ((0, 30), (30, 100))]
+    whole = noise(sums(exact, low), batch_variance(exact), 2**-11)
+    added = noise(parts[0] + parts[1], batch_variance(exact), 2**-11)
+    for name in ("rho", "allowed", "bias", "gain", "relative", "zeroed"):
+        assert getattr(added, name) == pytest.approx(getattr(whole, name)), name
