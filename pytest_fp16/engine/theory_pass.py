@@ -8,7 +8,6 @@ batch), the trace is repeated with random rounding errors instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,11 +221,10 @@ class TheoryPass:
         for indices, kept in chunks(n, self.chunk):
             trace, canonical = self.trace_part(inputs, n, indices, seed, detailed=not self.totals)
             rows = reference[indices[:kept]]
-            margins = self.task.seeds(rows)
-            sums = self.backward(trace, canonical, margins)[self.format]
+            sums = self.backward(trace, canonical, self.task.seeds(rows))[self.format]
             self.record(sums)
-            sharing.chunk(trace, canonical, margins, (inputs, n, indices, rows))
-            rivals = lambda seeds, t=trace, c=canonical: self.backward(t, c, seeds)[self.format]  # noqa: E731
+            rivals = Rivals(self, trace, canonical, rows)
+            sharing.chunk(trace, canonical, rivals, (inputs, n, indices, rows))
             parts.append(self.judge(trace, canonical, rows, sums, rivals))
         sharing.hand_over()
         return concatenate(parts)
@@ -275,7 +273,7 @@ class TheoryPass:
         canonical: Tensor,
         reference: Tensor,
         sums: Sums,
-        rivals: Callable[[Tensor], Sums],
+        rivals: Rivals,
     ) -> TheoryBatch:
         """Certificates of one chunk, with extra passes for competitors that come near.
 
@@ -283,7 +281,7 @@ class TheoryPass:
             trace, canonical: the program's own run of the chunk.
             reference: the reference's canonical logits, [kept, P, C].
             sums: of the backward pass from the runner-up's margin.
-            rivals: makes another backward pass.
+            rivals: the backward passes from the margins over further classes.
         """
         kept = len(reference)
         logits = canonical.detach()[:kept]
@@ -307,26 +305,23 @@ class TheoryPass:
         bound: Tensor,
         bounded: Tensor,
         probable: Tensor,
-        rivals: Callable[[Tensor], Sums],
+        rivals: Rivals,
     ) -> None:
         """Withdraw certificates (in place) where a third class could win."""
-        top = reference.argmax(-1, keepdim=True)
-        gaps = (logits.gather(-1, top) - logits).scatter(-1, top, torch.inf)
-        runner_up = reference.scatter(-1, top, -torch.inf).argmax(-1, keepdim=True)
-        gaps = gaps.scatter(-1, runner_up, torch.inf)
-        for _ in range(EXTRA_COMPETITORS):
-            gap, rival = gaps.min(-1, keepdim=True)
-            needy = bounded.unsqueeze(-1) & (gap < SCREEN * bound.unsqueeze(-1))
+        ranks = reference.argsort(-1, descending=True)
+        gaps = logits.gather(-1, ranks[..., :1]) - logits.gather(-1, ranks[..., 2:])
+        near = bounded & (gaps < SCREEN * bound.unsqueeze(-1)).any(-1)
+        for extra in range(min(EXTRA_COMPETITORS, gaps.shape[-1])):
+            gap = gaps[..., extra]
+            needy = near & (gap < SCREEN * bound)
             if not bool(needy.any()):
-                break
-            one = torch.zeros_like(logits).scatter(-1, top, 1.0).scatter(-1, rival, -1.0)
-            sums = rivals(one * needy)
+                continue
+            sums = rivals.sums(ranks[..., :1], ranks[..., extra + 2 : extra + 3])[self.format]
             sigma, worst = (v[: len(logits)].unsqueeze(1) for v in (sums.sigma, sums.bound))
-            need = needy.squeeze(-1)
-            bounded &= ~need | (gap.squeeze(-1) > worst)
-            probable &= ~need | (gap.squeeze(-1) > PROBABLE_SIGMAS * sigma)
-            gaps = gaps.scatter(-1, rival, torch.inf)
-        bounded &= gaps.amin(-1) >= SCREEN * bound
+            bounded &= ~needy | (gap > worst)
+            probable &= ~needy | (gap > PROBABLE_SIGMAS * sigma)
+        if gaps.shape[-1] > EXTRA_COMPETITORS:
+            bounded &= gaps[..., EXTRA_COMPETITORS:].amin(-1) >= SCREEN * bound
 
     # -- random rounding ----------------------------------------------------------------------
 
@@ -366,6 +361,30 @@ def _differ(alone: Tensor, together: Tensor) -> bool:
     gap = torch.where(finite, alone - together.detach(), torch.zeros_like(alone)).abs()
     scale = torch.where(finite, alone, torch.zeros_like(alone)).abs().amax()
     return bool((gap > 1e-3 * scale).any())
+
+
+class Rivals:
+    """Backward passes of one chunk from the margins over the third class and further ones.
+
+    Ranks are the reference's, so each is made once, whoever asks for it.
+    """
+
+    def __init__(self, leader: TheoryPass, trace: Trace, canonical: Tensor, like: Tensor) -> None:
+        self.leader = leader
+        self.trace = trace
+        self.canonical = canonical
+        self.like = like
+        self.known: list[tuple[Tensor, dict[Format, Sums]]] = []
+
+    def sums(self, top: Tensor, rival: Tensor) -> dict[Format, Sums]:
+        """The sums of the margins of `top` over `rival`, class indices of shape [kept, P, 1]."""
+        for asked, sums in self.known:
+            if torch.equal(asked, rival):
+                return sums
+        seeds = torch.zeros_like(self.like).scatter(-1, top, 1.0).scatter(-1, rival, -1.0)
+        made = self.leader.backward(self.trace, self.canonical, seeds)
+        self.known.append((rival, made))
+        return made
 
 
 class _NotDifferentiableError(Exception):

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pytest_fp16.engine.sites import Sums
 from pytest_fp16.engine.trace import Trace
+from pytest_fp16.theory.rounding import Format
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.theory_pass import TheoryBatch, TheoryPass
+    from pytest_fp16.engine.theory_pass import Rivals, TheoryBatch, TheoryPass
 
 
 class Sharing:
@@ -31,13 +33,13 @@ class Sharing:
         self.parts: dict[int, list[TheoryBatch]] = {id(f): [] for f in leader.followers}
 
     def chunk(
-        self, trace: Trace, canonical: Tensor, margins: Tensor, part: tuple[Any, int, Any, Tensor]
+        self, trace: Trace, canonical: Tensor, rivals: Rivals, part: tuple[Any, int, Any, Tensor]
     ) -> None:
         """Offer one chunk to every follower.
 
         Args:
-            trace, canonical: the leader's run of it.
-            margins: the seeds of its backward pass.
+            trace, canonical: the leader's run of it, just after its backward pass.
+            rivals: its further backward passes.
             part: the batch's inputs, their number, the chunk's indices, its reference logits.
         """
         sums = dict(trace.contributions.sums)
@@ -48,7 +50,7 @@ class Sharing:
             if follower.format != self.leader.format and bool(trace.overflowed.any()):
                 del self.parts[id(follower)]
                 continue
-            made = self._follow(follower, trace, canonical, sums, part)
+            made = self._follow(follower, trace, canonical, sums, rivals, part)
             if made is None:
                 self.leader.followers.remove(follower)
                 del self.parts[id(follower)]
@@ -56,7 +58,13 @@ class Sharing:
                 self.parts[id(follower)].append(made)
 
     def _follow(
-        self, follower: TheoryPass, trace: Trace, canonical: Tensor, sums: Any, part: Any
+        self,
+        follower: TheoryPass,
+        trace: Trace,
+        canonical: Tensor,
+        sums: dict[Format, Sums],
+        rivals: Rivals,
+        part: tuple[Any, int, Any, Tensor],
     ) -> TheoryBatch | None:
         """The follower's theory of a chunk; None where its program is another."""
         inputs, n, indices, reference = part
@@ -72,14 +80,7 @@ class Sharing:
                 follower.totals.clear()
             return None
         follower.record(sums[follower.format])
-        leader, fmt = self.leader, follower.format
-        return follower.judge(
-            own,
-            logits.detach(),
-            reference,
-            sums[fmt],
-            lambda seeds: leader.backward(trace, canonical, seeds)[fmt],
-        )
+        return follower.judge(own, logits.detach(), reference, sums[follower.format], rivals)
 
     def hand_over(self) -> None:
         """Give every follower that could follow to the end what it will ask for."""
