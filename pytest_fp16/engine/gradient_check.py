@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.gradient_evidence import (
+    Broke,
+    Evidence,
+    batches_per_epoch,
+    count_in,
+    endless,
+    float_tensors,
+    lost_epsilon,
+)
 from pytest_fp16.engine.gradient_points import (
     BATCHES,
     Gradients,
-    Point,
     confidence_factor,
     examine_point,
     gradients,
@@ -28,18 +34,17 @@ from pytest_fp16.engine.gradient_points import (
     scaling,
 )
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
-from pytest_fp16.engine.optimizer_probe import Probe, Recorder, probe
-from pytest_fp16.engine.order import ordered, preserved_generators, step_seed
+from pytest_fp16.engine.optimizer_probe import Recorder, probe
+from pytest_fp16.engine.order import preserved_generators, step_seed
 from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
-from pytest_fp16.engine.statistics_probe import Lag, StatisticsRecorder
+from pytest_fp16.engine.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
-from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
-from pytest_fp16.theory.gradient import Movement, extrapolated, movement
-from pytest_fp16.theory.rounding import FORMATS, Format
+from pytest_fp16.theory.gradient import extrapolated, movement
+from pytest_fp16.theory.rounding import FORMATS
 
 __all__ = ["GradientFindings", "gradient_check"]
 
@@ -48,46 +53,6 @@ _TRAJECTORY = (6, 256)  # steps: the least and the most; a sixth of the training
 _TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
 _PROBED = 1500  # steps of the optimizer alone
 _RETRIES = 40
-
-#: What was raised or lost, and where that is known to come from.
-Broke = tuple[str, Found | None]
-
-
-@dataclass
-class Evidence:
-    """Everything the check measured, before it is judged.
-
-    Attributes:
-        format: of the candidate.
-        points: gradients along the trajectory.
-        broke: (what was raised or lost, origin) where the candidate could not take its first
-            steps.
-        weights: movement of the trained weights over the steps made together.
-        first_losses: (reference, candidate) of each of those steps.
-        confident: what was raised or lost when the model was made as sure as a trained one.
-        statistics: per buffer (and averaged weight): movement, and the share of its own size that
-            a whole training would leave it behind by.
-        lags: where running statistics of batch norms end.
-        lost_buffers: buffers that are not finite in 16 bits.
-        optimizer: what the run of the optimizer alone showed; None where it does not apply.
-        total_steps: optimizer steps of the whole training.
-        batch_size: inputs per batch.
-        epsilon: (hyperparameter, value) of an optimizer epsilon that is zero in the format.
-    """
-
-    format: Format
-    points: list[Point] = field(default_factory=list)
-    broke: Broke | None = None
-    weights: Movement | None = None
-    first_losses: list[tuple[float, float]] = field(default_factory=list)
-    confident: Broke | None = None
-    lags: list[Lag] = field(default_factory=list)
-    statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
-    lost_buffers: list[str] = field(default_factory=list)
-    optimizer: Probe | None = None
-    total_steps: int = 0
-    batch_size: int = 0
-    epsilon: tuple[str, float] | None = None
 
 
 def gradient_check(
@@ -121,12 +86,13 @@ class _Check:
         self.exact = Trainee(subject, REFERENCE, _SEED, self.state, Place(device, target))
         self.place = Place(device, target, emulated=True)
         self.evidence = Evidence(FORMATS[precision.dtype])
-        per_epoch = _batches_per_epoch(subject)
+        per_epoch = batches_per_epoch(subject)
         self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
         low, high = _TRAJECTORY
-        self.length = min(max(self.evidence.total_steps // 6, low), high, self.evidence.total_steps)
+        total = self.evidence.total_steps
+        self.length = min(max(total // 6, low), high, max(total, 2))
         self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
-        self.stream = _endless(subject)
+        self.stream = endless(subject, _SEED)
 
     def _candidate(self) -> Trainee:
         return Trainee(self.subject, self.precision, _SEED, self.state, self.place)
@@ -136,9 +102,9 @@ class _Check:
         evidence = self.evidence
         first = list(itertools.islice(self.stream, self.together * self.subject.accumulate))
         extra = list(itertools.islice(self.stream, BATCHES))
-        evidence.batch_size = _inputs(extra[0])
+        evidence.batch_size = count_in(extra[0])
         candidate = self._candidate()
-        evidence.epsilon = _lost_epsilon(candidate)
+        evidence.epsilon = lost_epsilon(candidate)
         with candidate.installed():
             evidence.broke = self._point(candidate, extra, 0)
             if evidence.broke is None:
@@ -177,7 +143,7 @@ class _Check:
         every = self.subject.accumulate
         points = {max(self.length // 3, 1), self.length}
         half = self.together // 2
-        snapshots = [_tensors(exact)]
+        snapshots = [float_tensors(exact)]
         for step in range(self.length):
             held = first[step * every : (step + 1) * every]
             for number, batch in enumerate(held or itertools.islice(self.stream, every)):
@@ -186,7 +152,7 @@ class _Check:
                 losses.append(exact.step(batch))
             statistics.keep()
             if step + 1 in (half, 2 * half):
-                snapshots.append(_tensors(exact))
+                snapshots.append(float_tensors(exact))
             if step + 1 in points and evidence.broke is None:
                 evidence.broke = self._point(candidate, extra, step + 1)
         if evidence.broke is None:
@@ -222,7 +188,7 @@ class _Check:
     ) -> Broke | None:
         """The first steps once more, in the candidate's precision."""
         candidate = self._candidate()
-        every, start = self.subject.accumulate, _tensors(candidate)
+        every, start = self.subject.accumulate, float_tensors(candidate)
         steps = len(first) // every
         try:
             for step in range(steps):
@@ -233,7 +199,7 @@ class _Check:
             raise
         except Exception as error:
             return f"{type(error).__name__}: {str(error).strip()}", None
-        reached = _tensors(candidate)
+        reached = float_tensors(candidate)
         trained = {n for n, p in candidate.model.named_parameters() if p.requires_grad}
         if any(not bool(reached[n].isfinite().all()) for n in trained):
             return "a weight is not finite after the optimizer's step", self._origin(
@@ -321,49 +287,3 @@ class _Check:
 
 def _all_finite(found: Gradients) -> bool:
     return found.finite and math.isfinite(found.loss)
-
-
-def _tensors(trainee: Trainee) -> dict[str, Tensor]:
-    """Floating tensors of a model's state, as float32 copies."""
-    state = trainee.model.state_dict().items()
-    return {
-        n: t.detach().float().clone()
-        for n, t in state
-        if isinstance(t, Tensor) and t.is_floating_point()
-    }
-
-
-def _batches_per_epoch(subject: Training) -> int:
-    try:
-        return max(len(subject.train_data), 1)  # type: ignore[arg-type]
-    except TypeError:
-        return sum(1 for _ in itertools.islice(iter(subject.train_data), 256))
-
-
-def _endless(subject: Training) -> Iterator[Any]:
-    for epoch in itertools.count():
-        empty = True
-        for batch in ordered(subject.train_data, _SEED, epoch):
-            empty = False
-            yield batch
-        if empty:
-            raise DataError("train_data yields no batches")
-
-
-def _inputs(batch: Any) -> int:
-    from pytest_fp16.engine.batching import all_tensors
-
-    sizes = [t.shape[0] for t in all_tensors(batch) if t.dim()]
-    return int(sizes[0]) if sizes else 0
-
-
-def _lost_epsilon(candidate: Trainee) -> tuple[str, float] | None:
-    """An epsilon of the optimizer that the format of the weights rounds to zero."""
-    if candidate.cast is None:
-        return None
-    for group in candidate.optimizer.param_groups:
-        value = group.get("eps")
-        positive = isinstance(value, float) and value > 0
-        if positive and not float(torch.tensor(value).to(candidate.cast)):
-            return "eps", value
-    return None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_fp16.engine.gradient_points import Point, loss_is_off
+from pytest_fp16.engine.gradient_figures import figures, loss_scale, notes, worst_tensor
+from pytest_fp16.engine.gradient_points import loss_is_off
 from pytest_fp16.engine.origin import Found
 from pytest_fp16.precision import Precision
 from pytest_fp16.report.model import Culprit, Mechanism
-from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Movement, Noise, best_loss_scale
+from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Movement, Noise
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.gradient_check import Evidence
+    from pytest_fp16.engine.gradient_evidence import Evidence
 
 #: Weights that move less than this share of their 32-bit way, or this many times as far, over the
 #: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
@@ -87,9 +87,9 @@ def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
         _weights,
     )
     found = [finding for rule in rules if (finding := rule(evidence)) is not None]
-    scale = _loss_scale(evidence, precision)
-    figures, notes = _figures(evidence), _notes(evidence)
-    notes += [f.reason for f in found[1:]]
+    scale = loss_scale(evidence, precision)
+    measured, said = figures(evidence), notes(evidence)
+    said += [f.reason for f in found[1:]]
     if not found:
         worst = max((p.total.rho for p in evidence.points), default=0.0)
         reason = (
@@ -97,9 +97,9 @@ def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
             f"(batch {evidence.batch_size}"
             f", {len(evidence.points)} points), and nothing stands still"
         )
-        return GradientFindings("equivalent", reason, None, notes, figures, scale)
+        return GradientFindings("equivalent", reason, None, said, measured, scale)
     first = found[0]
-    return GradientFindings("not equivalent", first.reason, first.culprit, notes, figures, scale)
+    return GradientFindings("not equivalent", first.reason, first.culprit, said, measured, scale)
 
 
 def _broke(evidence: Evidence) -> Finding | None:
@@ -175,7 +175,7 @@ def _total_noise(evidence: Evidence) -> Finding | None:
     if not bad:
         return None
     point = max(bad, key=lambda p: p.total.excess)
-    name, noise = _worst(point)
+    name, noise = worst_tensor(point)
     kind = _kind(point.total)
     what = (
         f"after {point.step} steps the gradient's error is {point.total.rho:.2g} of the batch "
@@ -186,12 +186,6 @@ def _total_noise(evidence: Evidence) -> Finding | None:
     module = "<loss>" if everywhere and kind == "underflow" else _module(name)
     detail = what + (f"; worst {name} ({noise.rho:.2g})" if noise else "")
     return Finding(f"the gradient is not the 32-bit one: {what}", module, "backward", kind, detail)
-
-
-def _worst(point: Point) -> tuple[str, Noise | None]:
-    if not point.tensors:
-        return "", None
-    return max(point.tensors.items(), key=lambda item: item[1].excess)
 
 
 def _bad_tensor(noise: Noise) -> bool:
@@ -301,76 +295,6 @@ def _still(moved: Movement, when: str, lost: float | None) -> Finding:
     what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
     what += f"; {lost:.0%} of updates are lost to rounding" if lost is not None else ""
     return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
-
-
-def _loss_scale(evidence: Evidence, precision: Precision) -> float | None:
-    if precision.dtype_name != "float16" or not evidence.points:
-        return None
-    if precision.mixed:
-        return min(p.scale for p in evidence.points)
-    gradients = [g for p in evidence.points for g in p.reference]
-    if not gradients:
-        return None
-    fmt = evidence.format
-    scale = best_loss_scale(gradients, fmt.smallest_normal, fmt.largest)
-    return scale if scale > 1 else None
-
-
-def _notes(evidence: Evidence) -> list[str]:
-    notes = []
-    empty = sorted({n for p in evidence.points for n in p.meaningless})
-    if empty:
-        shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
-        notes.append(f"gradients that are zero but for rounding were left out: {shown}")
-    if evidence.optimizer is not None:
-        notes.append(f"{evidence.optimizer.lost:.0%} of updates are lost to rounding (no verdict)")
-    if evidence.epsilon is not None:
-        notes.append(
-            f"the optimizer's eps {evidence.epsilon[1]:g} is zero in {evidence.format.name}"
-        )
-    return notes
-
-
-def _figures(evidence: Evidence) -> dict[str, Any]:
-    points = [
-        {
-            "step": p.step,
-            "rho": _plain(p.total.rho),
-            "rho_allowed": _plain(p.total.allowed),
-            "bias": _plain(p.total.bias),
-            "gain": _plain(p.total.gain),
-            "relative": _plain(p.total.relative),
-            "zeroed": _plain(p.total.zeroed),
-            "worst_tensor": _worst(p)[0],
-            "worst_rho": _plain(getattr(_worst(p)[1], "rho", 0.0)),
-            "losses": [[_plain(r), _plain(c)] for r, c in p.losses],
-            "loss_scale": p.scale,
-        }
-        for p in evidence.points
-    ]
-    figures: dict[str, Any] = {
-        "points": points,
-        "batch_size": evidence.batch_size,
-        "unit_roundoff": evidence.format.unit_roundoff,
-        "rho": max((p.total.rho for p in evidence.points), default=math.nan),
-    }
-    if evidence.weights is not None:
-        figures["weights_gain"] = _plain(evidence.weights.gain)
-    if evidence.optimizer is not None:
-        figures["updates_lost"] = _plain(evidence.optimizer.lost)
-        figures["optimizer_gain"] = _plain(evidence.optimizer.moved.gain)
-    if evidence.statistics:
-        name, (moved, lag) = max(evidence.statistics.items(), key=lambda item: item[1][1])
-        figures["slowest_statistic"] = {
-            "name": name,
-            "gain": _plain(moved.gain),
-            "lag": _plain(lag),
-        }
-    return figures
-
-
-def _plain(value: Any) -> float:
-    return float(value)
 
 
 def _module(name: str) -> str:

@@ -209,6 +209,19 @@ def test_every_kind_of_training_can_be_checked(changes):
     assert check("bf16-true", **changes).verdict == "equivalent"
 
 
+def test_one_batch_of_one_epoch_is_enough():
+    found = check("16-true", train_data=training().train_data[:1], epochs=1)
+    assert found.verdict == "equivalent"
+
+
+def test_a_loader_without_a_length_can_be_checked():
+    class Batches:
+        def __iter__(self):
+            return iter(training().train_data)
+
+    assert check("bf16-true", train_data=Batches()).verdict == "equivalent"
+
+
 def test_nothing_of_the_callers_is_changed():
     model = net()
     before = {k: v.clone() for k, v in model.state_dict().items()}

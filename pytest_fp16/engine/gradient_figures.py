@@ -1,0 +1,93 @@
+"""The measurements of the gradient check as a report shows them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pytest_fp16.engine.gradient_points import Point
+from pytest_fp16.precision import Precision
+from pytest_fp16.theory.gradient import Noise, best_loss_scale
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.gradient_evidence import Evidence
+
+
+def worst_tensor(point: Point) -> tuple[str, Noise | None]:
+    """The parameter tensor with the largest error for what is allowed."""
+    if not point.tensors:
+        return "", None
+    return max(point.tensors.items(), key=lambda item: item[1].excess)
+
+
+def loss_scale(evidence: Evidence, precision: Precision) -> float | None:
+    """The factor on the loss that would keep gradients from underflowing, if one is needed."""
+    if precision.dtype_name != "float16" or not evidence.points:
+        return None
+    if precision.mixed:
+        return min(p.scale for p in evidence.points)
+    gradients = [g for p in evidence.points for g in p.reference]
+    if not gradients:
+        return None
+    fmt = evidence.format
+    scale = best_loss_scale(gradients, fmt.smallest_normal, fmt.largest)
+    return scale if scale > 1 else None
+
+
+def notes(evidence: Evidence) -> list[str]:
+    """What is worth knowing and no verdict."""
+    said = []
+    empty = sorted({n for p in evidence.points for n in p.meaningless})
+    if empty:
+        shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+        said.append(f"gradients that are zero but for rounding were left out: {shown}")
+    if evidence.optimizer is not None:
+        said.append(f"{evidence.optimizer.lost:.0%} of updates are lost to rounding (no verdict)")
+    if evidence.epsilon is not None:
+        said.append(
+            f"the optimizer's eps {evidence.epsilon[1]:g} is zero in {evidence.format.name}"
+        )
+    return said
+
+
+def figures(evidence: Evidence) -> dict[str, Any]:
+    """The measurements as builtins."""
+    points = [
+        {
+            "step": p.step,
+            "rho": _plain(p.total.rho),
+            "rho_allowed": _plain(p.total.allowed),
+            "bias": _plain(p.total.bias),
+            "gain": _plain(p.total.gain),
+            "relative": _plain(p.total.relative),
+            "zeroed": _plain(p.total.zeroed),
+            "worst_tensor": worst_tensor(p)[0],
+            "worst_rho": _plain(getattr(worst_tensor(p)[1], "rho", 0.0)),
+            "losses": [[_plain(r), _plain(c)] for r, c in p.losses],
+            "loss_scale": p.scale,
+        }
+        for p in evidence.points
+    ]
+    found: dict[str, Any] = {
+        "points": points,
+        "batch_size": evidence.batch_size,
+        "unit_roundoff": evidence.format.unit_roundoff,
+        "rho": max((p.total.rho for p in evidence.points), default=math.nan),
+    }
+    if evidence.weights is not None:
+        found["weights_gain"] = _plain(evidence.weights.gain)
+    if evidence.optimizer is not None:
+        found["updates_lost"] = _plain(evidence.optimizer.lost)
+        found["optimizer_gain"] = _plain(evidence.optimizer.moved.gain)
+    if evidence.statistics:
+        name, (moved, lag) = max(evidence.statistics.items(), key=lambda item: item[1][1])
+        found["slowest_statistic"] = {
+            "name": name,
+            "gain": _plain(moved.gain),
+            "lag": _plain(lag),
+        }
+    return found
+
+
+def _plain(value: Any) -> float:
+    return float(value)
