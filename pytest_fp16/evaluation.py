@@ -233,7 +233,7 @@ class EvaluationRun:
             loss_candidate=losses[1],
             standardised=rules.standardised_of(lane),
             sites=rules.sites_of(lane),
-            least_robust=outcome.wrong_inputs,
+            least_robust=rules.least_robust(lane),
             warnings=self._warnings(lane, verdict, measured),
             error=lane.failure or lane.no_memory,
             run=self._run_facts(lane),

@@ -30,8 +30,10 @@ from pytest_fp16.theory.standardised import GRANTED_SPREAD, ErrorTotals
 
 #: Errors of the 32-bit runs themselves, relative to the largest logit: below it nothing is claimed.
 FLOAT32_NOISE = 2.0**-20
-#: Inputs named of those that went wrong, and of those that nearly did.
+#: Inputs named of those that went wrong.
 NAMED = 32
+#: Inputs named of those that nearly went wrong.
+NEAREST = 8
 #: Inputs kept for the diagnosis to look at.
 KEPT = 8
 
@@ -134,6 +136,7 @@ class Prediction:
     Attributes:
         flips: distribution of the number of flips; its σ includes the granted model error.
         not_finite: outputs that leave the range although the reference's do not.
+        nearest: the inputs with the smallest margin over σ, (that ratio, position in the data).
     """
 
     metric: MetricTotals
@@ -148,6 +151,7 @@ class Prediction:
     not_finite: int = 0
     sigmas: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
+    nearest: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, batch: Batch, theory: TheoryBatch) -> None:
         """Add the theory of one batch."""
@@ -166,9 +170,18 @@ class Prediction:
             self.bounded += int((theory.bounded & valid).sum())
             self.probable += int((theory.probable & valid).sum())
             self.bounds_known &= theory.bound is not None
+            self._add_nearest(batch, theory)
             self.margins.append(float(theory.margin[valid].median()) if valid.any() else math.nan)
         self.sigmas.append(float(theory.sigma.median()))
         self.metric.add_expected(batch, theory, chance)
+
+    def _add_nearest(self, batch: Batch, theory: TheoryBatch) -> None:
+        ratio = (theory.margin / theory.sigma).nan_to_num(nan=torch.inf)
+        smallest = ratio.masked_fill(~batch.valid, torch.inf).amin(1)
+        values, places = smallest.topk(min(NEAREST, batch.n), largest=False)
+        found = zip(values.tolist(), places.tolist(), strict=True)
+        several = [(value, batch.first + i) for value, i in found if value < math.inf]
+        self.nearest = sorted([*self.nearest, *several])[:NEAREST]
 
 
 def _chance(theory: TheoryBatch, factor: float) -> Tensor:

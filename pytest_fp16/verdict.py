@@ -7,9 +7,9 @@ import statistics
 
 import torch
 
+from pytest_fp16.evidence import MetricTotals
 from pytest_fp16.lane import Lane
 from pytest_fp16.metric import metric_name
-from pytest_fp16.evidence import MetricTotals
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.theory.budget import allowed_loss
@@ -221,6 +221,12 @@ def sites_of(lane: Lane) -> list[Site]:
         for (module, operation), t in totals.items()
     ]
     return sorted(sites, key=lambda s: -s.share)
+
+
+def least_robust(lane: Lane) -> list[int]:
+    """Positions of the inputs that went wrong, then of those whose margins are the smallest."""
+    near = [position for _, position in lane.prediction.nearest]
+    return list(dict.fromkeys([*lane.outcome.wrong_inputs, *near]))
 
 
 def luck(lane: Lane) -> str | None:

@@ -29,6 +29,8 @@ VANISHED = 0.5
 _EPSILON = frozenset(
     "add sub rsub clamp clamp_min clamp_max maximum minimum where masked_fill full fmax".split()
 )
+#: Operations that put a constant into its place, or bring it into the format.
+_PLACES = frozenset("where masked_fill _to_copy copy fill full full_like index_put add sub".split())
 _TOO_LARGE = "cannot be converted"
 
 
@@ -157,7 +159,7 @@ def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | No
         if masks and fmt.overflow_threshold <= abs(scalar) < math.inf:
             return scalar
     for measure in (*finding.own, *finding.results):
-        if measure.constant is not None and measure.constant < 0:
+        if born.name in _PLACES and measure.constant is not None and measure.constant < 0:
             return measure.constant
     return None
 

@@ -134,7 +134,7 @@ def raised(error: BaseException, specimen: Specimen, function: str | None = None
 
 def module_of(error: BaseException, model: torch.nn.Module) -> str:
     """The innermost module of the model whose forward an exception passed."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
     for frame, _ in frames_of(error):
         name = names.get(id(frame.f_locals.get("self")))
         if name is not None:
