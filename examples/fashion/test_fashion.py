@@ -25,8 +25,8 @@ def test_vit(vit: nn.Module, eval_batches: Batches) -> Evaluation:
     return Evaluation(model=vit, data=eval_batches, name="vit")
 
 
-@fp16_equivalent(precisions=["16-true", "bf16-true"])
+@fp16_equivalent(precisions=["16-true", "bf16-true"], budget=0.01)
 def test_vit_without_labels(vit: nn.Module, eval_batches: Batches) -> Evaluation:
-    """No labels: judged by predictions that flip, and by margins."""
+    """No labels: at most one prediction in a hundred may change."""
     images = [x for x, _ in eval_batches]
     return Evaluation(model=vit, data=images, labelled=False, name="vit, unlabelled")
