@@ -18,7 +18,7 @@ path, and its plugin is named to pytest. Python 3.10 and torch 2.6 upwards. The 
 files of Fashion-MNIST, in the folder ``--fashion`` names, and the trained models of
 ``benchmarks/.cache`` where they have been brought along (else they are trained on the spot).
 
-No GPU was at hand when this was written: the steps have been run on a CPU one by one, and this
+No GPU was at hand when this was written: some steps have been run on a CPU, and this
 script with ``--dry-run`` and with its steps replaced in its tests.
 """
 

@@ -312,8 +312,7 @@ class Trace(TorchDispatchMode):
             low_args, low_kwargs = _low(args), {k: _low(v) for k, v in kwargs.items()}
             return accumulated(y, lambda: func(*low_args, **low_kwargs))
         operands = operands_of(known.name, args, fmt.dtype)
-        limit = fmt.overflow_threshold
-        if not operands or not all(_largest(t.detach()) < limit for t in (y, *operands)):
+        if not operands or not _largest(y.detach()) < fmt.overflow_threshold:
             return y
         return absorbed(y, operands, fmt)
 

@@ -6,7 +6,9 @@ Sources: IEEE 754-2019 (binary16); Higham, *Accuracy and Stability of Numerical 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -49,11 +51,11 @@ class Format:
         """The spacing below the normal range; half of it rounds to zero."""
         return 2.0 ** (self.min_exponent - self.significand + 1)
 
-    @property
+    @cached_property
     def overflow_threshold(self) -> float:
         """Magnitudes from here on round to infinity (half an ulp beyond the largest value)."""
-        exponent = 2.0 ** torch.tensor(self.largest, dtype=torch.float64).log2().floor().item()
-        return self.largest + exponent * self.unit_roundoff
+        exponent = math.frexp(self.largest)[1] - 1
+        return self.largest + 2.0**exponent * self.unit_roundoff
 
 
 FLOAT16 = Format(torch.float16, significand=11, min_exponent=-14, largest=65504.0)
