@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evidence import Batch, MetricTotals
 from pytest_fp16.lane import Lane, first_line
 from pytest_fp16.mixing import keep_in_float32
+from pytest_fp16.planned import kept_by, plan_of
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report, Run, Verdict
@@ -57,7 +58,7 @@ class EvaluationRun:
         subject: the model and its data.
         settings: how to check it.
         progress: told how far the work is.
-        keep: modules of the candidates to keep in float32.
+        keep: modules to keep in float32, by precision; None for those of the plan.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class EvaluationRun:
         subject: Evaluation,
         settings: Settings,
         progress: Progress | None,
-        keep: tuple[str, ...] = (),
+        keep: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         require_data(subject.data)
-        self.keep = keep
+        self.plan = plan_of(settings) if keep is None else None
+        self.keep = dict(keep or {})
         self.subject = subject
         self.settings = settings
         self.progress = progress
@@ -86,6 +88,9 @@ class EvaluationRun:
         if source.training:
             self.warnings.append("the model was in training mode; it was evaluated in eval mode")
         self.reference = self._candidate(REFERENCE.name, source)
+        if self.plan is not None:
+            for name in self.settings.precisions:
+                self.keep[name] = kept_by(self.plan, self.subject.name, name, source)
         total = _length(self.subject.data)
         for number, batch in enumerate(self._batches()):
             for lane in self.lanes:
@@ -96,9 +101,10 @@ class EvaluationRun:
         if not self.inputs:
             raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
 
-    def candidate(self, name: str, keep: tuple[str, ...]) -> Candidate:
-        """A fresh candidate, with those modules kept in float32."""
+    def candidate(self, name: str, more: tuple[str, ...] = ()) -> Candidate:
+        """A fresh candidate, with its modules, and more of them, kept in float32."""
         model = fresh_model(self.subject.model, like=self.reference.model)
+        keep = (*self.keep.get(name, ()), *more)
         return self._candidate(name, keep_in_float32(model, keep) if keep else model)
 
     def _candidate(self, name: str, model: Any) -> Candidate:
@@ -156,9 +162,9 @@ class EvaluationRun:
             )
         for name in self.settings.precisions:
             wanted = precision(name)
-            theory = self.candidate(name, self.keep) if wanted.dtype_name != "float32" else None
+            theory = self.candidate(name) if wanted.dtype_name != "float32" else None
             mode = self.mode if theory is not None else "native"
-            self.lanes.append(Lane.start(self.candidate(name, self.keep), theory, self.task, mode))
+            self.lanes.append(Lane.start(self.candidate(name), theory, self.task, mode))
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
         for i, leader in enumerate(theories):
             leader.followers = theories[i + 1 :]
@@ -323,7 +329,7 @@ def examine_evaluation(
         run = EvaluationRun(subject, settings, progress)
         run.execute()
         reports = [run.report(lane) for lane in run.lanes]
-        if any(map(needs_diagnosis, reports)):
+        if run.plan is not None or any(map(needs_diagnosis, reports)):
             from pytest_fp16.treatment import treated
 
             reports = treated(run, reports)

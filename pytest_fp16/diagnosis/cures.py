@@ -66,13 +66,19 @@ class Clinic:
             return None
 
 
-def find_cure(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Cure:
-    """The first cure that passes a full re-check, or advice where none does."""
+def find_cure(
+    clinic: Clinic, culprit: Culprit, origin: Origin | None
+) -> tuple[Cure, tuple[str, ...]]:
+    """The first cure that passes a full re-check, or advice where none does.
+
+    Returns:
+        The cure, and the modules that make the failing precision itself pass (for a plan).
+    """
     hint = advice(culprit)
     for kind, precision, keep in _candidates(clinic, culprit, origin):
         report = clinic.judged(precision, keep)
         if report is not None and report.equivalent:
-            return Cure(
+            cure = Cure(
                 kind=kind,
                 modules=list(keep),
                 verified=True,
@@ -81,7 +87,8 @@ def find_cure(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Cure:
                 flips=report.flips,
                 metric=report.metric.candidate if report.metric else None,
             )
-    return Cure(kind=hint[0], verified=False, description=hint[1])
+            return cure, keep if precision == clinic.precision else ()
+    return Cure(kind=hint[0], verified=False, description=hint[1]), ()
 
 
 def _candidates(
@@ -99,7 +106,7 @@ def _candidates(
         yield "bfloat16", f"bf16-{mode}", ()
     alone = kept or ((culprit.module,) if culprit.module else None)
     if mode == "true" and alone is not None:
-        yield "mixed", mixed, alone
+        yield "keep_in_float32", mixed, alone
     if name == "16" and mode == "true":
         yield "bfloat16", "bf16-mixed", ()
 

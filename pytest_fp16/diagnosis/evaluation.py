@@ -48,7 +48,21 @@ class Patient:
         return Specimen(candidate, self.reference, self.task, few, self.emulated)
 
 
-def diagnose(patient: Patient) -> tuple[Culprit | None, Cure | None]:
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a diagnosis found.
+
+    Attributes:
+        culprit, cure: as far as they can be told.
+        keep: modules that, kept in float32, make this very precision pass.
+    """
+
+    culprit: Culprit | None = None
+    cure: Cure | None = None
+    keep: tuple[str, ...] = ()
+
+
+def diagnose(patient: Patient) -> Diagnosis:
     """The culprit and a cure, as far as they can be told."""
     specimen = patient.specimen(())
     found = find_origin(specimen)
@@ -56,7 +70,7 @@ def diagnose(patient: Patient) -> tuple[Culprit | None, Cure | None]:
         found = raised(patient.error, specimen)
     culprit = _culprit(patient, specimen, found)
     if culprit is None:
-        return None, None
+        return Diagnosis()
     clinic = Clinic(
         model=patient.reference,
         precision=patient.report.precision,
@@ -64,7 +78,8 @@ def diagnose(patient: Patient) -> tuple[Culprit | None, Cure | None]:
         rerun=patient.specimen,
         siblings=patient.siblings,
     )
-    return culprit, find_cure(clinic, culprit, found if isinstance(found, Origin) else None)
+    cure, keep = find_cure(clinic, culprit, found if isinstance(found, Origin) else None)
+    return Diagnosis(culprit, cure, keep)
 
 
 def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:
