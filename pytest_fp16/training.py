@@ -97,7 +97,10 @@ def _forecast(
         return None
     if progress is not None:
         progress(f"{runs.subject.name}: gradient check, {precision.name}", 0, runs.total)
-    return gradient_check(runs.subject, precision, runs.settings, runs.device)
+    try:
+        return gradient_check(runs.subject, precision, runs.settings, runs.device)
+    except torch.OutOfMemoryError:
+        return None  # gradients of several batches are held at once; the runs need less
 
 
 def _diagnosis(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> tuple[Any, Any]:

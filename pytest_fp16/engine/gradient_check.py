@@ -102,7 +102,7 @@ class _Check:
         evidence = self.evidence
         first = list(itertools.islice(self.stream, self.together * self.subject.accumulate))
         extra = list(itertools.islice(self.stream, BATCHES))
-        evidence.batch_size = count_in(extra[0])
+        evidence.batch_size = max(map(count_in, extra))
         candidate = self._candidate()
         evidence.epsilon = lost_epsilon(candidate)
         with candidate.installed():
