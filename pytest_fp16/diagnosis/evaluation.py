@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_fp16.diagnosis.cures import Clinic, Judge, find_cure
-from pytest_fp16.diagnosis.mechanism import AHEAD, explain, stopped
+from pytest_fp16.diagnosis.mechanism import AHEAD, defective, explain, stopped
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
 from pytest_fp16.diagnosis.specimen import Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
@@ -85,6 +85,10 @@ def diagnose(patient: Patient) -> Diagnosis:
 def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:
     if isinstance(found, Raised):
         return stopped(found, specimen.candidate.precision.dtype_name)
+    if _strays(patient.report):
+        culprit = defective(specimen.side_by_side(lambda i: True).operations)
+        if culprit is not None:
+            return culprit
     spread = _largest_share(patient.report)
     if found is None:
         return spread
@@ -93,6 +97,11 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     start = found.operation.index
     autopsy = specimen.side_by_side(lambda i: start <= i < start + AHEAD)
     return explain(found, autopsy.operations) or spread
+
+
+def _strays(report: Report) -> bool:
+    """Whether nothing is wrong but that errors are not those of an ideal emulation."""
+    return [c.name for c in report.checks if not c.passed] == ["as predicted"]
 
 
 def _largest_share(report: Report) -> Culprit | None:

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from pytest_fp16.diagnosis.twin import Twin, low, twins
 from pytest_fp16.engine.emulate import widen
 from pytest_fp16.engine.operations import LOW, flat
-from pytest_fp16.theory.rounding import FORMATS, ulp
+from pytest_fp16.theory.rounding import FORMATS, Format, ulp
 
 #: Operations that add, of which an addend can be lost beside another.
 ADDITIONS = frozenset("add sub rsub index_add scatter_add addcmul addcdiv lerp".split())
@@ -31,6 +31,8 @@ class Measure:
             them infinite; `zeroed` zero where the exact one is not; `small` below the format's
             normal range.
         small_error: part of the squared error at values below the normal range.
+        steps: root mean square of the difference over that of the spacings of the format; of a
+            sound rounding it is √(1/12) = 0.29.
         exact_zeros: elements whose exact value is zero.
         ruined: share of elements that are wrong by a quarter of their value or more.
         constant: the one value that all those that became infinite should have, or None.
@@ -49,6 +51,7 @@ class Measure:
     zeroed: int
     small: int
     small_error: float
+    steps: float
     exact_zeros: int
     ruined: float
     constant: float | None
@@ -115,6 +118,7 @@ def measured(
         zeroed=int(((actual == 0) & (values != 0)).sum()),
         small=int(tiny.sum()),
         small_error=float(square[tiny].sum()) / total if total > 0 else 0.0,
+        steps=_steps(error, values, fmt),
         exact_zeros=int((values == 0).sum()),
         ruined=float((error.abs() > 0.25 * values.abs()).double().mean())
         if actual.numel()
@@ -125,6 +129,12 @@ def measured(
         fixed=fixed,
         made=made,
     )
+
+
+def _steps(error: Tensor, values: Tensor, fmt: Format | None) -> float:
+    if fmt is None or not values.numel():
+        return 0.0
+    return float(error.square().mean().sqrt() / ulp(values, fmt).double().square().mean().sqrt())
 
 
 @dataclass

@@ -21,6 +21,8 @@ CANCELS = 4.0
 CANCELS_ELSEWHERE = 16.0
 #: Share of ruined differences, of operands that were sound, that is no chance.
 RUINED = 0.02
+#: Root mean square error in spacings that no rounding to nearest reaches by chance.
+UNSOUND = 0.45
 #: Operations behind the origin that are looked at.
 AHEAD = 40
 #: Part of the values (or of the squared error) at which falling to zero explains the damage.
@@ -82,6 +84,34 @@ def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
         evidence=why.evidence,
         source=why.operation.source,
     )
+
+
+def defective(watched: list[Operation]) -> Culprit | None:
+    """The first operation whose results are further off than one rounding can explain.
+
+    Args:
+        watched: a program side by side with its exact twin, every operation measured.
+    """
+    worst = [(_excess(operation), operation) for operation in watched]
+    most = max((excess for excess, _ in worst), default=0.0)
+    if most < UNSOUND:
+        return None
+    found = next(o for excess, o in worst if excess >= max(UNSOUND, most / 2))
+    assert found.finding is not None, "unreachable: it has an excess"
+    fmt = _format(found.finding)
+    return Culprit(
+        module=found.module,
+        operation=found.name,
+        mechanism="absorption" if found.name in STEPWISE else "precision-loss",
+        evidence=f"its results are off by {_excess(found):.2g} spacings of {fmt.name} (root mean "
+        "squares), one sound rounding by 0.29: the kernel rounds or computes otherwise",
+        source=found.source,
+    )
+
+
+def _excess(operation: Operation) -> float:
+    finding = operation.finding
+    return max((m.steps for m in finding.own), default=0.0) if finding is not None else 0.0
 
 
 def _consumer(watched: list[Operation], first: int) -> Operation:
