@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +27,14 @@ def preserved_state() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     backends = torch.backends
-    tf32 = (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)
-    matmul_precision = torch.get_float32_matmul_precision()
     cudnn = (backends.cudnn.deterministic, backends.cudnn.benchmark)
     fastpath = backends.mha.get_fastpath_enabled()
     with torch.random.fork_rng(devices=devices):
         try:
             torch.set_default_dtype(torch.float32)
-            torch.set_float32_matmul_precision("highest")
-            backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
             backends.mha.set_fastpath_enabled(False)
-            with torch.autocast("cpu", enabled=False), _autocast_off_on_accelerators():
+            off = torch.autocast("cpu", enabled=False)
+            with off, _autocast_off_on_accelerators(), _exact_products():
                 yield
         finally:
             random.setstate(python)
@@ -43,10 +42,61 @@ def preserved_state() -> Iterator[None]:
             torch.set_default_dtype(dtype)
             torch.set_grad_enabled(grad)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            torch.set_float32_matmul_precision(matmul_precision)
-            backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = tf32
             backends.cudnn.deterministic, backends.cudnn.benchmark = cudnn
             backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """No TF32 and no bfloat16 in float32 products.
+
+    Since torch 2.9 there are two interfaces, and the older one raises where the caller has used
+    the newer. So each is used as far as it answers, and the newer one restored last.
+    """
+    places = _precision_settings()
+    saved = [place.fp32_precision for place in places]
+    matmul, cudnn = _legacy_settings()
+    if matmul is not None:
+        torch.set_float32_matmul_precision("highest")
+    if cudnn is not None:
+        torch.backends.cudnn.allow_tf32 = False
+    for place in places:
+        if place.fp32_precision not in ("ieee", "none") or matmul is None or cudnn is None:
+            place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if cudnn is not None:
+            torch.backends.cudnn.allow_tf32 = cudnn
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        for place, value in zip(places, saved, strict=True):
+            if place.fp32_precision != value:
+                place.fp32_precision = value
+
+
+def _precision_settings() -> list[Any]:
+    """Every place of the newer interface that there is."""
+    backends, found = torch.backends, []
+    for backend, operation in itertools.product(
+        (backends.cuda, backends.cudnn, backends.mkldnn), ("matmul", "conv", "rnn")
+    ):
+        place = getattr(backend, operation, None)
+        if hasattr(place, "fp32_precision"):
+            found.append(place)
+    return found
+
+
+def _legacy_settings() -> tuple[str | None, bool | None]:
+    try:
+        matmul = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        matmul = None
+    try:
+        cudnn: bool | None = torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        cudnn = None
+    return matmul, cudnn
 
 
 @contextmanager
@@ -60,7 +110,7 @@ def _autocast_off_on_accelerators() -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, so that a model that draws numbers draws the same in each run."""
+    """Seed Python, numpy and torch: a model that draws numbers draws the same in each run."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,0 +1,84 @@
+from collections import namedtuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_fp16.engine.batching import (
+    PRIMES,
+    all_tensors,
+    batch_dim,
+    cast_floating,
+    chunks,
+    count_inputs,
+    map_tensors,
+    split_batch,
+    take,
+)
+from pytest_fp16.errors import DataError
+
+X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+
+
+def test_a_pair_is_inputs_and_labels():
+    for batch in ((X, Y), [X, Y]):
+        inputs, labels = split_batch(batch, None)
+        assert inputs is X
+        assert labels is Y
+    assert split_batch(({"a": X}, Y), None)[0] == {"a": X}
+
+
+def test_a_dict_with_labels_is_a_labelled_batch():
+    for key in ("labels", "label"):
+        inputs, labels = split_batch({"a": X, key: Y}, None)
+        assert list(inputs) == ["a"]
+        assert labels is Y
+    assert split_batch({"a": X}, None) == ({"a": X}, None)
+    assert set(split_batch({"a": X, "labels": Y}, False)[0]) == {"a", "labels"}
+
+
+def test_unlabelled_batches():
+    assert split_batch(X, None) == (X, None)
+    assert split_batch([X], None) == (X, None)
+    assert split_batch((X, X), False) == ((X, X), None)
+
+
+def test_labels_that_are_missing_are_an_error():
+    with pytest.raises(DataError, match="labelled=True"):
+        split_batch(X, True)
+
+
+def test_every_tensor_of_a_nest_is_reached():
+    Pair = namedtuple("Pair", "a b")
+    nest = {"x": [X, (Y, None)], "p": Pair(X, "text")}
+    changed = cast_floating(nest, torch.float16)
+
+    assert [t.dtype for t in all_tensors(changed)] == [torch.float16, torch.int64, torch.float16]
+    assert isinstance(changed["p"], Pair)
+    assert changed["p"].b == "text"
+    assert map_tensors(3, lambda t: t) == 3
+
+
+def test_inputs_are_counted_by_their_labels():
+    assert count_inputs(torch.zeros(7, 4), Y) == 4
+    assert count_inputs({"scale": torch.tensor(1.0), "x": X}, None) == 4
+    with pytest.raises(DataError, match="no tensor"):
+        count_inputs("text", None)
+
+
+def test_the_batch_may_come_second():
+    assert batch_dim(torch.zeros(4, 9), 4) == 0
+    assert batch_dim(torch.zeros(9, 4, 2), 4) == 1
+    assert batch_dim(torch.zeros(9, 2, 4), 4) is None
+    time_first = torch.arange(8.0).view(2, 4)
+    assert take({"x": time_first, "k": torch.ones(3)}, 4, [3, 3])["x"].tolist() == [[3, 3], [7, 7]]
+
+
+@given(n=st.integers(1, 300), size=st.sampled_from(PRIMES[1:]))
+def test_chunks_cover_every_input_once_and_are_prime(n, size):
+    parts = chunks(n, size)
+
+    assert [i for indices, kept in parts for i in indices[:kept]] == list(range(n))
+    assert all(len(indices) in PRIMES and len(indices) <= size for indices, _ in parts)
+    assert all(set(indices[kept:]) <= {indices[kept - 1]} for indices, kept in parts)

@@ -1,0 +1,152 @@
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.engine.models import (
+    Location,
+    autocast,
+    call,
+    main_output,
+    make_model,
+    parameter_dtypes,
+    prepare,
+    require_float32,
+)
+from pytest_fp16.errors import ModelError
+from pytest_fp16.precision import precision
+
+CPU = torch.device("cpu")
+
+
+def test_a_module_is_copied_and_never_changed():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).train()
+    ours = prepare(make_model(model), precision("16-true"), CPU)
+
+    assert ours[0].weight.dtype == torch.float16
+    assert model[0].weight.dtype == torch.float32
+    assert model.training
+    assert not ours.training
+    assert model[0].weight.requires_grad
+    assert not ours[0].weight.requires_grad
+
+
+def test_a_function_makes_the_model():
+    assert isinstance(make_model(lambda: nn.Linear(2, 2)), nn.Linear)
+    with pytest.raises(ModelError, match="returned int, not a"):
+        make_model(lambda: 3)
+    with pytest.raises(ModelError, match=r"must be a torch\.nn\.Module or a function"):
+        make_model("resnet")
+
+
+def test_a_module_that_cannot_be_copied_says_what_to_do():
+    model = nn.Linear(2, 2)
+    model.lock = (i for i in range(3))
+
+    with pytest.raises(ModelError, match="pass a function that makes it"):
+        make_model(model)
+
+
+def test_a_compiled_model_is_its_own_module():
+    model = nn.Linear(2, 2)
+    wrapper = nn.Module()
+    wrapper._orig_mod = model
+
+    assert type(make_model(wrapper)) is nn.Linear
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_a_traced_module_is_cast_outside_no_grad_too():
+    model = torch.jit.trace(nn.Linear(3, 2), torch.randn(1, 3))
+    ours = prepare(make_model(model), precision("bf16-true"), CPU)
+
+    assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
+    assert ours(torch.randn(1, 3).bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_model_in_16_bits_cannot_be_the_reference():
+    with pytest.raises(ModelError, match=r"weight is torch\.bfloat16, 2 such"):
+        require_float32(nn.Linear(2, 2).bfloat16())
+    require_float32(nn.Linear(2, 2))
+
+
+def test_inputs_are_cast_where_the_whole_model_is():
+    seen = {}
+
+    class Spy(nn.Module):
+        def forward(self, x, ids=None):
+            seen["dtypes"] = (x.dtype, None if ids is None else ids.dtype)
+            return x
+
+    x, ids = torch.ones(2), torch.ones(2, dtype=torch.long)
+    call(Spy(), (x, ids), precision("16-true"), None)
+    assert seen["dtypes"] == (torch.float16, torch.int64)
+    call(Spy(), {"x": x}, precision("16-mixed"), None)
+    assert seen["dtypes"] == (torch.float32, None)
+    call(Spy(), [x], precision("32-true"), lambda m, inputs: m(inputs[0], ids=ids))
+    assert seen["dtypes"] == (torch.float32, torch.int64)
+
+
+def test_autocast_only_for_mixed_precisions():
+    x = torch.ones(2, 2)
+    for name, dtype in (("16-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
+        with autocast(precision(name), CPU, "cuda"):
+            assert (x @ x).dtype == dtype
+
+
+@dataclass
+class Output:
+    loss: object
+    logits: torch.Tensor
+
+
+def test_the_main_output_is_found():
+    x, other = torch.randn(2, 3), torch.randn(2)
+    ids = torch.ones(2, dtype=torch.long)
+    for output in (
+        x,
+        (x, other),
+        [ids, x],
+        {"aux": None, "logits": x},
+        {"mask": ids, "pred": x},
+        {"aux": other, "out": x},
+        Output(None, x),
+        SimpleNamespace(loss=other, logits=x),
+        SimpleNamespace(hidden=x),
+        ([x, other],),
+    ):
+        assert main_output(output) is x
+
+
+def test_an_output_without_a_floating_tensor_says_what_to_return():
+    for output in (torch.ones(2, dtype=torch.long), "text", {}, None):
+        with pytest.raises(ModelError, match=r"pass forward="):
+            main_output(output)
+
+
+def test_location_follows_the_modules_and_survives_an_exception():
+    class Raises(nn.Module):
+        def forward(self, x):
+            if x.sum() > 10:
+                raise ValueError
+            return x
+
+    model = nn.Sequential(nn.Identity(), nn.Sequential(Raises()))
+    where, seen = Location(model), []
+    model[1][0].register_forward_pre_hook(lambda *_: seen.append(where()))
+    model(torch.ones(2))
+    assert seen == ["1.0"]
+    assert where() == ""
+    with pytest.raises(ValueError):
+        model(torch.full((2,), 9.0))
+    where.reset()
+    assert where() == ""
+
+
+def test_dtypes_are_counted():
+    model = nn.Sequential(nn.Linear(2, 2).half(), nn.BatchNorm1d(2))
+
+    assert parameter_dtypes(model) == {"float16": 2, "float32": 4}

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from pytest_fp16.engine.shadow import Cell, Shadow, unwrap, wrap_inputs
+
+
+def test_floating_inputs_are_rounded_and_carry_the_dtype():
+    shadow = wrap_inputs(torch.tensor([0.1, 70000.0]), torch.float16)
+
+    assert shadow.dtype == torch.float16
+    assert shadow.inner.dtype == torch.float32
+    assert shadow.inner.tolist() == [0.0999755859375, float("inf")]
+    assert shadow.cell.depends
+    assert not shadow.cell.noisy
+
+
+def test_without_a_cast_inputs_keep_their_values():
+    x = torch.tensor([0.1])
+
+    assert wrap_inputs(x, None).inner is x
+    assert wrap_inputs(x, None).dtype == torch.float32
+
+
+def test_nested_inputs_keep_their_structure():
+    ids = torch.tensor([3])
+    wrapped = wrap_inputs({"a": [torch.ones(1), ids], "b": ("text", None)}, torch.bfloat16)
+
+    assert wrapped["a"][0].dtype == torch.bfloat16
+    assert wrapped["a"][1].dtype == torch.long
+    assert wrapped["b"] == ("text", None)
+    assert unwrap(wrapped)["a"][1] is ids
+
+
+def test_what_the_program_reads_on_the_host():
+    shadow = Shadow(torch.tensor([1 / 3]), torch.float16, Cell(True, False))
+
+    assert shadow.numpy().dtype == "float16"
+    assert shadow.tolist() == [0.333251953125]
+    assert shadow.native().dtype == torch.float16
+
+
+def test_outside_a_trace_an_operation_on_it_is_an_error():
+    shadow = wrap_inputs(torch.ones(2), torch.float16)
+
+    with pytest.raises(RuntimeError, match="after the trace had ended"):
+        shadow + 1

@@ -1,0 +1,271 @@
+"""Gradients recorded at rounding sites against finite differences; what counts as a site."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.shadow import Shadow, wrap_inputs
+from pytest_fp16.engine.trace import Trace
+from pytest_fp16.theory.rounding import FLOAT16, FORMATS, ulp
+
+BATCH = 5
+CPU = torch.device("cpu")
+
+
+def traced(program, *inputs, dtype=torch.float16, **options):
+    options = {"totals": {}, "constants": {}, "where": lambda: "here", "target": "cuda"} | options
+    trace = Trace(batch=BATCH, device=CPU, **options)
+    shadows = wrap_inputs(inputs, dtype)
+    with preserved_state(), torch.no_grad(), trace:
+        out = program(*shadows)
+    return trace, out
+
+
+def site_names(trace):
+    return [name for _, name in sorted(trace.totals, key=lambda k: trace.totals[k].order)]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda x, w: (x @ w).tanh().sum(-1),
+        lambda x, w: F.layer_norm((x @ w).exp(), (4,)).sin().sum(-1),
+        lambda x, w: F.softmax(x @ w, -1)[:, 0].log(),
+        lambda x, w: (x.view(BATCH, 2, 3).mul(2).sin() @ w[:3]).amax((1, 2)),
+        lambda x, w: torch.where(x @ w > 0, x @ w, (x @ w).exp()).sum(-1),
+    ],
+)
+def test_contributions_are_the_derivative_at_each_site(program):
+    """Perturb one site at a time, by a known amount in float64, and compare."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(BATCH, 6, generator=generator).half()
+    w = torch.randn(6, 4, generator=generator).half()
+    trace, out = traced(lambda x: program(x, w), x)
+    torch.autograd.grad(out.inner.sum(), trace.leaves, retain_graph=True, allow_unused=True)
+    sites = Sites()
+    with torch.no_grad(), sites:
+        plain = program(x, w)
+    absolute = torch.zeros(BATCH, dtype=torch.float64)
+    square = torch.zeros(BATCH, dtype=torch.float64)
+    for i, (shape, values) in enumerate(sites.seen):
+        at = ulp(values.float(), FLOAT16).double()
+        for j in range(values.numel()):
+            step = torch.zeros(values.numel(), dtype=torch.float64)
+            step[j] = 1e-6
+            with torch.no_grad(), Sites(perturb=(i, step.view(shape))) as run:
+                change = (program(x, w) - run.base(plain)) / 1e-6
+            absolute += (change * at.flatten()[j]).abs()
+            square += (change * at.flatten()[j]) ** 2
+
+    sums = trace.contributions.sums[FLOAT16]
+    torch.testing.assert_close(sums.bound.double(), absolute / 2, rtol=2e-3, atol=1e-9)
+    torch.testing.assert_close(sums.sigma.double(), (square / 12).sqrt(), rtol=2e-3, atol=1e-9)
+
+
+class Sites(torch.utils._python_dispatch.TorchDispatchMode):
+    """The program in float64, with its 16-bit results in order, one of them perturbed."""
+
+    QUIET = ("t", "view", "expand", "where", "select", "gt", "amax", "detach", "_unsafe_view",
+             "unsqueeze", "transpose", "slice", "permute", "clone", "_to_copy")  # fmt: skip
+
+    def __init__(self, perturb=None):
+        super().__init__()
+        self.perturb, self.seen = perturb, []
+
+    def base(self, plain):
+        return plain
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def wide(v):
+            return v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+
+        out = func(*(wide(a) for a in args), **(kwargs or {}))
+        name = func._schema.name.partition("::")[2]
+        if name in self.QUIET:
+            return out
+        first = out[0] if isinstance(out, tuple) else out
+        if self.perturb and len(self.seen) == self.perturb[0]:
+            first = first + self.perturb[1]
+        self.seen.append((first.shape, first.clone()))
+        return (first, *out[1:]) if isinstance(out, tuple) else first
+
+
+def test_what_only_moves_values_is_no_site():
+    def program(x):
+        y = x.relu().t().contiguous().t().clamp(-1, 1)
+        y = torch.cat([y, y.flip(1)], 1)[:, 1:5].reshape(BATCH, 2, 2)
+        return F.max_pool1d(y, 2).neg().abs().masked_fill(y[:, :1, :1] > 0, 0.5)
+
+    trace, _ = traced(program, torch.randn(BATCH, 6))
+
+    assert trace.totals == {}
+
+
+def test_sites_are_where_the_emulated_program_rounds():
+    w = torch.randn(6, 6).half()
+
+    def program(x):
+        y = x @ w
+        wide = y.float().exp().sum(-1, keepdim=True)
+        return (y * wide.half()).float().log1p().to(torch.bfloat16)
+
+    trace, out = traced(program, torch.rand(BATCH, 6))
+
+    assert site_names(trace) == ["mm", "_to_copy", "mul"]
+    assert out.dtype == torch.bfloat16
+    assert set(trace.dtypes) == {"float16", "bfloat16"}
+
+
+def test_constants_of_the_program_round_for_good():
+    def program(x):
+        place = torch.arange(6, device=x.device, dtype=x.dtype) / 7
+        table = (place * 3).sin()
+        return x + table
+
+    x = torch.randn(BATCH, 6)
+    trace, out = traced(program, x)
+    with Emulation():
+        table = (torch.arange(6, dtype=torch.float16) / 7 * 3).sin()
+
+    assert site_names(trace) == ["add"]
+    assert torch.equal(out.inner.detach(), x.half().float() + table.float())
+
+
+def test_shadows_show_the_program_its_own_dtypes_and_shapes():
+    seen = []
+
+    def program(x):
+        seen.append((x.dtype, x.float().dtype, (x > 0).dtype, x.sum(-1, dtype=torch.float32).dtype))
+        seen.append((x.shape, x.t().shape, x[0].stride(), x.is_floating_point(), x.numel()))
+        return x
+
+    _, out = traced(program, torch.randn(BATCH, 6))
+
+    assert seen[0] == (torch.float16, torch.float32, torch.bool, torch.float32)
+    assert seen[1] == ((BATCH, 6), (6, BATCH), (1,), True, BATCH * 6)
+    assert isinstance(out, Shadow)
+
+
+def test_the_host_reads_16_bit_values():
+    x = torch.full((BATCH, 2), 0.1)
+    read = []
+
+    def program(x):
+        read.append((x.numpy(), x.tolist(), x[0, 0].item(), x.float().numpy()))
+        return x
+
+    traced(program, x)
+    array, nested, scalar, wide = read[0]
+
+    assert array.dtype == "float16"
+    assert wide.dtype == "float32"
+    assert nested[0][0] == scalar == float(x.half()[0, 0])
+    assert (wide == array).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_has_the_spread_of_rounding_errors(dtype):
+    x = torch.rand(BATCH, 20000) + 0.5
+    trace, plain = traced(lambda t: t * 1.25, x, dtype=dtype, adjoint=False)
+    _, noisy = traced(lambda t: t * 1.25, x, dtype=dtype, noise=torch.Generator().manual_seed(0))
+    error = (noisy.inner - plain.inner) / ulp(plain.inner, FORMATS[dtype])
+
+    assert error.abs().max() <= 0.5
+    assert error.std().item() == pytest.approx(12**-0.5, rel=0.02)
+    assert abs(error.mean().item()) < 0.01
+
+
+def test_noise_does_not_touch_the_generators_of_the_program():
+    def program(x):
+        return F.dropout(x * 1.1, 0.5, training=True)
+
+    def draw(**options):
+        torch.manual_seed(3)
+        return traced(program, torch.ones(BATCH, 50), **options)[1].inner != 0
+
+    assert torch.equal(draw(), draw(noise=torch.Generator().manual_seed(0)))
+
+
+def test_in_place_writes_and_views_share_memory():
+    def program(x):
+        y = x * 1.0
+        z = y.view(BATCH, 2, 3)
+        z[:, 0] = 7.0
+        y.add_(1.0)
+        y.transpose_(0, 1)
+        return y, z
+
+    _, (y, z) = traced(program, torch.randn(BATCH, 6))
+
+    assert y.shape == (6, BATCH)
+    assert torch.equal(y.inner.t().reshape(BATCH, 2, 3), z.inner)
+    assert (z.inner[:, 0] == 8.0).all()
+
+
+def test_overflow_is_applied_and_its_inputs_are_marked():
+    x = torch.ones(BATCH, 3)
+    x[2] = 300.0
+    trace, out = traced(lambda t: t * t, x)
+
+    assert trace.overflowed.tolist() == [False, False, True, False, False]
+    assert out.inner[2].isinf().all()
+    assert trace.totals["here", "mul"].largest == 90000.0
+
+
+def test_a_sum_that_was_infinite_already_is_no_overflow():
+    x = torch.ones(BATCH, 3)
+    mask = torch.tensor([0.0, 0.0, -torch.inf]).half()
+    trace, _ = traced(lambda t: (t + mask).softmax(-1), x)
+
+    assert not trace.overflowed.any()
+
+
+def test_subnormal_and_zeroed_values_are_counted():
+    x = torch.tensor([[1.0, 1e-3, 1e-6, 0.0]]).expand(BATCH, 4)
+    trace, _ = traced(lambda t: t * 1e-5 * 1.0, x, detailed=True)
+    totals = trace.totals["here", "mul"]
+
+    assert totals.values == 2 * BATCH * 4
+    assert totals.subnormal > 0
+    assert totals.zeroed >= BATCH
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (lambda y: y.argmax(-1), False),
+        (lambda y: F.one_hot(y.argmax(-1), 3) * 2, True),
+        (lambda y: y.max(-1).values, False),
+        (lambda y: y.gather(-1, y.max(-1).indices.unsqueeze(-1)), True),
+        (lambda y: y.topk(1).values, False),
+        (lambda y: y.topk(3).indices + 0, False),
+        (lambda y: y.long().float() * 2, True),
+        (lambda y: y.floor() * 2, True),
+        (lambda y: y.round() * 2, False),
+        (lambda y: torch.bucketize(y, torch.tensor([2.0])) + 1, True),
+        (lambda y: (y > 2.0) & (y < 9), True),
+        (lambda y: (y > 3.0) & (y < 9), False),
+        (lambda y: y.argmax(0) + 1, False),
+    ],
+)
+def test_decisions_count_where_they_are_used(program, expected):
+    rows = torch.tensor(
+        [[2.0, 2.0, 1.1], [0.1, 0.3, 0.4], [0.6, 1.2, 1.4], [1.7, 0.2, 1.6], [0.8, 0.3, 5.0]]
+    )
+    trace, _ = traced(lambda t: program(t * 1.0), rows)
+
+    assert trace.undecided[0].item() is expected
+    if not expected:
+        assert not trace.undecided.any()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripted_and_functional_programs_are_traced():
+    layer = torch.jit.script(nn.Sequential(nn.Linear(6, 4), nn.Tanh())).half()
+    trace, out = traced(lambda x: torch.vmap(lambda v: v * v)(layer(x)), torch.randn(BATCH, 6))
+
+    assert out.dtype == torch.float16
+    assert {"addmm", "tanh", "mul"} <= set(site_names(trace))
