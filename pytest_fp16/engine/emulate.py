@@ -24,6 +24,7 @@ from pytest_fp16.engine.operations import (
     Facts,
     facts,
     flat,
+    nominal_at,
     nominal_dtypes,
     promoted_low,
     rebuild,
@@ -143,7 +144,7 @@ def _widened(func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict
         if id(item) in written:
             rounded.append(written[id(item)])
             continue
-        dtype = nominal[i] if nominal and i < len(nominal) else fallback
+        dtype = nominal_at(nominal, i) if nominal else fallback
         if isinstance(item, Tensor) and dtype in LOW and item.dtype == torch.float32:
             item = item.to(dtype)
         rounded.append(item)

@@ -212,6 +212,11 @@ def nominal_dtypes(
     return _NOMINAL[key]
 
 
+def nominal_at(nominal: tuple[torch.dtype | None, ...], i: int) -> torch.dtype | None:
+    """The dtype of result i; a list of results (split, chunk) may be longer than when asked."""
+    return nominal[min(i, len(nominal) - 1)]
+
+
 def _signature(values: Sequence[Any]) -> _Signature:
     parts: list[Any] = []
     for value in values:

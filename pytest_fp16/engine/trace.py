@@ -34,6 +34,7 @@ from pytest_fp16.engine.operations import (
     facts,
     flat,
     functional,
+    nominal_at,
     nominal_dtypes,
     promoted_low,
     rebuild,
@@ -457,7 +458,7 @@ def _dtype_of(
 ) -> torch.dtype:
     if not item.is_floating_point():
         return item.dtype
-    dtype = nominal[i] if nominal and i < len(nominal) else fallback
+    dtype = nominal_at(nominal, i) if nominal else fallback
     return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
 
 

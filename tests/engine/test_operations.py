@@ -131,3 +131,12 @@ def test_promotion_where_no_meta_kernel_says_it():
     assert promoted_low((HALF, torch.tensor(1.0)), {}) == torch.float16
     assert promoted_low((torch.ones(2, dtype=torch.long),), {}) is None
     assert [t.dtype for t in tensors(([HALF], 1), {"x": WIDE})] == [torch.float16, torch.float32]
+
+
+def test_a_split_into_more_parts_than_before_keeps_its_dtype():
+    from pytest_fp16.engine.emulate import Emulation
+
+    with Emulation("cuda"):
+        for parts in (2, 5, 3):
+            made = torch.ops.aten.unsafe_split.Tensor(torch.ones(2, 4 * parts).half(), 4, 1)
+            assert [p.dtype for p in made] == [torch.float16] * parts
