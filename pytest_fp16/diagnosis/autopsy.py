@@ -27,6 +27,7 @@ from pytest_fp16.engine.operations import (
     Facts,
     facts,
     flat,
+    nominal_at,
     nominal_dtypes,
     promoted_low,
     rebuild,
@@ -293,7 +294,7 @@ def _written(known: Facts, args: Any, kwargs: Any) -> list[Twin]:
 def _dtype_of(item: Tensor, i: int, nominal: Any, fallback: Any) -> torch.dtype:
     if not item.is_floating_point():
         return item.dtype
-    dtype = nominal[i] if nominal and i < len(nominal) else fallback
+    dtype = nominal_at(nominal, i) if nominal else fallback
     return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
 
 
