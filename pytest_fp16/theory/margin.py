@@ -70,7 +70,7 @@ def flips_and_ties(
     """Where the predicted class differs, and where it ties with the reference's class.
 
     A tie that includes the reference's class is a tie, not a flip: 16-bit logits often tie exactly.
-    A row that holds NaN is a flip.
+    A row that holds NaN is a flip, and so is a tie at infinity: an overflow decided nothing.
 
     Returns:
         Two bool tensors of shape [N, P].
@@ -79,4 +79,5 @@ def flips_and_ties(
     at_reference = pick(candidate, reference_top)
     holds = at_reference == best
     tied = holds & ((candidate == best.unsqueeze(-1)).sum(-1) > 1)
-    return ~holds, tied
+    lost = tied & best.isinf()
+    return ~holds | lost, tied & ~lost

@@ -106,3 +106,10 @@ def test_flips_and_ties_against_class_zero(row, flip, tie):
     flips, ties = flips_and_ties(torch.tensor([[row]]), torch.tensor([[0]]))
 
     assert (flips.item(), ties.item()) == (flip, tie)
+
+
+def test_a_tie_at_infinity_is_a_flip():
+    candidate = torch.tensor([[[torch.inf, torch.inf, 0.0]], [[torch.inf, 1.0, 0.0]]])
+    flips, ties = flips_and_ties(candidate, torch.zeros(2, 1, dtype=torch.long))
+    assert flips.flatten().tolist() == [True, False]
+    assert not ties.any()
