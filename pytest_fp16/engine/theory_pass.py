@@ -33,6 +33,8 @@ NOISE_RUNS = 8
 PROBABLE_SIGMAS = 4.0
 #: A competitor this many bounds of the runner-up away is taken as cleared without its own pass.
 SCREEN = 4.0
+#: Backward passes on the first few inputs that measure how far the errors of classes differ.
+SCREENING_PASSES = 32
 #: Extra backward passes for inputs with more than one near competitor.
 EXTRA_COMPETITORS = 2
 _CHUNK_BYTES = 512 * 2**20
@@ -96,6 +98,7 @@ class TheoryPass:
         self.where = Location(self.model)
         self.constants: dict[int, tuple[Tensor, Tensor]] = {}
         self.chunk = PRIMES[-1]
+        self.screen = SCREEN
         self.started = False
         if self.task.many or self.task.batchwise:
             self.method = "random rounding"
@@ -188,6 +191,7 @@ class TheoryPass:
         self.chunk = max(p for p in PRIMES if p == 5 or p * per_input <= _CHUNK_BYTES)
         alone = self._sigma(trace, canonical, reference[:few])
         values = canonical.detach()[:few]
+        self._set_screen(trace, canonical, reference[:few])
         self.totals.clear()
         if n == 1:
             return
@@ -198,6 +202,32 @@ class TheoryPass:
         differs = (alone - together[:few]).abs() > _AGREEMENT * alone
         if trace.owners.shared or bool(differs.any()) or _differ(values, canonical[:few]):
             raise _NotDifferentiableError("the error of an input depends on its batch")
+
+    def _set_screen(self, trace: Trace, canonical: Tensor, reference: Tensor) -> None:
+        """Widen the screen where some class has a much larger error than the runner-up.
+
+        Takes each class's bound on the few inputs; many classes in groups with random signs, whose
+        sum stands for the largest among them.
+        """
+        classes = reference.shape[-1]
+        if not self.task.decides or classes < 3:
+            return
+        top = torch.zeros_like(reference).scatter_(-1, reference.argmax(-1, keepdim=True), 1.0)
+        signs = torch.ones_like(reference[0, 0])
+        if classes > SCREENING_PASSES:
+            generator = torch.Generator().manual_seed(classes)
+            drawn = torch.randint(0, 2, (classes,), generator=generator)
+            signs = drawn.mul_(2).sub_(1).to(signs)
+        own = self.backward(trace, canonical, self.task.seeds(reference))[self.format].bound
+        for start in range(min(classes, SCREENING_PASSES)):
+            group = torch.zeros_like(signs)
+            group[start::SCREENING_PASSES] = signs[start::SCREENING_PASSES]
+            seeds = top * group.sum() - group
+            bound = self.backward(trace, canonical, seeds)[self.format].bound
+            ratio = (bound / own.clamp(min=1e-30))[: len(reference)].nan_to_num(0, 0, 0)
+            self.screen = max(self.screen, 2 * float(ratio.max()))
+        for follower in self.followers:
+            follower.screen = self.screen
 
     def _sigma(self, trace: Trace, canonical: Tensor, reference: Tensor) -> Tensor:
         sums = self.backward(trace, canonical, self.task.seeds(reference))[self.format]
@@ -291,7 +321,7 @@ class TheoryPass:
         bounded = (margin > bound) & ~undecided.unsqueeze(1)
         probable = (margin > PROBABLE_SIGMAS * sigma) & ~undecided.unsqueeze(1)
         if self.task.decides:
-            self._clear_rivals(logits, reference, bound, bounded, probable, rivals)
+            self._clear_rivals(logits, reference, sigma, bound, bounded, probable, rivals)
         else:
             bounded = probable = torch.zeros_like(bounded)
         return TheoryBatch(
@@ -302,6 +332,7 @@ class TheoryPass:
         self,
         logits: Tensor,
         reference: Tensor,
+        sigma: Tensor,
         bound: Tensor,
         bounded: Tensor,
         probable: Tensor,
@@ -310,18 +341,20 @@ class TheoryPass:
         """Withdraw certificates (in place) where a third class could win."""
         ranks = reference.argsort(-1, descending=True)
         gaps = logits.gather(-1, ranks[..., :1]) - logits.gather(-1, ranks[..., 2:])
-        near = bounded & (gaps < SCREEN * bound.unsqueeze(-1)).any(-1)
+        near = (bounded | probable) & (gaps < self.screen * bound.unsqueeze(-1)).any(-1)
         for extra in range(min(EXTRA_COMPETITORS, gaps.shape[-1])):
             gap = gaps[..., extra]
-            needy = near & (gap < SCREEN * bound)
+            needy = near & (gap < self.screen * bound)
             if not bool(needy.any()):
                 continue
             sums = rivals.sums(ranks[..., :1], ranks[..., extra + 2 : extra + 3])[self.format]
-            sigma, worst = (v[: len(logits)].unsqueeze(1) for v in (sums.sigma, sums.bound))
+            own, worst = (v[: len(logits)].unsqueeze(1) for v in (sums.sigma, sums.bound))
             bounded &= ~needy | (gap > worst)
-            probable &= ~needy | (gap > PROBABLE_SIGMAS * sigma)
+            probable &= ~needy | (gap > PROBABLE_SIGMAS * own)
         if gaps.shape[-1] > EXTRA_COMPETITORS:
-            bounded &= gaps[..., EXTRA_COMPETITORS:].amin(-1) >= SCREEN * bound
+            rest = gaps[..., EXTRA_COMPETITORS:].amin(-1)
+            bounded &= rest >= self.screen * bound
+            probable &= rest >= self.screen * PROBABLE_SIGMAS * sigma
 
     # -- random rounding ----------------------------------------------------------------------
 

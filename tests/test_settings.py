@@ -1,0 +1,70 @@
+import dataclasses
+
+import pytest
+
+from pytest_fp16.errors import PrecisionError, SettingError
+from pytest_fp16.settings import CANDIDATES, Settings, parse_budget
+
+
+def test_defaults_ask_for_the_four_candidates():
+    settings = Settings()
+
+    assert settings.precisions == CANDIDATES
+    assert (settings.target, settings.emulate, settings.budget) == ("cuda", "auto", None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.seeds = 3
+
+
+def test_precisions_are_made_canonical_and_unique():
+    assert Settings(precisions="fp16").precisions == ("16-mixed",)
+    assert Settings(precisions=["fp16", "16-mixed", "bf16"]).precisions == (
+        "16-mixed",
+        "bf16-mixed",
+    )
+    with pytest.raises(PrecisionError):
+        Settings(precisions=["16"])
+    with pytest.raises(SettingError, match="precisions is empty"):
+        Settings(precisions=())
+
+
+@pytest.mark.parametrize("name", ["emulate", "target", "report"])
+def test_choices_are_named_when_one_is_wrong(name):
+    with pytest.raises(SettingError, match=rf"{name} must be one of .* \(got 'x'\)"):
+        Settings(**{name: "x"})
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, True, "8"])
+def test_seeds_are_a_whole_number_of_at_least_one(value):
+    with pytest.raises(SettingError, match="seeds must be a whole number"):
+        Settings(seeds=value)
+
+
+def test_with_changes_and_validates():
+    assert Settings().with_(seeds=3, budget="1 %").budget == "1%"
+    with pytest.raises(SettingError, match=r"unknown setting 'sedes'; known are .*seeds"):
+        Settings().with_(sedes=3)
+    with pytest.raises(SettingError, match="target"):
+        Settings().with_(target="tpu")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None), ("", None), ("default", None), (0, 0.0), (0.005, 0.005), ("0.005", 0.005),
+        ("5e-3", 0.005), (".5", 0.5), ("0.5%", "0.5%"), (" 2. % ", "2%"), ("1e1%", "10%"),
+    ],
+)  # fmt: skip
+def test_budgets_that_parse(value, expected):
+    assert parse_budget(value) == expected
+
+
+@pytest.mark.parametrize("value", ["much", "0.5 points", "%", "1,5", True, "nan", float("inf")])
+def test_budgets_that_do_not_parse(value):
+    with pytest.raises(SettingError, match="does not parse"):
+        parse_budget(value)
+
+
+@pytest.mark.parametrize("value", [-1, "-0.5", "-2%"])
+def test_negative_budgets_are_refused(value):
+    with pytest.raises(SettingError, match="negative"):
+        parse_budget(value)
