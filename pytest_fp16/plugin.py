@@ -267,6 +267,8 @@ class Conformance:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of verdicts, and what there is to know beside it."""
+        if self.session.config.getoption("no_summary", False):
+            return
         lines = self.session.summary()
         if lines:
             terminalreporter.section("16-bit conformance")

@@ -36,7 +36,7 @@ _FEWEST, _MOST = 5, 50
 
 def clock() -> float:
     """Seconds, once the device has finished what it was given."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():
         torch.mps.synchronize()
