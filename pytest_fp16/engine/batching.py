@@ -86,7 +86,9 @@ def count_inputs(inputs: Any, labels: Any) -> int:
     for tensor in all_tensors(inputs):
         if tensor.dim() > 0:
             return int(tensor.shape[0])
-    raise DataError("a batch holds no tensor with a batch dimension; yield tensors, or dicts of them")
+    raise DataError(
+        "a batch holds no tensor with a batch dimension; yield tensors, or dicts of them"
+    )
 
 
 def batch_dim(tensor: Tensor, n: int) -> int | None:

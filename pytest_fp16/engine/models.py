@@ -28,7 +28,8 @@ def make_model(source: Any) -> nn.Module:
     if isinstance(source, nn.Module):
         source = getattr(source, "_orig_mod", source)  # a compiled model's own module
         try:
-            return copy.deepcopy(source)
+            copied: nn.Module = copy.deepcopy(source)
+            return copied
         except Exception as error:
             raise ModelError(
                 f"the model cannot be copied ({type(error).__name__}: {error}); pass a function "
@@ -44,7 +45,7 @@ def make_model(source: Any) -> nn.Module:
         raise ModelError(
             f"the model function returned {type(made).__name__}, not a torch.nn.Module"
         )
-    return getattr(made, "_orig_mod", made)  # type: ignore[no-any-return]
+    return getattr(made, "_orig_mod", made)
 
 
 def require_float32(model: nn.Module) -> None:
@@ -162,6 +163,7 @@ class Location:
             self.stack.pop()
 
     def __call__(self) -> str:
+        """The qualified name, empty at the root and outside the model."""
         return self.stack[-1] if self.stack else ""
 
     def reset(self) -> None:

@@ -36,11 +36,12 @@ class Cell:
 class Shadow(Tensor):
     """See the module's docstring. Operations on it are computed by an active `Trace` only."""
 
-    inner: Tensor
+    inner: Tensor  # type: ignore[assignment]
     cell: Cell
 
     @staticmethod
-    def __new__(cls, inner: Tensor, dtype: torch.dtype, cell: Cell) -> Shadow:
+    def __new__(cls: type[Shadow], inner: Tensor, dtype: torch.dtype, cell: Cell) -> Shadow:
+        """A tensor without memory of its own: shape, strides and dtype are what it shows."""
         shadow: Shadow = torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), dtype=dtype, device=inner.device
         )
@@ -50,7 +51,7 @@ class Shadow(Tensor):
         self.inner = inner
         self.cell = cell
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def native(self) -> Tensor:
         """The plain 16-bit tensor the program would hold here."""
@@ -68,7 +69,7 @@ class Shadow(Tensor):
             return self.native().tolist()
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(f"{func} was called on a traced tensor after the trace had ended")
