@@ -67,7 +67,7 @@ class Accuracy:
             return math.inf
         if not self.many:
             return accuracy_error(self.value, self.count)
-        return mean_error(*self.per_input, self.inputs)
+        return mean_error(self.per_input[0], self.per_input[1], self.inputs)
 
 
 class RSquared:

@@ -61,7 +61,7 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
             module.__class__ = island_class(type(module))
             vars(module)["_fp16_around"] = around
             module.register_forward_pre_hook(_mark)
-            module.register_load_state_dict_post_hook(_restore)  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_post_hook(_restore)
     for module in own.modules():
         if isinstance(module, nn.TransformerEncoder) and not islands.isdisjoint(module.modules()):
             module.use_nested_tensor = False  # its fast path reads weights past their modules

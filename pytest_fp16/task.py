@@ -68,10 +68,10 @@ class Task:
         """Labels as [N, P] classes, or [N, D] values for regression."""
         if labels is None:
             return None
-        labels = torch.as_tensor(labels)
+        values: Tensor = torch.as_tensor(labels)
         if self.kind == "regression":
-            return labels.reshape(n, -1).float()
-        return labels.reshape(n, -1).long()
+            return values.reshape(n, -1).float()
+        return values.reshape(n, -1).long()
 
     def margins(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Margin of the reference's top class over its runner-up, [N, P].
@@ -195,7 +195,9 @@ def check_labels(task: Task, labels: Tensor, classes: int) -> None:
     if task.kind == "regression":
         return
     if labels.is_floating_point() and not bool((labels == labels.round()).all()):
-        raise DataError("labels must be whole numbers of classes; for values, set task='regression'")
+        raise DataError(
+            "labels must be whole numbers of classes; for values, set task='regression'"
+        )
     counted = labels[labels != task.ignore_index]
     if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
         raise DataError(

@@ -46,8 +46,8 @@ def absorbed(y: Tensor, operands: Sequence[Tensor], fmt: Format) -> Tensor:
         if operand.shape != y.shape:
             continue
         stride = max(1, y.numel() // _SAMPLE)
-        sample = (t.detach().flatten()[::stride] for t in (operand, y))
-        if float(_falls(*sample, fmt)[1].mean()) < _WORTHWHILE:
+        before, after = (t.detach().flatten()[::stride] for t in (operand, y))
+        if float(_falls(before, after, fmt)[1].mean()) < _WORTHWHILE:
             continue
         away, falls = _falls(operand.detach(), y.detach(), fmt)
         y = y + away.mul_(falls)

@@ -109,7 +109,7 @@ class Witness(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.where = Location(model)
         self.dtypes: Counter[str] = Counter()
         self.float32_modules: dict[str, None] = {}

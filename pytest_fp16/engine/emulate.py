@@ -61,7 +61,7 @@ class Emulation(TorchDispatchMode):
     """
 
     def __init__(self, target: str = "cuda", opaque: str = "native") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.target = target
         self.opaque = opaque
 

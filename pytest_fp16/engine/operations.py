@@ -302,7 +302,7 @@ def flat(out: Any) -> list[Any]:
 def rebuild(out: Any, items: Iterator[Any]) -> Any:
     """The structure of `out`, filled from `items` in the order of `flat`."""
     if isinstance(out, (list, tuple)):
-        return type(out)([rebuild(part, items) for part in out])  # type: ignore[call-arg]
+        return type(out)([rebuild(part, items) for part in out])
     return next(items)
 
 

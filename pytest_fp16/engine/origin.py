@@ -32,7 +32,7 @@ class Origin(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.phase = "<loss>"
         self.location = Location(model)
         self.backward_of = "<loss>"

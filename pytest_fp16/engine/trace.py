@@ -60,7 +60,7 @@ _BELOW = (
     | torch._C.DispatchKeySet(_KEYS.PythonTLSSnapshot)
     | torch._C.DispatchKeySet(_KEYS.AutocastCPU)
     | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
-    | torch._C.DispatchKeySet(_KEYS.AutocastMPS)
+    | torch._C.DispatchKeySet(_KEYS.AutocastMPS)  # type: ignore[attr-defined]
 )
 
 
@@ -96,7 +96,7 @@ class Trace(TorchDispatchMode):
         detailed: bool = False,
         formats: tuple[Format, ...] = (FLOAT16,),
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.owners = Owners(batch)
         self.contributions = Contributions(self.owners, device, formats)
         self.signature: list[tuple[SiteKey, torch.Size]] = []

@@ -47,7 +47,8 @@ def distribution(p: Array) -> Array:
     if rate > 0:
         tail = poisson.pmf(np.arange(int(poisson.ppf(1 - 1e-12, rate)) + 2), rate)
         pmf = np.convolve(pmf, tail)
-    return pmf / pmf.sum()
+    found: Array = pmf / pmf.sum()
+    return found
 
 
 def _convolve_all(p: Array) -> Array:
@@ -57,7 +58,8 @@ def _convolve_all(p: Array) -> Array:
             pmf = np.convolve(pmf, (1 - q, q))
         return pmf
     half = len(p) // 2
-    return np.clip(fftconvolve(_convolve_all(p[:half]), _convolve_all(p[half:])), 0, None)
+    found: Array = np.clip(fftconvolve(_convolve_all(p[:half]), _convolve_all(p[half:])), 0, None)
+    return found
 
 
 def flips_allowed(p: Array, level: float = LEVEL) -> int:
