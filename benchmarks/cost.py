@@ -94,9 +94,8 @@ class Stream:
 
 def all_four(count: int, name: str = "resnet20") -> float:
     """Seconds for one subject in all four precisions, data drawn once."""
-    from pytest_fp16.conformance import examine
-
     from pytest_fp16 import Evaluation, Settings
+    from pytest_fp16.conformance import examine
 
     subject = Evaluation(model=models.trained(name), data=Stream(count), name=name)
     start = time.perf_counter()

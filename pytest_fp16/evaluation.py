@@ -133,7 +133,8 @@ class EvaluationRun:
             raise
         except Exception as error:
             raise ModelError(
-                f"the model raises in float32 already: {type(error).__name__}: {first_line(error)}; "
+                "the model raises in float32 already: "
+                f"{type(error).__name__}: {first_line(error)}; "
                 "check the batch and forward="
             ) from error
 

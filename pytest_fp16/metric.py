@@ -158,7 +158,7 @@ def user_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each decision [N, P] is right, as ``argmax`` decides: a tie falls to the first class."""
+    """Whether each decision [N, P] is right, as ``argmax`` decides: of a tie, the first class."""
     return (logits.nan_to_num(nan=-torch.inf).argmax(-1) == labels) & ~logits.isnan().any(-1)
 
 

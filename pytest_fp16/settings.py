@@ -27,8 +27,8 @@ class Settings:
 
     Attributes:
         precisions: names of the candidates, in the order they are reported.
-        device: where models run: ``"auto"`` (CUDA if there is one, else CPU), ``"cpu"``, ``"cuda"``,
-            ``"cuda:1"``, ``"mps"``.
+        device: where models run: ``"auto"`` (CUDA if there is one, else CPU), ``"cpu"``,
+            ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         target: the device whose 16-bit behaviour an emulated verdict speaks for.
         emulate: ``"auto"`` is native on CUDA and emulated elsewhere.
         budget: metric a user is willing to lose: a number in the metric's own units (``0.005`` is
@@ -113,7 +113,8 @@ def parse_budget(value: float | str | None) -> float | str | None:
     text = str(value).strip()
     if isinstance(value, str) and text.lower() in {"", "default"}:
         return None
-    match = re.fullmatch(r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)\s*(?P<percent>%?)", text)
+    number = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"
+    match = re.fullmatch(number + r"\s*(?P<percent>%?)", text)
     if match is None or isinstance(value, bool):
         raise SettingError(
             f"budget {value!r} does not parse; give a number in the metric's own units (0.005) "
@@ -121,5 +122,7 @@ def parse_budget(value: float | str | None) -> float | str | None:
         )
     number = float(match["number"])
     if number < 0:
-        raise SettingError(f"budget {value!r} is negative; it is what you are willing to lose, so >= 0")
+        raise SettingError(
+            f"budget {value!r} is negative; it is what you are willing to lose, so >= 0"
+        )
     return f"{number:g}%" if match["percent"] else number

@@ -94,7 +94,9 @@ class Training:
         if self.task not in TASKS:
             raise SettingError(f"task must be one of {', '.join(TASKS)} (got {self.task!r})")
         if self.scheduler_step not in ("epoch", "step"):
-            raise SettingError(f"scheduler_step must be epoch or step (got {self.scheduler_step!r})")
+            raise SettingError(
+                f"scheduler_step must be epoch or step (got {self.scheduler_step!r})"
+            )
         for name in ("epochs", "accumulate"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -99,7 +99,7 @@ class Task:
         return labels != self.ignore_index
 
     def correct(self, logits: Tensor, labels: Tensor, reference_top: Tensor) -> Tensor:
-        """Whether each decision is right, [N, P]; a tie with the reference's class counts as its own."""
+        """Whether each decision is right, [N, P]; a tie with the reference's class is its own."""
         predicted = logits.nan_to_num(nan=-torch.inf).argmax(-1)
         ties = pick(logits, reference_top) == logits.amax(-1)
         predicted = torch.where(ties, reference_top, predicted)
@@ -141,7 +141,8 @@ def infer_task(kind: str, output: Tensor, labels: Any, n: int, ignore_index: int
     if kind == "multilabel":
         if labels is not None and labels.numel() != output.numel():
             raise DataError(
-                f"multilabel labels have shape {tuple(labels.shape)}, the outputs {tuple(output.shape)}"
+                f"multilabel labels have shape {tuple(labels.shape)}, "
+                f"the outputs {tuple(output.shape)}"
             )
         return Task(kind, many=output[0].numel() > 1, ignore_index=ignore_index)
     return _classification(output, labels, ignore_index)
@@ -174,8 +175,8 @@ def _classification(output: Tensor, labels: Tensor | None, ignore_index: int) ->
         class_dim = 1
     else:
         raise DataError(
-            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(output.shape)}; "
-            "they must have the logits' shape without the dimension of classes"
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
+            f"{tuple(output.shape)}; they must have the logits' shape without the dimension of classes"
         )
     classes = output.shape[class_dim]
     if classes < 2:

@@ -65,7 +65,9 @@ def _as_predicted(lane: Lane) -> Check:
     if lane.task.decides:
         limits.append(("flips", outcome.flips, lane.prediction.flips.allowed()))
     broken = [(name, is_, most) for name, is_, most in limits if is_ > most]
-    said = ", ".join(f"{name} {is_:.3g} (allowed {most:.3g})" for name, is_, most in broken or limits)
+    said = ", ".join(
+        f"{name} {is_:.3g} (allowed {most:.3g})" for name, is_, most in broken or limits
+    )
     if not broken:
         return Check(name="as predicted", passed=True, detail=said)
     beyond = f"; {errors.exceeded} of {errors.count} errors exceed the worst-case bound"

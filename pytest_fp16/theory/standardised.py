@@ -38,7 +38,7 @@ def spread(errors: NDArray[np.float64]) -> float:
 
 
 class ErrorTotals:
-    """Running totals of standardised errors; a histogram stands in for them where a median is asked.
+    """Running totals of standardised errors; a histogram stands in for them for the median.
 
     Attributes:
         count: errors added.
