@@ -113,8 +113,8 @@ def parse_budget(value: float | str | None) -> float | str | None:
     text = str(value).strip()
     if isinstance(value, str) and text.lower() in {"", "default"}:
         return None
-    number = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"
-    match = re.fullmatch(number + r"\s*(?P<percent>%?)", text)
+    pattern = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"
+    match = re.fullmatch(pattern + r"\s*(?P<percent>%?)", text)
     if match is None or isinstance(value, bool):
         raise SettingError(
             f"budget {value!r} does not parse; give a number in the metric's own units (0.005) "

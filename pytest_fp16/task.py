@@ -176,7 +176,8 @@ def _classification(output: Tensor, labels: Tensor | None, ignore_index: int) ->
     else:
         raise DataError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
-            f"{tuple(output.shape)}; they must have the logits' shape without the dimension of classes"
+            f"{tuple(output.shape)}; they must have the logits' shape without the "
+            f"dimension of classes"
         )
     classes = output.shape[class_dim]
     if classes < 2:
