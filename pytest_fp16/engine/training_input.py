@@ -126,7 +126,7 @@ def _try_step(trainee: Trainee, batch: Any) -> None:
     if not bool(loss.detach().isfinite()):
         raise ModelError(
             f"the reference is no reference: the loss of the untrained float32 model is "
-            f"{float(loss)}; repair the float32 training first"
+            f"{float(loss.detach())}; repair the float32 training first"
         )
 
 

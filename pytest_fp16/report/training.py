@@ -233,7 +233,8 @@ def _facts(
         "reference_metrics": [r.metric for r, _ in every],
         "candidate_metrics": [c.metric for _, c in every],
         "losses": [r.metric - c.metric for r, c in every],
-        "ended": [c.ended for _, c in every],
+        # The word "nan" would be read back from JSON as the number.
+        "ended": ["not finite" if c.ended == "nan" else c.ended for _, c in every],
         "mean_loss": look.mean if look else None,
         "lower": look.lower if look else None,
         "upper": look.upper if look else None,

@@ -1,0 +1,241 @@
+"""The verdict on a training, and what is refused before it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Settings, check
+from pytest_fp16.conformance import examine
+from pytest_fp16.errors import DataError, ModelError, SettingError
+from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.training import training_step_functions
+
+
+def adam(params):
+    return torch.optim.Adam(params, lr=1e-3)
+
+
+def test_a_healthy_training_is_equivalent(digits_training):
+    report = check(digits_training(), precision="16-true", seeds=3)
+    assert report.verdict == "equivalent", str(report)
+    assert report.kind == "training"
+    assert report.forecast.method == "gradient check"
+    assert report.forecast.verdict == "equivalent"
+    assert report.training["seeds"] == [0, 1, 2]
+    assert report.metric.reference > 0.8
+    assert report.metric.loss == pytest.approx(np.mean(report.training["losses"]))
+    assert 0 < report.delta_max < 1
+    assert 0 < report.certified.measured <= 1
+    assert {c.name for c in report.checks if c.passed} == {
+        "16 bit ran",
+        "finite",
+        "same over seeds",
+    }
+
+
+def test_one_reference_serves_every_precision(digits_training, monkeypatch):
+    from pytest_fp16.engine import runs
+
+    made = []
+    own = runs.train
+
+    def counted(subject, precision, seed, *arguments):
+        made.append((precision.name, seed))
+        return own(subject, precision, seed, *arguments)
+
+    monkeypatch.setattr(runs, "train", counted)
+    settings = Settings(precisions=("16-true", "bf16-mixed"), seeds=3)
+    reports = examine(digits_training(), settings)
+    assert [r.precision for r in reports] == ["16-true", "bf16-mixed"]
+    assert len(made) == len(set(made))
+    assert reports[0].training["reference_metrics"] == reports[1].training["reference_metrics"]
+
+
+def test_a_run_that_breaks_ends_it_at_the_first_seed(digits_training):
+    report = check(digits_training(optimizer=adam), precision="16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert report.training["seeds"] == [0]
+    assert report.training["ended"] == ["not finite"]
+    assert [c.detail for c in report.checks if c.name == "finite"] == [
+        "the 16-true run of seed 0 ended in NaN or infinity in epoch 1, step 1; "
+        "its 32-bit twin did not"
+    ]
+
+
+def test_a_training_that_fails_in_32_bits_is_refused(digits_training):
+    def wild(params):
+        return torch.optim.SGD(params, lr=1e30)
+
+    with pytest.raises(ModelError, match="the 32-bit training itself fails"):
+        check(digits_training(optimizer=wild), precision="16-true", seeds=3)
+
+
+def test_too_few_seeds_say_how_many_are_missing(digits_training):
+    report = check(digits_training(), precision="bf16-true", seeds=2, budget=1e-6)
+    assert report.verdict == "inconclusive"
+    assert report.training["seeds_missing"] > 0
+    (detail,) = [c.detail for c in report.checks if c.name == "same over seeds"]
+    assert f"about {report.training['seeds_missing']} more seed(s) would settle it" in detail
+
+
+def test_an_alarm_without_a_failure_is_a_warning(digits_training, monkeypatch):
+    from pytest_fp16.engine.gradient_check import GradientFindings
+
+    alarm = GradientFindings("not equivalent", "the planted reason")
+    monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: alarm)
+    report = check(digits_training(), precision="16-true", seeds=3)
+    assert report.verdict == "equivalent"
+    assert any("the planted reason" in warning for warning in report.warnings)
+
+
+def test_a_silent_gradient_check_does_not_save_a_failure(digits_training, monkeypatch):
+    from pytest_fp16.engine.gradient_check import GradientFindings
+
+    silent = GradientFindings("equivalent", "nothing found")
+    monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: silent)
+    report = check(digits_training(optimizer=adam), precision="16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert report.culprit.module == "<optimizer>"
+
+
+def test_a_module_given_varies_the_order_alone(digits_training):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    before = model[1].weight.detach().clone()
+    report = check(digits_training(model=model), precision="16-true", seeds=3)
+    assert torch.equal(model[1].weight, before)
+    first = report.training["epoch_losses"]["reference"]
+    assert first[0] != first[1]
+
+
+def test_seeds_that_vary_nothing_are_named(digits_training):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    whole = digits_training(model=model)
+    report = check(
+        digits_training(model=model, train_data=whole.train_data[:1]),
+        precision="bf16-true",
+        seeds=3,
+    )
+    assert any("seeds vary nothing" in warning for warning in report.warnings)
+
+
+def test_the_callers_state_is_as_it_was(digits_training, digits):
+    (x, y), _ = digits
+    generator = torch.Generator().manual_seed(7)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, y), batch_size=64, shuffle=True, generator=generator
+    )
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    states = random.getstate(), torch.get_rng_state(), generator.get_state()
+    numpy = np.random.get_state()[1].copy()
+    with torch.no_grad():
+        check(digits_training(train_data=loader), precision="16-mixed", seeds=2)
+        assert not torch.is_grad_enabled()
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert torch.equal(generator.get_state(), states[2])
+    assert (np.random.get_state()[1] == numpy).all()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_progress_names_seed_precision_epoch_and_loss(digits_training):
+    told = []
+    check(
+        digits_training(),
+        precision="16-true",
+        seeds=3,
+        progress=lambda what, done, total: told.append((what, done, total)),
+    )
+    assert any(w.startswith("digits: seed 1, 16-true, epoch 2/2, loss ") for w, _, _ in told)
+    steps = [done for what, done, _ in told if "seed" in what]
+    assert steps == sorted(steps)
+    assert steps[-1] == told[-1][2]
+
+
+def _once(data):
+    yield from data
+
+
+BAD = {
+    "data that yields once": (
+        lambda t: {"train_data": _once(t.train_data)},
+        DataError,
+        "train_data yields once only",
+    ),
+    "no data": (lambda t: {"train_data": []}, DataError, "train_data is empty"),
+    "no evaluation data": (lambda t: {"eval_data": []}, DataError, "eval_data is empty"),
+    "data that is none": (lambda t: {"eval_data": 3}, DataError, "eval_data must yield batches"),
+    "an optimizer that is none": (
+        lambda t: {"optimizer": lambda params: "sgd"},
+        SettingError,
+        "it returned str",
+    ),
+    "no optimizer": (lambda t: {"optimizer": None}, SettingError, "configure_optimizers"),
+    "a loss per input": (
+        lambda t: {"loss": nn.CrossEntropyLoss(reduction="none")},
+        ModelError,
+        "the loss must be a scalar tensor",
+    ),
+    "a loss that is a number": (
+        lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o, t).item()},
+        ModelError,
+        "the loss must be a scalar tensor",
+    ),
+    "no loss": (lambda t: {"loss": None}, SettingError, "loss must be a function"),
+    "a loss without gradient": (
+        lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o.detach(), t)},
+        ModelError,
+        "requires no gradient",
+    ),
+    "a loss that is NaN": (
+        lambda t: {"loss": lambda o, t: o.sum() * float("nan")},
+        ModelError,
+        "the loss of the untrained float32 model is nan",
+    ),
+    "a model in 16 bits": (lambda t: {"model": lambda: t.model().half()}, ModelError, "16 bits"),
+    "no model": (lambda t: {"model": 3}, ModelError, "function that makes one"),
+    "nothing to train": (
+        lambda t: {"model": lambda: t.model().requires_grad_(False)},
+        ModelError,
+        "nothing to train",
+    ),
+    "labels out of range": (
+        lambda t: {"eval_data": [(x, y + 5) for x, y in t.eval_data]},
+        DataError,
+        "labels run from",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused(digits_training, case):
+    change, error, words = BAD[case]
+    subject = digits_training(**change(digits_training()))
+    with pytest.raises(error, match=words):
+        check(subject, precision="16-true", seeds=2)
+
+
+def test_a_function_that_returns_one_module_is_copied(digits_training):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    before = model[1].weight.detach().clone()
+    report = check(digits_training(model=lambda: model), precision="16-true", seeds=3)
+    assert torch.equal(model[1].weight, before)
+    assert any("returns the same module each time" in w for w in report.warnings)
+
+
+def test_step_functions_train_a_model_of_their_own(digits_training):
+    subject = digits_training()
+    reference, candidate = training_step_functions(
+        subject, PRECISIONS["16-true"], Settings(emulate="never", device="cpu")
+    )
+    first = reference(), candidate()
+    assert first[0] == pytest.approx(first[1], rel=1e-2)
+    for _ in range(20):
+        last = reference(), candidate()
+    assert max(last) < min(first) - 0.5
