@@ -1,0 +1,92 @@
+"""The two programs of an autopsy are the emulated one and the float32 one, and cuts lie between."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16.diagnosis.autopsy import Autopsy, Program
+
+
+class Views(nn.Module):
+    """Writes in place, through views, in lists and out= arguments."""
+
+    def forward(self, x):
+        y = x * 1.1
+        y[:, :8] += 0.3
+        first, second = y.chunk(2, -1)
+        first.mul_(second.sigmoid())
+        y.t_()
+        y.t_()
+        out = torch.empty_like(y)
+        torch.add(y, 0.1, out=out)
+        return torch.cat([out, torch.stack([first, second]).sum(0)], -1)[:, :32]
+
+
+class Attend(nn.Module):
+    def forward(self, x):
+        h = x.unflatten(-1, (4, 8)).unsqueeze(1)
+        return F.scaled_dot_product_attention(h, h, h).flatten(1)
+
+
+PARTS = [Views(), Attend(), nn.LayerNorm(32), nn.BatchNorm1d(32), nn.GELU(), nn.Softmax(-1)]
+
+
+@pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("part", PARTS, ids=lambda p: type(p).__name__)
+def test_healed_from_the_start_it_is_the_reference_and_never_the_emulation(
+    make_net, specimen, part, name
+):
+    found = specimen(make_net(part, steps=0), name)
+    few = found.sample
+    emulated = found.candidate.outputs(few.inputs, few.seed, emulated=True)
+    torch.testing.assert_close(found.run(), emulated, rtol=0, atol=0)
+    torch.testing.assert_close(found.run(0), found.wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(found.run(), found.wanted)
+
+
+def test_damage_grows_with_the_cut(make_net, specimen):
+    found = specimen(make_net(nn.LayerNorm(32)), "bf16-true")
+    found.run()
+    count = len(found.last.operations)
+    errors = [float((found.run(i) - found.wanted).abs().max()) for i in range(count + 1)]
+    assert errors[0] < 1e-5 < errors[-1]
+    assert min(errors[count // 2 :]) > errors[0]
+
+
+def test_a_recurrent_net_of_packed_sequences_can_be_followed(specimen):
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 10)
+
+        def forward(self, x):
+            x = x[:, 0]
+            lengths = torch.full((len(x),), 8)
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            _, (hidden, _) = self.cell(packed)
+            return self.head(hidden[-1])
+
+    torch.manual_seed(0)
+    found = specimen(Packed().eval())
+    torch.testing.assert_close(found.run(0), found.wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_watched_operations_carry_line_and_measures(make_net, specimen):
+    found = specimen(make_net(nn.ReLU(), gain=1e6))
+    operations = found.side_by_side(lambda i: True).operations
+    scaled = next(o for o in operations if o.name == "mul" and not o.module)
+    assert "conftest.py" in scaled.source
+    assert scaled.finding.scalars == [1e6]
+    assert scaled.finding.own[0].infinite > 0
+    assert scaled.finding.own[0].largest > 65504
+
+
+def test_control_flow_may_follow_the_16_bit_values():
+    program = Program(None, {}, lambda: "")
+    with torch.no_grad(), Autopsy(program, beside=True) as autopsy:
+        x = torch.ones(3, dtype=torch.float16) * 2049
+        kept = x[x > 2048.5]
+        assert kept.shape == (0,)
+        assert kept.sum().item() == 0
+    assert [o.name for o in autopsy.operations][:2] == ["ones", "mul"]

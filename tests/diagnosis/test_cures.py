@@ -1,0 +1,95 @@
+"""A cure is the first that a full re-check passes, smallest set of modules first."""
+
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+
+
+class Rms(nn.Module):
+    def forward(self, x):
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt()
+
+
+def evaluated(model, digits, **settings):
+    _, (x, y) = digits
+    data = list(zip(x.split(200), y.split(200), strict=True))
+    return check(Evaluation(model=model, data=data), **{"precision": "16-true", **settings})
+
+
+def test_one_module_kept_in_float32(make_net, digits):
+    report = evaluated(make_net(Rms(), gain=500.0), digits)
+    assert report.culprit.module == "core.part"
+    assert report.cure.kind == "keep_in_float32"
+    assert report.cure.modules == ["core.part"]
+    assert report.cure.verified
+    assert report.cure.verdict == "equivalent"
+    assert report.cure.flips <= report.forecast.flips_allowed + 3
+    assert "tried" in str(report)
+
+
+def test_all_modules_of_the_kind_where_one_is_not_enough(make_net, digits):
+    part = nn.Sequential()
+    for i in range(3):
+        part.add_module(f"norm{i}", Rms())
+        part.add_module(f"gain{i}", nn.Linear(32, 32, bias=False))
+    model = make_net(part, gain=500.0)
+    with torch.no_grad():
+        for i in range(2):
+            part[2 * i + 1].weight.mul_(500.0)
+    report = evaluated(model, digits)
+    assert report.culprit.module == "core.part.norm0"
+    assert report.cure.verified
+    assert set(report.cure.modules) == {f"core.part.norm{i}" for i in range(3)}
+
+
+def test_a_value_that_leaves_the_module_too_large_is_cured_outside_it(make_net, digits):
+    class Large(nn.Module):
+        def forward(self, x):
+            return x * 1e6
+
+    part = nn.Sequential(Large(), nn.LayerNorm(32))
+    report = evaluated(make_net(part), digits)
+    assert (report.culprit.module, report.culprit.mechanism) == ("core.part.0", "overflow")
+    assert report.cure.verified
+    assert report.cure.modules in (["core.part"], [])
+
+
+def test_a_sibling_precision_where_no_module_can_be_kept(make_net, digits):
+    class Root(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            x = self.net(x)
+            return x - (x * 300.0).exp().sum(-1, keepdim=True).clamp(max=1e30).log() * 0.01
+
+    model = make_net(nn.ReLU())
+    report = evaluated(Root(model), digits)
+    assert report.culprit.module == ""
+    assert report.cure.verified
+    assert report.cure.kind in ("mixed", "bfloat16")
+
+
+def test_advice_with_the_line_where_nothing_passes(digits):
+    class Everywhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("places", torch.randn(64, 10, generator=torch.Generator()))
+
+        def forward(self, x):
+            x = x.flatten(1) + 30000.0
+            return (x - 30000.0) @ self.places
+
+    _, (x, _) = digits
+    report = check(
+        Evaluation(model=Everywhere(), data=[x[:200]], labelled=False), precision="bf16-true"
+    )
+    assert report.verdict == "not equivalent"
+    assert report.culprit.mechanism == "absorption"
+    assert report.cure is not None
+    if not report.cure.verified:
+        assert "test_cures.py:" in report.cure.description
+    else:
+        assert report.cure.kind == "mixed"

@@ -1,0 +1,103 @@
+"""Diagnosis at the end of an evaluation: who is diagnosed, from what, and at whose cost."""
+
+import pytest
+import torch
+from torch import nn
+
+import pytest_fp16.treatment as treatment
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.conformance import examine
+from pytest_fp16.settings import Settings
+
+
+def batches(digits, size=200):
+    _, (x, y) = digits
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def test_a_passing_test_pays_nothing(make_net, digits, monkeypatch):
+    monkeypatch.setattr(treatment, "treated", lambda *_: pytest.fail("diagnosed a healthy model"))
+    report = check(Evaluation(model=make_net(nn.GELU()), data=batches(digits)))
+    assert report.equivalent
+    assert report.culprit is None
+    assert report.cure is None
+    assert 0 < len(report.least_robust) <= 8
+
+
+def test_a_diagnosis_that_fails_is_a_warning(make_net, digits, monkeypatch):
+    def broken(patient):
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr(treatment, "diagnose", broken)
+    model = make_net(nn.Hardtanh(max_val=1e9), gain=1e7)
+    report = check(Evaluation(model=model, data=batches(digits)))
+    assert report.verdict == "not equivalent"
+    assert report.culprit is None
+    assert any("a bug of ours" in w for w in report.warnings)
+
+
+def test_siblings_that_were_examined_are_not_judged_again(make_net, digits, monkeypatch):
+    judged = []
+    really = treatment._judged
+
+    def watched(run, precision, keep):
+        judged.append((precision, keep))
+        return really(run, precision, keep)
+
+    monkeypatch.setattr(treatment, "_judged", watched)
+
+    class Large(nn.Module):
+        def forward(self, x):
+            return x * 1e7
+
+    model = make_net(nn.Sequential(Large(), nn.Identity()))
+    model.head = nn.Sequential(nn.LayerNorm(32), model.head)
+    settings = Settings(precisions=("16-true", "bf16-true"), target="cuda")
+    subject = Evaluation(model=model, data=batches(digits))
+    first, second = examine(subject, settings)
+    assert first.culprit.mechanism == "overflow"
+    assert second.equivalent
+    assert first.cure.verified
+    assert ("bf16-true", ()) not in judged
+
+
+def test_only_rare_inputs_fail(make_net, digits):
+    """The failure is in the last batch only; the diagnosis looks at the inputs that show it."""
+
+    class Reciprocal(nn.Module):
+        def forward(self, x):
+            total = x.abs().sum(-1, keepdim=True)
+            return torch.where(total > 0, x, x + 1) * (1e-9 / (total * 1e-3 + 1e-9)).clamp(max=1)
+
+    class Norm(nn.Module):
+        def forward(self, x):
+            return x / (x.pow(2).sum(-1, keepdim=True).sqrt() + 1e-9)
+
+    model = make_net(Norm())
+    with torch.no_grad():
+        model.encoder[1].bias.zero_()
+    (x, y) = digits[1]
+    x = x.clone()
+    x[-3:] = 0
+    subject = Evaluation(model=model, data=[(x[:400], y[:400]), (x[400:], y[400:])])
+    report = check(subject)
+    assert report.verdict == "not equivalent"
+    assert (report.culprit.module, report.culprit.mechanism) == ("core.part", "eps-underflow")
+    assert report.least_robust[0] == len(x) - 3
+    assert report.cure.modules == ["core.part"]
+
+
+def test_without_emulation(make_net, digits):
+    model = make_net(nn.LayerNorm(32), gain=1.0)
+    model.core["part"] = nn.Sequential(Square(), nn.LayerNorm(32))
+    unlabelled = [x for x, _ in batches(digits)]
+    report = check(
+        Evaluation(model=model, data=unlabelled, labelled=False), emulate="never", device="cpu"
+    )
+    assert report.run.mode == "native"
+    assert (report.culprit.module, report.culprit.mechanism) == ("core.part.0", "overflow")
+
+
+class Square(nn.Module):
+    def forward(self, x):
+        return (x + 300.0) ** 2 * 2

@@ -1,0 +1,86 @@
+"""Each mechanism, told from what is measured at the origin."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.diagnosis.mechanism import AHEAD, UNSOUND, defective, explain, stopped
+from pytest_fp16.diagnosis.origin import Raised, find_origin
+
+
+def of(function):
+    """A module that computes a function."""
+
+    class Part(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    return Part()
+
+
+def running(x):
+    total = torch.full_like(x[:, :1], 4096.0)
+    for i in range(32):
+        total = total + x[:, i : i + 1]
+    return x * (total - 4096.0) / 32
+
+
+def masked(x):
+    keep = (x > 1e9).to(x.dtype)  # nothing is kept: uniform in float32, NaN where −1e9 is −inf
+    return x * (0 * x + (1 - keep) * -1e9).softmax(-1)
+
+
+PARTS = {
+    "overflow": (lambda x: x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1), 400.0),
+    "underflow": (lambda x: x / (x * x).sum(-1, keepdim=True).sqrt(), 1e-5),
+    "eps-underflow": (lambda x: (x * 0) / ((x * 0).abs().amax(-1, keepdim=True) + 1e-9) + x, 1.0),
+    "absorption": (running, 1.0),
+    "cancellation": (
+        lambda x: x * ((((x + 50) ** 2).mean(-1, keepdim=True)
+                       - (x + 50).mean(-1, keepdim=True) ** 2) - 0.5),
+        1.0,
+    ),
+    "precision-loss": (lambda x: torch.sin((x + 3.0) * 900.0), 1.0),
+    "mask-inf": (masked, 1.0),
+}  # fmt: skip
+
+
+def explained(specimen, model, name="16-true"):
+    under = specimen(model, name)
+    origin = find_origin(under)
+    start = origin.operation.index
+    autopsy = under.side_by_side(lambda i: start <= i < start + AHEAD)
+    return explain(origin, autopsy.operations)
+
+
+@pytest.mark.parametrize("mechanism", PARTS)
+def test_each_mechanism(make_net, specimen, mechanism):
+    function, gain = PARTS[mechanism]
+    culprit = explained(specimen, make_net(of(function), gain=gain, steps=20))
+    assert culprit.mechanism == mechanism
+    assert culprit.module == "core.part"
+    assert any(c.isdigit() for c in culprit.evidence)
+    assert "test_mechanism.py" in culprit.source
+
+
+def test_the_epsilon_that_bfloat16_holds_is_no_culprit(make_net, specimen):
+    function, gain = PARTS["eps-underflow"]
+    under = specimen(make_net(of(function), gain=gain, steps=20), "bf16-true")
+    origin = find_origin(under)
+    assert origin is None or not origin.damage.lost.any()
+
+
+def test_a_constant_that_torch_refuses_is_a_mask():
+    error = RuntimeError("value cannot be converted to type at::Half without overflow")
+    assert stopped(Raised("a", "masked_fill", None, error), "float16").mechanism == "mask-inf"
+    error = RuntimeError("\"x\" not implemented for 'Half'")
+    assert stopped(Raised("a", "x", None, error), "float16").mechanism == "unsupported-op"
+
+
+def test_sound_operations_are_below_the_threshold_of_unsound_ones(make_net, specimen):
+    for part in (nn.LayerNorm(32), nn.GELU(), nn.Softmax(-1), nn.Linear(32, 32)):
+        operations = specimen(make_net(part, steps=5)).side_by_side(lambda i: True).operations
+        steps = [m.steps for o in operations for m in o.finding.own]
+        assert max(steps) > 0.1
+        assert max(steps) < UNSOUND
+        assert defective(operations) is None

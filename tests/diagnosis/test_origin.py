@@ -1,0 +1,131 @@
+"""The origin is where it was born: not where it shows first, nor what lies downstream."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin
+
+
+class Rms(nn.Module):
+    def forward(self, x):
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt()
+
+
+class Inside(nn.Module):
+    """Leaves the range within its own forward: at its border everything is finite."""
+
+    def forward(self, x):
+        return x * torch.reciprocal((x * x).sum(-1, keepdim=True) + 1.0)
+
+
+class Deltas(nn.Module):
+    def forward(self, x):
+        return x - x.roll(1, -1)
+
+
+def place(found):
+    assert isinstance(found, Origin)
+    return found.operation.module, found.operation.name
+
+
+def test_an_overflow_inside_a_module_whose_output_is_finite(make_net, specimen):
+    model = make_net(Inside(), gain=300.0)
+    found = specimen(model)
+    assert bool(found.run().isfinite().all())
+    assert place(find_origin(found))[0] == "core.part"
+
+
+def test_what_lies_downstream_is_not_blamed(make_net, specimen):
+    class Later(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = Rms(), nn.LayerNorm(32), nn.Softmax(-1)
+
+        def forward(self, x):
+            return self.third(self.second(self.first(x)))
+
+    found = find_origin(specimen(make_net(Later(), gain=5000.0, steps=0)))
+    assert place(found) == ("core.part.first", "pow")
+
+
+def test_a_harmless_infinite_mask_is_passed_over(make_net, specimen):
+    class Masked(nn.Module):
+        def forward(self, x):
+            upper = (torch.ones(8, 8).triu(1) * -1e9).to(x.dtype)  # −inf, and no row is all of it
+            rows = x.unflatten(-1, (4, 8))
+            return (rows @ (upper.softmax(-1))).flatten(1)
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mask, self.norm = Masked(), Rms()
+
+        def forward(self, x):
+            return self.norm(self.mask(x) * 900.0)
+
+    found = find_origin(specimen(make_net(Both())))
+    assert place(found)[0] == "core.part.norm"
+
+
+def test_an_input_that_is_too_coarse_is_its_consumers(specimen, digits):
+    class Kelvin(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.deltas, self.head = nn.Flatten(), Deltas(), nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(self.deltas(self.flat(x)))
+
+    torch.manual_seed(0)
+    found = find_origin(specimen(Kelvin().eval(), inputs=digits[1][0] * 0.4 + 300))
+    assert place(found) == ("deltas", "sub")
+
+
+def test_a_shared_module_has_the_name_that_named_modules_gives_it(make_net, specimen):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            norm = Rms()
+            self.one, self.other = norm, norm
+
+        def forward(self, x):
+            return self.other(self.one(x) * 600.0)
+
+    assert place(find_origin(specimen(make_net(Twice()))))[0] == "core.part.one"
+
+
+def test_without_any_gradient(specimen):
+    class Ranks(nn.Module):
+        def forward(self, x):
+            place = torch.arange(64, dtype=x.dtype, device=x.device) / 64
+            key = x.flatten(1) * 64 + place + 4096.0
+            return key.argsort(-1)[:, :10].to(x.dtype)
+
+    found = find_origin(specimen(nn.Sequential(Ranks())))
+    assert place(found)[0] == "0"
+
+
+@pytest.mark.parametrize(
+    ("part", "operation"),
+    [
+        (lambda x: torch.quantile(x, 0.5, dim=-1, keepdim=True) + x, "quantile"),
+        (lambda x: torch.linalg.qr(x.unflatten(-1, (8, 4))).Q.flatten(1), "linalg_qr"),
+        (lambda x: x @ torch.eye(32), "mm"),
+        (lambda x: x.masked_fill(x == 0, -1e9).clamp(min=0), "masked_fill"),
+    ],
+)
+def test_a_program_that_stops(make_net, specimen, part, operation):
+    class Stops(nn.Module):
+        def forward(self, x):
+            return part(x)
+
+    found = find_origin(specimen(make_net(Stops(), steps=1)))
+    assert isinstance(found, Raised)
+    assert found.module == "core.part"
+    assert found.operation == operation
+    assert "test_origin.py" in found.source
+
+
+def test_no_origin_where_nothing_is_wrong(specimen):
+    assert find_origin(specimen(nn.Sequential(nn.Flatten(), nn.ReLU()))) is None

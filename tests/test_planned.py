@@ -1,0 +1,63 @@
+"""A plan is written from verified cures, applied on later runs, and stale entries are named."""
+
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.plan import read_plan
+
+
+class Rms(nn.Module):
+    def forward(self, x):
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt()
+
+
+def subject(digits, gain):
+    (x, y), (test_x, test_y) = digits
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.norm, self.head = nn.Linear(64, 32), Rms(), nn.Linear(32, 10)
+
+        def forward(self, x):
+            return self.head(self.norm(self.encoder(x.flatten(1)) * gain))
+
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return Evaluation(model=model.eval(), data=[(test_x, test_y)], name="tests/test_it.py::test")
+
+
+def test_written_then_applied(digits, tmp_path):
+    path = str(tmp_path / "plan.txt")
+    first = check(subject(digits, 500.0), plan=path)
+    assert first.verdict == "not equivalent"
+    entry, *rest = read_plan(path).entries
+    assert (entry.test, entry.precision, entry.module) == (first.name, "16-true", "norm")
+    assert not rest
+    assert "overflow" in entry.reason
+    again = check(subject(digits, 500.0), plan=path)
+    assert again.equivalent
+    assert again.warnings == [f"kept in float32 by the plan {path}: norm"]
+
+
+def test_stale_entries_are_warnings(digits, tmp_path):
+    path = tmp_path / "plan.txt"
+    lines = ["tests/test_it.py::test[16-true]: norm", "tests/test_it.py::test[16-true]: gone"]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    report = check(subject(digits, 1.0), plan=str(path))
+    assert report.equivalent
+    assert len(report.warnings) == 2
+    assert all("stale" in w for w in report.warnings)
+    assert path.read_text(encoding="utf-8") == "\n".join(lines)
+
+
+def test_no_file_for_a_test_that_needs_none(digits, tmp_path):
+    path = tmp_path / "plan.txt"
+    assert check(subject(digits, 1.0), plan=str(path)).equivalent
+    assert not path.exists()
