@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_fp16.diagnosis.cures import Clinic, Judge, find_cure
-from pytest_fp16.diagnosis.mechanism import AHEAD, defective, explain, stopped
+from pytest_fp16.diagnosis.mechanism import defective, explain, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
 from pytest_fp16.diagnosis.specimen import Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
@@ -94,8 +94,8 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
         return spread
     if not found.concentrated and spread is not None:
         return spread
-    start = found.operation.index
-    autopsy = specimen.side_by_side(lambda i: start <= i < start + AHEAD)
+    watched = worth_watching(found)
+    autopsy = specimen.side_by_side(lambda index: index in watched)
     return explain(found, autopsy.operations) or spread
 
 

@@ -62,6 +62,13 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     )
 
 
+def worth_watching(origin: Origin) -> set[int]:
+    """Indices of the operations that `explain` needs measured: the origin, and additions behind."""
+    first = origin.operation.index
+    behind = origin.operations[first : first + AHEAD]
+    return {first, first + 1} | {o.index for o in behind if o.name in ADDITIONS}
+
+
 def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
     """The culprit where the outputs are wrong.
 

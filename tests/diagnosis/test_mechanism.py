@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.mechanism import AHEAD, UNSOUND, defective, explain, stopped
+from pytest_fp16.diagnosis.mechanism import (
+    UNSOUND,
+    defective,
+    explain,
+    stopped,
+    worth_watching,
+)
 from pytest_fp16.diagnosis.origin import Raised, find_origin
 
 
@@ -48,8 +54,7 @@ PARTS = {
 def explained(specimen, model, name="16-true"):
     under = specimen(model, name)
     origin = find_origin(under)
-    start = origin.operation.index
-    autopsy = under.side_by_side(lambda i: start <= i < start + AHEAD)
+    autopsy = under.side_by_side(worth_watching(origin).__contains__)
     return explain(origin, autopsy.operations)
 
 
