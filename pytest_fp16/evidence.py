@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.theory_pass import NOISE_RUNS, TheoryBatch
+from pytest_fp16.engine.theory_pass import TheoryBatch
 from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
@@ -118,8 +118,8 @@ def _targets(batch: Batch) -> Tensor:
 
 def _expected_right(batch: Batch, theory: TheoryBatch, chance: Tensor) -> Tensor:
     labels = batch.top if batch.labels is None else batch.labels
-    if theory.noisy_logits is not None:
-        return torch.stack([right(run, labels) for run in theory.noisy_logits]).double().mean(0)
+    if theory.noisy_classes is not None:
+        return (theory.noisy_classes == labels).double().mean(0)
     top, other = top_two(batch.logits)
     expected = (top == labels) * (1 - chance) + (other == labels) * chance
     # Where storage alone moves the decision to a third class, no margin of ours speaks of it.
@@ -280,9 +280,6 @@ def standardised(
     actual = task.margins(logits, batch.logits) - theory.margin
     noise = FLOAT32_NOISE * theory.logits.abs().nan_to_num(0, 0, 0).amax(-1)
     sigma = theory.sigma
-    if theory.noisy_logits is not None:
-        # σ from r runs is a guess itself: a ratio to it has Student's spread, √(r/(r−2)).
-        sigma = sigma * (NOISE_RUNS / (NOISE_RUNS - 2)) ** 0.5
     usable = actual.isfinite() & sigma.isfinite() & ~theory.undecided.unsqueeze(1)
     if batch.valid.shape == actual.shape:
         usable &= batch.valid

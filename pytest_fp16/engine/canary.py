@@ -69,8 +69,8 @@ def sing(candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness)
         )
     difference = _difference(native, emulated)
     return CanaryFindings(
-        f"the canary ran natively on {device}; emulation differs by {difference:.1e} of the largest "
-        "output",
+        f"the canary ran natively on {device}; emulation differs by {difference:.1e} of the "
+        "largest output",
         difference=difference,
     )
 

@@ -53,7 +53,7 @@ class TheoryBatch:
         bounded, probable: certified in that sense, bool.
         overflowed, undecided: inputs that overflow somewhere, that lie near a discrete decision;
             bool, [N].
-        noisy_logits: with random rounding, predicted logits of each run, [R, N, P, C].
+        noisy_classes: with random rounding, the class of each run, [R, N, P]; −1 where it is NaN.
     """
 
     logits: Tensor
@@ -64,7 +64,7 @@ class TheoryBatch:
     probable: Tensor
     overflowed: Tensor
     undecided: Tensor
-    noisy_logits: Tensor | None = None
+    noisy_classes: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -103,7 +103,7 @@ class TheoryPass:
         if self.task.many or self.task.batchwise:
             self.method = "random rounding"
             self.notes.append(
-                "decisions per position or between inputs: σ from repeated runs with random rounding"
+                "decisions per position or between inputs: σ from repeated runs, rounded at random"
             )
 
     def run(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
@@ -362,11 +362,14 @@ class TheoryPass:
         generator = torch.Generator(device=self.device).manual_seed(seed)
         trace, plain = self.trace(inputs, n, seed, adjoint=False, detailed=not self.totals)
         plain = plain.detach()
-        runs = [self.trace(inputs, n, seed, noise=generator)[1].detach() for _ in range(NOISE_RUNS)]
         margin = self.task.margins(plain, reference)
-        errors = torch.stack([self.task.margins(r, reference) for r in runs]) - margin
-        # Divided by R − 2: then the mean square of errors over σ is one although σ is itself estimated.
-        sigma = (errors.square().sum(0) / (NOISE_RUNS - 2)).sqrt()
+        squares, classes = torch.zeros_like(margin), []
+        for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
+            run = self.trace(inputs, n, seed, noise=generator)[1].detach()
+            squares += (self.task.margins(run, reference) - margin).square_()
+            classes.append(run.argmax(-1).masked_fill_(run.sum(-1).isnan(), -1))
+        # Divided by R − 2, the mean square of errors over σ is one although σ is estimated itself.
+        sigma = (squares / (NOISE_RUNS - 2)).sqrt_()
         undecided = (
             trace.undecided[:n] if len(trace.undecided) == n else torch.zeros(n, dtype=torch.bool)
         )
@@ -384,7 +387,7 @@ class TheoryPass:
             probable=probable,
             overflowed=trace.overflowed,
             undecided=undecided,
-            noisy_logits=torch.stack(runs),
+            noisy_classes=torch.stack(classes),
         )
 
 
@@ -425,6 +428,8 @@ class _NotDifferentiableError(Exception):
 
 
 def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
+    """The theory of a batch from that of its chunks."""
+
     def join(name: str) -> Any:
         values = [getattr(p, name) for p in parts]
         return None if values[0] is None else torch.cat(values)
