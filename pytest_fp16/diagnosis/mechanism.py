@@ -187,7 +187,9 @@ def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | No
     """The constant that became infinite, where it is a constant that did."""
     lost = any(m.lost for m in (*finding.own, *finding.results))
     for measure in finding.operands:
-        if measure.fixed and not measure.made and measure.largest >= fmt.overflow_threshold:
+        alone = measure.count == 1 or measure.constant is not None  # weights are many numbers
+        too_large = measure.largest >= fmt.overflow_threshold
+        if measure.fixed and not measure.made and alone and too_large:
             return measure.constant or -measure.largest
     if not lost:
         return None

@@ -89,3 +89,12 @@ def test_sound_operations_are_below_the_threshold_of_unsound_ones(make_net, spec
         assert max(steps) > 0.1
         assert max(steps) < UNSOUND
         assert defective(operations) is None
+
+
+def test_weights_beyond_the_range_are_an_overflow_and_no_mask(make_net, specimen):
+    linear = nn.Linear(32, 32)
+    model = make_net(nn.Sequential(linear, nn.LayerNorm(32)), steps=5)
+    with torch.no_grad():
+        linear.weight.mul_(1e7)
+    culprit = explained(specimen, model)
+    assert (culprit.module, culprit.mechanism) == ("core.part.0", "overflow")
