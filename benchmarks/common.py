@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from benchmarks.cases.base import Case
+from benchmarks.cases.base import ALL, Case
 from benchmarks.data import batches
 
 #: Where results go; another machine's can be kept apart.
@@ -131,9 +131,29 @@ def checked(evaluation: Any, precision: str, **settings: Any) -> Outcome:
     return Outcome(report, "", time.perf_counter() - start)
 
 
+_LAST: dict[str, Any] = {}
+
+
 def check_case(case: Case, precision: str, **settings: Any) -> Outcome:
-    """One check of a case."""
-    return checked(case.evaluation(), precision, **settings)
+    """One check of a case; its other precisions come from the same pass, as under pytest."""
+    key = f"{case.name} {settings}"
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = _all_precisions(case, settings)
+    return _LAST[key].get(precision) or checked(case.evaluation(), precision, **settings)
+
+
+def _all_precisions(case: Case, settings: dict[str, Any]) -> dict[str, Outcome]:
+    from pytest_fp16 import Settings
+    from pytest_fp16.conformance import examine
+
+    start = time.perf_counter()
+    try:
+        reports = examine(case.evaluation(), Settings(precisions=ALL, **settings))
+    except Exception:
+        return {}  # each precision then raises, and is counted, by itself
+    seconds = (time.perf_counter() - start) / len(ALL)
+    return {p: Outcome(r, "", seconds) for p, r in zip(ALL, reports, strict=True)}
 
 
 def subset(data: list, index: torch.Tensor, size: int = 128) -> list:
