@@ -40,12 +40,13 @@ class Patient:
     emulated: bool
     judge: Judge
 
-    def specimen(self, keep: tuple[str, ...]) -> Specimen:
-        """The few inputs, with more modules kept in float32."""
+    def specimen(self, keep: tuple[str, ...], emulated: bool | None = None) -> Specimen:
+        """The few inputs, with more modules kept in float32; run as the candidate ran."""
         kept = self.kept
         few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong)
         candidate = self.candidate(keep)
-        return Specimen(candidate, self.reference, self.task, few, self.emulated)
+        how = self.emulated if emulated is None else emulated
+        return Specimen(candidate, self.reference, self.task, few, how)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,12 @@ def diagnose(patient: Patient) -> Diagnosis:
     """The culprit and a cure, as far as they can be told."""
     specimen = patient.specimen(())
     found = find_origin(specimen)
-    if found is None and patient.error is not None:
-        found = raised(patient.error, specimen)
+    if patient.error is not None and not isinstance(found, Raised):
+        # Emulation runs what this device's own kernels do not.
+        native = patient.specimen((), emulated=False)
+        found = find_origin(native)
+        if not isinstance(found, Raised):
+            found = raised(patient.error, specimen)
     culprit = _culprit(patient, specimen, found)
     if culprit is None:
         return Diagnosis()
