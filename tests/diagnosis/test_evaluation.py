@@ -101,3 +101,17 @@ def test_without_emulation(make_net, digits):
 class Square(nn.Module):
     def forward(self, x):
         return (x + 300.0) ** 2 * 2
+
+
+def test_an_operation_that_only_this_device_lacks(make_net, digits):
+    class Triangle(nn.Module):
+        def forward(self, x):
+            return x - torch.linalg.qr(x.unflatten(-1, (8, 4))).R.flatten(1).mean(-1, keepdim=True)
+
+    unlabelled = [x for x, _ in batches(digits)]
+    subject = Evaluation(model=make_net(Triangle(), steps=0), data=unlabelled, labelled=False)
+    report = check(subject, target="cpu", device="cpu")
+    assert report.verdict == "not equivalent"
+    assert (report.culprit.module, report.culprit.mechanism) == ("core.part", "unsupported-op")
+    assert report.culprit.operation == "linalg_qr"
+    assert report.cure.verified
