@@ -42,7 +42,9 @@ class CanaryFindings:
     difference: float | None = None
 
 
-def sing(candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness) -> CanaryFindings:
+def sing(
+    candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness, count: int = INPUTS
+) -> CanaryFindings:
     """Run a few inputs natively and emulated, and compare.
 
     Args:
@@ -50,8 +52,9 @@ def sing(candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness)
         inputs: the first batch, of n inputs.
         seed: the random state of both runs.
         witness: records the dtypes of the emulated program.
+        count: how many inputs; n or more for all, where a batch cannot be cut.
     """
-    few = take(inputs, n, list(range(min(n, INPUTS))))
+    few = inputs if count >= n else take(inputs, n, list(range(count)))
     emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
     native, error = _attempt(candidate, few, seed)
     device = candidate.device.type

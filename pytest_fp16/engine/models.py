@@ -65,15 +65,22 @@ def require_float32(model: nn.Module) -> None:
 def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
     """Move and, for a "true" precision, cast a model of our own; in eval mode."""
     with torch.no_grad():  # a traced module's parameters would get a history
+        _without_gradient(model)
         model = model.to(device).eval()
         if precision.dtype_name != "float32" and not precision.mixed:
             model = model.to(precision.dtype)
+    _without_gradient(model)
+    return model
+
+
+def _without_gradient(model: nn.Module) -> None:
+    """A copy of a scripted module, or its cast, leaves parameters that are no leaves: torch warns
+    of those when it casts them."""
     for parameter in model.parameters():
-        if parameter.is_leaf:  # a scripted module's cast may leave another
+        if parameter.is_leaf:
             parameter.requires_grad_(False)
         else:
             parameter.detach_()
-    return model
 
 
 def autocast(precision: Precision, device: torch.device, target: str) -> Any:

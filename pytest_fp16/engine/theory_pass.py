@@ -18,6 +18,7 @@ from pytest_fp16.engine.batching import PRIMES, chunks, take
 from pytest_fp16.engine.emulate import UnsupportedOperation
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.rivals import Rivals
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
 from pytest_fp16.engine.theory_sharing import Sharing
@@ -397,30 +398,6 @@ def _differ(alone: Tensor, together: Tensor) -> bool:
     gap = torch.where(finite, alone - together.detach(), torch.zeros_like(alone)).abs()
     scale = torch.where(finite, alone, torch.zeros_like(alone)).abs().amax()
     return bool((gap > 1e-3 * scale).any())
-
-
-class Rivals:
-    """Backward passes of one chunk from the margins over the third class and further ones.
-
-    Ranks are the reference's, so each is made once, whoever asks for it.
-    """
-
-    def __init__(self, leader: TheoryPass, trace: Trace, canonical: Tensor, like: Tensor) -> None:
-        self.leader = leader
-        self.trace = trace
-        self.canonical = canonical
-        self.like = like
-        self.known: list[tuple[Tensor, dict[Format, Sums]]] = []
-
-    def sums(self, top: Tensor, rival: Tensor) -> dict[Format, Sums]:
-        """The sums of the margins of `top` over `rival`, class indices of shape [kept, P, 1]."""
-        for asked, sums in self.known:
-            if torch.equal(asked, rival):
-                return sums
-        seeds = torch.zeros_like(self.like).scatter(-1, top, 1.0).scatter(-1, rival, -1.0)
-        made = self.leader.backward(self.trace, self.canonical, seeds)
-        self.known.append((rival, made))
-        return made
 
 
 class _NotDifferentiableError(Exception):

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pytest_fp16.engine.sites import Sums
+from pytest_fp16.engine.rivals import Rivals
 from pytest_fp16.engine.trace import Trace
-from pytest_fp16.theory.rounding import Format
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.theory_pass import Rivals, TheoryBatch, TheoryPass
+    from pytest_fp16.engine.theory_pass import TheoryBatch, TheoryPass
 
 
 class Sharing:
@@ -46,41 +45,34 @@ class Sharing:
         for follower in list(self.leader.followers):
             if id(follower) not in self.parts or follower.pending is not None:
                 continue
-            # An overflow changed the leader's values, and another format need not share it.
-            if follower.format != self.leader.format and bool(trace.overflowed.any()):
-                del self.parts[id(follower)]
-                continue
-            made = self._follow(follower, trace, canonical, sums, rivals, part)
-            if made is None:
+            own = self._trace(follower, trace, canonical, part)
+            if own is None:
                 self.leader.followers.remove(follower)
-                del self.parts[id(follower)]
-            else:
-                self.parts[id(follower)].append(made)
+            elif follower.format == self.leader.format or not (trace.bent or own[0].bent):
+                follower.record(sums[follower.format])
+                mine = (*own, part[3], sums[follower.format], rivals)
+                self.parts[id(follower)].append(follower.judge(*mine))
+                continue
+            # Another program, or values bent by the range of one format: it goes its own way.
+            del self.parts[id(follower)]
 
-    def _follow(
-        self,
-        follower: TheoryPass,
-        trace: Trace,
-        canonical: Tensor,
-        sums: dict[Format, Sums],
-        rivals: Rivals,
-        part: tuple[Any, int, Any, Tensor],
-    ) -> TheoryBatch | None:
-        """The follower's theory of a chunk; None where its program is another."""
-        inputs, n, indices, reference = part
-        before = dict(follower.totals)
+    def _trace(
+        self, follower: TheoryPass, trace: Trace, canonical: Tensor, part: tuple[Any, ...]
+    ) -> tuple[Trace, Tensor] | None:
+        """The follower's own run of a chunk, forward only; None where its program is another."""
+        inputs, n, indices, _ = part
+        before = bool(follower.totals)
         try:
             own, logits = follower.trace_part(
-                inputs, n, indices, self.seed, adjoint=False, detailed=not follower.totals
+                inputs, n, indices, self.seed, adjoint=False, detailed=not before
             )
         except Exception:  # whatever it is, the follower's own pass will meet and report it
             return None
-        if own.signature != trace.signature or logits.shape != canonical.shape:
-            if not before:
-                follower.totals.clear()
-            return None
-        follower.record(sums[follower.format])
-        return follower.judge(own, logits.detach(), reference, sums[follower.format], rivals)
+        if own.signature == trace.signature and logits.shape == canonical.shape:
+            return own, logits.detach()
+        if not before:
+            follower.totals.clear()
+        return None
 
     def hand_over(self) -> None:
         """Give every follower that could follow to the end what it will ask for."""

@@ -34,7 +34,6 @@ from pytest_fp16.engine.operations import (
     facts,
     flat,
     functional,
-    nominal_at,
     nominal_dtypes,
     promoted_low,
     rebuild,
@@ -42,6 +41,19 @@ from pytest_fp16.engine.operations import (
 )
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
+from pytest_fp16.engine.trace_arguments import (
+    any_row,
+    as_native,
+    dtype_of,
+    flushes,
+    largest_magnitude,
+    narrows,
+    refuse_constants,
+    reshaped,
+    shadows_in,
+    steps,
+    written_targets,
+)
 from pytest_fp16.theory.rounding import FLOAT16, FORMATS, Format, flush_underflow, overflow
 
 _CONSTANT = frozenset(
@@ -80,6 +92,7 @@ class Trace(TorchDispatchMode):
 
     Attributes:
         signature: its rounding sites in order; programs with the same share a backward pass.
+        bent: the range or the grid of the format changed values, and so their gradients.
     """
 
     def __init__(
@@ -110,6 +123,7 @@ class Trace(TorchDispatchMode):
         self.leaves: list[Tensor] = []
         self.overflowed = torch.zeros(batch, dtype=torch.bool, device=device)
         self.undecided = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.bent = False
         self.opaque: set[str] = set()
         self.severed: set[str] = set()
         self.dtypes: dict[str, int] = {}
@@ -127,7 +141,7 @@ class Trace(TorchDispatchMode):
         known = facts(func)
         args = tuple(self._adopt(a) for a in args)
         kwargs = {k: self._adopt(v) for k, v in (kwargs or {}).items()}
-        cells = [s.cell for s in _shadows(args, kwargs)]
+        cells = [s.cell for s in shadows_in(args, kwargs)]
         depends = any(c.depends for c in cells) and known.name not in _CONSTANT
         noisy = any(c.noisy for c in cells) and known.name not in _CONSTANT
         with (
@@ -138,7 +152,7 @@ class Trace(TorchDispatchMode):
             if known.view:
                 return self._view(func, known, args, kwargs)
             if known.reshapes:
-                return _reshaped(func, args, kwargs)
+                return reshaped(func, args, kwargs)
             self._refuse(func, known, args, kwargs)
             nominal = nominal_dtypes(func, args, kwargs)
             self._use_decisions(cells)
@@ -178,7 +192,7 @@ class Trace(TorchDispatchMode):
 
     def _refuse(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> None:
         """Raise what the 16-bit program would raise."""
-        shadows = list(_shadows(args, kwargs))
+        shadows = list(shadows_in(args, kwargs))
         low = next((s.dtype for s in shadows if s.dtype in LOW), None)
         if low is None:
             return
@@ -186,7 +200,7 @@ class Trace(TorchDispatchMode):
         if self.target == "cuda" and known.name in NO_CUDA_KERNEL:
             raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), "cuda")
         if known.exact:
-            _refuse_constants(func, args, kwargs, FORMATS[low])
+            refuse_constants(func, args, kwargs, FORMATS[low])
 
     def _compute(
         self, func: OpOverload, known: Facts, args: Any, kwargs: Any, depends: bool
@@ -200,10 +214,10 @@ class Trace(TorchDispatchMode):
             if args[0].inner.dtype == torch.float32:
                 return args[0].inner.clone(), []
         if depends and known.name in _SINGULAR:
-            inner_args = [_flushed(a, i) for a, i in zip(args, inner_args, strict=True)]
+            inner_args = [self._flushed(a, i) for a, i in zip(args, inner_args, strict=True)]
         written: list[tuple[Shadow, Tensor]] = []
         for i in known.mutated:
-            for shadow, put in _targets(args, inner_args, i):
+            for shadow, put in written_targets(args, inner_args, i):
                 # A fresh copy keeps the values that autograd saved; impossible where views look on.
                 target = shadow.inner.clone() if shadow.cell.aliases == 1 else shadow.inner
                 put(target)
@@ -261,14 +275,14 @@ class Trace(TorchDispatchMode):
     ) -> Any:
         owners = {id(target): shadow for shadow, target in written}
         fallback = None if nominal else promoted_low(args, kwargs) or kwargs.get("dtype")
-        narrowing = _narrows(known, args, kwargs)
+        narrowing = narrows(known, args, kwargs)
         results = []
         for i, item in enumerate(flat(out)):
             if not isinstance(item, Tensor):
                 results.append(item)
                 continue
             shadow = owners.get(id(item))
-            dtype = shadow.dtype if shadow is not None else _dtype_of(item, i, nominal, fallback)
+            dtype = shadow.dtype if shadow is not None else dtype_of(item, i, nominal, fallback)
             fmt = FORMATS.get(dtype)
             site = (
                 fmt is not None and item.dtype == torch.float32 and (not known.exact or narrowing)
@@ -310,12 +324,24 @@ class Trace(TorchDispatchMode):
     ) -> Tensor:
         """Rounding whose outcome is no matter of chance, applied to the values."""
         if known.stepwise:
-            low_args, low_kwargs = _low(args), {k: _low(v) for k, v in kwargs.items()}
-            return accumulated(y, lambda: func(*low_args, **low_kwargs))
+            low_args, low_kwargs = as_native(args), {k: as_native(v) for k, v in kwargs.items()}
+            moved = accumulated(y, lambda: func(*low_args, **low_kwargs))
+            self.bent |= moved is not y
+            return moved
         operands = operands_of(known.name, args, fmt.dtype)
-        if not operands or not _largest(y.detach()) < fmt.overflow_threshold:
+        if not operands or not largest_magnitude(y.detach()) < fmt.overflow_threshold:
             return y
-        return absorbed(y, operands, fmt)
+        moved = absorbed(y, operands, fmt)
+        self.bent |= moved is not y
+        return moved
+
+    def _flushed(self, original: Any, inner: Any) -> Any:
+        """An argument of a singular operation: what underflows is on the format's grid."""
+        if not flushes(original) or inner.numel() == 0:
+            return inner
+        on_grid = flush_underflow(inner, FORMATS[original.dtype])
+        self.bent = self.bent or not torch.equal(on_grid.detach(), inner.detach())
+        return on_grid
 
     def _rounded(self, y: Tensor, fmt: Format, known: Facts, args: Any, certain: bool) -> Tensor:
         if certain:
@@ -326,10 +352,10 @@ class Trace(TorchDispatchMode):
         if (
             self.adjoint
             and not y.requires_grad
-            and any(s.inner.requires_grad for s in _shadows(args, {}) if s.is_floating_point())
+            and any(s.inner.requires_grad for s in shadows_in(args, {}) if s.is_floating_point())
         ):
             self.severed.add(known.name)
-        return self._site(y, fmt, known.name, _steps(known, args, y))
+        return self._site(y, fmt, known.name, steps(known, args, y))
 
     def _site(self, y: Tensor, fmt: Format, operation: str, steps: float) -> Tensor:
         if y.numel() == 0:
@@ -341,14 +367,15 @@ class Trace(TorchDispatchMode):
         self.site_values += y.numel()
         self.signature.append((key, y.shape))
         values = y.detach()
-        largest = _largest(values)
+        largest = largest_magnitude(values)
         finite = largest < fmt.overflow_threshold
         if finite:
             totals.largest = max(totals.largest, largest)
         else:
             beyond = values.abs() >= fmt.overflow_threshold
-            self.overflowed |= _any_row(self.owners, beyond & values.isfinite())
-            totals.largest = max(totals.largest, _largest(values.nan_to_num(0, 0, 0)))
+            self.bent = True
+            self.overflowed |= any_row(self.owners, beyond & values.isfinite())
+            totals.largest = max(totals.largest, largest_magnitude(values.nan_to_num(0, 0, 0)))
             y = overflow(y, fmt)
         if self.detailed:
             magnitude = values.abs()
@@ -373,14 +400,14 @@ class Trace(TorchDispatchMode):
         Indices and masks carry the doubt until something uses them: the order of a sort changes
         nothing if only its values are read.
         """
-        low = [s for s in _shadows(args, kwargs) if s.dtype in LOW]
+        low = [s for s in shadows_in(args, kwargs) if s.dtype in LOW]
         decided = [r for r in flat(results) if isinstance(r, Shadow)]
         if not low or (name == "_to_copy" and decided[0].is_floating_point()):
             return
         near = near_decision(name, unwrap(args), unwrap(kwargs), FORMATS[low[0].dtype])
         if near is None or not bool(near.any()):
             return
-        rows = _any_row(self.owners, near)
+        rows = any_row(self.owners, near)
         whole = [r for r in decided if not r.is_floating_point()]
         for result in whole:
             result.cell.doubt = rows
@@ -391,121 +418,3 @@ class Trace(TorchDispatchMode):
         for cell in cells:
             if cell.doubt is not None:
                 self.undecided |= cell.doubt
-
-
-def _reshaped(func: OpOverload, args: Any, kwargs: Any) -> Any:
-    """An operation such as transpose_: the values' shape changes, and that of their wrapper."""
-    shadow = args[0]
-    inner = shadow.inner.view_as(shadow.inner)  # a leaf of autograd may not change in place
-    func(inner, *args[1:], **kwargs)
-    shadow.inner = inner
-    with torch._C._DisableTorchDispatch():
-        func(*args, **kwargs)
-    return shadow
-
-
-def _low(value: Any) -> Any:
-    """Traced tensors as the plain 16-bit tensors of the program."""
-    if isinstance(value, Shadow):
-        return value.native()
-    if isinstance(value, (list, tuple)):
-        return [_low(item) for item in value]
-    return value
-
-
-def _largest(values: Tensor) -> float:
-    """The largest magnitude; NaN where there is one."""
-    if values.numel() == 0:
-        return 0.0
-    low, high = torch.aminmax(values)
-    return max(-float(low), float(high)) if low == low else float("nan")
-
-
-def _any_row(owners: Owners, flags: Tensor) -> Tensor:
-    return owners.rows(flags).any(dim=1)
-
-
-def _shadows(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Shadow]:
-    found: list[Shadow] = []
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Shadow):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found.extend(item for item in value if isinstance(item, Shadow))
-    return found
-
-
-def _targets(args: Any, inner_args: Any, i: int) -> list[tuple[Shadow, Callable[[Tensor], None]]]:
-    """The tensors an operation writes at position `i`, each with a way to hand it another."""
-    if i >= len(args):
-        return []
-    if isinstance(args[i], Shadow):
-        return [(args[i], lambda t: inner_args.__setitem__(i, t))]
-    if isinstance(args[i], (list, tuple)):
-        return [
-            (shadow, lambda t, j=j: inner_args[i].__setitem__(j, t))  # type: ignore[misc]
-            for j, shadow in enumerate(args[i])
-            if isinstance(shadow, Shadow)
-        ]
-    return []
-
-
-def _dtype_of(
-    item: Tensor,
-    i: int,
-    nominal: tuple[torch.dtype | None, ...] | None,
-    fallback: torch.dtype | None,
-) -> torch.dtype:
-    if not item.is_floating_point():
-        return item.dtype
-    dtype = nominal_at(nominal, i) if nominal else fallback
-    return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
-
-
-def _narrows(known: Facts, args: Any, kwargs: Any) -> bool:
-    """Whether an operation that only moves values moves them into a narrower dtype."""
-    if known.name == "_to_copy":
-        return kwargs.get("dtype") in LOW and args[0].dtype not in (kwargs["dtype"],)
-    if known.name == "copy":
-        return bool(
-            args[0].dtype in LOW and isinstance(args[1], Shadow) and args[1].dtype != args[0].dtype
-        )
-    return False
-
-
-def _steps(known: Facts, args: Any, y: Tensor) -> float:
-    """Roundings per value: an accumulator in 16 bits rounds at every addition."""
-    if not known.stepwise:
-        return 1.0
-    source = max((s.numel() for s in _shadows(args[1:], {})), default=y.numel())
-    return max(1.0, source / y.numel())
-
-
-def _flushed(original: Any, inner: Any) -> Any:
-    if isinstance(original, Shadow) and original.dtype in LOW and original.cell.depends:
-        return flush_underflow(inner, FORMATS[original.dtype])
-    return inner
-
-
-def _refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> None:
-    """Let the native kernel refuse a scalar that the format cannot hold, on one element."""
-    scalars = [
-        v
-        for v in (*args, *kwargs.values())
-        if isinstance(v, (int, float)) and not isinstance(v, bool)
-    ]
-    if not any(fmt.largest < abs(v) < float("inf") for v in scalars):
-        return
-
-    def one(value: Any) -> Any:
-        if isinstance(value, Shadow):
-            return torch.ones([1] * value.dim(), dtype=value.dtype)
-        return value
-
-    try:
-        func(*(one(a) for a in args), **{k: one(v) for k, v in kwargs.items()})
-    except RuntimeError as error:
-        if "cannot be converted" in str(error):
-            raise
-    except Exception:
-        return

@@ -1,0 +1,138 @@
+"""What a trace needs to know of one operation's arguments and results; no state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from pytest_fp16.engine.operations import LOW, Facts, nominal_at
+from pytest_fp16.engine.shadow import Shadow
+from pytest_fp16.engine.sites import Owners
+from pytest_fp16.theory.rounding import Format
+
+
+def reshaped(func: OpOverload, args: Any, kwargs: Any) -> Any:
+    """An operation such as transpose_: the values' shape changes, and that of their wrapper."""
+    shadow = args[0]
+    inner = shadow.inner.view_as(shadow.inner)  # a leaf of autograd may not change in place
+    func(inner, *args[1:], **kwargs)
+    shadow.inner = inner
+    with torch._C._DisableTorchDispatch():
+        func(*args, **kwargs)
+    return shadow
+
+
+def as_native(value: Any) -> Any:
+    """Traced tensors as the plain 16-bit tensors of the program."""
+    if isinstance(value, Shadow):
+        return value.native()
+    if isinstance(value, (list, tuple)):
+        return [as_native(item) for item in value]
+    return value
+
+
+def largest_magnitude(values: Tensor) -> float:
+    """The largest magnitude; NaN where there is one."""
+    if values.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(values)
+    return max(-float(low), float(high)) if low == low else float("nan")
+
+
+def any_row(owners: Owners, flags: Tensor) -> Tensor:
+    """Which inputs have a flag set anywhere in their part of a tensor, bool [B]."""
+    return owners.rows(flags).any(dim=1)
+
+
+def shadows_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Shadow]:
+    """Every traced tensor among the arguments of an operation."""
+    found: list[Shadow] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Shadow):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(item for item in value if isinstance(item, Shadow))
+    return found
+
+
+def written_targets(
+    args: Any, inner_args: Any, i: int
+) -> list[tuple[Shadow, Callable[[Tensor], None]]]:
+    """The tensors an operation writes at position `i`, each with a way to hand it another."""
+    if i >= len(args):
+        return []
+    if isinstance(args[i], Shadow):
+        return [(args[i], lambda t: inner_args.__setitem__(i, t))]
+    if isinstance(args[i], (list, tuple)):
+        return [
+            (shadow, lambda t, j=j: inner_args[i].__setitem__(j, t))  # type: ignore[misc]
+            for j, shadow in enumerate(args[i])
+            if isinstance(shadow, Shadow)
+        ]
+    return []
+
+
+def dtype_of(
+    item: Tensor,
+    i: int,
+    nominal: tuple[torch.dtype | None, ...] | None,
+    fallback: torch.dtype | None,
+) -> torch.dtype:
+    """The dtype a result has in the 16-bit program."""
+    if not item.is_floating_point():
+        return item.dtype
+    dtype = nominal_at(nominal, i) if nominal else fallback
+    return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
+
+
+def narrows(known: Facts, args: Any, kwargs: Any) -> bool:
+    """Whether an operation that only moves values moves them into a narrower dtype."""
+    if known.name == "_to_copy":
+        return kwargs.get("dtype") in LOW and args[0].dtype not in (kwargs["dtype"],)
+    if known.name == "copy":
+        return bool(
+            args[0].dtype in LOW and isinstance(args[1], Shadow) and args[1].dtype != args[0].dtype
+        )
+    return False
+
+
+def steps(known: Facts, args: Any, y: Tensor) -> float:
+    """Roundings per value: an accumulator in 16 bits rounds at every addition."""
+    if not known.stepwise:
+        return 1.0
+    source = max((s.numel() for s in shadows_in(args[1:], {})), default=y.numel())
+    return max(1.0, source / y.numel())
+
+
+def flushes(original: Any) -> bool:
+    """Whether a singular operation meets this argument as the format holds it."""
+    low = isinstance(original, Shadow) and original.dtype in LOW
+    return low and bool(original.cell.depends)
+
+
+def refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> None:
+    """Let the native kernel refuse a scalar that the format cannot hold, on one element."""
+    scalars = [
+        v
+        for v in (*args, *kwargs.values())
+        if isinstance(v, (int, float)) and not isinstance(v, bool)
+    ]
+    if not any(fmt.largest < abs(v) < float("inf") for v in scalars):
+        return
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Shadow):
+            return torch.ones([1] * value.dim(), dtype=value.dtype)
+        return value
+
+    try:
+        func(*(one(a) for a in args), **{k: one(v) for k, v in kwargs.items()})
+    except RuntimeError as error:
+        if "cannot be converted" in str(error):
+            raise
+    except Exception:
+        return
