@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pytest_fp16 import verdict as rules
-from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
+from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_device
+from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.models import require_float32
@@ -161,14 +162,27 @@ class EvaluationRun:
             self.warnings.append(
                 f"the reference is not deterministic: two runs of one batch differ by {largest:.2g}"
             )
+        whole = not self._runs_in_part(inputs, n, seed)
         for name in self.settings.precisions:
             wanted = precision(name)
             theory = self.candidate(name) if wanted.dtype_name != "float32" else None
             mode = self.mode if theory is not None else "native"
-            self.lanes.append(Lane.start(self.candidate(name), theory, self.task, mode))
+            lane = Lane.start(self.candidate(name), theory, self.task, mode)
+            lane.whole = whole
+            self.lanes.append(lane)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
         for i, leader in enumerate(theories):
             leader.followers = theories[i + 1 :]
+
+    def _runs_in_part(self, inputs: Any, n: int, seed: int) -> bool:
+        """Whether the reference takes a few inputs of a batch alone: a graph's nodes it may not."""
+        if n <= INPUTS:
+            return True
+        try:
+            self.reference.outputs(take(inputs, n, list(range(INPUTS))), seed)
+        except Exception:
+            return False
+        return True
 
     def _require_better_than_chance(self, output: Tensor, labels: Any, n: int) -> None:
         if not self.labelled or self.task.kind != "classification" or n < _ENOUGH_FOR_CHANCE:

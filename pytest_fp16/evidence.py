@@ -109,7 +109,8 @@ class MetricTotals:
 
 
 def _values(logits: Tensor) -> Tensor:
-    return logits.flatten(1).nan_to_num(nan=torch.inf)
+    values = logits.flatten(1)
+    return values.masked_fill(values.isnan(), torch.inf)
 
 
 def _targets(batch: Batch) -> Tensor:
@@ -199,12 +200,14 @@ class Kept:
         inputs: n of them, on the device, float32.
         wrong: positions among them of those that went wrong.
         seed: the random state of the batch's runs.
+        whole: they are a whole batch, which cannot be cut.
     """
 
     inputs: Any
     n: int
     wrong: list[int]
     seed: int
+    whole: bool = False
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import take
-from pytest_fp16.engine.canary import CanaryFindings, sing
+from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
@@ -47,6 +47,7 @@ class Lane:
         forecast_failure: why theory says it cannot run.
         no_memory: why the run could not be made at all.
         theory: None where there is nothing to predict (32-true) or it could not be had.
+        whole: a batch cannot be cut, as a graph's nodes cannot be had without its edges.
     """
 
     precision: Precision
@@ -65,6 +66,7 @@ class Lane:
     canary: CanaryFindings | None = None
     witness: Witness | None = None
     second_look: SecondLook = field(default_factory=SecondLook)
+    whole: bool = False
 
     @classmethod
     def start(
@@ -153,11 +155,14 @@ class Lane:
         self.witness = Witness(self.candidate.model)
         if self.mode == "native":
             return
-        self.canary = sing(self.candidate, batch.inputs, batch.n, batch.seed, self.witness)
+        few = batch.n if self.whole else min(batch.n, INPUTS)
+        self.canary = sing(self.candidate, batch.inputs, batch.n, batch.seed, self.witness, few)
         on_target = self.candidate.target == self.candidate.device.type
         refused = self.canary.mixed_dtypes and not self.precision.mixed
         if refused or (self.canary.unsupported and on_target):
             self._fail(self.canary.error)
+        elif isinstance(self.canary.emulation_error, UnsupportedOperation) and not on_target:
+            self._fail(self.canary.emulation_error)  # this device has the kernel, the target not
         elif self.canary.emulation_error is not None and self.canary.error is None:
             # The device's own kernels run what emulation cannot: they are what counts.
             self.mode = "native"
@@ -192,6 +197,9 @@ class Lane:
         kept = self.outcome.kept
         wrong = [i - batch.first for i in self.outcome.wrong_inputs if i >= batch.first][:KEPT]
         if kept is not None and (kept.wrong or not wrong):
+            return
+        if self.whole:
+            self.outcome.kept = Kept(batch.inputs, batch.n, wrong, batch.seed, whole=True)
             return
         rest = [i for i in range(batch.n) if i not in set(wrong)]
         indices = sorted([*wrong, *rest[: KEPT - len(wrong)]])

@@ -85,7 +85,7 @@ class RSquared:
     def add(self, values: Tensor, labels: Tensor, variance: Tensor | None = None) -> None:
         """Add values and labels, [N, D] each; `variance` [N] is added to each squared error."""
         values, labels = values.double(), labels.double()
-        errors = (values - labels).square().sum(1)
+        errors = (values - labels).square().masked_fill(values == labels, 0.0).sum(1)
         if variance is not None:
             errors = errors + variance.double()
         self.count += len(values)

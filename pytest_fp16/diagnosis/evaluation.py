@@ -10,7 +10,7 @@ from torch import nn
 from pytest_fp16.diagnosis.cures import Clinic, Judge, find_cure
 from pytest_fp16.diagnosis.mechanism import defective, explain, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
-from pytest_fp16.diagnosis.specimen import Specimen, fewer
+from pytest_fp16.diagnosis.specimen import Sample, Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.evidence import Kept
 from pytest_fp16.report.model import Culprit, Cure, Report
@@ -43,7 +43,10 @@ class Patient:
     def specimen(self, keep: tuple[str, ...], emulated: bool | None = None) -> Specimen:
         """The few inputs, with more modules kept in float32; run as the candidate ran."""
         kept = self.kept
-        few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong)
+        if kept.whole:
+            few = Sample(kept.inputs, kept.n, kept.seed)
+        else:
+            few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong)
         candidate = self.candidate(keep)
         how = self.emulated if emulated is None else emulated
         return Specimen(candidate, self.reference, self.task, few, how)
