@@ -101,11 +101,25 @@ class MetricTotals:
             # σ belongs to a random direction of length one: D such directions make the output.
             variance = theory.sigma[:, 0].double().square() * theory.logits.shape[-1]
             self.tally.add(_values(theory.logits), _targets(batch), variance)
+        else:
+            raw = self.task.raw(_noisy(theory, self.task, batch.seed), batch.output.shape)
+            if raw is not None:
+                self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n))
 
     @property
     def value(self) -> float:
         """The metric so far."""
         return self.tally.value
+
+
+def _noisy(theory: TheoryBatch, task: Task, seed: int) -> Tensor:
+    """Theory's logits with rounding errors of theory's size: a metric of the user's may see any."""
+    generator = torch.Generator(device=theory.logits.device).manual_seed(seed)
+    noise = torch.empty_like(theory.logits).normal_(generator=generator)
+    sigma = theory.sigma.nan_to_num(0, 0, 0).reshape(len(noise), -1, 1)
+    if task.kind == "classification":
+        sigma = sigma / 2**0.5  # a margin is the difference of two logits
+    return theory.logits + noise * sigma
 
 
 def _values(logits: Tensor) -> Tensor:

@@ -64,6 +64,17 @@ class Task:
         moved = output.movedim(self.class_dim, -1)
         return moved.reshape(n, -1, moved.shape[-1])
 
+    def raw(self, logits: Tensor, shape: torch.Size) -> Tensor | None:
+        """Canonical logits or values as a raw output of that shape; None where that is lost."""
+        if self.kind == "embedding":
+            return None
+        if self.kind == "multilabel":
+            return logits[..., 1].reshape(shape)
+        if self.kind == "regression":
+            return logits.reshape(shape)
+        moved = torch.empty(shape, device="meta").movedim(self.class_dim, -1).shape
+        return logits.reshape(moved).movedim(-1, self.class_dim)
+
     def canonical_labels(self, labels: Any, n: int) -> Tensor | None:
         """Labels as [N, P] classes, or [N, D] values for regression."""
         if labels is None:

@@ -9,7 +9,7 @@ import torch
 
 from pytest_fp16.evidence import MetricTotals
 from pytest_fp16.lane import Lane
-from pytest_fp16.metric import metric_name
+from pytest_fp16.metric import Scores, metric_name
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.theory.budget import allowed_loss
@@ -149,6 +149,9 @@ def forecast(lane: Lane, metric: Metric) -> Forecast | None:
     elif prediction.not_finite:
         verdict = "not equivalent"
         reason = f"{prediction.not_finite} outputs leave the range of {lane.precision.dtype_name}"
+    elif isinstance(prediction.metric.tally, Scores) and not prediction.metric.tally.count:
+        verdict = "inconclusive"
+        reason = f"theory does not say what {metric.name} becomes for this task"
     elif not loss <= metric.budget:
         verdict = "not equivalent"
         reason = f"expected loss {loss:.3g} exceeds the budget of {metric.budget:.3g}"

@@ -71,7 +71,7 @@ def test_a_kernel_the_target_lacks_is_no_matter_of_this_device(target, verdict):
         assert report.forecast.verdict == verdict
 
 
-@pytest.mark.filterwarnings("default::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_scripted_module_is_examined_without_a_warning():
     model = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval())
     with warnings.catch_warnings():
@@ -92,3 +92,45 @@ def test_a_regression_lost_to_infinity_has_no_finite_r2():
     assert report.verdict == "not equivalent"
     assert report.metric.candidate == -math.inf
     assert "R² -infinite" in str(report)
+
+
+def nearness(outputs: Tensor, labels: Tensor) -> Tensor:
+    return 1 - (outputs - labels).abs().mean(1)
+
+
+def test_a_metric_of_the_users_own_is_forecast():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).eval(), torch.randn(60, 8)
+    with torch.no_grad():
+        data = [(x, model(x))]
+    sound = check(Evaluation(model=model, data=data, metric=nearness), precision="16-true")
+    assert sound.forecast.verdict == sound.verdict == "equivalent", str(sound)
+    assert sound.forecast.metric_loss == pytest.approx(sound.metric.loss, rel=0.5)
+    coarse = check(
+        Evaluation(model=model, data=data, metric=nearness), precision="bf16-true", budget=1e-4
+    )
+    assert coarse.forecast.verdict == coarse.verdict == "not equivalent", str(coarse)
+
+
+class Hashed(nn.Module):
+    """Looks rows up by a number that passed through the precision of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(100, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        keys = (ids.to(self.head.weight.dtype) * 1000).long() // 1000
+        return self.head(self.table(keys.clamp(0, 99)).mean(1))
+
+
+def test_open_decisions_are_forecast_by_random_rounding():
+    torch.manual_seed(0)
+    model, ids = Hashed().eval(), torch.randint(0, 100, (120, 4))
+    with torch.no_grad():
+        labels = model(ids).argmax(-1)
+    report = check(Evaluation(model=model, data=[(ids, labels)]), precision="bf16-true")
+    assert report.verdict == "not equivalent"
+    assert report.forecast.method == "random rounding"
+    assert report.forecast.verdict == "not equivalent", report.forecast.reason

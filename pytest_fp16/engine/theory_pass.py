@@ -40,6 +40,8 @@ SCREENING_PASSES = 32
 EXTRA_COMPETITORS = 2
 _CHUNK_BYTES = 512 * 2**20
 _AGREEMENT = 0.05
+#: Share of inputs near a discrete decision above which their errors are no longer exceptions.
+_MOST_UNDECIDED = 0.5
 
 
 @dataclass
@@ -110,13 +112,13 @@ class TheoryPass:
     def run(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
         shared, self.pending = self.pending, None
-        if shared is not None and shared[0] == seed:
-            return concatenate(shared[1])
         if self.method == "adjoint":
             try:
+                if shared is not None and shared[0] == seed:
+                    return _decided(concatenate(shared[1]))
                 if not self.started:
                     self._start(inputs, n, reference, seed)
-                return self._adjoint_batch(inputs, n, reference, seed)
+                return _decided(self._adjoint_batch(inputs, n, reference, seed))
             except _NotDifferentiableError as reason:
                 self._fall_back(str(reason))
         return self._noise_batch(inputs, n, reference, seed)
@@ -390,6 +392,17 @@ class TheoryPass:
             undecided=undecided,
             noisy_classes=torch.stack(classes),
         )
+
+
+def _decided(said: TheoryBatch) -> TheoryBatch:
+    """The same, unless a discrete decision inside the model is open for most of the inputs.
+
+    Raises:
+        _NotDifferentiableError: it is, and what hangs on it has no gradient.
+    """
+    if float(said.undecided.float().mean()) > _MOST_UNDECIDED:
+        raise _NotDifferentiableError("most inputs lie near a discrete decision inside the model")
+    return said
 
 
 def _differ(alone: Tensor, together: Tensor) -> bool:
