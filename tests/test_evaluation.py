@@ -134,3 +134,41 @@ def test_open_decisions_are_forecast_by_random_rounding():
     assert report.verdict == "not equivalent"
     assert report.forecast.method == "random rounding"
     assert report.forecast.verdict == "not equivalent", report.forecast.reason
+
+
+class Clamped(nn.Module):
+    """A large feed-forward whose float16 run is clamped to the range, as T5's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.wide = nn.Linear(8, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.wide(1000 * self.enter(x).relu()) * 1.0
+        if h.dtype == torch.float16:
+            h = h.clamp(-64504, 64504)
+        return self.head(h / 1e4)
+
+
+def test_an_overflow_that_is_clamped_is_still_the_culprit():
+    torch.manual_seed(0)
+    model, x = Clamped().eval(), torch.randn(200, 8)
+    with torch.no_grad():
+        model.wide.weight.mul_(300)
+        labels = model(x).argmax(-1)
+    report = check(Evaluation(model=model, data=[(x, labels)]), precision="16-true")
+    assert report.verdict == "not equivalent", str(report)
+    assert report.culprit.mechanism == "overflow", str(report)
+    assert report.culprit.module == "wide"
+
+
+@pytest.mark.parametrize("precision", ["16-true", "16-mixed"])
+def test_a_single_bias_beyond_the_range_is_no_mask(precision):
+    torch.manual_seed(0)
+    model, x = nn.Linear(8, 1), torch.randn(60, 8)
+    nn.init.constant_(model.bias, 2e5)
+    with torch.no_grad():
+        labels = model(x)
+    report = check(Evaluation(model=model.eval(), data=[(x, labels)]), precision=precision)
+    assert report.culprit.mechanism == "overflow", str(report)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_fp16.diagnosis.cures import Clinic, Judge, find_cure
-from pytest_fp16.diagnosis.mechanism import defective, explain, stopped, worth_watching
+from pytest_fp16.diagnosis.mechanism import defective, explain, overflowing, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
 from pytest_fp16.diagnosis.specimen import Sample, Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
@@ -100,11 +100,17 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     spread = _largest_share(patient.report)
     if found is None:
         return spread
-    if not found.concentrated and spread is not None:
-        return spread
+    if found.unrounded:
+        culprit = overflowing(specimen.side_by_side(lambda i: True).operations)
+        if culprit is not None:
+            return culprit
     watched = worth_watching(found)
     autopsy = specimen.side_by_side(lambda index: index in watched)
-    return explain(found, autopsy.operations) or spread
+    culprit = explain(found, autopsy.operations)
+    certain = culprit is not None and culprit.mechanism == "overflow"
+    if not found.concentrated and spread is not None and not certain:
+        return spread  # an overflow is a fact, though a clamp behind it may limit the damage
+    return culprit or spread
 
 
 def _strays(report: Report) -> bool:

@@ -33,6 +33,10 @@ _EPSILON = frozenset(
 )
 #: Operations that put a constant into its place, or bring it into the format.
 _PLACES = frozenset("where masked_fill _to_copy copy fill full full_like index_put add sub".split())
+#: Operations that bring a mask to its size.
+_SCALES = frozenset({"mul", "div"})
+#: Operations whose scalar moves every value: none is masked.
+_OFFSETS = frozenset({"add", "sub", "rsub"})
 _TOO_LARGE = "cannot be converted"
 
 
@@ -91,6 +95,28 @@ def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
         evidence=why.evidence,
         source=why.operation.source,
     )
+
+
+def overflowing(watched: list[Operation]) -> Culprit | None:
+    """The first operation whose finite values become infinite, whatever becomes of them later.
+
+    Args:
+        watched: a program side by side with its exact twin, every operation measured.
+    """
+    for operation in watched:
+        finding = operation.finding
+        if finding is None or not any(m.infinite for m in finding.own):
+            continue
+        why = _out_of_range(operation, finding, _format(finding))
+        if why is not None and why.mechanism == "overflow":
+            return Culprit(
+                module=operation.module,
+                operation=operation.name,
+                mechanism=why.mechanism,
+                evidence=why.evidence,
+                source=operation.source,
+            )
+    return None
 
 
 def defective(watched: list[Operation]) -> Culprit | None:
@@ -189,11 +215,13 @@ def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | No
     for measure in finding.operands:
         alone = measure.count == 1 or measure.constant is not None  # weights are many numbers
         too_large = measure.largest >= fmt.overflow_threshold
-        if measure.fixed and not measure.made and alone and too_large:
+        placed = born.name in _PLACES or born.name in _SCALES  # a bias in a product is no mask
+        if measure.fixed and not measure.made and alone and too_large and placed:
             return measure.constant or -measure.largest
     if not lost:
         return None
-    masks = born.name not in ("mul", "div") or any(m.binary or m.fixed for m in finding.operands)
+    masks = born.name not in _SCALES or any(m.binary or m.fixed for m in finding.operands)
+    masks &= born.name not in _OFFSETS
     for scalar in finding.scalars:
         if masks and fmt.overflow_threshold <= abs(scalar) < math.inf:
             return scalar

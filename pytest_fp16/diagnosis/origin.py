@@ -34,12 +34,15 @@ class Origin:
         damage: what is wrong at the outputs.
         concentrated: whether its module does a good part of the damage, rather than many each a
             little.
+        unrounded: whether the 16-bit program does the damage even if nothing is rounded: by what
+            it does for its dtype, such as to clamp to its range.
     """
 
     operation: Operation
     operations: list[Operation]
     damage: Damage
     concentrated: bool
+    unrounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def find_origin(specimen: Specimen) -> Origin | Raised | None:
     found = operations[harmful - 1]
     start, end = _stay(operations, found)
     born = done(end) ** 2 - done(start) ** 2
-    return Origin(found, operations, damage, born >= CONCENTRATED)
+    unrounded = found.index == 0 and done(0) >= ENOUGH
+    return Origin(found, operations, damage, born >= CONCENTRATED, unrounded)
 
 
 def _stay(operations: list[Operation], found: Operation) -> tuple[int, int]:
