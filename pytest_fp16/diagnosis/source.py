@@ -20,12 +20,18 @@ def _is_users(filename: str) -> bool:
     return not filename.startswith(_LIBRARY) or "site-packages" in filename
 
 
+def _place(filename: str, line: int) -> str:
+    """File and line, the file as seen from the current folder where it lies below it."""
+    path, here = Path(filename), Path.cwd()
+    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{line}"
+
+
 def user_line() -> str | None:
     """File and line of the innermost frame outside of torch and of this package."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if _is_users(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            return _place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
 
@@ -44,5 +50,5 @@ def raised_at(error: BaseException) -> str | None:
     """File and line of the user's code where an exception came from."""
     for frame, line in frames_of(error):
         if _is_users(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{line}"
+            return _place(frame.f_code.co_filename, line)
     return None

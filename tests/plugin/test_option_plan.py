@@ -1,0 +1,38 @@
+"""The plan: a cure that was tried is written down, and later runs are held against it."""
+
+BROKEN = """
+import torch
+
+class Detour(torch.nn.Module):
+    def forward(self, x):
+        return x * 1e5 / 1e5
+
+@fp16_equivalent(precisions=["16-true"])
+def test_broken(model, data):
+    return Evaluation(model=torch.nn.Sequential(model, Detour()).eval(), data=data)
+"""
+
+
+def test_a_cure_is_written_down_and_then_applied(example):
+    example.write(BROKEN)
+
+    first = example.check_apart("--fp16-plan=kept.txt")
+
+    first.assert_outcomes(failed=1)
+    plan = (example.pytester.path / "kept.txt").read_text()
+    assert "test_broken[16-true]: 1 " in plan
+
+    second = example.check_apart("--fp16-plan=kept.txt")
+
+    second.assert_outcomes(passed=1)
+    second.stdout.fnmatch_lines(["*plan*"])
+
+
+def test_a_plan_that_cannot_be_read_is_a_usage_error(example):
+    (example.pytester.path / "kept.txt").write_text("no such line\n")
+
+    result = example.check("--fp16-plan=kept.txt")
+
+    assert result.ret != 0
+    said = result.stdout.str() + result.stderr.str()
+    assert "kept.txt:1" in said
