@@ -172,3 +172,40 @@ def test_a_single_bias_beyond_the_range_is_no_mask(precision):
         labels = model(x)
     report = check(Evaluation(model=model.eval(), data=[(x, labels)]), precision=precision)
     assert report.culprit.mechanism == "overflow", str(report)
+
+
+class Directions(nn.Module):
+    """Divides by a norm whose squares vanish in float16, in front of a product in 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.classes = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x) * 1e-4
+        return self.classes(h / ((h * h).sum(-1, keepdim=True).sqrt() + 1e-12))
+
+
+def test_an_overflow_that_follows_from_an_underflow_is_an_underflow():
+    torch.manual_seed(0)
+    model, x = Directions().eval(), torch.randn(100, 8)
+    with torch.no_grad():
+        labels = model(x).argmax(-1)
+    report = check(Evaluation(model=model, data=[(x, labels)]), precision="16-mixed")
+    assert report.verdict == "not equivalent", str(report)
+    assert report.culprit.mechanism == "underflow", str(report)
+    assert report.culprit.operation == "mul"
+
+
+def test_tensors_of_two_dtypes_are_called_so():
+    class Promoted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * torch.linspace(0.5, 1, 8))
+
+    torch.manual_seed(0)
+    report = check(
+        Evaluation(model=Promoted(8, 3).eval(), data=[torch.randn(30, 8)], labelled=False),
+        precision="16-true",
+    )
+    assert report.culprit.mechanism == "unsupported-op"
+    assert "different dtypes" in str(report)

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_fp16.diagnosis.cures import Clinic, Judge, find_cure
-from pytest_fp16.diagnosis.mechanism import defective, explain, overflowing, stopped, worth_watching
+from pytest_fp16.diagnosis.mechanism import (
+    defective,
+    explain,
+    inflated,
+    overflowing,
+    stopped,
+    vanishing,
+    worth_watching,
+)
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
 from pytest_fp16.diagnosis.specimen import Sample, Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
@@ -107,6 +115,9 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     watched = worth_watching(found)
     autopsy = specimen.side_by_side(lambda index: index in watched)
     culprit = explain(found, autopsy.operations)
+    if inflated(autopsy.operations, found.operation.index):
+        whole = specimen.side_by_side(lambda i: True).operations[: found.operation.index]
+        culprit = vanishing(whole) or culprit
     certain = culprit is not None and culprit.mechanism == "overflow"
     if not found.concentrated and spread is not None and not certain:
         return spread  # an overflow is a fact, though a clamp behind it may limit the damage

@@ -119,6 +119,41 @@ def overflowing(watched: list[Operation]) -> Culprit | None:
     return None
 
 
+def inflated(watched: list[Operation], index: int) -> bool:
+    """Whether an operation overflows only because what it got was wrong: exact values fit."""
+    finding = watched[index].finding if index < len(watched) else None
+    if finding is None or not any(m.infinite for m in finding.own):
+        return False
+    most = _format(finding).overflow_threshold
+    return max((m.largest for m in finding.results), default=most) < most
+
+
+def vanishing(watched: list[Operation]) -> Culprit | None:
+    """The last of the operations whose values nearly all fall to zero.
+
+    Args:
+        watched: a program side by side with its exact twin, every operation measured.
+    """
+    for operation in reversed(watched):
+        finding = operation.finding
+        if finding is None or not any(_emptied(m) for m in finding.own):
+            continue
+        why = _vanished(operation, finding, _format(finding))
+        if why is not None:
+            return Culprit(
+                module=operation.module,
+                operation=operation.name,
+                mechanism=why.mechanism,
+                evidence=why.evidence,
+                source=operation.source,
+            )
+    return None
+
+
+def _emptied(measure: Measure) -> bool:
+    return measure.zeroed > VANISHED * max(1, measure.count - measure.exact_zeros)
+
+
 def defective(watched: list[Operation]) -> Culprit | None:
     """The first operation whose results are further off than one rounding can explain.
 
