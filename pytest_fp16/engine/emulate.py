@@ -20,10 +20,10 @@ from pytest_fp16.engine.attention import fused_attention
 from pytest_fp16.engine.operations import (
     ATTENTION,
     LOW,
-    NO_CUDA_KERNEL,
     Facts,
     facts,
     flat,
+    missing_on_cuda,
     nominal_at,
     nominal_dtypes,
     promoted_low,
@@ -99,7 +99,7 @@ class Emulation(TorchDispatchMode):
 
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Raise UnsupportedOperation where the target is known to have no kernel."""
-        if self.target == "cuda" and known.name in NO_CUDA_KERNEL:
+        if self.target == "cuda" and missing_on_cuda(known.name, args):
             low = next((t.dtype for t in tensors(args, kwargs) if t.dtype in LOW), None)
             if low is not None:
                 raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), "cuda")

@@ -92,6 +92,19 @@ NO_CUDA_KERNEL = frozenset(
     """.split()
 )
 
+#: Rows from which CUDA's cdist for p = 2 becomes a matrix product, which has 16-bit kernels.
+_CDIST_BY_PRODUCT = 25
+
+
+def missing_on_cuda(name: str, args: Sequence[Any]) -> bool:
+    """Whether CUDA has no 16-bit kernel for an operation on these arguments."""
+    if name == "_cdist_forward" and len(args) > 2 and args[2] == 2.0:
+        mode = args[3] if len(args) > 3 and args[3] is not None else 0
+        many = max(args[0].shape[-2], args[1].shape[-2]) > _CDIST_BY_PRODUCT
+        return not (mode == 1 or (mode == 0 and many))
+    return name in NO_CUDA_KERNEL
+
+
 #: Families whose operations round as ATen's own do; anything else is an opaque kernel.
 _TRANSPARENT = frozenset({"aten", "prims", "prim", "torchvision", "profiler", "c10d"})
 

@@ -28,12 +28,12 @@ from pytest_fp16.engine.operations import (
     ATTENTION,
     DISCRETE,
     LOW,
-    NO_CUDA_KERNEL,
     Facts,
     differentiable,
     facts,
     flat,
     functional,
+    missing_on_cuda,
     nominal_dtypes,
     promoted_low,
     rebuild,
@@ -197,7 +197,7 @@ class Trace(TorchDispatchMode):
         if low is None:
             return
         require_same_dtype(known.name, args)
-        if self.target == "cuda" and known.name in NO_CUDA_KERNEL:
+        if self.target == "cuda" and missing_on_cuda(known.name, args):
             raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), "cuda")
         if known.exact:
             refuse_constants(func, args, kwargs, FORMATS[low])

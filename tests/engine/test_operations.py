@@ -140,3 +140,15 @@ def test_a_split_into_more_parts_than_before_keeps_its_dtype():
         for parts in (2, 5, 3):
             made = torch.ops.aten.unsafe_split.Tensor(torch.ones(2, 4 * parts).half(), 4, 1)
             assert [p.dtype for p in made] == [torch.float16] * parts
+
+
+@pytest.mark.parametrize(
+    ("rows", "p", "mode", "missing"),
+    [(8, 2.0, None, True), (40, 2.0, None, False), (40, 2.0, 2, True), (8, 2.0, 1, False)]
+    + [(40, 1.0, None, True)],
+)
+def test_cdist_is_a_matrix_product_on_cuda_where_there_are_many_rows(rows, p, mode, missing):
+    from pytest_fp16.engine.operations import missing_on_cuda
+
+    x = torch.zeros(rows, 3)
+    assert missing_on_cuda("_cdist_forward", (x, x, p, mode)) is missing
