@@ -144,8 +144,13 @@ def test_a_split_into_more_parts_than_before_keeps_its_dtype():
 
 @pytest.mark.parametrize(
     ("rows", "p", "mode", "missing"),
-    [(8, 2.0, None, True), (40, 2.0, None, False), (40, 2.0, 2, True), (8, 2.0, 1, False)]
-    + [(40, 1.0, None, True)],
+    [
+        (8, 2.0, None, True),
+        (40, 2.0, None, False),
+        (40, 2.0, 2, True),
+        (8, 2.0, 1, False),
+        (40, 1.0, None, True),
+    ],
 )
 def test_cdist_is_a_matrix_product_on_cuda_where_there_are_many_rows(rows, p, mode, missing):
     from pytest_fp16.engine.operations import missing_on_cuda
