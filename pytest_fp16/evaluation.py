@@ -272,7 +272,7 @@ class EvaluationRun:
         if idle and lane.failure is None:
             said.append(f"no operation computed in {precision_.dtype_name}: all ran in float32")
         if verdict == "equivalent":
-            said += [w for w in (rules.luck(lane),) if w]
+            said += [w for w in (rules.luck(lane), rules.mass_ties(lane)) if w]
             if metric is not None and metric.loss > SPENT * metric.budget:
                 share = metric.loss / metric.budget
                 said.append(f"{share:.0%} of the budget is spent")

@@ -20,6 +20,8 @@ from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 BEYOND_IDEAL = 1.25
 #: Outputs that moved by more than this, relative to their spread, survived by luck.
 LUCK = 0.1
+#: Beyond this share of exact ties the order of the classes decides.
+MANY_TIES = 0.05
 
 
 def checks(lane: Lane, metric: Metric | None) -> list[Check]:
@@ -243,6 +245,15 @@ def luck(lane: Lane) -> str | None:
         f"the decisions survived by luck: the outputs moved by {(error / spread) ** 0.5:.0%} of "
         f"their own spread, with {lane.outcome.flips} flips; other data may not be so kind"
     )
+
+
+def mass_ties(lane: Lane) -> str | None:
+    """The warning that many decisions fall to the first of equal classes."""
+    outcome = lane.outcome
+    if not outcome.decisions or outcome.ties <= MANY_TIES * outcome.decisions:
+        return None
+    tied = f"{outcome.ties} of {outcome.decisions} decisions tie exactly"
+    return f"{tied} in {lane.precision.dtype_name}: argmax takes the first of the tied classes, so the metric depends on their order"
 
 
 def _median(values: list[float]) -> float | None:

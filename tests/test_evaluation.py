@@ -209,3 +209,30 @@ def test_tensors_of_two_dtypes_are_called_so():
     )
     assert report.culprit.mechanism == "unsupported-op"
     assert "different dtypes" in str(report)
+
+
+def test_mass_ties_are_said():
+    torch.manual_seed(0)
+    x = torch.randn(100, 8)
+    inner = nn.Linear(8, 4)
+
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) + 2000
+
+    with torch.no_grad():
+        labels = inner(x).argmax(-1)
+    report = check(
+        Evaluation(model=Offset().eval(), data=[(x, labels)]), precision="16-true", budget=1
+    )
+
+    assert report.ties > 5
+    said = [w for w in report.warnings if "tie exactly" in w]
+    assert said == [
+        f"{report.ties} of 100 decisions tie exactly in float16: argmax takes the first of the tied "
+        "classes, so the metric depends on their order"
+    ]
