@@ -249,11 +249,12 @@ def luck(lane: Lane) -> str | None:
 
 def mass_ties(lane: Lane) -> str | None:
     """The warning that many decisions fall to the first of equal classes."""
-    outcome = lane.outcome
-    if not outcome.decisions or outcome.ties <= MANY_TIES * outcome.decisions:
+    ties, decisions = lane.outcome.ties, lane.outcome.decisions
+    if not decisions or ties <= MANY_TIES * decisions:
         return None
-    tied = f"{outcome.ties} of {outcome.decisions} decisions tie exactly"
-    return f"{tied} in {lane.precision.dtype_name}: argmax takes the first of the tied classes, so the metric depends on their order"
+    said = f"{ties} of {decisions} decisions tie exactly in {lane.precision.dtype_name}"
+    order = "argmax takes the first of the tied classes, so the metric depends on their order"
+    return f"{said}: {order}"
 
 
 def _median(values: list[float]) -> float | None:
