@@ -249,7 +249,7 @@ class EvaluationRun:
             forecast=rules.forecast(lane, metric),
             certified=rules.certified(lane),
             delta_max=outcome.delta_max if paper else None,
-            gamma_median=rules._median(outcome.gammas) if paper else None,
+            gamma_median=rules.median(outcome.gammas) if paper else None,
             loss_reference=losses[0],
             loss_candidate=losses[1],
             standardised=rules.standardised_of(lane),

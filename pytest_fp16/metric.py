@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,22 +11,6 @@ from torch import Tensor
 from pytest_fp16.errors import DataError
 from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, mean_error
-
-
-class Tally(Protocol):
-    """Totals of one run's metric."""
-
-    @property
-    def value(self) -> float:
-        """The metric so far."""
-
-    @property
-    def standard_error(self) -> float:
-        """Of the metric on this data."""
-
-    @property
-    def scale(self) -> float:
-        """What a default budget's percentages are percentages of."""
 
 
 class Accuracy:

@@ -167,8 +167,8 @@ def forecast(lane: Lane, metric: Metric) -> Forecast | None:
         overflows=prediction.overflows,
         undecided=prediction.undecided,
         certified=certified_by_theory(lane),
-        sigma_median=_median(prediction.sigmas),
-        margin_median=_median(prediction.margins),
+        sigma_median=median(prediction.sigmas),
+        margin_median=median(prediction.margins),
         notes=theory.notes,
     )
 
@@ -257,6 +257,7 @@ def mass_ties(lane: Lane) -> str | None:
     return f"{said}: {order}"
 
 
-def _median(values: list[float]) -> float | None:
+def median(values: list[float]) -> float | None:
+    """The median of the values that are numbers; None where there is none."""
     finite = [v for v in values if not math.isnan(v)]
     return statistics.median(finite) if finite else None

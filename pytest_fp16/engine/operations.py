@@ -38,7 +38,7 @@ _EXACT = frozenset(
     split_with_sizes_copy stack take threshold topk tril triu trunc unbind_copy unfold_backward
     unfold_copy unique2 _unique2 unsafe_split unsafe_split_with_sizes upsample_nearest1d
     upsample_nearest2d upsample_nearest3d where zero zeros zeros_like _local_scalar_dense equal
-    is_nonzero relu_backward threshold_backward rsub_zero
+    is_nonzero relu_backward threshold_backward
     """.split()
 )
 

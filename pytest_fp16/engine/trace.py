@@ -63,7 +63,6 @@ _CONSTANT = frozenset(
 _SINGULAR = frozenset(
     "div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split()
 )
-_BATCH_NORM = frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training"})
 #: Results that composite kernels read through a raw pointer: they must be plain tensors.
 _READ_ON_HOST = frozenset({("_pack_padded_sequence", 1)})
 _KEYS = torch._C.DispatchKey
