@@ -200,7 +200,8 @@ class _Check:
         except Exception as error:
             return f"{type(error).__name__}: {str(error).strip()}", None
         reached = float_tensors(candidate)
-        trained = {n for n, p in candidate.model.named_parameters() if p.requires_grad}
+        # In the model's order: that of a set changes with the process, and sums with the order.
+        trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
         if any(not bool(reached[n].isfinite().all()) for n in trained):
             return "a weight is not finite after the optimizer's step", self._origin(
                 self.state, first, optimize=True
@@ -226,7 +227,7 @@ class _Check:
         start: dict[str, Tensor],
         reached: dict[str, Tensor],
         snapshots: list[dict[str, Tensor]],
-        trained: set[str],
+        trained: list[str],
         steps: int,
     ) -> None:
         evidence = self.evidence
@@ -236,7 +237,7 @@ class _Check:
             torch.cat([(end[n] - begin[n]).flatten() for n in names]),
             torch.cat([(reached[n] - start[n]).flatten() for n in names]),
         )
-        for name in end.keys() - trained:
+        for name in (n for n in end if n not in set(trained)):
             if not bool(end[name].isfinite().all()):
                 continue
             if not bool(reached[name].isfinite().all()):

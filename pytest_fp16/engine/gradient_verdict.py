@@ -196,9 +196,9 @@ def _bad_tensor(noise: Noise) -> bool:
 def _tensor_noise(evidence: Evidence) -> Finding | None:
     """The worst of many must be bad at most points: one outlier is no verdict."""
     empty = {n for p in evidence.points for n in p.meaningless}
-    names = {n for p in evidence.points for n in p.tensors} - empty
+    names = dict.fromkeys(n for p in evidence.points for n in p.tensors)
     bad = []
-    for name in names:
+    for name in (n for n in names if n not in empty):
         seen = [p.tensors[name] for p in evidence.points if name in p.tensors]
         if sum(map(_bad_tensor, seen)) * 2 > len(seen):
             bad.append((max(seen, key=lambda n: n.excess), name))
