@@ -124,7 +124,8 @@ def _cuda_policy() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "overriding a previously registered kernel" is meant
-            listed: set[str] = set()
+            _register(library, "binary_cross_entropy", _banned)
+            listed = {"binary_cross_entropy"}  # older torch refuses a second registration
             for names, cast in (
                 (_TO_LOW, _to_low),
                 (_TO_FLOAT32, _to_float32),
@@ -137,7 +138,6 @@ def _cuda_policy() -> Iterator[None]:
             for name in _CPU_ONLY.split():
                 if name not in listed and _overload(name) is not None:
                     _register(library, name, _kernel(name, _untouched))
-            _register(library, "binary_cross_entropy", _banned)
         yield
     finally:
         _installed -= 1
