@@ -39,7 +39,7 @@ def _treated(
     patient = Patient(
         report=report,
         siblings={name: r for name, r in siblings.items() if name != report.precision},
-        candidate=lambda keep: run.candidate(report.precision, keep),
+        candidate=lambda keep: run.candidate(report.precision, keep) if keep else lane.candidate,
         reference=run.reference.model,
         task=run.task,
         kept=lane.outcome.kept,

@@ -1,31 +1,31 @@
-"""The 16-bit program and its exact twin, side by side, operation by operation.
+"""The 16-bit program, followed operation by operation.
 
-`Autopsy` runs a program in one of two ways. Side by side, every tensor carries the 16-bit value
-and a float32 twin that no rounding has touched, and what happens in chosen operations is measured.
-Or *healed*: the first so many operations run in 16 bits and the rest without rounding, so that
-what goes wrong in the outputs was born in those first operations.
+`Autopsy` runs a program in one of two ways. Recorded, every operation runs in 16 bits and goes on
+a tape. Or *healed*: the first so many operations run in 16 bits and the rest without rounding, so
+that what goes wrong in the outputs was born in those first operations. (A tape plays that faster,
+unless exact values lead the program elsewhere.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_fp16.diagnosis.findings import Finding, examined, operands
-from pytest_fp16.diagnosis.source import user_line
+from pytest_fp16.diagnosis.findings import Finding
+from pytest_fp16.diagnosis.source import Line, user_line
+from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
 from pytest_fp16.engine.emulate import Emulation, widen
+from pytest_fp16.engine.interception import READ_ON_HOST, Interception
 from pytest_fp16.engine.operations import (
     LOW,
     Facts,
-    facts,
     flat,
     nominal_at,
     nominal_dtypes,
@@ -43,14 +43,6 @@ _MOVES = frozenset(
     unsafe_split_with_sizes gather take _to_copy
     """.split()
 )
-#: Results that composite kernels read through a raw pointer: they must be plain tensors.
-_READ_ON_HOST = frozenset({("_pack_padded_sequence", 1)})
-_KEYS: Any = torch._C.DispatchKey
-_AUTOCAST = (
-    torch._C.DispatchKeySet(_KEYS.AutocastCPU)
-    | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
-    | torch._C.DispatchKeySet(_KEYS.AutocastMPS)
-)
 
 
 @dataclass
@@ -61,15 +53,20 @@ class Operation:
         index: its place among all counted operations.
         name: its ATen name.
         module: qualified name of the module that ran it.
-        source: file and line of the user's code, where it was looked up.
+        line: the line of the user's code that ran it, where it was looked up.
         finding: what was measured, where it was watched.
     """
 
     index: int
     name: str
     module: str
-    source: str | None = None
+    line: Line | None = None
     finding: Finding | None = None
+
+    @property
+    def source(self) -> str | None:
+        """File and line of the user's code."""
+        return str(self.line) if self.line is not None else None
 
 
 @dataclass
@@ -90,79 +87,87 @@ class Program:
     adopted: dict[int, tuple[Tensor, Twin]] = field(default_factory=dict)
 
 
-class Autopsy(TorchDispatchMode):
+class Autopsy(Interception):
     """Run one program.
 
     Args:
         program: the program.
         until: operations of a smaller index run in 16 bits, the others without rounding.
-        beside: both worlds throughout, whatever `until` says.
-        watch: whether an operation of that index is to be measured (side by side only).
+        tape: records the program, which then runs in 16 bits throughout; or None.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        until: float = math.inf,
-        beside: bool = False,
-        watch: Callable[[int], bool] = lambda index: False,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, program: Program, until: float = math.inf, tape: Tape | None = None) -> None:
+        super().__init__()
         self.program = program
-        self.until = until
-        self.beside = beside
-        self.watch = watch
+        self.until = math.inf if tape is not None else until
+        self.tape = tape
         self.operations: list[Operation] = []
         self.raised: Operation | None = None
         program.adopted.clear()
 
     # -- the interception ---------------------------------------------------------------------
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        known = facts(func)
-        args = tuple(self._adopt(a) for a in args)
-        kwargs = {k: self._adopt(v) for k, v in (kwargs or {}).items()}
-        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-            if known.view:
-                return self._view(func, args, kwargs)
-            if known.reshapes:
-                return _reshaped(func, args, kwargs)
-            if _moves(known, args, kwargs):
-                return self._moved(func, args, kwargs)
-            return self._operate(func, known, args, kwargs)
+    def adopt(self, value: Tensor) -> Twin:
+        """A twin of a plain tensor; of a parameter or buffer, with the reference's own."""
+        made = self.program.adopted.get(id(value))
+        if made is not None and made[0] is value:
+            return made[1]
+        own = self.program.exact_of.get(id(value))
+        wide = own[1] if own is not None and own[0] is value else _constant(value)
+        twin = Twin(value, wide, Fate(made=False, fixed=True), value.dtype)
+        self.program.adopted[id(value)] = (value, twin)
+        return twin
 
-    def _adopt(self, value: Any) -> Any:
-        """Plain tensors (parameters, buffers, fresh constants) as twins."""
-        if isinstance(value, Tensor) and not isinstance(value, Twin):
-            made = self.program.adopted.get(id(value))
-            if made is not None and made[0] is value:
-                return made[1]
-            own = self.program.exact_of.get(id(value))
-            wide = own[1] if own is not None and own[0] is value else _constant(value)
-            if self.beside and wide is value:
-                wide = value.clone()
-            twin = Twin(value, wide, Fate(made=False, fixed=True), value.dtype)
-            self.program.adopted[id(value)] = (value, twin)
-            return twin
-        if isinstance(value, (list, tuple)):
-            return [self._adopt(item) for item in value]
-        return value
-
-    def _view(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
+    def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
+        """A view, made in both worlds."""
         source = args[0]
+        entry = self._begin(func, known, args, kwargs, None) if source.fate.made else None
         lows = flat(made := func(*low(args), **{k: low(v) for k, v in kwargs.items()}))
-        exacts = flat(func(*exact(args), **{k: exact(v) for k, v in kwargs.items()}))
+        exacts = lows
+        if source.exact is not source.low:
+            exacts = flat(func(*exact(args), **{k: exact(v) for k, v in kwargs.items()}))
         views = []
         for near, far in zip(lows, exacts, strict=True):
             dtype = source.dtype if near.dtype == source.low.dtype else near.dtype
             views.append(Twin(near, far, source.fate, dtype))
-        return rebuild(made, iter(views))
+        return self._end(entry, rebuild(made, iter(views)))
+
+    def reshape(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
+        """Both worlds change shape, and so does their wrapper."""
+        twin = args[0]
+        self._begin(func, None, args, kwargs, None)
+        near, far = twin.low.view_as(twin.low), twin.exact.view_as(twin.exact)
+        func(near, *args[1:], **kwargs)
+        func(far, *args[1:], **kwargs)
+        twin.low, twin.exact = near, far
+        with torch._C._DisableTorchDispatch():
+            func(*args, **kwargs)
+        return twin
+
+    def operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
+        """Any other operation, in 16 bits or without rounding."""
+        if _moves(known, args, kwargs):
+            return self._moved(func, args, kwargs)
+        index = len(self.operations)
+        operation = Operation(index, known.name, self.program.where())
+        self.operations.append(operation)
+        if index >= self.until:
+            far = func(*exact(args), **{k: exact(v) for k, v in kwargs.items()})
+            return self._wrap(func, known, args, kwargs, None, far)
+        entry = self._begin(func, known, args, kwargs, index)
+        if self.tape is not None:
+            operation.line = user_line()
+            self.tape.remember(_written(known, args, kwargs))
+        lows = self._low(func, operation, args, kwargs)
+        return self._end(entry, self._wrap(func, known, args, kwargs, lows, None))
+
+    def _begin(
+        self, func: OpOverload, known: Facts | None, args: Any, kwargs: Any, index: int | None
+    ) -> Entry | None:
+        return None if self.tape is None else self.tape.begin(func, known, args, kwargs, index)
+
+    def _end(self, entry: Entry | None, results: Any) -> Any:
+        return results if entry is None or self.tape is None else self.tape.end(entry, results)
 
     def _moved(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
         """Move values that no operation has made yet: low and exact stay what they are."""
@@ -172,30 +177,6 @@ class Autopsy(TorchDispatchMode):
         pairs = zip(flat(lows), flat(far), strict=True)
         return rebuild(lows, (Twin(n, f, Fate(False, fixed), n.dtype) for n, f in pairs))
 
-    def _operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
-        index = len(self.operations)
-        operation = Operation(index, known.name, self.program.where())
-        self.operations.append(operation)
-        if not self.beside:
-            if index < self.until:
-                lows = self._low(func, operation, args, kwargs)
-                return self._wrap(func, known, args, kwargs, lows, None)
-            return self._wrap(func, known, args, kwargs, None, _exactly(func, args, kwargs))
-        before, local = None, None
-        if self.watch(index):
-            operation.source = user_line()
-            before = operands(func, known.name, args, kwargs)
-            local = _local(func, known, args, kwargs)
-        lows = self._low(func, operation, args, kwargs)
-        try:
-            far = None if known.random else _exactly(func, args, kwargs)
-        except Exception:  # shapes or indices that follow the 16-bit values: go on from those
-            far = None
-        results = self._wrap(func, known, args, kwargs, lows, far)
-        if before is not None:
-            operation.finding = examined(before, known.name, results, local)
-        return results
-
     def _low(self, func: OpOverload, operation: Operation, args: Any, kwargs: Any) -> Any:
         near = low(args), {k: low(v) for k, v in kwargs.items()}
         try:
@@ -204,7 +185,7 @@ class Autopsy(TorchDispatchMode):
             return self.program.emulation.__torch_dispatch__(func, (), tuple(near[0]), near[1])
         except Exception:
             self.raised = operation
-            operation.source = user_line()
+            operation.line = user_line()
             raise
 
     # -- results ------------------------------------------------------------------------------
@@ -212,54 +193,28 @@ class Autopsy(TorchDispatchMode):
     def _wrap(
         self, func: OpOverload, known: Facts, args: Any, kwargs: Any, lows: Any, exacts: Any
     ) -> Any:
-        """Results as twins; where one world is missing it is the other, widened."""
-        beside = lows is not None and exacts is not None
-        near = flat(lows) if lows is not None else flat(exacts)
-        far = flat(exacts) if exacts is not None else [None] * len(near)
+        """Results as twins; the world that is missing is the other one, widened."""
         nominal = nominal_dtypes(func, args, kwargs) if lows is None else None
         fallback = promoted_low(args, kwargs) or kwargs.get("dtype") if lows is None else None
+        fixed = all(t.fate.fixed for t in twins(args, kwargs))
         owners = _written(known, args, kwargs)
         for owner in owners:
             owner.fate.made = True
-            owner.fate.fixed &= all(t.fate.fixed for t in twins(args, kwargs))
-            if not beside and lows is not None and owner.exact is not owner.low:
+            owner.fate.fixed &= fixed
+            if lows is not None and owner.exact is not owner.low:
                 owner.exact.copy_(owner.low)
-        fixed = all(t.fate.fixed for t in twins(args, kwargs))
+        given = lows if lows is not None else exacts
         results = []
-        for i, item in enumerate(near):
+        for i, item in enumerate(flat(given)):
             own = next((o for o in owners if item is o.low or item is o.exact), None)
-            plain = not isinstance(item, Tensor) or (known.name, i) in _READ_ON_HOST
+            plain = not isinstance(item, Tensor) or (known.name, i) in READ_ON_HOST
             if own is not None or plain:
                 results.append(item if own is None else own)
                 continue
             dtype = item.dtype if lows is not None else _dtype_of(item, i, nominal, fallback)
-            twin = far[i]
-            if not isinstance(twin, Tensor) or twin.shape != item.shape:
-                twin = widen(item) if not self.beside or item.dtype in LOW else item.clone()
-            results.append(Twin(item, twin, Fate(True, fixed), dtype))
-        return rebuild(lows if lows is not None else exacts, iter(results))
-
-
-def _exactly(func: OpOverload, args: Any, kwargs: Any) -> Any:
-    """The operation on the exact twins."""
-    return func(*exact(args), **{k: exact(v) for k, v in kwargs.items()})
-
-
-def _local(func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
-    """The operation in float32 on the 16-bit program's own operands: what it should have given."""
-    if known.random or known.mutated_names:
-        return None
-    wide = [_copied(widen(a)) for a in low(args)]
-    try:
-        return func(*wide, **{k: widen(low(v)) for k, v in kwargs.items()})
-    except Exception:
-        return None
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+            far = item if self.tape is not None else widen(item)
+            results.append(Twin(item, far, Fate(True, fixed), dtype))
+        return rebuild(given, iter(results))
 
 
 def _constant(value: Tensor) -> Tensor:
@@ -296,15 +251,3 @@ def _dtype_of(item: Tensor, i: int, nominal: Any, fallback: Any) -> torch.dtype:
         return item.dtype
     dtype = nominal_at(nominal, i) if nominal else fallback
     return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
-
-
-def _reshaped(func: OpOverload, args: Any, kwargs: Any) -> Any:
-    """An operation such as transpose_: both worlds change shape, and so does their wrapper."""
-    twin = args[0]
-    near, far = twin.low.view_as(twin.low), twin.exact.view_as(twin.exact)
-    func(near, *args[1:], **kwargs)
-    func(far, *args[1:], **kwargs)
-    twin.low, twin.exact = near, far
-    with torch._C._DisableTorchDispatch():
-        func(*args, **kwargs)
-    return twin

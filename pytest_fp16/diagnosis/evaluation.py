@@ -77,7 +77,7 @@ class Diagnosis:
 def diagnose(patient: Patient) -> Diagnosis:
     """The culprit and a cure, as far as they can be told."""
     specimen = patient.specimen(())
-    found = find_origin(specimen)
+    found = find_origin(specimen, _shares(patient.report))
     if patient.error is not None and not isinstance(found, Raised):
         # Emulation runs what this device's own kernels do not.
         native = patient.specimen((), emulated=False)
@@ -102,26 +102,30 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     if isinstance(found, Raised):
         return stopped(found, specimen.candidate.precision.dtype_name)
     if _strays(patient.report):
-        culprit = defective(specimen.side_by_side(lambda i: True).operations)
+        culprit = defective(specimen.side_by_side(lambda i: True))
         if culprit is not None:
             return culprit
     spread = _largest_share(patient.report)
     if found is None:
         return spread
     if found.unrounded:
-        culprit = overflowing(specimen.side_by_side(lambda i: True).operations)
+        culprit = overflowing(specimen.side_by_side(lambda i: True))
         if culprit is not None:
             return culprit
     watched = worth_watching(found)
-    autopsy = specimen.side_by_side(lambda index: index in watched)
-    culprit = explain(found, autopsy.operations)
-    if inflated(autopsy.operations, found.operation.index):
-        whole = specimen.side_by_side(lambda i: True).operations[: found.operation.index]
+    operations = specimen.side_by_side(watched.__contains__)
+    culprit = explain(found, operations)
+    if inflated(operations, found.operation.index):
+        whole = specimen.side_by_side(lambda i: True)[: found.operation.index]
         culprit = vanishing(whole) or culprit
     certain = culprit is not None and culprit.mechanism == "overflow"
     if not found.concentrated and spread is not None and not certain:
         return spread  # an overflow is a fact, though a clamp behind it may limit the damage
     return culprit or spread
+
+
+def _shares(report: Report) -> dict[tuple[str, str], float]:
+    return {(s.module, s.operation): s.share for s in report.sites if s.share > 0}
 
 
 def _strays(report: Report) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from pytest_fp16.diagnosis.autopsy import Operation
-from pytest_fp16.diagnosis.findings import ADDITIONS, STEPWISE, Finding, Measure
+from pytest_fp16.diagnosis.findings import ADDITIONS, STEPWISE, Finding
+from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.report.model import Culprit, Mechanism
 from pytest_fp16.theory.rounding import FORMATS, Format
@@ -351,11 +352,11 @@ def _counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
 
 
 def _absorbed(born: Operation, finding: Finding, fmt: Format) -> Why | None:
-    if finding.addend is None or finding.addend > ABSORBED:
+    if finding.addends is None or not any(m.error > 0 for m in finding.own):
         return None
-    if not any(m.error > 0 for m in finding.own):
+    steps, small, large = finding.addends
+    if steps > ABSORBED:
         return None
-    small, large = finding.addends
     how = "one after another into one sum" if born.name in STEPWISE else "beside"
     text = f"{small:.2g} is added to {large:.3g}, where {fmt.name} has steps of "
     text += f"{large * 2 * fmt.unit_roundoff:.2g}"

@@ -8,7 +8,9 @@ nor what lies downstream, and a mask that becomes −inf without consequence is 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,38 +57,74 @@ class Raised:
     error: BaseException
 
 
-def find_origin(specimen: Specimen) -> Origin | Raised | None:
-    """The origin, or None where the failure does not show on these inputs."""
+def find_origin(
+    specimen: Specimen, shares: Mapping[tuple[str, str], float] | None = None
+) -> Origin | Raised | None:
+    """The origin, or None where the failure does not show on these inputs.
+
+    Args:
+        specimen: the candidate on a few inputs.
+        shares: what theory expects each (module, operation) to contribute to the error; a guess
+            that only decides where the search looks first.
+    """
     calls = _Calls()
     try:
         with calls:
-            failing = specimen.run()
+            failing = specimen.record()
     except Exception as error:
         return raised(error, specimen, calls.inside)
-    assert specimen.last is not None, "unreachable: run() sets it"
-    operations = specimen.last.operations
+    operations = specimen.operations
     damage = Damage(specimen, failing)
     if not damage.shown or not operations:
         return None
 
+    @cache
     def done(until: int) -> float:
         try:
-            return damage.of(specimen.run(until))
+            return damage.of(specimen.healed(until))
         except Exception:  # exact values lead elsewhere: nothing can be said of this cut
             return 1.0
 
+    guess = _guess(specimen, shares or {})
     harmless, harmful = 0, len(operations)
     while harmful - harmless > 1:
-        middle = (harmless + harmful) // 2
+        middle = _middle(guess, harmless, harmful)
         if done(middle) >= ENOUGH:
             harmful = middle
         else:
             harmless = middle
     found = operations[harmful - 1]
     start, end = _stay(operations, found)
-    born = done(end) ** 2 - done(start) ** 2
+    whole = 1.0 if end == len(operations) else done(end)
+    born = whole**2 - (0.0 if start == 0 else done(start)) ** 2
     unrounded = found.index == 0 and done(0) >= ENOUGH
     return Origin(found, operations, damage, born >= CONCENTRATED, unrounded)
+
+
+def _guess(specimen: Specimen, shares: Mapping[tuple[str, str], float]) -> list[float]:
+    """How likely each operation is to be the origin: the one that theory names, the first whose
+    results are not finite, or, with the same chance as each of these, any other."""
+    operations = specimen.operations
+    known = [shares.get((o.module, o.name), 0.0) for o in operations]
+    total = sum(known) or 1.0
+    chance = [1 / len(operations) + share / total for share in known]
+    first = specimen.tape.first_lost()
+    if first is not None:
+        chance[first] += 1.0
+    return chance
+
+
+def _middle(chance: list[float], harmless: int, harmful: int) -> int:
+    """The cut between the two that leaves as even a chance on either side as can be."""
+    total = sum(chance[harmless:harmful])
+    so_far, best = 0.0, harmless + 1
+    for cut in range(harmless + 1, harmful):
+        before = abs(so_far - total / 2)
+        so_far += chance[cut - 1]
+        if cut > harmless + 1 and before <= abs(so_far - total / 2):
+            break
+        best = cut
+    return best
 
 
 def _stay(operations: list[Operation], found: Operation) -> tuple[int, int]:

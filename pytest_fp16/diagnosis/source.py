@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import NamedTuple
 
 import torch
 
@@ -14,24 +16,32 @@ _TORCH = str(Path(torch.__file__).parent)
 _LIBRARY = str(Path(traceback.__file__).parent)
 
 
+class Line(NamedTuple):
+    """A line of code."""
+
+    filename: str
+    number: int
+
+    def __str__(self) -> str:
+        """File and line, the file as seen from the current folder where it lies below it."""
+        path, here = Path(self.filename), Path.cwd()
+        shown = path.relative_to(here) if path.is_relative_to(here) else path
+        return f"{shown}:{self.number}"
+
+
+@cache
 def _is_users(filename: str) -> bool:
     if filename.startswith("<") or filename.startswith((_OWN, _TORCH)):
         return False
     return not filename.startswith(_LIBRARY) or "site-packages" in filename
 
 
-def _place(filename: str, line: int) -> str:
-    """File and line, the file as seen from the current folder where it lies below it."""
-    path, here = Path(filename), Path.cwd()
-    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{line}"
-
-
-def user_line() -> str | None:
-    """File and line of the innermost frame outside of torch and of this package."""
+def user_line() -> Line | None:
+    """The line of the innermost frame outside of torch and of this package."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if _is_users(frame.f_code.co_filename):
-            return _place(frame.f_code.co_filename, frame.f_lineno)
+            return Line(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
 
@@ -50,5 +60,5 @@ def raised_at(error: BaseException) -> str | None:
     """File and line of the user's code where an exception came from."""
     for frame, line in frames_of(error):
         if _is_users(frame.f_code.co_filename):
-            return _place(frame.f_code.co_filename, line)
+            return str(Line(frame.f_code.co_filename, line))
     return None

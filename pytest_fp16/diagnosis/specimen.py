@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.diagnosis.autopsy import Autopsy, Program
+from pytest_fp16.diagnosis.autopsy import Autopsy, Operation, Program
+from pytest_fp16.diagnosis.tape import Ref, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin
 from pytest_fp16.engine.batching import map_tensors, take
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.emulate import Emulation, widen
+from pytest_fp16.engine.interception import AUTOCAST
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output, quiet
 from pytest_fp16.engine.operations import LOW
 from pytest_fp16.engine.randomness import seed_everything
@@ -68,22 +71,56 @@ class Specimen:
         self.program = Program(emulation, _exact_twins(candidate.model, reference), self.where)
         with torch.no_grad(), quiet():
             seed_everything(sample.seed)
-            output = call_as_is(reference, sample.inputs, candidate.subject.forward)
+            inputs = map_tensors(sample.inputs, torch.clone)  # a model may write into its input
+            output = call_as_is(reference, inputs, candidate.subject.forward)
             self.wanted = main_output(output).detach().float()
         self.last: Autopsy | None = None
+        self.recorded: Autopsy | None = None
+        self.tape = Tape()
+
+    def record(self) -> Tensor:
+        """The raw outputs in 16 bits; from then on `healed` and `side_by_side` know the program."""
+        self.tape = Tape()
+        output = self._run(Autopsy(self.program, tape=self.tape))
+        if isinstance(output, Twin):
+            self.tape.output = Ref.to(output)
+        return _plain(output)
 
     def run(self, until: float = math.inf) -> Tensor:
         """The raw outputs when the first `until` operations run in 16 bits."""
-        return self._run(Autopsy(self.program, until))[0]
+        return _plain(self._run(Autopsy(self.program, until)))
 
-    def side_by_side(self, watch: Callable[[int], bool]) -> Autopsy:
-        """Both worlds at once, with the operations of those indices measured."""
-        autopsy = Autopsy(self.program, beside=True, watch=watch)
-        self._run(autopsy)
-        return autopsy
+    def healed(self, until: int) -> Tensor:
+        """The same, played from the recording where that tells it."""
+        try:
+            with self._playing():
+                return self.tape.healed(until).detach().float()
+        except Exception:  # exact values may have led the program elsewhere: see for ourselves
+            return self.run(until)
 
-    def _run(self, autopsy: Autopsy) -> tuple[Tensor, Tensor]:
+    def side_by_side(self, watch: Callable[[int], bool]) -> list[Operation]:
+        """The recorded operations, those of chosen indices measured against exact values."""
+        if self.recorded is None:
+            self.record()
+        with self._playing():
+            found = self.tape.watched(watch)
+        return [replace(o, finding=found.get(o.index)) for o in self.operations]
+
+    @property
+    def operations(self) -> list[Operation]:
+        """The recorded program, in order."""
+        assert self.recorded is not None, "unreachable: nothing was recorded"
+        return self.recorded.operations
+
+    @contextmanager
+    def _playing(self) -> Iterator[None]:
+        with torch.no_grad(), quiet(), torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
+            yield
+
+    def _run(self, autopsy: Autopsy) -> Tensor:
         self.last = autopsy
+        if autopsy.tape is not None:
+            self.recorded = autopsy
         candidate = self.candidate
         self.where.reset()
         seed_everything(self.sample.seed)
@@ -92,10 +129,11 @@ class Specimen:
         context = autocast(candidate.precision, candidate.device, candidate.target)
         with torch.no_grad(), quiet(), context, autopsy:
             output = call_as_is(candidate.model, wrapped, candidate.subject.forward)
-        main = main_output(output)
-        if isinstance(main, Twin):
-            return main.exact.float() if not autopsy.beside else main.low.float(), main.exact
-        return main.float(), main.float()
+        return main_output(output)
+
+
+def _plain(output: Tensor) -> Tensor:
+    return (output.exact if isinstance(output, Twin) else output).detach().float()
 
 
 def _input(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

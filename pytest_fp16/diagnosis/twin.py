@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_fp16.engine.emulate import widen
+from pytest_fp16.engine.interception import Carrier
 
 
 class Fate:
@@ -31,26 +31,26 @@ class Fate:
         self.fixed = fixed
 
 
-class Twin(Tensor):
+class Twin(Carrier):
     """See the module's docstring. Operations on it are computed by an active `Autopsy` only.
 
     Attributes:
         low: as the 16-bit program has it.
         exact: its float32 twin; of integer and bool tensors, the one that exact values lead to.
+        on_read: told where the program reads it on the host past the dispatcher; or None.
     """
 
     low: Tensor
     exact: Tensor
     fate: Fate
+    on_read: Callable[[Twin], None] | None = None
 
     @staticmethod
     def __new__(
         cls: type[Twin], low: Tensor, exact: Tensor, fate: Fate, dtype: torch.dtype
     ) -> Twin:
         """A tensor without memory of its own, shaped like `low`, of the program's dtype."""
-        twin: Twin = torch.Tensor._make_wrapper_subclass(
-            cls, low.shape, strides=low.stride(), dtype=dtype, device=low.device
-        )
+        twin: Twin = cls.like(low, dtype)
         return twin
 
     def __init__(self, low: Tensor, exact: Tensor, fate: Fate, dtype: torch.dtype) -> None:
@@ -58,45 +58,32 @@ class Twin(Tensor):
         self.exact = exact
         self.fate = fate
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    def shown(self) -> Tensor:
+        """The values of the 16-bit program."""
+        return self.low
 
-    def native(self) -> Tensor:
-        """The plain tensor the program would hold here."""
-        with _disable_current_modes():
-            return self.low.detach().to(self.dtype)
-
-    def numpy(self, *, force: bool = False) -> Any:
-        """What the program would read on the host."""
-        with _disable_current_modes():
-            return self.native().numpy(force=force)
-
-    def tolist(self) -> Any:
-        """What the program would read on the host."""
-        with _disable_current_modes():
-            return self.native().tolist()
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        raise RuntimeError(f"{func} was called on a tensor of an autopsy after it had ended")
+    def was_read(self) -> None:
+        """Tell whoever records the program."""
+        if self.on_read is not None:
+            self.on_read(self)
 
 
 def low(value: Any) -> Any:
     """The tensors of the 16-bit program; lists element by element; the rest untouched."""
-    return _each(value, lambda twin: twin.low)
+    return each(value, lambda twin: twin.low)
 
 
 def exact(value: Any) -> Any:
     """The float32 twins, and 16-bit dtypes as torch.float32."""
-    return widen(_each(value, lambda twin: twin.exact))
+    return widen(each(value, lambda twin: twin.exact))
 
 
-def _each(value: Any, of: Callable[[Twin], Tensor]) -> Any:
+def each(value: Any, of: Callable[[Twin], Any]) -> Any:
+    """`value` with every twin replaced, lists element by element."""
     if isinstance(value, Twin):
         return of(value)
     if isinstance(value, (list, tuple)):
-        return [_each(item, of) for item in value]
+        return [each(item, of) for item in value]
     return value
 
 

@@ -54,8 +54,8 @@ PARTS = {
 def explained(specimen, model, name="16-true"):
     under = specimen(model, name)
     origin = find_origin(under)
-    autopsy = under.side_by_side(worth_watching(origin).__contains__)
-    return explain(origin, autopsy.operations)
+    operations = under.side_by_side(worth_watching(origin).__contains__)
+    return explain(origin, operations)
 
 
 @pytest.mark.parametrize("mechanism", PARTS)
@@ -84,7 +84,7 @@ def test_a_constant_that_torch_refuses_is_a_mask():
 
 def test_sound_operations_are_below_the_threshold_of_unsound_ones(make_net, specimen):
     for part in (nn.LayerNorm(32), nn.GELU(), nn.Softmax(-1), nn.Linear(32, 32)):
-        operations = specimen(make_net(part, steps=5)).side_by_side(lambda i: True).operations
+        operations = specimen(make_net(part, steps=5)).side_by_side(lambda i: True)
         steps = [m.steps for o in operations for m in o.finding.own]
         assert max(steps) > 0.1
         assert max(steps) < UNSOUND

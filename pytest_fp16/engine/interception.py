@@ -1,0 +1,122 @@
+"""What every run has in common that follows a 16-bit program operation by operation.
+
+A `Carrier` is a tensor the program sees in place of the values that are really computed; an
+`Interception` turns each operation on carriers into one on what they carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from pytest_fp16.engine.operations import Facts, facts
+
+_KEYS: Any = torch._C.DispatchKey
+AUTOCAST: Any = (
+    torch._C.DispatchKeySet(_KEYS.AutocastCPU)
+    | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
+    | torch._C.DispatchKeySet(_KEYS.AutocastMPS)
+)
+#: Results that composite kernels read through a raw pointer: they must be plain tensors.
+READ_ON_HOST = frozenset({("_pack_padded_sequence", 1)})
+
+
+class Carrier(Tensor):
+    """A tensor without memory of its own; an active `Interception` alone computes with it."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def like(cls, shown: Tensor, dtype: torch.dtype) -> Any:
+        """A carrier shaped like `shown`, of the dtype the program sees; it carries nothing yet."""
+        return torch.Tensor._make_wrapper_subclass(
+            cls, shown.shape, strides=shown.stride(), dtype=dtype, device=shown.device
+        )
+
+    def shown(self) -> Tensor:
+        """The values the program would read."""
+        raise NotImplementedError
+
+    def was_read(self) -> None:
+        """The program reads values past the dispatcher."""
+
+    def native(self) -> Tensor:
+        """The plain tensor the program would hold here."""
+        with _disable_current_modes():
+            return self.shown().detach().to(self.dtype)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """What the program would read on the host."""
+        self.was_read()
+        with _disable_current_modes():
+            return self.native().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """What the program would read on the host."""
+        self.was_read()
+        with _disable_current_modes():
+            return self.native().tolist()
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        raise RuntimeError(f"{func} was called on a {cls.__name__} after its run had ended")
+
+
+class Interception(TorchDispatchMode):
+    """Sends each operation of a program to the method for its kind, with carriers as arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        known = facts(func)
+        args = tuple(self._adopted(a) for a in args)
+        kwargs = {k: self._adopted(v) for k, v in (kwargs or {}).items()}
+        with self.below():
+            if known.view:
+                return self.view(func, known, args, kwargs)
+            if known.reshapes:
+                return self.reshape(func, args, kwargs)
+            return self.operate(func, known, args, kwargs)
+
+    def _adopted(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value if isinstance(value, Carrier) else self.adopt(value)
+        if isinstance(value, (list, tuple)):
+            return [self._adopted(item) for item in value]
+        return value
+
+    def below(self) -> AbstractContextManager[Any]:
+        """Where operations on what is carried are computed: below autocast, which has acted."""
+        guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(AUTOCAST)
+        return guard
+
+    def adopt(self, value: Tensor) -> Carrier:
+        """A carrier for a plain tensor: a parameter, a buffer, a fresh constant."""
+        raise NotImplementedError
+
+    def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
+        """An operation whose results share memory with its first argument."""
+        raise NotImplementedError
+
+    def reshape(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
+        """An operation such as ``transpose_``, which changes its argument's shape in place."""
+        raise NotImplementedError
+
+    def operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
+        """Any other operation."""
+        raise NotImplementedError
