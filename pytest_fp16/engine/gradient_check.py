@@ -165,12 +165,12 @@ class _Check:
         return recorder
 
     def _confident(self, candidate: Trainee, batch: Any) -> Broke | None:
-        """The gradient once the model is as sure as a trained one: its logits scaled up.
+        """The gradient once the model is as sure as a trained one: its right logits scaled up.
 
         Losses that take logarithms of probabilities by hand fail only then.
         """
         factor = confidence_factor(self.exact, batch)
-        if factor <= 1:
+        if factor is None:
             return None
         with scaled_outputs(self.exact.model, factor):
             if not _all_finite(gradients(self.exact, batch, 0)):
@@ -264,7 +264,11 @@ class _Check:
             return  # an optimizer that cannot be copied; its real steps have been compared
 
     def _origin(
-        self, state: dict[str, Any], batches: list[Any], optimize: bool, factor: float = 1.0
+        self,
+        state: dict[str, Any],
+        batches: list[Any],
+        optimize: bool,
+        factor: Tensor | None = None,
     ) -> Found | None:
         """Where the first value that is not finite comes from, run once more under watch."""
         trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)

@@ -181,19 +181,27 @@ def loss_is_off(point: Point, unit_roundoff: float) -> bool:
     )
 
 
-def scaling(factor: float) -> Any:
-    """A forward hook that multiplies the floating tensors a model returns."""
+def scaling(factor: Tensor | None) -> Any:
+    """A forward hook that multiplies the floating tensors a model returns, where they fit."""
+
+    def fitting(t: Tensor) -> Tensor:
+        if factor is None or not t.is_floating_point() or t.dim() < factor.dim():
+            return t
+        if any(f not in (1, n) for f, n in zip(factor.shape, t.shape, strict=False)):
+            return t
+        wide = factor.reshape(*factor.shape, *[1] * (t.dim() - factor.dim()))
+        return t * wide.to(t.device, t.dtype)
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if factor == 1 or not isinstance(output, (Tensor, list, tuple, dict)):
+        if factor is None or not isinstance(output, (Tensor, list, tuple, dict)):
             return None
-        return map_tensors(output, lambda t: t * factor if t.is_floating_point() else t)
+        return map_tensors(output, fitting)
 
     return hook
 
 
 @contextmanager
-def scaled_outputs(model: nn.Module, factor: float) -> Iterator[None]:
+def scaled_outputs(model: nn.Module, factor: Tensor) -> Iterator[None]:
     """Multiply what the model returns by a factor."""
     handle = model.register_forward_hook(scaling(factor))
     try:
@@ -202,32 +210,54 @@ def scaled_outputs(model: nn.Module, factor: float) -> Iterator[None]:
         handle.remove()
 
 
-def confidence_factor(trainee: Trainee, batch: Any) -> float:
-    """The factor that makes a classifier's median margin that of a trained one; 1 for others.
+def confidence_factor(trainee: Trainee, batch: Any) -> Tensor | None:
+    """What makes a classifier's median margin that of a trained one; None for others.
 
-    Targets of whole numbers, or of zeros and ones, are read as classes.
+    A trained classifier is sure where it is right: decisions that are wrong so far are left as they
+    are. Targets of whole numbers, or of zeros and ones, are read as classes.
+
+    Returns:
+        A factor per decision, in the shape of the leading dimensions of the outputs.
     """
     try:
         inputs, targets = split_batch(batch, labelled=True)
     except DataError:
-        return 1.0
+        return None
     if not isinstance(targets, Tensor) or not bool(
         ((targets == 0) | (targets == 1)).all() or not targets.is_floating_point()
     ):
-        return 1.0
+        return None
     with torch.no_grad():
         try:
             placed = trainee.placed(inputs)
             logits = main_output(call_as_is(trainee.model, placed, trainee.subject.forward))
         except Exception:
-            return 1.0  # the user's own step calls the model in its own way
-    if targets.is_floating_point():
-        margin = float(logits.abs().median())
-    elif logits.dim() > 1 and logits.shape[-1] > 1:
-        top = logits.float().topk(2, -1).values
-        margin = float((top[..., 0] - top[..., 1]).median())
-    else:
-        return 1.0
+            return None  # the user's own step calls the model in its own way
+    margins, right = _decisions(logits.float(), targets.to(logits.device))
+    if margins is None or right is None:
+        return None
+    margin = float(margins.median())
     if not 0 < margin < TRAINED_MARGIN:
-        return 1.0
-    return min(TRAINED_MARGIN / margin, MOST_CONFIDENT)
+        return None
+    factor = min(TRAINED_MARGIN / margin, MOST_CONFIDENT)
+    return torch.where(right, factor, 1.0)
+
+
+def _decisions(logits: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(margin, whether right) of each decision; None where outputs are no decisions."""
+    if targets.is_floating_point():
+        if logits.shape != targets.shape:
+            return None, None
+        return logits.abs(), (logits > 0) == (targets > 0.5)
+    if logits.dim() < 2:
+        return None, None
+    pixels = logits.dim() > 2 and targets.shape == logits.shape[:1] + logits.shape[2:]
+    classes = 1 if pixels else -1
+    if logits.shape[classes] < 2:
+        return None, None
+    top, found = logits.topk(2, classes)
+    margins = (top.select(classes, 0) - top.select(classes, 1)).unsqueeze(classes)
+    best = found.select(classes, 0)
+    if best.shape != targets.shape:
+        return margins, torch.ones(1, dtype=torch.bool, device=logits.device)
+    return margins, (best == targets).unsqueeze(classes)
