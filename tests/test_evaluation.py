@@ -71,7 +71,7 @@ def test_a_kernel_the_target_lacks_is_no_matter_of_this_device(target, verdict):
         assert report.forecast.verdict == verdict
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_scripted_module_is_examined_without_a_warning():
     model = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval())
     with warnings.catch_warnings():

@@ -540,7 +540,7 @@ def test_a_forward_that_was_replaced_is_refused(model):
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_scripted_module_is_refused(model):
     model.head = torch.jit.script(model.head)
     with pytest.raises(ModelError) as raised:

@@ -57,7 +57,7 @@ def test_a_compiled_model_is_its_own_module():
     assert type(make_model(wrapper)) is nn.Linear
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_a_traced_module_is_cast_outside_no_grad_too():
     model = torch.jit.trace(nn.Linear(3, 2), torch.randn(1, 3))

@@ -293,7 +293,7 @@ def examined(build, name, n=N, seed=0):
     return theory, batch, error, reference, candidate
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("name", PRECISIONS)
 @pytest.mark.parametrize("build", REVERSE, ids=lambda b: b.__name__)

@@ -262,7 +262,7 @@ def test_decisions_count_where_they_are_used(program, expected):
         assert not trace.undecided.any()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_scripted_and_functional_programs_are_traced():
     layer = torch.jit.script(nn.Sequential(nn.Linear(6, 4), nn.Tanh())).half()
     trace, out = traced(lambda x: torch.vmap(lambda v: v * v)(layer(x)), torch.randn(BATCH, 6))
