@@ -3,20 +3,27 @@
 Claimed: over planted failures the culprit module right at first guess in 95 %, the mechanism in
 90 %, a verified cure in 90 %; on healthy models no culprit. Beside it stand a module-level scan for
 NaN and infinity and a layer-by-layer comparison at a fixed tolerance, by the modules they blame.
+An explanation, before cures, costs at most 10 plain forward passes of the inputs it looks at.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import common
+from benchmarks import common, data, models, pretrained
 from benchmarks.cases import PLANTED, Planted, judge
 from benchmarks.cases.base import Case
 from benchmarks.forecast import pairs
+from pytest_fp16 import Evaluation, Settings
+from pytest_fp16.diagnosis import evaluation
+from pytest_fp16.engine.models import call_as_is
+from pytest_fp16.evaluation import EvaluationRun
+from pytest_fp16.treatment import patient_of
 
 
 def traced(model: nn.Module, inputs: Any, precision: str) -> dict[str, Tensor]:
@@ -47,6 +54,74 @@ def usual_scans(case: Case, precision: str) -> tuple[list[str], list[str]]:
     return broken, differ
 
 
+class Price:
+    """What explanations cost, in plain forward passes of the inputs they look at.
+
+    Entered, it times every explanation (cures come after it) in seconds of this process.
+
+    Attributes:
+        costs: (seconds of the explanation, seconds of a plain float32 pass) by precision, of the
+            evaluation that ran last.
+        total: the same two, summed over all.
+    """
+
+    def __init__(self) -> None:
+        self.costs: dict[str, tuple[float, float]] = {}
+        self.total = [0.0, 0.0]
+
+    def __enter__(self) -> Price:
+        self.explained = evaluation.explained
+        evaluation.explained = self.timed
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        evaluation.explained = self.explained
+
+    def timed(self, patient: Any) -> Any:
+        """An explanation, timed, and then plain passes of its inputs."""
+        start = time.process_time()
+        found = self.explained(patient)
+        seconds = time.process_time() - start
+        inputs, forward = found.specimen.sample.inputs, found.specimen.candidate.subject.forward
+        with torch.no_grad():
+            plain = min(seconds_of(lambda: call_as_is(patient.reference, inputs, forward)))
+        self.costs[patient.report.precision] = (seconds, plain)
+        return found
+
+    def of(self, precision: str) -> str:
+        """The price of one diagnosis as a ratio; it is counted in the total."""
+        seconds, plain = self.costs.pop(precision, (0.0, 0.0))
+        self.total = [self.total[0] + seconds, self.total[1] + plain]
+        return f"{seconds / plain:.1f}" if plain else "-"
+
+
+def real_models(price: Price) -> list[tuple[str, str]]:
+    """Explanations of sound models: nothing is concentrated, so the search is at its longest."""
+    x, y = data.fashion("test")
+    rows = []
+    every = [(name, models.trained(name), [(x[:64], y[:64])]) for name in ("resnet20", "vit")]
+    every.append(("minilm", pretrained.minilm(), pretrained.minilm_data(48, 48)))
+    every.append(("crepe", pretrained.crepe(), pretrained.crepe_data(32, 32)))
+    for name, model, batches in every:
+        subject = Evaluation(model=model, data=batches, name=name)
+        run = EvaluationRun(subject, Settings(precisions=("bf16-true",)), None)
+        run.execute()
+        lane = run.lanes[0]
+        price.timed(patient_of(run, lane, run.report(lane), {}))
+        rows.append((name, price.of("bf16-true")))
+    return rows
+
+
+def seconds_of(run: Any, repeats: int = 5) -> list[float]:
+    """Seconds of this process that each of a few runs took."""
+    taken = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        taken.append(time.process_time() - start)
+    return taken
+
+
 def main() -> None:
     """Diagnose every planted failure and look for culprits in healthy models."""
     options = common.options(
@@ -54,6 +129,12 @@ def main() -> None:
         ("--target", {"choices": ("cuda", "cpu"), "default": "cuda"}),
         ("--only", {"default": ""}),
     )
+    with Price() as price:
+        diagnosed(options, price)
+
+
+def diagnosed(options: Any, price: Price) -> None:
+    """All cases, and the result."""
     rows, tally, blamed, false_culprits, healthy = [], [0] * 5, [0, 0, 0], [], 0
     for case, precision, expected in pairs(options.target, options.only, options.quick):
         found = common.check_case(case, precision, target=options.target)
@@ -91,21 +172,25 @@ def main() -> None:
             said,
             cured,
         )
-        rows.append((*row, len(nan_scan), len(layers)))
+        rows.append((*row, len(nan_scan), len(layers), price.of(precision)))
         if not all(marks[:4]):
             print(*row, found.error, sep=" | ", flush=True)
     n = len(rows)
+    ratio = price.total[0] / price.total[1] if price.total[1] else 0.0
+    real = ", ".join(f"{name} {passes}" for name, passes in real_models(price))
     summary = (
         f"Culprit module right in {common.share(tally[0], n)}, operation in "
         f"{common.share(tally[1], n)}, mechanism in {common.share(tally[2], n)}; a verified cure "
         f"in {common.share(tally[3], n)}, of an expected kind in {common.share(tally[4], n)}. "
         f"Culprits named on passing healthy pairs without a warning: {len(false_culprits)} of "
         f"{healthy}. Modules blamed over the same failures: by a NaN and infinity scan "
-        f"{blamed[0]}, by a layer-by-layer comparison (rtol 1e-3) {blamed[1]}, of {blamed[2]}."
+        f"{blamed[0]}, by a layer-by-layer comparison (rtol 1e-3) {blamed[1]}, of {blamed[2]}. "
+        f"Explanations before cures cost {ratio:.1f} plain forward passes of the inputs they look "
+        f"at over these small models, and of real ones (claimed: 10) {real}."
     )
     headers = (
         *("case", "precision", "module", "operation", "mechanism", "cure verified"),
-        *("label", "said", "cure", "NaN scan blames", "comparison blames"),
+        *("label", "said", "cure", "NaN scan blames", "comparison blames", "passes"),
     )
     common.write(
         f"diagnosis-{options.target}",

@@ -35,8 +35,21 @@ def _treated(
     run: EvaluationRun, lane: Lane, report: Report, siblings: dict[str, Report]
 ) -> tuple[Report, tuple[str, ...]]:
     """The report with culprit and cure, and the modules that a plan should keep."""
+    patient = patient_of(run, lane, report, siblings)
+    try:
+        found: Diagnosis = diagnose(patient)
+    except Exception as error:
+        said = f"no diagnosis: {type(error).__name__}: {first_line(error)}"
+        return report.model_copy(update={"warnings": [*report.warnings, said]}), ()
+    return report.model_copy(update={"culprit": found.culprit, "cure": found.cure}), found.keep
+
+
+def patient_of(
+    run: EvaluationRun, lane: Lane, report: Report, siblings: dict[str, Report]
+) -> Patient:
+    """What a diagnosis needs of an evaluation that has kept some inputs."""
     assert lane.outcome.kept is not None, "unreachable: the caller has looked"
-    patient = Patient(
+    return Patient(
         report=report,
         siblings={name: r for name, r in siblings.items() if name != report.precision},
         candidate=lambda keep: run.candidate(report.precision, keep) if keep else lane.candidate,
@@ -47,12 +60,6 @@ def _treated(
         emulated=lane.mode == "emulated",
         judge=lambda name, keep: _judged(run, name, (*run.keep.get(name, ()), *keep)),
     )
-    try:
-        found: Diagnosis = diagnose(patient)
-    except Exception as error:
-        said = f"no diagnosis: {type(error).__name__}: {first_line(error)}"
-        return report.model_copy(update={"warnings": [*report.warnings, said]}), ()
-    return report.model_copy(update={"culprit": found.culprit, "cure": found.cure}), found.keep
 
 
 def _judged(run: EvaluationRun, precision: str, keep: tuple[str, ...]) -> Report:

@@ -74,17 +74,24 @@ class Diagnosis:
     keep: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """Where and why, before any cure is tried.
+
+    Attributes:
+        specimen: the inputs that were looked at.
+        found: the origin, as far as there is one.
+    """
+
+    specimen: Specimen
+    found: Origin | Raised | None
+    culprit: Culprit | None
+
+
 def diagnose(patient: Patient) -> Diagnosis:
     """The culprit and a cure, as far as they can be told."""
-    specimen = patient.specimen(())
-    found = find_origin(specimen, _shares(patient.report))
-    if patient.error is not None and not isinstance(found, Raised):
-        # Emulation runs what this device's own kernels do not.
-        native = patient.specimen((), emulated=False)
-        found = find_origin(native)
-        if not isinstance(found, Raised):
-            found = raised(patient.error, specimen)
-    culprit = _culprit(patient, specimen, found)
+    explanation = explained(patient)
+    culprit, found = explanation.culprit, explanation.found
     if culprit is None:
         return Diagnosis()
     clinic = Clinic(
@@ -96,6 +103,19 @@ def diagnose(patient: Patient) -> Diagnosis:
     )
     cure, keep = find_cure(clinic, culprit, found if isinstance(found, Origin) else None)
     return Diagnosis(culprit, cure, keep)
+
+
+def explained(patient: Patient) -> Explanation:
+    """The culprit, as far as it can be told."""
+    specimen = patient.specimen(())
+    found = find_origin(specimen, _shares(patient.report))
+    if patient.error is not None and not isinstance(found, Raised):
+        # Emulation runs what this device's own kernels do not.
+        native = patient.specimen((), emulated=False)
+        found = find_origin(native)
+        if not isinstance(found, Raised):
+            found = raised(patient.error, specimen)
+    return Explanation(specimen, found, _culprit(patient, specimen, found))
 
 
 def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:

@@ -67,12 +67,10 @@ def find_origin(
         shares: what theory expects each (module, operation) to contribute to the error; a guess
             that only decides where the search looks first.
     """
-    calls = _Calls()
     try:
-        with calls:
-            failing = specimen.record()
+        failing = specimen.record()
     except Exception as error:
-        return raised(error, specimen, calls.inside)
+        return _stopped(specimen, error)
     operations = specimen.operations
     damage = Damage(specimen, failing)
     if not damage.shown or not operations:
@@ -156,6 +154,17 @@ class _Calls(TorchFunctionMode):
             if self.inside is None:
                 self.inside = getattr(func, "__name__", None)
             raise
+
+
+def _stopped(specimen: Specimen, error: Exception) -> Raised:
+    """Run it again, to see which torch function it stops in."""
+    calls = _Calls()
+    try:
+        with calls:
+            specimen.record()
+    except Exception as again:
+        return raised(again, specimen, calls.inside)
+    return raised(error, specimen)
 
 
 _KERNEL = re.compile(r'"(?P<name>\w+?)(_cpu|_cuda|_out|_stub|_impl)*_?" not implemented')

@@ -144,8 +144,11 @@ def _cuda_policy() -> Iterator[None]:
         library._destroy()
 
 
+_MAY_OVERRIDE = "allow_override" in inspect.signature(torch.library.Library.impl).parameters
+
+
 def _register(library: torch.library.Library, name: str, kernel: Callable[..., Any]) -> None:
-    if "allow_override" in inspect.signature(library.impl).parameters:
+    if _MAY_OVERRIDE:
         library.impl(name, kernel, allow_override=True)
     else:
         library.impl(name, kernel)
