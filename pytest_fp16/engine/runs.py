@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from pytest_fp16.engine.canary import CanaryFindings
 from pytest_fp16.engine.device import effective_target, run_mode
 from pytest_fp16.engine.train import RunResult, train
 from pytest_fp16.engine.trainee import Amendment, Place, initial_state
+from pytest_fp16.engine.training_canary import one_step
 from pytest_fp16.engine.training_input import Sound
 from pytest_fp16.precision import Precision
 from pytest_fp16.progress import Progress
@@ -43,6 +45,7 @@ class Runs:
         self.place = Place(device, target, self.mode == "emulated")
         self._done: dict[tuple[str, int], RunResult] = {}
         self._states: dict[int, Mapping[str, Any]] = {}
+        self._canaries: dict[str, CanaryFindings] = {}
         self._steps = 0
 
     @property
@@ -89,7 +92,17 @@ class Runs:
         amendment: Amendment | None = None,
         subject: Any = None,
     ) -> RunResult:
-        """A run that is not remembered: of an amended training, or of another subject."""
+        """A run that is not remembered: of an amended training, or of another subject.
+
+        Where this device is the target, what its own kernels refuse is refused.
+        """
+        canary = None
+        if amendment is None and subject is None:
+            canary = self.canary(precision)
+        elif self._on_target(precision):
+            canary = self._sung(precision, seed, amendment, subject)
+        if canary is not None and canary.unsupported and self._on_target(precision):
+            return RunResult(precision.name, seed, ended="raised", error=canary.text)
         return train(
             subject or self.subject,
             precision,
@@ -100,6 +113,28 @@ class Runs:
             self._teller(precision, seed),
             amendment,
         )
+
+    def canary(self, precision: Precision) -> CanaryFindings | None:
+        """What one native step showed, made once; None where runs are native, or in 32 bits."""
+        if not self.place.emulated or precision.dtype_name == "float32":
+            return None
+        if precision.name not in self._canaries:
+            self._canaries[precision.name] = self._sung(precision, 0)
+        return self._canaries[precision.name]
+
+    def _on_target(self, precision: Precision) -> bool:
+        low = precision.dtype_name != "float32"
+        return self.place.emulated and low and self.place.target == self.device.type
+
+    def _sung(
+        self,
+        precision: Precision,
+        seed: int,
+        amendment: Amendment | None = None,
+        subject: Any = None,
+    ) -> CanaryFindings:
+        subject, state = subject or self.subject, self.state(seed)
+        return one_step(subject, precision, seed, state, self.place, amendment)
 
     def _teller(self, precision: Precision, seed: int) -> Any:
         if self.progress is None:

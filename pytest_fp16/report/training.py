@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.gradient_check import GradientFindings
     from pytest_fp16.engine.runs import Runs
     from pytest_fp16.engine.train import RunResult
+    from pytest_fp16.precision import Precision
     from pytest_fp16.training import Pairs
+
+#: The canary's gradient parts from emulation's by more than the order of accumulation explains.
+LARGE_DIFFERENCE = 0.25
 
 _ENDS = {
     "nan": "ended in NaN or infinity",
@@ -57,7 +61,7 @@ def report_of(
         cure=cure,
         warnings=_warnings(runs, pairs, forecast),
         error=error,
-        run=_run(runs, first[1] if first else None),
+        run=_run(runs, pairs.precision, first[1] if first else None),
         training=_facts(runs, pairs, forecast, paper),
     )
 
@@ -187,6 +191,7 @@ def _paper(pairs: Pairs) -> dict[str, float]:
 
 def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
     warnings = [*runs.sound.notes, *pairs.notes]
+    warnings += _of_canary(runs, pairs)
     if runs.store is not None:
         warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
     if (
@@ -213,12 +218,29 @@ def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> li
     return warnings
 
 
-def _run(runs: Runs, result: RunResult | None) -> Run:
+def _of_canary(runs: Runs, pairs: Pairs) -> list[str]:
+    """What this device's own kernels showed, where that is no verdict already."""
+    canary = runs.canary(pairs.precision)
+    if canary is None or (pairs.broke is not None and pairs.broke[1].error == canary.text):
+        return []
+    if canary.error is not None and canary.emulation_error is not None:
+        return []  # the runs themselves show it
+    if canary.error is not None:
+        return [f"{canary.text}; the verdict speaks for {runs.place.target}"]
+    if (canary.difference or 0) > LARGE_DIFFERENCE:
+        return [f"emulation and this device's own kernels part: {canary.text}"]
+    return []
+
+
+def _run(runs: Runs, precision: Precision, result: RunResult | None) -> Run:
+    canary = runs.canary(precision)
     return Run(
         device=str(runs.device),
         target=runs.place.target,
         mode=runs.mode,  # type: ignore[arg-type]
         dtypes=result.dtypes if result is not None else {},
+        canary=canary.text if canary else "",
+        unsupported=[canary.text] if canary and canary.unsupported else [],
     )
 
 
