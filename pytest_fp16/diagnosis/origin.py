@@ -7,7 +7,9 @@ nor what lies downstream, and a mask that becomes −inf without consequence is 
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -100,16 +102,32 @@ def find_origin(
 
 
 def _guess(specimen: Specimen, shares: Mapping[tuple[str, str], float]) -> list[float]:
-    """How likely each operation is to be the origin: the one that theory names, the first whose
-    results are not finite, or, with the same chance as each of these, any other."""
+    """How likely each operation is to be the origin: the one at which theory expects enough of the
+    squared error, the first whose results are not finite, or, as likely as either, any."""
     operations = specimen.operations
-    known = [shares.get((o.module, o.name), 0.0) for o in operations]
-    total = sum(known) or 1.0
-    chance = [1 / len(operations) + share / total for share in known]
+    places = [(o.module, o.name) for o in operations]
+    times = Counter(places)
+    known = [shares.get(place, 0.0) / times[place] for place in places]
+    total, so_far = sum(known) or 1.0, 0.0
+    chance = []
+    for share in known:
+        before, so_far = so_far, so_far + share / total
+        chance.append(1 / len(operations) + _crossing(before, so_far))
     first = specimen.tape.first_lost()
     if first is not None:
         chance[first] += 1.0
     return chance
+
+
+#: Theory's shares may be off by this factor, as far as the search relies on them.
+_OFF = 3.0
+
+
+def _crossing(before: float, after: float) -> float:
+    """The chance that the growing share of the squared error becomes ENOUGH² between the two."""
+    low, high = math.log(ENOUGH**2 / _OFF), math.log(ENOUGH**2 * _OFF)
+    first, last = (min(max(math.log(max(x, 1e-9)), low), high) for x in (before, after))
+    return (last - first) / (high - low)
 
 
 def _middle(chance: list[float], harmless: int, harmful: int) -> int:
