@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.theory_pass import TheoryPass
 
 
+class NotDifferentiableError(Exception):
+    """A reverse pass cannot be made; random rounding can."""
+
+
 class Rivals:
     """Backward passes of one chunk from the margins over the third class and further ones.
 

@@ -18,7 +18,7 @@ from pytest_fp16.engine.batching import PRIMES, chunks, take
 from pytest_fp16.engine.emulate import UnsupportedOperation
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output
 from pytest_fp16.engine.randomness import seed_everything
-from pytest_fp16.engine.rivals import Rivals
+from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
 from pytest_fp16.engine.theory_sharing import Sharing
@@ -96,6 +96,7 @@ class TheoryPass:
     #: Others whose rounding sites may be the same: see `engine.theory_sharing`.
     followers: list[TheoryPass] = field(default_factory=list)
     pending: tuple[int, list[TheoryBatch]] | None = None
+    compared: bool = False
 
     def __post_init__(self) -> None:
         self.where = Location(self.model)
@@ -119,7 +120,7 @@ class TheoryPass:
                 if not self.started:
                     self._start(inputs, n, reference, seed)
                 return _decided(self._adjoint_batch(inputs, n, reference, seed))
-            except _NotDifferentiableError as reason:
+            except NotDifferentiableError as reason:
                 self._fall_back(str(reason))
         return self._noise_batch(inputs, n, reference, seed)
 
@@ -171,14 +172,14 @@ class TheoryPass:
         """Trace some inputs of a batch.
 
         Raises:
-            _NotDifferentiableError: the model does not run on a part of a batch.
+            NotDifferentiableError: the model does not run on a part of a batch.
         """
         try:
             return self.trace(take(inputs, n, indices), len(indices), seed, **options)
         except UnsupportedOperation:
             raise
         except Exception as error:  # if the 16-bit program fails, the whole batch will show it
-            raise _NotDifferentiableError(
+            raise NotDifferentiableError(
                 f"the model does not run on a part of a batch ({type(error).__name__})"
             ) from error
 
@@ -189,7 +190,7 @@ class TheoryPass:
         trace, canonical = self.trace_part(inputs, n, list(range(few)), seed)
         if trace.severed:
             names = ", ".join(sorted(trace.severed))
-            raise _NotDifferentiableError(f"no gradient passes {names}")
+            raise NotDifferentiableError(f"no gradient passes {names}")
         per_input = 4 * 3 * trace.site_values / few
         self.chunk = max(p for p in PRIMES if p == 5 or p * per_input <= _CHUNK_BYTES)
         alone = self._sigma(trace, canonical, reference[:few])
@@ -204,7 +205,7 @@ class TheoryPass:
         self.totals.clear()
         differs = (alone - together[:few]).abs() > _AGREEMENT * alone
         if trace.owners.shared or bool(differs.any()) or _differ(values, canonical[:few]):
-            raise _NotDifferentiableError("the error of an input depends on its batch")
+            raise NotDifferentiableError("the error of an input depends on its batch")
 
     def _set_screen(self, trace: Trace, canonical: Tensor, reference: Tensor) -> None:
         """Widen the screen where some class has a much larger error than the runner-up.
@@ -266,12 +267,12 @@ class TheoryPass:
         """One reverse pass; `seeds` [kept, P, C] are derivatives of margins with respect to logits.
 
         Raises:
-            _NotDifferentiableError: none can be made.
+            NotDifferentiableError: none can be made.
         """
         contributions = trace.contributions
         contributions.reset()
         if trace.leaves and not canonical.requires_grad:
-            raise _NotDifferentiableError("the outputs carry no gradient")
+            raise NotDifferentiableError("the outputs carry no gradient")
         if trace.leaves:
             padded = torch.zeros_like(canonical)
             padded[: len(seeds)] = seeds
@@ -290,7 +291,7 @@ class TheoryPass:
                     allow_unused=True,
                 )
         except RuntimeError as error:
-            raise _NotDifferentiableError(
+            raise NotDifferentiableError(
                 f"no reverse pass ({str(error).splitlines()[0][:80]})"
             ) from None
 
@@ -398,10 +399,10 @@ def _decided(said: TheoryBatch) -> TheoryBatch:
     """The same, unless a discrete decision inside the model is open for most of the inputs.
 
     Raises:
-        _NotDifferentiableError: it is, and what hangs on it has no gradient.
+        NotDifferentiableError: it is, and what hangs on it has no gradient.
     """
     if float(said.undecided.float().mean()) > _MOST_UNDECIDED:
-        raise _NotDifferentiableError("most inputs lie near a discrete decision inside the model")
+        raise NotDifferentiableError("most inputs lie near a discrete decision inside the model")
     return said
 
 
@@ -411,10 +412,6 @@ def _differ(alone: Tensor, together: Tensor) -> bool:
     gap = torch.where(finite, alone - together.detach(), torch.zeros_like(alone)).abs()
     scale = torch.where(finite, alone, torch.zeros_like(alone)).abs().amax()
     return bool((gap > 1e-3 * scale).any())
-
-
-class _NotDifferentiableError(Exception):
-    """A reverse pass cannot be made; random rounding can."""
 
 
 def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:

@@ -2,7 +2,9 @@
 
 To first order the derivative of a margin at a site does not depend on the precision; what differs
 is the spacing of the format there, and the values that storage has shifted. So a follower traces
-its own program forward, and takes its σ and bound from the leader's backward pass.
+its own program forward, and takes its σ and bound from the leader's backward pass. Where storage
+moves the values far (parameters that underflow in one format), derivatives move with them: on its
+first chunk a follower runs backward itself, and stays only if the two agree.
 """
 
 from __future__ import annotations
@@ -11,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pytest_fp16.engine.rivals import Rivals
+from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals
+from pytest_fp16.engine.sites import Sums
 from pytest_fp16.engine.trace import Trace
+from pytest_fp16.theory.rounding import Format
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.theory_pass import TheoryBatch, TheoryPass
+
+#: A follower's own σ and the leader's may differ by this much, in the root mean square.
+AGREEMENT = 0.05
 
 
 class Sharing:
@@ -49,6 +56,11 @@ class Sharing:
             if own is None:
                 self.leader.followers.remove(follower)
             elif follower.format == self.leader.format or not (trace.bent or own[0].bent):
+                if not follower.compared and not self._agrees(follower, own, part[3], sums):
+                    self.leader.followers.remove(follower)
+                    follower.totals.clear()
+                    del self.parts[id(follower)]
+                    continue
                 follower.record(sums[follower.format])
                 mine = (*own, part[3], sums[follower.format], rivals)
                 self.parts[id(follower)].append(follower.judge(*mine))
@@ -62,17 +74,33 @@ class Sharing:
         """The follower's own run of a chunk, forward only; None where its program is another."""
         inputs, n, indices, _ = part
         before = bool(follower.totals)
+        options = {"adjoint": not follower.compared, "detailed": not before}
         try:
-            own, logits = follower.trace_part(
-                inputs, n, indices, self.seed, adjoint=False, detailed=not before
-            )
+            own, logits = follower.trace_part(inputs, n, indices, self.seed, **options)
         except Exception:  # whatever it is, the follower's own pass will meet and report it
             return None
         if own.signature == trace.signature and logits.shape == canonical.shape:
-            return own, logits.detach()
+            return own, logits
         if not before:
             follower.totals.clear()
         return None
+
+    def _agrees(
+        self,
+        follower: TheoryPass,
+        own: tuple[Trace, Tensor],
+        reference: Tensor,
+        sums: dict[Format, Sums],
+    ) -> bool:
+        """Whether the follower's own backward pass over a chunk gives the σ it was offered."""
+        follower.compared = True
+        try:
+            mine = follower.backward(*own, follower.task.seeds(reference))[follower.format]
+        except NotDifferentiableError:
+            return False
+        kept = len(reference)
+        offered, found = (s.square[:kept].double().sum() for s in (sums[follower.format], mine))
+        return bool((offered - found).abs() <= 2 * AGREEMENT * found)
 
     def hand_over(self) -> None:
         """Give every follower that could follow to the end what it will ask for."""
