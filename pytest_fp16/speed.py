@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,21 +90,38 @@ def measure(
     return Speed(
         seconds=statistics.median(kept[precision]),
         reference_seconds=statistics.median(kept[REFERENCE.name]),
-        speedup=_ratio(kept[REFERENCE.name], kept[precision]),
-        speedup_over_mixed=_ratio(kept[rivals[1].name], kept[precision]) if rivals[1:] else None,
+        speedup=ratio(kept[REFERENCE.name], kept[precision]),
+        speedup_over_mixed=ratio(kept[rivals[1].name], kept[precision]) if rivals[1:] else None,
         peak_memory=peaks[precision],
         reference_peak_memory=peaks[REFERENCE.name],
     )
+
+
+def race(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of functions that take turns, for as many rounds as fit in about two seconds.
+
+    The first round, in which kernels are chosen and memory is found, is not counted.
+    """
+
+    def in_turn() -> dict[str, float]:
+        return {name: _timed(run) for name, run in runs.items()}
+
+    in_turn()
+    rounds = [in_turn()]
+    wanted = _rounds(sum(rounds[0].values()))
+    rounds += [in_turn() for _ in range(wanted - 1)]
+    return {name: [taken[name] for taken in rounds] for name in runs}
+
+
+def ratio(slower: list[float], faster: list[float]) -> float:
+    """The median over the rounds of one time over the other."""
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def _mixed_rival(candidate: Precision, settings: Settings) -> list[Precision]:
     """The mixed precision of the candidate's format, where it is selected too."""
     rival = candidate.name.replace("-true", "-mixed")
     return [precision_of(rival)] if rival != candidate.name and rival in settings.precisions else []
-
-
-def _ratio(slower: list[float], faster: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def _rounds(seconds: float) -> int:
@@ -143,7 +160,19 @@ def _work(subject: Evaluation | Training, precision: Precision, device: torch.de
 def _evaluation(
     subject: Evaluation, precision: Precision, device: torch.device
 ) -> Callable[[], object]:
-    model = prepare(make_model(subject.model), precision, device)
+    return pass_of(
+        prepare(make_model(subject.model), precision, device), precision, subject, device
+    )
+
+
+def pass_of(
+    model: torch.nn.Module, precision: Precision, subject: Evaluation, device: torch.device
+) -> Callable[[], object]:
+    """A function that takes the first batch through a model that was prepared for a precision.
+
+    Raises:
+        DataError: there is no batch.
+    """
     inputs, _ = split_batch(_first(subject.data), subject.labelled)
     inputs = to_device(inputs, device)
     if precision != REFERENCE and not precision.mixed:

@@ -9,6 +9,7 @@ from pytest_fp16.diagnosis.evaluation import Diagnosis, Patient, diagnose
 from pytest_fp16.evaluation import EvaluationRun, needs_diagnosis
 from pytest_fp16.lane import Lane, first_line
 from pytest_fp16.planned import extend, remarks
+from pytest_fp16.price import price_of
 from pytest_fp16.report.model import Report
 
 
@@ -58,6 +59,7 @@ def patient_of(
         kept=lane.outcome.kept,
         error=lane.failure_error,
         emulated=lane.mode == "emulated",
+        price=lambda name, keep: price_of(run, lane, name, keep),
         judge=lambda name, keep: _judged(run, name, (*run.keep.get(name, ()), *keep)),
     )
 

@@ -7,7 +7,7 @@ import torch
 from pytest_fp16 import Evaluation, Settings, Training
 from pytest_fp16.errors import DataError
 from pytest_fp16.speed import clock as real_clock
-from pytest_fp16.speed import measure
+from pytest_fp16.speed import measure, race, ratio
 
 CPU = Settings(device="cpu")
 
@@ -168,3 +168,18 @@ def test_what_traces_python_traces_neither_side(evaluation, monkeypatch):
 def test_no_data():
     with pytest.raises(DataError, match="it yielded no batch"):
         measure(Evaluation(model=Slow(), data=[]), "16-true", CPU, Pedantic())
+
+
+def test_a_race_lets_all_take_turns(monkeypatch):
+    order = []
+
+    def runner(name, seconds):
+        def run():
+            order.append(name)
+            Time.now += seconds
+
+        return run
+
+    times = race({"fast": runner("fast", 0.1), "slow": runner("slow", 0.3)})
+    assert order == ["fast", "slow"] * 6  # one round to warm up, then five of 0.4 s
+    assert ratio(times["slow"], times["fast"]) == pytest.approx(3)

@@ -12,7 +12,7 @@ from torch import nn
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
-from pytest_fp16.report.model import Culprit, Cure, Report
+from pytest_fp16.report.model import Culprit, Cure, Price, Report
 
 Kind = Literal[
     "keep_in_float32", "mixed", "bfloat16", "epsilon", "mask constant", "upcast", "rescale"
@@ -27,6 +27,8 @@ ROUNDS = 4
 Judge = Callable[[str, tuple[str, ...]], Report]
 #: The few inputs in a precision with modules kept.
 Rerun = Callable[[tuple[str, ...]], Specimen]
+#: What a cure costs: a precision's name, the modules kept; None where that cannot be told.
+Pricer = Callable[[str, tuple[str, ...]], Price | None]
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Clinic:
         precision: the precision that failed.
         judge: re-checks in full.
         rerun: makes the specimen anew with modules kept.
+        price: tells what a cure costs.
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
     """
@@ -46,6 +49,7 @@ class Clinic:
     precision: str
     judge: Judge
     rerun: Rerun
+    price: Pricer
     siblings: dict[str, Report] = field(default_factory=dict)
     budget: int = 3
 
@@ -86,6 +90,7 @@ def find_cure(
                 verdict=report.verdict,
                 flips=report.flips,
                 metric=report.metric.candidate if report.metric else None,
+                price=clinic.price(precision, keep),
             )
             return cure, keep if precision == clinic.precision else ()
     return Cure(kind=hint[0], verified=False, description=hint[1]), ()

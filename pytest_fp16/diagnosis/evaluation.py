@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pytest_fp16.diagnosis.cures import Clinic, Judge, find_cure
+from pytest_fp16.diagnosis.cures import Clinic, Judge, Pricer, find_cure
 from pytest_fp16.diagnosis.mechanism import (
     defective,
     explain,
@@ -36,6 +36,7 @@ class Patient:
         kept: the inputs to look at.
         error: what the candidate raised, or None.
         judge: re-checks in full.
+        price: tells what a cure costs.
     """
 
     report: Report
@@ -47,6 +48,7 @@ class Patient:
     error: BaseException | None
     emulated: bool
     judge: Judge
+    price: Pricer
 
     def specimen(self, keep: tuple[str, ...], emulated: bool | None = None) -> Specimen:
         """The few inputs, with more modules kept in float32; run as the candidate ran."""
@@ -99,6 +101,7 @@ def diagnose(patient: Patient) -> Diagnosis:
         precision=patient.report.precision,
         judge=patient.judge,
         rerun=patient.specimen,
+        price=patient.price,
         siblings=patient.siblings,
     )
     cure, keep = find_cure(clinic, culprit, found if isinstance(found, Origin) else None)

@@ -79,7 +79,7 @@ class Candidate:
         *,
         emulated: bool = False,
         opaque: str = "native",
-        witness: Witness | None = None,
+        witness: TorchDispatchMode | None = None,
     ) -> Tensor:
         """The predictions for one batch, as float32.
 
@@ -88,7 +88,7 @@ class Candidate:
             seed: the random state every precision's run of this batch starts from.
             emulated: run emulated rather than in the device's own kernels.
             opaque: how emulation treats kernels from outside ATen, see `Emulation`.
-            witness: records what ran.
+            witness: a mode that sees the operations of the program, such as a `Witness`.
         """
         seed_everything(seed)
         emulation = Emulation(self.target, opaque) if emulated else nullcontext()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pytest_fp16.report.model import Certified, Metric, Report, Run
+from pytest_fp16.report.model import Certified, Metric, Price, Report, Run
 
 _SHARES = ("accuracy", "agreement", "share", "precision", "recall")
 
@@ -112,3 +112,20 @@ def flips(report: Report) -> str:
     if report.forecast is not None and report.forecast.method in ("adjoint", "random rounding"):
         text += f" ({report.forecast.flips_allowed} allowed)"
     return text + (f", {plural(report.ties, 'tie')}" if report.ties else "")
+
+
+def price(cost: Price) -> str:
+    """``"1.2 % of the arithmetic in float32 (0 % without), 1.04 times the time without"``."""
+    text = f"{_part(cost.float32_share)} of the arithmetic in float32"
+    if cost.float32_share_before is not None:
+        text += f" ({_part(cost.float32_share_before)} without)"
+    if cost.slowdown is not None:
+        text += f", {decimal(cost.slowdown, 2)} times the time without"
+    if cost.speedup is not None:
+        text += f", {decimal(cost.speedup, 2)} times as fast as 32-true"
+    return text
+
+
+def _part(share: float) -> str:
+    """A share that is not quite nothing is not called nothing."""
+    return "less than 0.1 %" if 0 < share < 0.0005 else percent(share, 0 if share in (0, 1) else 1)

@@ -187,7 +187,8 @@ def _cure(report: Report, cure: Cure) -> str:
     numbers.append("passes" if passes else "does not pass")
     if cure.verdict == "inconclusive":
         numbers[-1] = "inconclusive"
-    return f"{description}; tried: {', '.join(numbers)}"
+    price = f"; price: {figures.price(cure.price)}" if cure.price is not None else ""
+    return f"{description}; tried: {', '.join(numbers)}{price}"
 
 
 def _forecast(report: Report) -> str:

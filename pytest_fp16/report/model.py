@@ -150,6 +150,21 @@ class Culprit(Part):
     source: str | None = None
 
 
+class Price(Part):
+    """What a cure costs in speed.
+
+    `float32_share` is the share of the model's arithmetic that it leaves in float32, and
+    `float32_share_before` the share that was there without it (None where it did not run). Only
+    where 16 bits ran natively are there times: `slowdown` is the time with the cure over that
+    without, `speedup` that of 32-true over that with the cure.
+    """
+
+    float32_share: Real
+    float32_share_before: Real | None = None
+    slowdown: Real | None = None
+    speedup: Real | None = None
+
+
 class Cure(Part):
     """What to do about it; `verified` says that it was applied and the check passed."""
 
@@ -171,6 +186,7 @@ class Cure(Part):
     verdict: Verdict | None = None
     flips: int | None = None
     metric: Real | None = None
+    price: Price | None = None
 
 
 class Run(Part):

@@ -190,6 +190,8 @@ def _standing(report: Report) -> list[str]:
             f"cross-entropy: {figures.significant(report.loss_candidate)}, "
             f"reference {figures.significant(report.loss_reference)}"
         )
+    if report.cure is not None and report.cure.price is not None:
+        lines.append(f"price of the cure: {figures.price(report.cure.price)}")
     if report.least_robust:
         lines.append("least robust inputs: " + ", ".join(map(str, report.least_robust)))
     return lines

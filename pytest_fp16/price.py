@@ -1,0 +1,70 @@
+"""What a cure costs in speed: by the clock where 16 bits run natively, by counting elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_fp16.engine.arithmetic import Arithmetic
+from pytest_fp16.engine.candidate import Candidate
+from pytest_fp16.report.model import Price
+from pytest_fp16.speed import pass_of, race, ratio
+
+if TYPE_CHECKING:
+    from pytest_fp16.evaluation import EvaluationRun
+    from pytest_fp16.evidence import Kept
+    from pytest_fp16.lane import Lane
+
+
+def price_of(run: EvaluationRun, lane: Lane, precision: str, keep: tuple[str, ...]) -> Price | None:
+    """The price of a cure that passed; None where the cured model cannot be run once more.
+
+    Args:
+        run: the evaluation.
+        lane: the candidate that failed.
+        precision: the precision of the cure.
+        keep: the modules that it keeps in float32.
+    """
+    kept = lane.outcome.kept
+    assert kept is not None, "unreachable: there was something to diagnose"
+    emulated = lane.mode == "emulated"
+    cured = run.candidate(precision, keep)
+    share = _share(cured, kept, emulated)
+    if share is None:
+        return None
+    before = None if lane.failure else _share(lane.candidate, kept, emulated)
+    price = Price(float32_share=share, float32_share_before=before)
+    return price if emulated else price.model_copy(update=_times(run, lane, cured))
+
+
+def _share(candidate: Candidate, kept: Kept, emulated: bool) -> float | None:
+    """The share of the arithmetic that a candidate does in float32 on the inputs that were kept."""
+    counted = Arithmetic()
+    try:
+        candidate.outputs(kept.inputs, kept.seed, emulated=emulated, witness=counted)
+    except Exception:  # no price is no reason to lose the cure
+        return None
+    return counted.float32_share
+
+
+def _times(run: EvaluationRun, lane: Lane, cured: Candidate) -> dict[str, float]:
+    """Cured, uncured and reference take turns on the first batch."""
+
+    def passing(candidate: Candidate) -> Callable[[], object]:
+        return pass_of(candidate.model, candidate.precision, run.subject, run.device)
+
+    runs = {"cured": passing(cured), "reference": passing(run.reference)}
+    if not lane.failure:
+        runs["uncured"] = passing(run.candidate(lane.precision.name))  # a fresh one has no hooks
+    cuda = [run.device] if run.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            times = race(runs)
+    except Exception:  # as above
+        return {}
+    found = {"speedup": ratio(times["reference"], times["cured"])}
+    if "uncured" in times:
+        found["slowdown"] = ratio(times["cured"], times["uncured"])
+    return found
