@@ -7,9 +7,8 @@ with a gradient scaler, ``bf16-mixed`` autocast alone.
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +19,11 @@ from torch import Tensor, nn
 from pytest_fp16.engine.autocast import held_policy
 from pytest_fp16.engine.batching import cast_floating, split_batch, to_device
 from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.lightning import is_lightning, own_loss
 from pytest_fp16.engine.models import autocast, call_as_is, main_output, make_model
+from pytest_fp16.engine.optimization import needs_closure, optimization
 from pytest_fp16.engine.randomness import seed_everything
-from pytest_fp16.errors import ModelError, SettingError
+from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 
@@ -58,11 +59,6 @@ class Amendment:
 
     model: Callable[[nn.Module], Any] | None = None
     loss_scale: float | None = None
-
-
-def is_lightning(model: nn.Module) -> bool:
-    """Whether a module brings its own training step and optimizer, as Lightning's do."""
-    return all(callable(getattr(model, n, None)) for n in ("training_step", "configure_optimizers"))
 
 
 def initial_state(subject: Training, seed: int) -> dict[str, Any]:
@@ -108,12 +104,13 @@ class Trainee:
             self.amendment.model(model)
         self.model = model if self.cast is None else model.to(self.cast)
         self.own_step = subject.training_step is None and is_lightning(self.model)
-        self.optimizer, self.scheduler, self.scheduler_step = _optimization(subject, self.model)
+        self.optimizer, self.scheduler, self.scheduler_step = optimization(subject, self.model)
         scaled = precision.mixed and precision.dtype_name == "float16"
         self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None
-        self.closure = _needs_closure(self.optimizer)
+        self.closure = needs_closure(self.optimizer)
         self.pending: list[Any] = []
         self.applied = self.skipped = 0
+        self.index = -1  # of the batch within its epoch
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -167,9 +164,7 @@ class Trainee:
         if self.subject.training_step is not None:
             return self.subject.training_step(self.model, batch)
         if self.own_step:
-            step: Any = self.model.training_step
-            numbered = len(inspect.signature(step).parameters) > 1
-            return step(batch, self.applied + self.skipped) if numbered else step(batch)
+            return own_loss(self.model, batch, max(self.index, 0))
         inputs, targets = split_batch(batch, labelled=True)
         outputs = call_as_is(self.model, inputs, self.subject.forward)
         return applied_loss(self.subject.loss, outputs, targets)
@@ -185,6 +180,7 @@ class Trainee:
         Returns:
             The loss of the batch.
         """
+        self.index += 1
         with self.place.arithmetic(self.precision), witness or nullcontext():
             batch = self.placed(batch)
             if self.closure:
@@ -264,6 +260,7 @@ class Trainee:
 
     def end_epoch(self, mean_loss: float) -> None:
         """Step a scheduler that goes by epochs."""
+        self.index = -1
         if self.scheduler is None or self.scheduler_step != "epoch":
             return
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -286,67 +283,3 @@ def applied_loss(loss: Any, outputs: Any, targets: Any) -> Any:
         if predictions is None:
             raise
     return loss(predictions, targets)
-
-
-def _needs_closure(optimizer: Any) -> bool:
-    parameter = inspect.signature(optimizer.step).parameters.get("closure")
-    return parameter is not None and parameter.default is inspect.Parameter.empty
-
-
-def _optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
-    """(optimizer, scheduler or None, "epoch" or "step") of a training.
-
-    Raises:
-        SettingError: what should make an optimizer made something else.
-    """
-    if subject.optimizer is None:
-        if not is_lightning(model):
-            raise SettingError(
-                "optimizer is None, and the model has no configure_optimizers(); pass a function "
-                "of the parameters, such as lambda params: SGD(params, lr=0.1)"
-            )
-        made: Any = model.configure_optimizers()  # type: ignore[operator]
-        optimizer, scheduler, interval = _configured(made)
-    else:
-        optimizer = subject.optimizer(list(model.parameters()))
-        scheduler, interval = None, subject.scheduler_step
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise SettingError(
-            "optimizer must be a function of the parameters that returns a torch.optim.Optimizer "
-            f"(it returned {type(optimizer).__name__})"
-        )
-    if subject.scheduler is not None:
-        scheduler, interval = subject.scheduler(optimizer), subject.scheduler_step
-        if not callable(getattr(scheduler, "step", None)):
-            raise SettingError(
-                "scheduler must be a function of the optimizer that returns a learning-rate "
-                f"scheduler (it returned {type(scheduler).__name__})"
-            )
-    return optimizer, scheduler, interval
-
-
-def _configured(made: Any) -> tuple[Any, Any, str]:
-    """Lightning's configure_optimizers in each of its forms, with one optimizer."""
-    optimizers, schedulers = made, None
-    if isinstance(made, Mapping):
-        optimizers, schedulers = made.get("optimizer"), made.get("lr_scheduler")
-    elif isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], (tuple, list)):
-        optimizers, schedulers = made
-    optimizer = _single(optimizers)
-    scheduler = _single(schedulers)
-    interval = "epoch"
-    if isinstance(scheduler, Mapping):
-        interval = scheduler.get("interval", "epoch")
-        scheduler = scheduler["scheduler"]
-    return optimizer, scheduler, interval
-
-
-def _single(value: Iterable[Any] | Any) -> Any:
-    if not isinstance(value, (tuple, list)):
-        return value
-    if len(value) > 1:
-        raise SettingError(
-            f"configure_optimizers returned {len(value)} optimizers or schedulers; only a training "
-            "with one can be compared"
-        )
-    return value[0] if value else None

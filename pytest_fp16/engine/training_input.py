@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from pytest_fp16.engine.batching import all_tensors
+from pytest_fp16.engine.lightning import is_lightning, require_automatic, unheard
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.order import ordered, same_batch
 from pytest_fp16.engine.score import score
-from pytest_fp16.engine.trainee import Place, Trainee, initial_state, is_lightning
+from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.errors import DataError, FP16Error, ModelError, SettingError
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Training
@@ -49,6 +50,9 @@ def sound(subject: Training, device: torch.device) -> Sound:
     if not trainee.parameters():
         raise ModelError("the model has no parameter that requires a gradient; nothing to train")
     _require_loss(subject, trainee)
+    if trainee.own_step:
+        require_automatic(trainee.model)
+        notes += unheard(trainee.model)
     first = _first(ordered(subject.train_data, 0, 0), "train_data")
     if all_tensors(first) and not same_batch(first, next(iter(ordered(subject.train_data, 0, 0)))):
         notes.append(
