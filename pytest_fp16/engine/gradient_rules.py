@@ -1,0 +1,273 @@
+"""The rules of the gradient check: each looks at one thing, and says what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_fp16.engine.gradient_figures import worst_tensor
+from pytest_fp16.engine.gradient_points import loss_is_off
+from pytest_fp16.engine.origin import Found
+from pytest_fp16.report.model import Culprit, Mechanism
+from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Movement, Noise
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.gradient_evidence import Evidence
+
+#: Weights that move less than this share of their 32-bit way, or this many times as far, over the
+#: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
+#: so only a near standstill counts.
+STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.5, 10.0
+#: A runaway is harmful where the loss has grown by this factor.
+LOSS_GROWN = 2.0
+#: A statistic that leaves its way by half its length, if that puts it off by a tenth of its size.
+STATISTIC_DISTANCE, STATISTIC_LAG = 0.5, 0.1
+#: A running variance that ends off by half (a fifth of the scale) in the median channel.
+END_LAG = 0.5
+#: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
+STATE_DECADES = 1.5
+#: Noise is judged only where the gradient itself is off by a quarter.
+RELATIVE = 0.25
+
+_EPS_STATES = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq", "exp_inf"})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    reason: str
+    module: str
+    operation: str
+    mechanism: Mechanism
+    evidence: str
+
+    @property
+    def culprit(self) -> Culprit:
+        """As the report shows it."""
+        return Culprit(
+            module=self.module,
+            operation=self.operation,
+            mechanism=self.mechanism,
+            evidence=self.evidence,
+        )
+
+
+def _broke(evidence: Evidence) -> Finding | None:
+    return None if evidence.broke is None else _explained(evidence, *evidence.broke)
+
+
+def _confident(evidence: Evidence) -> Finding | None:
+    return None if evidence.confident is None else _explained(evidence, *evidence.confident)
+
+
+def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
+    name = evidence.format.name
+    if origin is not None:
+        module, operation, mechanism, largest = origin
+        if operation == "_amp_foreach_non_finite_check_and_unscale":
+            operation = "unscale"
+        if mechanism == "overflow" and largest < evidence.format.largest / 1e4:
+            mechanism = "eps-underflow"
+        detail = f"largest argument {largest:.1e}, {name} holds {evidence.format.largest:.2e}"
+        if mechanism == "eps-underflow":
+            detail = "a divisor (or the argument of a logarithm or root) has rounded to zero"
+            if module == "<optimizer>" and evidence.epsilon is not None:
+                detail = f"eps {evidence.epsilon[1]:g} is zero in {name}"
+        elif mechanism == "cancellation":
+            detail = "an operation on finite values gave NaN"
+        reason = f"{said} in 16 bits: {operation} in {module or 'the model'} ({detail})"
+        return Finding(reason, module, operation, _mechanism(mechanism), detail)
+    if said.startswith("the ") or said.startswith("a "):
+        return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
+    overflow = "overflow" in said
+    kind: Mechanism = "mask-inf" if overflow else "unsupported-op"
+    return Finding(f"a step raised {said[:200]}", "<loss>", "", kind, said[:200])
+
+
+def _mechanism(word: str) -> Mechanism:
+    if word == "eps-underflow":
+        return "eps-underflow"
+    return "cancellation" if word == "cancellation" else "overflow"
+
+
+def _lost_buffers(evidence: Evidence) -> Finding | None:
+    if not evidence.lost_buffers:
+        return None
+    name = evidence.lost_buffers[0]
+    what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
+    return Finding(
+        f"a running statistic is lost: {what}", _module(name), _leaf(name), "overflow", what
+    )
+
+
+def _epsilon(evidence: Evidence) -> Finding | None:
+    probe = evidence.optimizer
+    if evidence.epsilon is None or probe is None:
+        return None
+    zeroed = max((s for k, s in probe.zeroed.items() if k in _EPS_STATES), default=0.0)
+    if probe.finite and not zeroed:
+        return None
+    value, name = evidence.epsilon[1], evidence.format.name
+    what = f"eps {value:g} is zero in {name}, and {zeroed:.0%} of the second moment is too"
+    return Finding(
+        f"the optimizer divides by zero: {what}", "<optimizer>", "eps", "eps-underflow", what
+    )
+
+
+def _bad_total(noise: Noise) -> bool:
+    low, high = GAIN_TOTAL
+    loud = noise.excess > 1 and noise.relative > RELATIVE
+    return loud or not low <= noise.gain <= high
+
+
+def _total_noise(evidence: Evidence) -> Finding | None:
+    bad = [p for p in evidence.points if _bad_total(p.total)]
+    if not bad:
+        return None
+    point = max(bad, key=lambda p: p.total.excess)
+    name, noise = worst_tensor(point)
+    kind = _kind(point.total)
+    what = (
+        f"after {point.step} steps the gradient's error is {point.total.rho:.2g} of the batch "
+        f"noise (allowed {point.total.allowed:.2g}), {point.total.relative:.0%} of its size; gain "
+        f"{point.total.gain:.2f}, {point.total.zeroed:.0%} of its entries vanish"
+    )
+    everywhere = sum(_bad_tensor(n) for n in point.tensors.values()) > 0.9 * len(point.tensors)
+    module = "<loss>" if everywhere and kind == "underflow" else _module(name)
+    detail = what + (f"; worst {name} ({noise.rho:.2g})" if noise else "")
+    return Finding(f"the gradient is not the 32-bit one: {what}", module, "backward", kind, detail)
+
+
+def _bad_tensor(noise: Noise) -> bool:
+    vanishes = noise.gain < GAIN_TENSOR and noise.relative > RELATIVE
+    return (noise.excess > 1 and noise.relative > RELATIVE) or vanishes
+
+
+def _tensor_noise(evidence: Evidence) -> Finding | None:
+    """The worst of many must be bad at most points: one outlier is no verdict."""
+    empty = {n for p in evidence.points for n in p.meaningless}
+    names = dict.fromkeys(n for p in evidence.points for n in p.tensors)
+    bad = []
+    for name in (n for n in names if n not in empty):
+        seen = [p.tensors[name] for p in evidence.points if name in p.tensors]
+        if sum(map(_bad_tensor, seen)) * 2 > len(seen):
+            bad.append((max(seen, key=lambda n: n.excess), name))
+    if not bad:
+        return None
+    noise, name = max(bad, key=lambda item: item[0].excess)
+    what = (
+        f"the error of {name} is {noise.rho:.2g} of its batch noise (allowed {noise.allowed:.2g}), "
+        f"gain {noise.gain:.2f}, {noise.zeroed:.0%} of its entries vanish"
+    )
+    return Finding(f"one gradient is lost: {what}", _module(name), "backward", _kind(noise), what)
+
+
+def _kind(noise: Noise) -> Mechanism:
+    return "underflow" if noise.zeroed_norm > 0.1 or noise.zeroed > 0.5 else "precision-loss"
+
+
+def _loss(evidence: Evidence) -> Finding | None:
+    roundoff = evidence.format.unit_roundoff
+    for point in evidence.points:
+        if loss_is_off(point, roundoff):
+            reference, candidate = max(point.losses, key=lambda pair: abs(pair[1] - pair[0]))
+            what = f"{candidate:.4g} where float32 gives {reference:.4g}, after {point.step} steps"
+            return Finding(f"the loss is far off: {what}", "<loss>", "", "precision-loss", what)
+    return None
+
+
+def _statistics(evidence: Evidence) -> Finding | None:
+    frozen = [
+        (lag, name, moved)
+        for name, (moved, lag) in evidence.statistics.items()
+        if moved.distance > STATISTIC_DISTANCE and lag > STATISTIC_LAG
+    ]
+    if not frozen:
+        return None
+    lag, name, moved = max(frozen, key=lambda item: item[0])
+    what = (
+        f"{name} makes {moved.gain:.0%} of its 32-bit way over the first steps, misses it by "
+        f"{moved.distance:.0%}, and would end {lag:.0%} off"
+    )
+    reason = f"an average loses its way: {what}"
+    return Finding(reason, _module(name), _leaf(name), "absorption", what)
+
+
+def _lags(evidence: Evidence) -> Finding | None:
+    if not evidence.lags:
+        return None
+    worst = max(evidence.lags, key=lambda lag: lag.share)
+    if not worst.share > END_LAG:
+        return None
+    what = f"{worst.name} would end {worst.share:.0%} off (momentum {worst.momentum:g})"
+    reason = f"a running statistic stands still: {what}"
+    return Finding(reason, _module(worst.name), _leaf(worst.name), "absorption", what)
+
+
+def _optimizer(evidence: Evidence) -> Finding | None:
+    probe = evidence.optimizer
+    if probe is None:
+        return None
+    if not probe.finite:
+        what = f"a weight is not finite after {probe.broke_at} steps of the optimizer alone"
+        return Finding(what, "<optimizer>", "step", "overflow", what)
+    large = [(v, k) for k, v in probe.states.items() if k in _EPS_STATES and v > STATE_DECADES]
+    if large:
+        decades, kind = max(large)
+        what = f"{kind} is {10**decades:.3g} times too large in the median: it cannot decay"
+        return Finding(
+            f"optimizer state is frozen: {what}", "<optimizer>", kind, "absorption", what
+        )
+    if probe.moved.length and probe.moved.gain < PROBE_STANDSTILL:
+        return _still(probe.moved, "a run of the optimizer alone", probe.lost)
+    return None
+
+
+def _weights(evidence: Evidence) -> Finding | None:
+    moved = evidence.weights
+    if moved is None or not moved.length:
+        return None
+    lost = evidence.optimizer.lost if evidence.optimizer else None
+    if moved.gain < STANDSTILL:
+        return _still(moved, "the first steps", lost)
+    first, last = evidence.first_losses[0], evidence.first_losses[-1]
+    worst = max(*map(abs, first), abs(last[0]))
+    if moved.size <= RUNAWAY or last[1] <= LOSS_GROWN * worst:
+        return None
+    what = (
+        f"over the first steps weights go {moved.size:.3g} times as far as in 32 bits, and the "
+        f"loss rises from {first[1]:.3g} to {last[1]:.3g}"
+    )
+    return Finding(what, "<optimizer>", "step", "underflow", what)
+
+
+def _still(moved: Movement, when: str, lost: float | None) -> Finding:
+    what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
+    what += f"; {lost:.0%} of updates are lost to rounding" if lost is not None else ""
+    return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+#: In this order: the first that finds something names the reason.
+RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
+    _broke,
+    _confident,
+    _lost_buffers,
+    _epsilon,
+    _total_noise,
+    _tensor_noise,
+    _loss,
+    _statistics,
+    _lags,
+    _optimizer,
+    _weights,
+)
