@@ -408,6 +408,18 @@ def test_it_compiles_without_a_break(model, words, mixed):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_device_without_autocast_has_none_on(model, words, compiled):
+    keep_in_float32(model, ["norm"])
+    model.bfloat16().to("meta")
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
+    with torch.no_grad():
+        assert run(words.to("meta")).dtype == torch.bfloat16
+    assert model.norm.weight.dtype == torch.float32
+    torch._dynamo.reset()
+
+
 def test_a_compiled_model_may_be_handed_in(model, words):
     torch._dynamo.reset()
     fast = torch.compile(model, backend="eager")
