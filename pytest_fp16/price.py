@@ -18,19 +18,17 @@ if TYPE_CHECKING:
     from pytest_fp16.lane import Lane
 
 
-def price_of(run: EvaluationRun, lane: Lane, precision: str, keep: tuple[str, ...]) -> Price | None:
+def price_of(run: EvaluationRun, lane: Lane, cured: Candidate) -> Price | None:
     """The price of a cure that passed; None where the cured model cannot be run once more.
 
     Args:
         run: the evaluation.
         lane: the candidate that failed.
-        precision: the precision of the cure.
-        keep: the modules that it keeps in float32.
+        cured: a fresh candidate, cured.
     """
     kept = lane.outcome.kept
     assert kept is not None, "unreachable: there was something to diagnose"
     emulated = lane.mode == "emulated"
-    cured = run.candidate(precision, keep)
     share = _share(cured, kept, emulated)
     if share is None:
         return None

@@ -5,7 +5,13 @@ A failure of the diagnosis itself is a warning, never a verdict.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from pytest_fp16.diagnosis.evaluation import Diagnosis, Patient, diagnose
+from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.upcast import line_in_float32
+from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.evaluation import EvaluationRun, needs_diagnosis
 from pytest_fp16.lane import Lane, first_line
 from pytest_fp16.planned import extend, remarks
@@ -23,7 +29,7 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
             report, found[report.precision] = _treated(run, lane, report, siblings)
         if run.plan is not None:
             said = remarks(
-                run.plan, report, run.reference.model, lambda name: _judged(run, name, ())
+                run.plan, report, run.reference.model, lambda name: _judged(run, Remedy(name), {})
             )
             report = report.model_copy(update={"warnings": [*report.warnings, *said]})
         done.append(report)
@@ -53,20 +59,39 @@ def patient_of(
     return Patient(
         report=report,
         siblings={name: r for name, r in siblings.items() if name != report.precision},
-        candidate=lambda keep: run.candidate(report.precision, keep) if keep else lane.candidate,
+        candidate=lambda remedy: (
+            lane.candidate if remedy == Remedy(report.precision) else remedied(run, remedy)
+        ),
         reference=run.reference.model,
         task=run.task,
         kept=lane.outcome.kept,
         error=lane.failure_error,
         emulated=lane.mode == "emulated",
-        price=lambda name, keep: price_of(run, lane, name, keep),
-        judge=lambda name, keep: _judged(run, name, (*run.keep.get(name, ()), *keep)),
+        price=lambda remedy: price_of(run, lane, remedied(run, remedy)),
+        judge=lambda remedy: _judged(run, remedy, run.keep),
     )
 
 
-def _judged(run: EvaluationRun, precision: str, keep: tuple[str, ...]) -> Report:
-    """A full re-check of one precision with modules kept in float32."""
-    settings = run.settings.with_(precisions=(precision,))
-    again = EvaluationRun(run.subject, settings, None, {precision: keep})
+def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
+    """A fresh candidate with a remedy, on top of what the plan keeps in float32.
+
+    Raises:
+        ModelError: it cannot be applied to this model.
+    """
+    candidate = run.candidate(remedy.precision, remedy.keep)
+    if remedy.line is not None:
+        line_in_float32(candidate.model, remedy.line)
+    return candidate
+
+
+def _judged(run: EvaluationRun, remedy: Remedy, planned: Mapping[str, tuple[str, ...]]) -> Report:
+    """A full re-check of a remedy, on top of what is planned to be kept in float32."""
+    settings = run.settings.with_(precisions=(remedy.precision,))
+    subject = run.subject
+    if remedy.line is not None:  # where nothing is 16-bit it changes nothing: the reference stays
+        model = fresh_model(subject.model, like=run.reference.model)
+        subject = replace(subject, model=line_in_float32(model, remedy.line))
+    keep = (*planned.get(remedy.precision, ()), *remedy.keep)
+    again = EvaluationRun(subject, settings, None, {remedy.precision: keep})
     again.execute()
     return again.report(again.lanes[0])

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from pytest_fp16.diagnosis.origin import Origin, find_origin
+from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report.model import Culprit, Cure, Price, Report
@@ -23,12 +24,12 @@ HEALED = 0.5
 #: Further modules kept one after another, where one is not enough.
 ROUNDS = 4
 
-#: Checks a model and precision in full: a precision's name, the modules kept in float32.
-Judge = Callable[[str, tuple[str, ...]], Report]
-#: The few inputs in a precision with modules kept.
-Rerun = Callable[[tuple[str, ...]], Specimen]
-#: What a cure costs: a precision's name, the modules kept; None where that cannot be told.
-Pricer = Callable[[str, tuple[str, ...]], Price | None]
+#: Checks in full what comes of a remedy.
+Judge = Callable[[Remedy], Report]
+#: The few inputs with a remedy applied.
+Rerun = Callable[[Remedy], Specimen]
+#: What a remedy costs; None where that cannot be told.
+Pricer = Callable[[Remedy], Price | None]
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Clinic:
         model: the float32 model.
         precision: the precision that failed.
         judge: re-checks in full.
-        rerun: makes the specimen anew with modules kept.
-        price: tells what a cure costs.
+        rerun: makes the specimen anew with a remedy.
+        price: tells what a remedy costs.
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
     """
@@ -57,15 +58,15 @@ class Clinic:
         self.names = dict(self.model.named_modules())
         self.budget = max(3, math.ceil(math.log2(len(self.names) + 1)))
 
-    def judged(self, precision: str, keep: tuple[str, ...]) -> Report | None:
+    def judged(self, remedy: Remedy) -> Report | None:
         """A full re-check, or None where none is left to spend or the cure cannot be applied."""
-        if not keep and precision in self.siblings:
-            return self.siblings[precision]
+        if remedy == Remedy(remedy.precision) and remedy.precision in self.siblings:
+            return self.siblings[remedy.precision]
         if self.budget <= 0:
             return None
         self.budget -= 1
         try:
-            return self.judge(precision, keep)
+            return self.judge(remedy)
         except FP16Error:
             return None
 
@@ -79,41 +80,45 @@ def find_cure(
         The cure, and the modules that make the failing precision itself pass (for a plan).
     """
     hint = advice(culprit)
-    for kind, precision, keep in _candidates(clinic, culprit, origin):
-        report = clinic.judged(precision, keep)
+    for kind, remedy in _candidates(clinic, culprit, origin):
+        report = clinic.judged(remedy)
         if report is not None and report.equivalent:
             cure = Cure(
                 kind=kind,
-                modules=list(keep),
+                modules=list(remedy.keep),
                 verified=True,
-                description=f"{_described(clinic, precision, keep)} (or {hint[1]})",
+                description=_described(clinic, remedy, culprit, hint[1]),
                 verdict=report.verdict,
                 flips=report.flips,
                 metric=report.metric.candidate if report.metric else None,
-                price=clinic.price(precision, keep),
+                price=clinic.price(remedy),
             )
-            return cure, keep if precision == clinic.precision else ()
+            return cure, remedy.keep if remedy.precision == clinic.precision else ()
     return Cure(kind=hint[0], verified=False, description=hint[1]), ()
 
 
 def _candidates(
     clinic: Clinic, culprit: Culprit, origin: Origin | None
-) -> Iterator[tuple[Kind, str, tuple[str, ...]]]:
+) -> Iterator[tuple[Kind, Remedy]]:
     kept = None
     for keep in _sets(clinic, culprit, origin):
         kept = keep
-        yield "keep_in_float32", clinic.precision, keep
+        yield "keep_in_float32", Remedy(clinic.precision, keep)
+    if culprit.source is not None:
+        upcast = Remedy(clinic.precision, line=culprit.source)
+        if _heals(clinic, upcast, origin):
+            yield "upcast", upcast
     name, _, mode = clinic.precision.partition("-")
     mixed = f"{name}-mixed"
     if mode == "true":
-        yield "mixed", mixed, ()
+        yield "mixed", Remedy(mixed)
     if name == "16":
-        yield "bfloat16", f"bf16-{mode}", ()
+        yield "bfloat16", Remedy(f"bf16-{mode}")
     alone = kept or ((culprit.module,) if culprit.module else None)
     if mode == "true" and alone is not None:
-        yield "keep_in_float32", mixed, alone
+        yield "keep_in_float32", Remedy(mixed, alone)
     if name == "16" and mode == "true":
-        yield "bfloat16", "bf16-mixed", ()
+        yield "bfloat16", Remedy("bf16-mixed")
 
 
 def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[tuple[str, ...]]:
@@ -127,7 +132,7 @@ def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[t
         if keep in tried:
             continue
         tried.add(keep)
-        if _heals(clinic, keep, origin):
+        if _heals(clinic, Remedy(clinic.precision, keep), origin):
             yield keep
 
 
@@ -137,7 +142,7 @@ def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple
     alike = _alike(clinic, module)
     for _ in range(ROUNDS):
         try:
-            found = find_origin(clinic.rerun(keep))
+            found = find_origin(clinic.rerun(Remedy(clinic.precision, keep)))
         except FP16Error:
             return
         if found is None:
@@ -157,24 +162,26 @@ def _alike(clinic: Clinic, module: str) -> list[str]:
     return [name for name, other in clinic.names.items() if type(other) is kind]
 
 
-def _heals(clinic: Clinic, keep: tuple[str, ...], origin: Origin | None) -> bool:
+def _heals(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> bool:
     """Whether the few inputs come out (nearly) right; where that is not known, yes."""
     try:
-        output = clinic.rerun(keep).run()
-    except FP16Error:
-        return False
-    except Exception:
+        output = clinic.rerun(remedy).run()
+    except Exception:  # it cannot be applied, or does not run
         return False
     return origin is None or origin.damage.of(output) < HEALED
 
 
-def _described(clinic: Clinic, precision: str, keep: tuple[str, ...]) -> str:
-    names = ", ".join(keep)
-    if precision == clinic.precision:
-        return f"keep {names} in float32"
-    if keep:
-        return f"run in {precision} with {names} kept in float32"
-    return f"run in {precision}"
+def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> str:
+    names = ", ".join(remedy.keep)
+    if remedy.line is not None:
+        return (
+            f"compute {culprit.operation or 'it'} in float32 at {remedy.line}, and cast back only "
+            "where a layer takes the result"
+        )
+    if remedy.precision == clinic.precision:
+        return f"keep {names} in float32 (or {hint})"
+    kept = f" with {names} kept in float32" if names else ""
+    return f"run in {remedy.precision}{kept} (or {hint})"
 
 
 _ADVICE: dict[str, tuple[Kind, str]] = {

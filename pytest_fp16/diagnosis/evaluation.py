@@ -18,6 +18,7 @@ from pytest_fp16.diagnosis.mechanism import (
     worth_watching,
 )
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
+from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Sample, Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.evidence import Kept
@@ -31,7 +32,7 @@ class Patient:
 
     Attributes:
         report: the report so far; `siblings` are those of the other precisions, by name.
-        candidate: makes a fresh candidate in this precision with modules kept in float32.
+        candidate: the candidate with a remedy; the one that failed where nothing is changed.
         reference: the float32 model.
         kept: the inputs to look at.
         error: what the candidate raised, or None.
@@ -41,7 +42,7 @@ class Patient:
 
     report: Report
     siblings: dict[str, Report]
-    candidate: Callable[[tuple[str, ...]], Candidate]
+    candidate: Callable[[Remedy], Candidate]
     reference: nn.Module
     task: Task
     kept: Kept
@@ -50,14 +51,14 @@ class Patient:
     judge: Judge
     price: Pricer
 
-    def specimen(self, keep: tuple[str, ...], emulated: bool | None = None) -> Specimen:
-        """The few inputs, with more modules kept in float32; run as the candidate ran."""
+    def specimen(self, remedy: Remedy | None = None, emulated: bool | None = None) -> Specimen:
+        """The few inputs, with a remedy; run as the candidate ran."""
         kept = self.kept
         if kept.whole:
             few = Sample(kept.inputs, kept.n, kept.seed)
         else:
             few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong)
-        candidate = self.candidate(keep)
+        candidate = self.candidate(remedy or Remedy(self.report.precision))
         how = self.emulated if emulated is None else emulated
         return Specimen(candidate, self.reference, self.task, few, how)
 
@@ -110,11 +111,11 @@ def diagnose(patient: Patient) -> Diagnosis:
 
 def explained(patient: Patient) -> Explanation:
     """The culprit, as far as it can be told."""
-    specimen = patient.specimen(())
+    specimen = patient.specimen()
     found = find_origin(specimen, _shares(patient.report))
     if patient.error is not None and not isinstance(found, Raised):
         # Emulation runs what this device's own kernels do not.
-        native = patient.specimen((), emulated=False)
+        native = patient.specimen(emulated=False)
         found = find_origin(native)
         if not isinstance(found, Raised):
             found = raised(patient.error, specimen)

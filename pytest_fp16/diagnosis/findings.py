@@ -19,6 +19,8 @@ from pytest_fp16.theory.rounding import FORMATS, ulp
 ADDITIONS = frozenset("add sub rsub index_add scatter_add addcmul addcdiv lerp".split())
 #: Those that add many terms into one sum, one after another.
 STEPWISE = frozenset({"index_add", "scatter_add"})
+#: Running sums, which give every sum on the way.
+RUNNING = frozenset({"cumsum"})
 _SCALARS = ("number", "Optional[number]", "float", "Optional[float]")
 
 
@@ -127,7 +129,7 @@ def examined(
         alone = alones[i] if i < len(alones) else None
         if isinstance(alone, Tensor) and alone.shape == pair.low.shape:
             finding.own.append(Measure(pair.low, alone, pair.dtype))
-        if i == 0 and name in ADDITIONS and pair.dtype in LOW:
+        if i == 0 and name in (*ADDITIONS, *RUNNING) and pair.dtype in LOW:
             finding.addition = _addition(name, args, kwargs, pair)
     return finding
 
@@ -144,6 +146,8 @@ def _scalars(func: OpOverload, args: Any, kwargs: Any) -> list[float]:
 
 
 def _addition(name: str, args: Any, kwargs: Any, total: Pair) -> Addition:
+    if name in RUNNING:  # each term beside the sum it is added to
+        return Addition(widen(total.low).float(), widen(args[0].low).float(), total, False)
     places = [a for a in args if isinstance(a, (Pair, int, float))]
     chosen = [places[0], places[-1] if name in STEPWISE else places[1]]
     device = total.low.device

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pytest_fp16.diagnosis.autopsy import Operation
-from pytest_fp16.diagnosis.findings import ADDITIONS, STEPWISE, Finding
+from pytest_fp16.diagnosis.findings import ADDITIONS, RUNNING, STEPWISE, Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.report.model import Culprit, Mechanism
@@ -36,6 +36,8 @@ _EPSILON = frozenset(
 _PLACES = frozenset("where masked_fill _to_copy copy fill full full_like index_put add sub".split())
 #: Operations that bring a mask to its size.
 _SCALES = frozenset({"mul", "div"})
+#: Operations whose whole results number something.
+_COUNTERS = frozenset({"arange", *RUNNING, *STEPWISE})
 #: Operations whose scalar moves every value: none is masked.
 _OFFSETS = frozenset({"add", "sub", "rsub"})
 _TOO_LARGE = "cannot be converted"
@@ -341,7 +343,10 @@ def _counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
     measures = [*finding.results, *finding.operands] if finding.decided else finding.results
     for measure in measures:
         whole = measure.whole and measure.largest > most and measure.error > 0
-        if whole and (finding.decided or measure.fixed or born.name in ("arange", *STEPWISE)):
+        counts = born.name in _COUNTERS or (
+            born.name == "sum" and any(m.binary for m in finding.operands)
+        )
+        if whole and (finding.decided or measure.fixed or counts):
             return Why(
                 "absorption",
                 born,

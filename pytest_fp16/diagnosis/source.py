@@ -13,6 +13,7 @@ import torch
 
 _OWN = str(Path(__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
+_MODULES = str(Path(torch.__file__).parent / "nn" / "modules")
 _LIBRARY = str(Path(traceback.__file__).parent)
 
 
@@ -42,6 +43,19 @@ def user_line() -> Line | None:
     while frame is not None:
         if _is_users(frame.f_code.co_filename):
             return Line(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+def calling_line() -> Line | None:
+    """`user_line`, or None where one of torch's modules runs in between."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if _is_users(filename):
+            return Line(filename, frame.f_lineno)
+        if filename.startswith(_MODULES):
+            return None
         frame = frame.f_back
     return None
 

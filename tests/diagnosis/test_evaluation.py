@@ -7,6 +7,7 @@ from torch import nn
 import pytest_fp16.treatment as treatment
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.conformance import examine
+from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.settings import Settings
 
 
@@ -40,9 +41,9 @@ def test_siblings_that_were_examined_are_not_judged_again(make_net, digits, monk
     judged = []
     really = treatment._judged
 
-    def watched(run, precision, keep):
-        judged.append((precision, keep))
-        return really(run, precision, keep)
+    def watched(run, remedy, planned):
+        judged.append(remedy)
+        return really(run, remedy, planned)
 
     monkeypatch.setattr(treatment, "_judged", watched)
 
@@ -58,7 +59,7 @@ def test_siblings_that_were_examined_are_not_judged_again(make_net, digits, monk
     assert first.culprit.mechanism == "overflow"
     assert second.equivalent
     assert first.cure.verified
-    assert ("bf16-true", ()) not in judged
+    assert Remedy("bf16-true") not in judged
 
 
 def test_only_rare_inputs_fail(make_net, digits):

@@ -36,6 +36,19 @@ def masked(x):
     return x * (0 * x + (1 - keep) * -1e9).softmax(-1)
 
 
+def numbered(x):
+    """The place of every value in a long row, told by a running sum of ones."""
+    ones = torch.ones_like(x).repeat(1, 160)
+    places = ones.cumsum(-1)
+    return x * (places[:, 1::2] - places[:, ::2]).unflatten(-1, (32, 80)).prod(-1)
+
+
+def stalled(x):
+    """Small steps on a large start: a running sum that hardly moves."""
+    steps = torch.cat([x[:, :1] * 0 + 4000.0, x.sigmoid() * 0.4], -1).cumsum(-1)
+    return x * (steps[:, 1:] - 4000.0)
+
+
 PARTS = {
     "overflow": (lambda x: x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=1), 400.0),
     "underflow": (lambda x: x / (x * x).sum(-1, keepdim=True).sqrt(), 1e-5),
@@ -56,6 +69,21 @@ def explained(specimen, model, name="16-true"):
     origin = find_origin(under)
     operations = under.side_by_side(worth_watching(origin).__contains__)
     return explain(origin, operations)
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-true"])
+@pytest.mark.parametrize("function", [numbered, stalled])
+def test_a_running_sum_that_stalls_absorbs(make_net, specimen, function, name):
+    culprit = explained(specimen, make_net(of(function), steps=20), name)
+    assert (culprit.operation, culprit.mechanism) == ("cumsum", "absorption")
+
+
+def test_a_running_sum_of_few_terms_does_not(make_net, specimen):
+    def short(x):
+        return torch.sin(900 * x.softmax(-1).cumsum(-1))
+
+    culprit = explained(specimen, make_net(of(short), steps=20))
+    assert culprit.mechanism == "precision-loss"
 
 
 @pytest.mark.parametrize("mechanism", PARTS)

@@ -1,0 +1,20 @@
+"""What may be changed about a model to make it pass, as it is handed to whoever tries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One cure to try.
+
+    Attributes:
+        precision: the precision to run in.
+        keep: modules to keep in float32.
+        line: a line of code, ``"file:number"``, whose operations are computed in float32; or None.
+    """
+
+    precision: str
+    keep: tuple[str, ...] = ()
+    line: str | None = None

@@ -1,0 +1,173 @@
+"""One line of a model's code in float32, as if its author had written ``.float()`` there.
+
+Functions called on that line take their 16-bit arguments in float32, outside of autocast. Their
+results stay float32 and make what follows float32 too, as torch's promotion has it, up to the
+first function that refuses to mix them with 16-bit tensors (a layer with 16-bit weights): there
+they are cast back. It is a cure's trial, not a way to run a model: every call is looked at.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pytest_fp16.diagnosis.source import calling_line
+from pytest_fp16.engine.batching import map_tensors
+from pytest_fp16.engine.emulate import is_missing_kernel
+from pytest_fp16.engine.operations import LOW
+from pytest_fp16.errors import ModelError
+
+_IN_PLACE = frozenset(
+    "__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __setitem__".split()
+)
+
+
+def line_in_float32(model: nn.Module, line: str) -> nn.Module:
+    """Make a line run in float32 wherever `model` runs it.
+
+    Args:
+        model: changed in place.
+        line: ``"file:number"``, the file absolute or seen from the current folder.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: a scripted model, whose lines torch has compiled.
+    """
+    if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
+        raise ModelError("the forward of this model cannot be watched line by line")
+    model.__class__ = _watching(type(model))
+    vars(model)["_fp16_line"] = line
+    return model
+
+
+class _Watched:
+    """What the class of a watched model inherits from, before its own class."""
+
+    _fp16_base: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made = super().__reduce_ex__(protocol)
+        if isinstance(made, tuple) and made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_rebuild, (self._fp16_base, *made[1][1:]), *made[2:])
+        return made
+
+
+def _rebuild(base: type[nn.Module], *args: Any) -> Any:
+    made = _watching(base)
+    return made.__new__(made, *args)
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _watching(base: type[nn.Module]) -> type[nn.Module]:
+    if base not in _CLASSES:
+        _CLASSES[base] = _make_class(base)
+    return _CLASSES[base]
+
+
+def _make_class(base: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with Upcast(self._fp16_line):
+            return base.forward(self, *args, **kwargs)
+
+    members = {"forward": forward, "_fp16_base": base, "__module__": base.__module__}
+    return type(f"Watched{base.__name__}", (_Watched, base), members)
+
+
+class Upcast(TorchFunctionMode):
+    """Computes one line in float32.
+
+    Args:
+        line: ``"file:number"``.
+    """
+
+    def __init__(self, line: str) -> None:
+        super().__init__()
+        name, _, number = line.rpartition(":")
+        self.path, self.number = Path(name).resolve(), int(number)
+        self.files: dict[str, bool] = {}
+        self.raised: dict[int, tuple[Tensor, torch.dtype]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("__get__", "__set__", "size", "dim", "numel"):
+            return func(*args, **kwargs)
+        given = [t for t in _tensors((args, kwargs)) if t.is_floating_point()]
+        low = next((t.dtype for t in given if t.dtype in LOW), None)
+        raised = [self.raised[id(t)][1] for t in given if id(t) in self.raised]
+        if self._here():
+            return self._in_float32(func, args, kwargs, given, low or next(iter(raised), None))
+        if not raised:
+            return func(*args, **kwargs)
+        try:
+            out = func(*args, **kwargs)
+        except RuntimeError as error:
+            if low is None or is_missing_kernel(error):
+                raise
+            back = lambda t: t.to(raised[0]) if id(t) in self.raised else t  # noqa: E731
+            return func(*map_tensors(args, back), **map_tensors(kwargs, back))
+        self._remember(out, raised[0])
+        return out
+
+    def _here(self) -> bool:
+        """Whether our line itself calls, rather than a module of torch's that it runs."""
+        line = calling_line()
+        if line is None or line.number != self.number:
+            return False
+        if line.filename not in self.files:
+            self.files[line.filename] = Path(line.filename).resolve() == self.path
+        return self.files[line.filename]
+
+    def _in_float32(
+        self, func: Any, args: Any, kwargs: Any, given: list[Tensor], low: torch.dtype | None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        writes = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+        if "out" in kwargs:
+            return func(*args, **kwargs)
+        device = given[0].device.type if given else "cpu"
+        casts = _autocasts(device)
+        if low is None and not casts:
+            return func(*args, **kwargs)
+        wide = map_tensors(args, _widened)
+        with torch.autocast(device, enabled=False):
+            out = func(*wide, **map_tensors(kwargs, _widened))
+        if writes:
+            target = args[0]
+            if isinstance(target, Tensor) and wide[0] is not target:
+                target.copy_(wide[0])
+            return target if name != "__setitem__" else None
+        if low is not None:
+            self._remember(out, low)
+        return out
+
+    def _remember(self, out: Any, low: torch.dtype) -> None:
+        for tensor in _tensors(out):
+            if tensor.dtype == torch.float32:
+                self.raised[id(tensor)] = (tensor, low)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in LOW else tensor
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(value, found.append)
+    return found

@@ -1,0 +1,136 @@
+"""One line in float32: what it computes, and what is left alone."""
+
+import copy
+import pickle
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.diagnosis.upcast import line_in_float32
+from pytest_fp16.errors import ModelError
+
+
+def here():
+    """File and number of the line below the one that asks."""
+    frame = sys._getframe(1)
+    return f"{__file__}:{frame.f_lineno + 1}"
+
+
+class Squares(nn.Module):
+    line = ""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        Squares.line = here()
+        norm = (x * 300).pow(2).sum(-1, keepdim=True).sqrt()
+        return self.last(x * 300 / norm)
+
+
+def inputs():
+    return torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = Squares().eval()
+    with torch.no_grad():
+        model(inputs())
+    return model
+
+
+def outputs(model, autocast=False):
+    low = inputs() if autocast else inputs().half()
+    with torch.no_grad(), torch.autocast("cpu", torch.float16, enabled=autocast):
+        return model(low)
+
+
+def test_the_line_is_float32_and_a_layer_takes_its_result_back(model):
+    exact = model(inputs())
+    model.half()
+    assert not torch.allclose(
+        outputs(model).float(), exact, atol=1e-2
+    )  # infinity, so all are equal
+    upcast = line_in_float32(copy.deepcopy(model), Squares.line)
+    assert outputs(upcast).dtype == torch.float16
+    torch.testing.assert_close(outputs(upcast).float(), exact, atol=3e-3, rtol=0)
+
+
+def test_under_autocast(model):
+    exact = model(inputs())
+    torch.testing.assert_close(
+        outputs(line_in_float32(model, Squares.line), True).float(), exact, atol=3e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_another_line_changes_nothing(model, autocast):
+    if not autocast:
+        model.half()
+    name, _, number = Squares.line.rpartition(":")
+    for line in (f"{name}:{int(number) + 40}", f"{name}.other:{number}"):
+        watched = line_in_float32(copy.deepcopy(model), line)
+        want = outputs(model, autocast)
+        torch.testing.assert_close(outputs(watched, autocast), want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_float32_model_is_left_alone(model):
+    want = model(inputs())
+    torch.testing.assert_close(line_in_float32(model, Squares.line)(inputs()), want, rtol=0, atol=0)
+
+
+def test_in_place_and_out(model):
+    class Writes(nn.Module):
+        def forward(self, x):
+            kept = x
+            Squares.line = here()
+            kept += x.mul(300).pow(2).mul(1e-9)
+            return x
+
+    plain = Writes()
+    x = inputs().half()
+    out = plain(x.clone())
+    watched = line_in_float32(plain, Squares.line)(x.clone())
+    assert watched.dtype == torch.float16
+    exact = inputs() + (inputs() * 300).pow(2) * 1e-9
+    assert (watched.float() - exact).abs().max() < 2e-3
+    assert not torch.equal(watched, out)
+
+
+def test_layers_on_the_same_line_stay_in_16_bits():
+    class OneLine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):
+            Squares.line = here()
+            return self.layer(x) + 0
+
+    model = OneLine().half()
+    seen = []
+    model.layer.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    with torch.no_grad():
+        model(inputs().half())
+        line_in_float32(model, Squares.line)(inputs().half())
+    assert seen == [torch.float16] * 2
+
+
+def test_it_can_be_copied_and_pickled(model):
+    watched = line_in_float32(model.half(), Squares.line)
+    want = outputs(watched)
+    assert torch.equal(outputs(copy.deepcopy(watched)), want)
+    plain = line_in_float32(nn.Sequential(nn.Linear(8, 4)), "file.py:3")
+    assert torch.equal(pickle.loads(pickle.dumps(plain))(inputs()), plain(inputs()))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_a_scripted_model_is_refused():
+    with pytest.raises(ModelError, match="line by line"):
+        line_in_float32(torch.jit.script(nn.Linear(2, 2)), "file.py:3")
