@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import DefaultDeviceType
 
 _TO_LOW = """
     _convolution _convolution.deprecated conv1d conv2d conv3d conv_tbc conv_transpose1d
@@ -96,6 +97,37 @@ def _cuda_flag(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
+def _cuda_regions() -> Iterator[None]:
+    """Let ``torch.autocast("cuda")`` be entered where there is no CUDA, as on the target.
+
+    A model may enter it itself, and gradient checkpointing does when it computes values again;
+    torch would switch it off with a warning, or save the CPU's state alone.
+    """
+    own = torch.autocast.__init__
+
+    def made(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(own).bind(self, device_type, *args, **kwargs)
+        enabled = given.arguments.get("enabled", True)
+        if device_type == "cuda":
+            given.arguments["enabled"] = False  # or else it asks for a device
+        own(*given.args, **given.kwargs)
+        if device_type == "cuda":
+            self._enabled = enabled
+
+    if torch.cuda.is_available():
+        yield
+        return
+    saved = DefaultDeviceType.get_device_type()
+    torch.autocast.__init__ = made  # type: ignore[method-assign]
+    DefaultDeviceType.set_device_type("cuda")
+    try:
+        yield
+    finally:
+        torch.autocast.__init__ = own  # type: ignore[method-assign]
+        DefaultDeviceType.set_device_type(saved)
+
+
+@contextmanager
 def held_policy(device: str, target: str) -> Iterator[None]:
     """Keep the target's policy installed over many uses of `target_autocast`.
 
@@ -138,7 +170,8 @@ def _cuda_policy() -> Iterator[None]:
             for name in _CPU_ONLY.split():
                 if name not in listed and _overload(name) is not None:
                     _register(library, name, _kernel(name, _untouched))
-        yield
+        with _cuda_regions():
+            yield
     finally:
         _installed -= 1
         library._destroy()

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from pytest_fp16.engine.autocast import target_autocast
+from pytest_fp16.engine.autocast import held_policy, target_autocast
 from pytest_fp16.engine.emulate import Emulation
 
 X = torch.rand(3, 4) + 0.1
@@ -204,3 +205,38 @@ def test_gradients_flow_through_the_casts():
     assert loss.dtype == torch.float32
     assert layer.weight.grad.dtype == torch.float32
     assert layer.weight.grad.abs().sum() > 0
+
+
+def test_a_model_may_enter_cuda_autocast_itself_where_there_is_no_cuda():
+    layer, seen = nn.Linear(4, 4), []
+    with held_policy("cpu", "cuda"), target_autocast("cpu", torch.bfloat16, "cuda"):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            seen.append(layer(X).dtype)
+        with torch.autocast(device_type="cuda", enabled=False):
+            seen.append(layer(X).dtype)
+            with torch.autocast("cuda"):
+                seen.append(torch.is_autocast_enabled("cuda"))
+        seen.append(layer(X).dtype)
+    assert seen == [torch.bfloat16, torch.float32, True, torch.bfloat16]
+    if not torch.cuda.is_available():
+        with pytest.warns(UserWarning, match="CUDA is not available"):
+            assert not torch.autocast("cuda")._enabled
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("island", [False, True])
+def test_checkpointed_values_are_computed_again_under_the_same_policy(reentrant, island):
+    layer, seen = nn.Linear(4, 4), []
+
+    def block(x):
+        with torch.autocast("cuda", enabled=not island):
+            y = layer(x)
+        seen.append(y.dtype)
+        return y.relu()
+
+    x = X.clone().requires_grad_()
+    with held_policy("cpu", "cuda"):
+        with target_autocast("cpu", torch.bfloat16, "cuda"):
+            y = checkpoint(block, x, use_reentrant=reentrant).float().sum()
+        y.backward()
+    assert seen == [torch.float32 if island else torch.bfloat16] * 2
