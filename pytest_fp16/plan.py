@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _HEADER = "# Modules to keep in float32.  test[precision]: module  # reason"
 _WHOLE = "."
+#: Seconds after which a lock's holder must have died: it writes one small file.
+_ABANDONED = 10.0
 _ENTRY = re.compile(
     r"(?P<test>\S.*?)\[(?P<precision>[^\[\]]*)\]:\s+(?P<module>\S+)(?:\s+#\s*(?P<reason>.*))?"
 )
@@ -98,6 +102,56 @@ def write_plan(path: str | os.PathLike[str], entries: Iterable[Entry]) -> None:
         replace_text(target, "\n".join(dict.fromkeys(lines)) + "\n")
     except OSError as error:
         raise SettingError(f"cannot write the plan {path}: {error.strerror or error}") from None
+
+
+def merge_plan(
+    path: str | os.PathLike[str], ran: Iterable[tuple[str, str]], found: Iterable[Entry]
+) -> None:
+    """Replace the entries of all that `ran` by what was `found`, in the file as it is by now.
+
+    Processes that do so at the same time wait for one another, so that none loses the other's.
+
+    Raises:
+        SettingError: the file cannot be read or written, or it stays locked.
+    """
+    with _locked(Path(path)):
+        plan = read_plan(path) if Path(path).exists() else Plan()
+        write_plan(path, plan.updated(ran, found).entries)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold ``PATH.lock``; one that a killed process has left behind is taken over."""
+    lock = path.with_name(f"{path.name}.lock")
+    end = time.monotonic() + 4 * _ABANDONED
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        except (FileExistsError, PermissionError) as error:  # Windows denies what is being deleted
+            if time.monotonic() > end or not (lock.exists() or os.name == "nt"):
+                raise SettingError(
+                    f"cannot write the plan {path}: {error.strerror}; is {lock} held by another "
+                    "process?"
+                ) from None
+        except OSError as error:
+            raise SettingError(f"cannot write the plan {path}: {error.strerror}") from None
+        _take_over(lock)
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _take_over(lock: Path) -> None:
+    """Remove a lock that is older than any write takes."""
+    try:
+        if time.time() - lock.stat().st_mtime > _ABANDONED:
+            lock.unlink()
+    except OSError:
+        return  # its holder has just let go of it
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:

@@ -1,15 +1,19 @@
-"""The plan in an evaluation: what it keeps in float32, what it no longer need, what it gains."""
+"""The plan in a check: what it keeps in float32, what it no longer need, what it gains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from pytest_fp16.plan import Entry, Plan, read_plan, stale, write_plan
+from pytest_fp16.engine.models import make_model
+from pytest_fp16.mixing import keep_in_float32
+from pytest_fp16.plan import Entry, Plan, merge_plan, read_plan, stale
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings
+from pytest_fp16.subject import Training
 
 
 def plan_of(settings: Settings) -> Plan | None:
@@ -29,11 +33,18 @@ def kept_by(plan: Plan, test: str, precision: str, model: nn.Module) -> tuple[st
     return tuple(m for m in plan.modules(test, precision) if m in names)
 
 
+def with_kept(subject: Training, keep: tuple[str, ...]) -> Training:
+    """A training whose models keep modules in float32."""
+    if isinstance(subject.model, nn.Module):
+        return replace(subject, model=keep_in_float32(make_model(subject.model), keep))
+    return replace(subject, model=lambda: keep_in_float32(make_model(subject.model), keep))
+
+
 def remarks(
     plan: Plan,
     report: Report,
     model: nn.Module,
-    again: Callable[[str], Report],
+    again: Callable[[str], Report] | None = None,
 ) -> list[str]:
     """What the plan did for a report: what it kept, and entries that have lost their point.
 
@@ -41,11 +52,12 @@ def remarks(
         plan: as it was read.
         report: what came out with the plan.
         model: the float32 model.
-        again: checks a precision without the plan.
+        again: checks a precision without the plan; None where that would take too long, so that
+            nobody knows whether what is kept is still needed.
     """
     kept = kept_by(plan, report.name, report.precision, model)
     needed = None
-    if kept and report.equivalent and again(report.precision).equivalent:
+    if kept and again is not None and report.equivalent and again(report.precision).equivalent:
         needed = ()
     said = stale(plan, report.name, report.precision, model, needed)
     if kept and needed is None:
@@ -71,8 +83,7 @@ def extend(plan: Plan, reports: list[Report], found: Mapping[str, tuple[str, ...
         if not plan.of(report.name, report.precision)
     ]
     if entries:
-        ran = [(entry.test, entry.precision) for entry in entries]
-        write_plan(plan.path, plan.updated(ran, entries).entries)
+        merge_plan(plan.path, [(entry.test, entry.precision) for entry in entries], entries)
 
 
 def _reason(report: Report) -> str:

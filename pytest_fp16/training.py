@@ -10,12 +10,15 @@ import torch
 
 from pytest_fp16.engine.device import resolve_device
 from pytest_fp16.engine.gradient_check import GradientFindings, gradient_check
+from pytest_fp16.engine.models import make_model
 from pytest_fp16.engine.order import preserved_generators
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.runs import Runs
 from pytest_fp16.engine.train import RunResult
 from pytest_fp16.engine.training_input import sound
 from pytest_fp16.errors import ModelError
+from pytest_fp16.plan import Plan
+from pytest_fp16.planned import extend, kept_by, plan_of, remarks, with_kept
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
@@ -79,7 +82,9 @@ def examine_training(
     with preserved_state(), preserved_generators(subject.train_data, subject.eval_data):
         found = sound(subject, device)
         store = open_store(found.subject, settings, device)
-        runs = Runs(found, settings, device, progress, store)
+        plan = plan_of(settings)
+        planned = _planned(plan, found.subject) if plan is not None else None
+        runs = Runs(found, settings, device, progress, store, planned)
         candidates = [PRECISIONS[name] for name in settings.precisions]
         forecasts = [_forecast(runs, precision, progress) for precision in candidates]
         every = [compare(runs, precision) for precision in candidates]
@@ -87,7 +92,30 @@ def examine_training(
         for forecast, pairs in zip(forecasts, every, strict=True):
             culprit, cure = _diagnosis(runs, pairs, forecast)
             reports.append(report_of(runs, pairs, forecast, culprit, cure))
-        return reports
+        return reports if plan is None else _held_against(plan, reports, found.subject)
+
+
+def _planned(plan: Plan, subject: Training) -> dict[str, tuple[Training, tuple[str, ...]]]:
+    """By precision: the training with the modules that the plan keeps, and their names."""
+    model = make_model(subject.model)
+    keep = {name: kept_by(plan, subject.name, name, model) for name in PRECISIONS}
+    return {name: (with_kept(subject, kept), kept) for name, kept in keep.items() if kept}
+
+
+def _held_against(plan: Plan, reports: list[Report], subject: Training) -> list[Report]:
+    """Say what the plan did, and write down what new cures keep in float32."""
+    model = make_model(subject.model)
+    extend(plan, reports, {r.precision: _keeps(r) for r in reports})
+    return [
+        report.model_copy(update={"warnings": [*report.warnings, *remarks(plan, report, model)]})
+        for report in reports
+    ]
+
+
+def _keeps(report: Report) -> tuple[str, ...]:
+    cure = report.cure
+    tried = cure is not None and cure.verified and cure.kind == "keep_in_float32"
+    return tuple(cure.modules) if tried and cure is not None else ()
 
 
 def _forecast(
@@ -98,7 +126,7 @@ def _forecast(
     if progress is not None:
         progress(f"{runs.subject.name}: gradient check, {precision.name}", 0, runs.total)
     try:
-        return gradient_check(runs.subject, precision, runs.settings, runs.device)
+        return gradient_check(runs.subject_for(precision), precision, runs.settings, runs.device)
     except torch.OutOfMemoryError:
         return None  # gradients of several batches are held at once; the runs need less
 

@@ -1,10 +1,11 @@
+import multiprocessing
 import os
 
 import pytest
 from torch import nn
 
 from pytest_fp16.errors import SettingError
-from pytest_fp16.plan import Entry, Plan, read_plan, stale, write_plan
+from pytest_fp16.plan import Entry, Plan, merge_plan, read_plan, stale, write_plan
 
 DIGITS = Entry("test_digits.py::test_digits", "16-true", "blocks.1.norm", "overflow in pow")
 MIXED = Entry("test_digits.py::test_digits", "16-mixed", "", "everything: too many to name")
@@ -141,3 +142,36 @@ def test_a_name_of_a_shared_module_is_not_stale(model):
     model.again = model[0]
     plan = Plan((Entry("t", "16-true", "again"),))
     assert stale(plan, "t", "16-true", model) == []
+
+
+def _merge(path, first, count):
+    for i in range(count):
+        test = f"test_{first + i}"
+        merge_plan(path, [(test, "16-true")], [Entry(test, "16-true", "norm", "why")])
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    path = tmp_path / "plan.txt"
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=_merge, args=(path, 100 * i, 25)) for i in range(3)]
+    for worker in workers:
+        worker.start()
+    _merge(path, 300, 25)
+    for worker in workers:
+        worker.join()
+    written = {entry.test for entry in read_plan(path).entries}
+    assert written == {f"test_{100 * i + j}" for i in range(4) for j in range(25)}
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.txt"]
+
+
+def test_a_lock_left_behind_is_taken_over_and_a_held_one_is_an_error(tmp_path, monkeypatch):
+    path, lock = tmp_path / "plan.txt", tmp_path / "plan.txt.lock"
+    lock.touch()
+    os.utime(lock, (1.0, 1.0))
+    _merge(path, 0, 1)
+    assert not lock.exists()
+    monkeypatch.setattr("pytest_fp16.plan._ABANDONED", 0.05)
+    monkeypatch.setattr("pytest_fp16.plan._take_over", lambda lock: None)
+    lock.touch()
+    with pytest.raises(SettingError, match=r"plan.txt.lock held by another process"):
+        _merge(path, 1, 1)

@@ -1,5 +1,6 @@
 """A plan is written from verified cures, applied on later runs, and stale entries are named."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -61,3 +62,37 @@ def test_no_file_for_a_test_that_needs_none(digits, tmp_path):
     path = tmp_path / "plan.txt"
     assert check(subject(digits, 1.0), plan=str(path)).equivalent
     assert not path.exists()
+
+
+class Square(nn.Module):
+    def forward(self, x):
+        return (x * 300) * (x * 300) / 90000
+
+
+def squaring():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), Square(), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize("given", [squaring, squaring()], ids=["function", "module"])
+def test_a_training_s_cure_is_written_then_applied(digits_training, tmp_path, given):
+    plan, store = tmp_path / "plan.txt", tmp_path / "runs"
+    training = digits_training(model=given, epochs=1)
+    settings = {"precision": "16-true", "seeds": 3, "plan": str(plan), "store": str(store)}
+    first = check(training, **settings)
+    assert first.verdict == "not equivalent"
+    (entry,) = read_plan(plan).entries
+    assert (entry.test, entry.precision, entry.module) == ("digits", "16-true", "2")
+    again = check(training, **settings, resume=True)  # runs without the plan are not taken for it
+    assert again.equivalent, str(again)
+    assert f"kept in float32 by the plan {plan}: 2" in again.warnings
+    assert again.forecast.verdict == "equivalent"
+    assert again.training["reference_metrics"][:1] == first.training["reference_metrics"][:1]
+    resumed = check(training, **settings, resume=True)
+    assert resumed.model_dump_json() == again.model_dump_json()
+
+
+def test_a_training_s_plan_with_a_module_that_is_gone(digits_training, tmp_path):
+    plan = tmp_path / "plan.txt"
+    plan.write_text("digits[16-true]: gone\n", encoding="utf-8")
+    report = check(digits_training(epochs=1), precision="16-true", seeds=3, plan=str(plan))
+    assert [w for w in report.warnings if "stale entry" in w and "'gone'" in w]

@@ -38,8 +38,9 @@ def diagnose_training(
     if culprit is None and pairs.broke is not None:
         culprit = _watched(runs, pairs, pairs.broke[1])
     scale = findings.loss_scale if findings is not None else None
-    model = make_model(runs.subject.model)
-    every = proposals(runs.subject, model, pairs.precision, culprit, scale)
+    subject = runs.subject_for(pairs.precision)
+    model = make_model(subject.model)
+    every = proposals(subject, model, pairs.precision, culprit, scale)
     for proposal in itertools.islice(every, TRIES):
         cure = _tried(runs, pairs, proposal)
         if cure is not None:
@@ -116,7 +117,7 @@ def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
 def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> tuple[str, str, str, float] | None:
     assert result.failed_at is not None
     seed, state = result.seed, runs.state(result.seed)
-    trainee = Trainee(runs.subject, pairs.precision, seed, state, runs.place)
+    trainee = Trainee(runs.subject_for(pairs.precision), pairs.precision, seed, state, runs.place)
     origin = Origin(trainee.model)
     trainee.optimizer.register_step_pre_hook(lambda *_: setattr(origin, "phase", "<optimizer>"))
     with trainee.installed():

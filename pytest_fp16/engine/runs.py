@@ -16,6 +16,7 @@ from pytest_fp16.engine.training_input import Sound
 from pytest_fp16.precision import Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings
+from pytest_fp16.subject import Training
 
 
 class Runs:
@@ -27,6 +28,8 @@ class Runs:
         device: where models run.
         progress: told where a run is.
         store: keeps finished runs, or None.
+        planned: by precision, the training with the modules that a plan keeps in float32, and
+            their names.
     """
 
     def __init__(
@@ -36,10 +39,12 @@ class Runs:
         device: torch.device,
         progress: Progress | None = None,
         store: Any = None,
+        planned: Mapping[str, tuple[Training, tuple[str, ...]]] | None = None,
     ) -> None:
         self.sound, self.settings, self.device = sound, settings, device
         self.subject = sound.subject
         self.progress, self.store = progress, store
+        self.planned = planned or {}
         self.mode = run_mode(settings, device)
         target = effective_target(settings, device, self.mode)
         self.place = Place(device, target, self.mode == "emulated")
@@ -61,6 +66,15 @@ class Runs:
         """Batches of one run; 0 where nobody knows."""
         return (self.sound.steps or 0) * self.subject.epochs
 
+    def subject_for(self, precision: Precision) -> Training:
+        """The training as it is made in a precision: with what the plan keeps in float32."""
+        return self.planned.get(precision.name, (self.subject, ()))[0]
+
+    def _kept(self, precision: Precision, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What names a run in the store beside precision and seed: weights, and modules kept."""
+        keep = self.planned.get(precision.name, (self.subject, ()))[1]
+        return {**state, "kept in float32": list(keep)} if keep else state
+
     def state(self, seed: int) -> Mapping[str, Any]:
         """The float32 weights of a seed, made once."""
         if seed not in self._states:
@@ -75,12 +89,12 @@ class Runs:
             state = self.state(seed)
             found = None
             if self.store is not None and self.settings.resume:
-                found = self.store.load(precision, seed, state)
+                found = self.store.load(precision, seed, self._kept(precision, state))
             if found is None:
                 found = self.fresh(precision, seed)
                 # A lack of memory may pass; a stored one would not.
                 if self.store is not None and found.ended != "out of memory":
-                    self.store.save(precision, seed, state, found)
+                    self.store.save(precision, seed, self._kept(precision, state), found)
             self._done[key] = found
             self._steps += self.steps_per_run
         return self._done[key]
@@ -104,7 +118,7 @@ class Runs:
         if canary is not None and canary.unsupported and self._on_target(precision):
             return RunResult(precision.name, seed, ended="raised", error=canary.text)
         return train(
-            subject or self.subject,
+            subject or self.subject_for(precision),
             precision,
             seed,
             self.state(seed),
@@ -133,7 +147,7 @@ class Runs:
         amendment: Amendment | None = None,
         subject: Any = None,
     ) -> CanaryFindings:
-        subject, state = subject or self.subject, self.state(seed)
+        subject, state = subject or self.subject_for(precision), self.state(seed)
         return one_step(subject, precision, seed, state, self.place, amendment)
 
     def _teller(self, precision: Precision, seed: int) -> Any:

@@ -28,6 +28,30 @@ def test_a_cure_is_written_down_and_then_applied(example):
     second.stdout.fnmatch_lines(["*plan*"])
 
 
+MANY = """
+import torch
+
+class Detour(torch.nn.Module):
+    def forward(self, x):
+        return x * 1e5 / 1e5
+
+@pytest.mark.parametrize("n", range(4))
+@fp16_equivalent(precisions=["16-true"])
+def test_broken(model, data, n):
+    return Evaluation(model=torch.nn.Sequential(model, Detour()).eval(), data=data)
+"""
+
+
+def test_workers_that_find_cures_at_the_same_time_lose_none(example):
+    example.write(MANY)
+
+    example.check_apart("-n2", "--fp16-plan=kept.txt").assert_outcomes(failed=4)
+
+    lines = (example.pytester.path / "kept.txt").read_text().splitlines()
+    assert len([line for line in lines if "test_broken[" in line and ": 1 " in line]) == 4
+    example.check_apart("-n2", "--fp16-plan=kept.txt").assert_outcomes(passed=4)
+
+
 def test_a_plan_that_cannot_be_read_is_a_usage_error(example):
     (example.pytester.path / "kept.txt").write_text("no such line\n")
 
