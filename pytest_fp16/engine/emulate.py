@@ -41,7 +41,11 @@ class UnsupportedOperation(RuntimeError):  # noqa: N818
         self.operation = operation
 
 
-_MISSING_KERNEL = ("not implemented for", "Low precision dtypes not supported", "Unsupported dtype")
+_MISSING_KERNEL = (
+    "not implemented for '",
+    "Low precision dtypes not supported",
+    "Unsupported dtype",
+)
 
 
 def is_missing_kernel(error: BaseException) -> bool:

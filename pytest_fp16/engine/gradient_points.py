@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.batching import map_tensors, split_batch
 from pytest_fp16.engine.models import call_as_is, main_output
 from pytest_fp16.engine.randomness import seed_everything
-from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.engine.trainee import Trainee, gradient_of
 from pytest_fp16.errors import DataError
 from pytest_fp16.theory.gradient import (
     RHO_TENSOR,
@@ -92,7 +92,7 @@ def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gr
         # A scaler's factor is a float32 tensor: a float16 loss is promoted before it is scaled.
         (loss * torch.tensor(scale, device=loss.device) if scale != 1 else loss).backward()
     found = {
-        n: p.grad.detach().float() / scale
+        n: gradient_of(p) / scale
         for n, p in model.named_parameters()
         if p.requires_grad and p.grad is not None
     }

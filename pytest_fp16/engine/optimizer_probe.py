@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.emulate import Emulation
-from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.engine.trainee import Trainee, gradient_of
 from pytest_fp16.theory.gradient import Movement, movement
 
 SAMPLE = 128
@@ -50,9 +50,8 @@ class Recorder:
         self.steps.append(held)
 
     def _sample_of(self, p: Tensor) -> Tensor:
-        assert p.grad is not None, "the hook asks for tensors with a gradient only"
         self._sample(p)
-        return p.grad.detach().flatten()[self.index[id(p)]].clone()
+        return gradient_of(p).flatten()[self.index[id(p)]].clone()
 
 
 @dataclass(frozen=True)

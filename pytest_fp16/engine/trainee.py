@@ -67,6 +67,13 @@ def initial_state(subject: Training, seed: int) -> dict[str, Any]:
     return {k: _copied(v) for k, v in make_model(subject.model).state_dict().items()}
 
 
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter that has one: dense (an embedding's may be sparse), float32."""
+    assert parameter.grad is not None, "asked of parameters with a gradient only"
+    gradient = parameter.grad.detach().float()
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 

@@ -19,7 +19,7 @@ from pytest_fp16.engine.canary import CanaryFindings
 from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
 from pytest_fp16.engine.order import ordered, step_seed
 from pytest_fp16.engine.randomness import seed_everything
-from pytest_fp16.engine.trainee import Amendment, Place, Trainee
+from pytest_fp16.engine.trainee import Amendment, Place, Trainee, gradient_of
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 
@@ -79,9 +79,7 @@ def _attempt(trainee: Trainee, batch: Any) -> tuple[Tensor | None, Exception | N
     seen: list[Tensor] = []
 
     def keep(optimizer: Any, args: Any, kwargs: Any) -> None:
-        found = [
-            p.grad.detach().float().flatten() for p in trainee.parameters() if p.grad is not None
-        ]
+        found = [gradient_of(p).flatten() for p in trainee.parameters() if p.grad is not None]
         seen[:] = [torch.cat(found)] if found else []
 
     trainee.optimizer.register_step_pre_hook(keep)

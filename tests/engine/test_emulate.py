@@ -367,6 +367,7 @@ def test_what_has_no_kernel_on_the_target_is_said():
     assert found.value.operation == "linalg_inv_ex"
     assert is_missing_kernel(NotImplementedError("\"cdist\" not implemented for 'Half'"))
     assert not is_missing_kernel(RuntimeError("size mismatch"))
+    assert not is_missing_kernel(RuntimeError("reshape is not implemented for sparse tensors"))
 
 
 def test_an_operation_without_a_cpu_kernel_is_emulated_for_cuda():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradient_check import gradient_check
@@ -248,6 +249,40 @@ def test_a_bias_before_a_normalisation_is_no_culprit():
 )
 def test_every_kind_of_training_can_be_checked(changes):
     assert check("bf16-true", **changes).verdict == "equivalent"
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(30, 8, sparse=True), nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head(self.words(ids).mean(1))
+
+
+class Recomputed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(checkpoint(self.first, x, use_reentrant=False).relu())
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-mixed", "16-mixed"])
+def test_sparse_gradients_are_compared_as_others_are(name):
+    ids = torch.randint(0, 30, (128, 5), generator=torch.Generator().manual_seed(0))
+    data = list(zip(ids.split(16), (ids[:, 0] // 10).split(16), strict=True))
+    parts = {"model": Words, "train_data": data, "eval_data": data}
+    found = check(name, **parts, optimizer=partial(torch.optim.SGD, lr=0.5))
+    assert found.verdict == "equivalent", found.reason
+    assert 0 < found.figures["rho"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-mixed", "16-mixed"])
+def test_values_that_are_computed_again(name):
+    found = check(name, model=Recomputed)
+    assert found.verdict == "equivalent", found.reason
 
 
 def test_one_batch_of_one_epoch_is_enough():

@@ -56,6 +56,24 @@ def test_a_batch_that_cannot_be_cut_is_taken_whole(digits_training):
     assert found.error is None, found.text
 
 
+def test_sparse_gradients_are_tried(digits_training):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(17, 10, sparse=True), nn.Linear(10, 10)
+
+        def forward(self, x):
+            return self.head(self.words((16 * x).long().flatten(1)).mean(1))
+
+    data = [(x.float(), y) for x, y in digits_training().train_data]
+    sgd = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
+    subject = digits_training(model=Words, train_data=data, eval_data=data, optimizer=sgd)
+    for name in ("bf16-mixed", "16-mixed"):
+        found = canary(subject, name)
+        assert found.error is None, found.text
+        assert found.difference < 0.05
+
+
 def test_the_backward_pass_and_the_optimizer_are_tried_too(digits_training):
     class Refusing(torch.optim.SGD):
         def step(self, closure=None):
