@@ -8,17 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_fp16.diagnosis.cures import Clinic, Judge, Pricer, find_cure
-from pytest_fp16.diagnosis.mechanism import (
-    defective,
-    explain,
-    inflated,
-    overflowing,
-    stopped,
-    vanishing,
-    worth_watching,
-)
+from pytest_fp16.diagnosis.mechanism import explain, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, vanishing
 from pytest_fp16.diagnosis.specimen import Sample, Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.evidence import Kept

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.diagnosis.autopsy import Autopsy, Operation, Program
+from pytest_fp16.diagnosis.replay import healed, watched
 from pytest_fp16.diagnosis.tape import Ref, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin
 from pytest_fp16.engine.batching import map_tensors, take
@@ -94,7 +95,7 @@ class Specimen:
         """The same, played from the recording where that tells it."""
         try:
             with self._playing():
-                return self.tape.healed(until).detach().float()
+                return healed(self.tape, until).detach().float()
         except Exception:  # exact values may have led the program elsewhere: see for ourselves
             return self.run(until)
 
@@ -103,7 +104,7 @@ class Specimen:
         if self.recorded is None:
             self.record()
         with self._playing():
-            found = self.tape.watched(watch)
+            found = watched(self.tape, watch)
         return [replace(o, finding=found.get(o.index)) for o in self.operations]
 
     @property

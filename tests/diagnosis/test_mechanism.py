@@ -4,14 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.mechanism import (
-    UNSOUND,
-    defective,
-    explain,
-    stopped,
-    worth_watching,
-)
+from pytest_fp16.diagnosis.mechanism import explain, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Raised, find_origin
+from pytest_fp16.diagnosis.scan import UNSOUND, defective
 
 
 def of(function):

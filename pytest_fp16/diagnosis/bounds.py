@@ -1,0 +1,135 @@
+"""Rules for what leaves the range of a format: too large for it, or too small."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.findings import Finding
+from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.why import Why
+from pytest_fp16.theory.rounding import Format
+
+#: Part of the values (or of the squared error) at which falling to zero explains the damage.
+VANISHED = 0.5
+
+_EPSILON = frozenset(
+    "add sub rsub clamp clamp_min clamp_max maximum minimum where masked_fill full fmax".split()
+)
+#: Operations that put a constant into its place, or bring it into the format.
+_PLACES = frozenset("where masked_fill _to_copy copy fill full full_like index_put add sub".split())
+#: Operations that bring a mask to its size.
+_SCALES = frozenset({"mul", "div"})
+#: Operations whose scalar moves every value: none is masked.
+_OFFSETS = frozenset({"add", "sub", "rsub"})
+
+
+def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
+    """A constant that becomes infinite, or values that do."""
+    constant = _mask_constant(born, finding, fmt)
+    if constant is not None:
+        return Why(
+            "mask-inf",
+            born,
+            f"the constant {constant:.3g} is infinite in {fmt.name}, whose largest number is "
+            f"{fmt.largest:.4g}",
+        )
+    entered = [m for m in finding.operands if m.infinite and not m.made]
+    infinite = [m for m in finding.own if m.infinite]
+    if not infinite and not entered:
+        return None
+    whose = "largest value" if infinite else "the largest value that enters it is"
+    largest = max(m.largest for m in infinite or entered)
+    share = max(m.infinite / m.count for m in infinite or entered)
+    return Why(
+        "overflow",
+        born,
+        f"{whose} {largest:.3g}, {fmt.name} holds {fmt.largest:.4g}; {share:.1%} of the values "
+        "become infinite",
+    )
+
+
+def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | None:
+    """The constant that became infinite, where it is a constant that did."""
+    lost = any(m.lost for m in (*finding.own, *finding.results))
+    for measure in finding.operands:
+        alone = measure.count == 1 or measure.constant is not None  # weights are many numbers
+        too_large = measure.largest >= fmt.overflow_threshold
+        placed = born.name in _PLACES or born.name in _SCALES  # a bias in a product is no mask
+        if measure.fixed and not measure.made and alone and too_large and placed:
+            return measure.constant or -measure.largest
+    if not lost:
+        return None
+    masks = born.name not in _SCALES or any(m.binary or m.fixed for m in finding.operands)
+    masks &= born.name not in _OFFSETS
+    for scalar in finding.scalars:
+        if masks and fmt.overflow_threshold <= abs(scalar) < math.inf:
+            return scalar
+    for measure in (*finding.own, *finding.results):
+        if born.name in _PLACES and measure.constant is not None and measure.constant < 0:
+            return measure.constant
+    return None
+
+
+def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | None:
+    """An epsilon that rounds to zero, or a bound near one that rounds to one."""
+    if born.name not in _EPSILON or not finding.results:
+        return None
+    wrong = any(m.error > 0 or m.zeroed or m.lost for m in finding.own)
+    for constant in finding.scalars:
+        rounded = _nearest(constant, fmt)
+        if constant != 0 and rounded == 0 and wrong:
+            return Why(
+                "eps-underflow",
+                born,
+                f"the constant {constant:.3g} rounds to zero in {fmt.name}, whose smallest number "
+                f"is {fmt.smallest_subnormal:.2g}",
+            )
+        if constant != 1 and rounded == 1 and wrong:
+            return Why(
+                "eps-underflow", born, f"the constant {constant!r} rounds to 1 in {fmt.name}"
+            )
+    for measure in finding.operands:
+        if measure.fixed and measure.zeroed and measure.largest < fmt.smallest_subnormal:
+            return Why(
+                "eps-underflow",
+                born,
+                f"a constant of {measure.largest:.3g} is zero in {fmt.name}, whose smallest number "
+                f"is {fmt.smallest_subnormal:.2g}",
+            )
+    return None
+
+
+def _nearest(value: float, fmt: Format) -> float:
+    return float(torch.tensor(value, dtype=torch.float64).to(fmt.dtype))
+
+
+def vanished(born: Operation, finding: Finding, fmt: Format) -> Why | None:
+    """Values that fall to zero, or so far below the normal range that few digits are left."""
+    worst: tuple[float, Measure] | None = None
+    stored = [m for m in finding.operands if not m.made]
+    for measure in (*finding.own, *stored):
+        some = measure.error > 0 and measure.zeroed > 0
+        share = max(measure.small_error, 0.0) if some or measure.small else 0.0
+        share = max(share, measure.zeroed / max(1, measure.count - measure.exact_zeros))
+        if worst is None or share > worst[0]:
+            worst = (share, measure)
+    if worst is None or worst[0] < VANISHED:
+        return None
+    measure = worst[1]
+    if measure.relative < fmt.unit_roundoff and not _alone(measure):
+        return None
+    return Why(
+        "underflow",
+        born,
+        f"{measure.zeroed / measure.count:.1%} of the values fall to zero and "
+        f"{measure.small / measure.count:.1%} lie below the smallest normal number of "
+        f"{fmt.name}, {fmt.smallest_normal:.2g}; their root mean square is {measure.value:.2g}",
+    )
+
+
+def _alone(measure: Measure) -> bool:
+    """Whether small values are all there is, or a good part of it."""
+    return measure.small >= 0.25 * measure.count

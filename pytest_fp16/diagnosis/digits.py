@@ -1,0 +1,134 @@
+"""Rules for digits that are lost: absorbed, cancelled, or simply too few."""
+
+from __future__ import annotations
+
+import math
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.findings import ADDITIONS, RUNNING, STEPWISE, Finding
+from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.why import Why, format_of
+from pytest_fp16.theory.rounding import Format
+
+#: An addend within so many spacings of the sum keeps fewer than four of its own bits.
+ABSORBED = 16.0
+#: A difference whose relative error exceeds that of what it is taken of by this factor cancels.
+CANCELS = 4.0
+#: …and at which the cancelling operation itself is named, although it lies in another module.
+CANCELS_ELSEWHERE = 16.0
+#: Share of ruined differences, of operands that were sound, that is no chance.
+RUINED = 0.02
+#: Operations behind the origin that are looked at.
+AHEAD = 40
+
+#: Operations whose whole results number something.
+_COUNTERS = frozenset({"arange", *RUNNING, *STEPWISE})
+
+
+def counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
+    """Whole numbers beyond those that the format can tell apart."""
+    most = 2.0**fmt.significand
+    measures = [*finding.results, *finding.operands] if finding.decided else finding.results
+    for measure in measures:
+        whole = measure.whole and measure.largest > most and measure.error > 0
+        counts = born.name in _COUNTERS or (
+            born.name == "sum" and any(m.binary for m in finding.operands)
+        )
+        if whole and (finding.decided or measure.fixed or counts):
+            return Why(
+                "absorption",
+                born,
+                f"whole numbers up to {measure.largest:.0f}; {fmt.name} can tell every one apart "
+                f"up to {most:.0f} only",
+            )
+    return None
+
+
+def absorbed(born: Operation, finding: Finding, fmt: Format) -> Why | None:
+    """An addend of which the sum keeps few digits, or none."""
+    if finding.addends is None or not any(m.error > 0 for m in finding.own):
+        return None
+    steps, small, large = finding.addends
+    if steps > ABSORBED:
+        return None
+    how = "one after another into one sum" if born.name in STEPWISE else "beside"
+    text = f"{small:.2g} is added to {large:.3g}, where {fmt.name} has steps of "
+    text += f"{large * 2 * fmt.unit_roundoff:.2g}"
+    if born.name in STEPWISE:
+        text = f"terms of up to {small:.2g} are added {how} of {large:.3g} that {fmt.name} keeps"
+    return Why("absorption", born, text)
+
+
+def cancelled(born: Operation, watched: list[Operation]) -> Why | None:
+    """Sums and differences from the origin on that leave little but the error of their operands."""
+    best: tuple[float, Operation, Measure, Measure] | None = None
+    chain = 1.0
+    for operation in watched[born.index : born.index + AHEAD]:
+        finding = operation.finding
+        if finding is None or operation.name not in ADDITIONS or not finding.results:
+            continue
+        entered = max(finding.operands, key=lambda m: m.value, default=None)
+        left = finding.results[0]
+        if entered is None or left.value <= 0 or entered.value < 1.5 * left.value:
+            continue
+        before = max(m.relative for m in finding.operands)
+        if before <= 0 or not math.isfinite(before):
+            continue
+        gain = left.relative / max(before, format_of(finding).unit_roundoff / 4)
+        if gain < 1.5:
+            continue
+        same = operation.module == born.module
+        chain = chain * gain if same else gain
+        enough = CANCELS if same else CANCELS_ELSEWHERE
+        if chain >= enough and (best is None or chain > best[0]):
+            best = (chain, operation, entered, left)
+    if best is None:
+        return None
+    _, operation, entered, left = best
+    return Why(
+        "cancellation",
+        operation,
+        f"a difference of {left.value:.2g} is left of values of {entered.value:.3g} (root mean "
+        f"squares), with an error of {left.error:.2g}",
+    )
+
+
+def cancelled_in_places(born: Operation, watched: list[Operation]) -> Why | None:
+    """The same where it happens to some elements only, such as 1 − p for the few p near one."""
+    for operation in watched[born.index : born.index + AHEAD]:
+        finding = operation.finding
+        if operation.module != born.module or finding is None or not finding.results:
+            continue
+        if operation.name not in ADDITIONS or not finding.operands:
+            continue
+        entered, left = max(m.ruined for m in finding.operands), finding.results[0].ruined
+        itself = max((m.ruined for m in finding.own), default=0.0)
+        if left >= RUINED and left > 10 * max(entered, itself):
+            return Why(
+                "cancellation",
+                operation,
+                f"{left:.1%} of the differences are wrong by a quarter or more, of operands of "
+                f"which {entered:.1%} are",
+            )
+    return None
+
+
+def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
+    """Nothing but too few digits."""
+    results = [m for m in finding.results if m.count]
+    if not results:
+        return Why(
+            "precision-loss",
+            born,
+            f"{finding.decided:.1%} of its results differ from those of exact values",
+        )
+    measure = max(results, key=lambda m: m.relative)
+    text = f"values of {measure.value:.3g} (root mean square) with an error of {measure.error:.2g}"
+    own = max((m.relative for m in finding.own), default=0.0)
+    if own > 4 * fmt.unit_roundoff:
+        text += f"; one rounding to {fmt.name} explains {fmt.unit_roundoff * measure.value:.2g}"
+    return Why(
+        "precision-loss",
+        born,
+        f"{text}; {fmt.name} has steps of {2 * fmt.unit_roundoff * measure.value:.2g} there",
+    )

@@ -1,0 +1,37 @@
+"""A mechanism with its evidence: what every rule of a diagnosis answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.findings import Finding
+from pytest_fp16.report.model import Culprit, Mechanism
+from pytest_fp16.theory.rounding import FORMATS, Format
+
+
+@dataclass(frozen=True)
+class Why:
+    """A mechanism, the operation it is seen at, and its evidence."""
+
+    mechanism: Mechanism
+    operation: Operation
+    evidence: str
+
+    def culprit(self) -> Culprit:
+        """The same as a report says it."""
+        return Culprit(
+            module=self.operation.module,
+            operation=self.operation.name,
+            mechanism=self.mechanism,
+            evidence=self.evidence,
+            source=self.operation.source,
+        )
+
+
+def format_of(finding: Finding) -> Format:
+    """The 16-bit format an operation worked in."""
+    for measure in (*finding.results, *finding.operands):
+        if measure.dtype in FORMATS:
+            return FORMATS[measure.dtype]
+    return next(iter(FORMATS.values()))
