@@ -17,7 +17,8 @@ from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
 
 #: Inputs the canary takes: float16 on a CPU is slow.
 INPUTS = 4
-_MIXED_DTYPES = ("same dtype", "same data type", "expected scalar type", "to have the same type")
+#: Words of an error that two tensors of different dtypes met where no device promotes.
+MIXED_DTYPES = ("same dtype", "same data type", "expected scalar type", "to have the same type")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def sing(
         words = "has no 16-bit kernel for an operation" if unsupported else "raised"
         said = (str(error).splitlines() or [type(error).__name__])[0]
         text = f"the canary on {device} {words}: {said[:160]}"
-        mixed_dtypes = not unsupported and any(w in said for w in _MIXED_DTYPES)
+        mixed_dtypes = not unsupported and any(w in said for w in MIXED_DTYPES)
         return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
     assert native is not None, "unreachable: no error and no output"
     if emulated is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import all_tensors
 from pytest_fp16.engine.gradient_points import Point
@@ -71,6 +71,12 @@ def float_tensors(trainee: Trainee) -> dict[str, Tensor]:
         for n, t in state
         if isinstance(t, Tensor) and t.is_floating_point()
     }
+
+
+def weight_names(model: nn.Module) -> set[str]:
+    """Every name a trained weight has in the model's state: a tied one has several."""
+    every = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in every if parameter.requires_grad}
 
 
 def batches_per_epoch(subject: Training) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -195,7 +196,12 @@ def scaling(factor: Tensor | None) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if factor is None or not isinstance(output, (Tensor, list, tuple, dict)):
             return None
-        return map_tensors(output, fitting)
+        if not isinstance(output, dict):
+            return map_tensors(output, fitting)
+        changed = copy.copy(output)  # of its own type: a loss may read outputs.logits
+        for key, value in output.items():
+            changed[key] = map_tensors(value, fitting)
+        return changed
 
     return hook
 

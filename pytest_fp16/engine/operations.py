@@ -75,6 +75,8 @@ _SAME_DTYPE: dict[str, tuple[int, ...]] = {
     "grid_sampler_2d": (0, 1),
     "grid_sampler_3d": (0, 1),
     "_trilinear": (0, 1, 2),
+    "nll_loss_forward": (0, 2),
+    "nll_loss2d_forward": (0, 2),
     "mkldnn_rnn_layer": (0, 1, 2, 3, 4, 5, 6),
     "_thnn_fused_lstm_cell": (0, 1, 2),
     "_thnn_fused_gru_cell": (0, 1, 2),

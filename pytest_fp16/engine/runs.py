@@ -108,15 +108,12 @@ class Runs:
     ) -> RunResult:
         """A run that is not remembered: of an amended training, or of another subject.
 
-        Where this device is the target, what its own kernels refuse is refused.
+        What this device's own kernels refuse is refused where it is the target, or where no device
+        would have it.
         """
-        canary = None
-        if amendment is None and subject is None:
-            canary = self.canary(precision)
-        elif self._on_target(precision):
-            canary = self._sung(precision, seed, amendment, subject)
-        if canary is not None and canary.unsupported and self._on_target(precision):
-            return RunResult(precision.name, seed, ended="raised", error=canary.text)
+        refused = self._refused(precision, seed, amendment, subject)
+        if refused is not None:
+            return RunResult(precision.name, seed, ended="raised", error=refused)
         return train(
             subject or self.subject_for(precision),
             precision,
@@ -136,9 +133,17 @@ class Runs:
             self._canaries[precision.name] = self._sung(precision, 0)
         return self._canaries[precision.name]
 
-    def _on_target(self, precision: Precision) -> bool:
-        low = precision.dtype_name != "float32"
-        return self.place.emulated and low and self.place.target == self.device.type
+    def _refused(
+        self, precision: Precision, seed: int, amendment: Amendment | None, subject: Any
+    ) -> str | None:
+        canary = self.canary(precision)
+        if canary is None or canary.error is None:
+            return None
+        if amendment is not None or subject is not None:
+            canary = self._sung(precision, seed, amendment, subject)
+        on_target = self.place.target == self.device.type
+        nowhere = canary.mixed_dtypes and not precision.mixed
+        return canary.text if nowhere or (canary.unsupported and on_target) else None
 
     def _sung(
         self,

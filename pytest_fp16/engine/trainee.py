@@ -243,6 +243,8 @@ class Trainee:
 
     def _closed_step(self, batch: Any, last: bool) -> float:
         """A step of an optimizer that evaluates the loss itself (LBFGS)."""
+        if self.scaler is not None:  # torch's own refusal, of scaler.step(optimizer, closure)
+            raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
         self.pending.append(batch)
         if len(self.pending) < self.subject.accumulate and not last:
             return float(self.loss(batch).detach())

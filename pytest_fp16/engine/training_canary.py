@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import all_tensors, take
-from pytest_fp16.engine.canary import CanaryFindings
+from pytest_fp16.engine.canary import MIXED_DTYPES, CanaryFindings
 from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
 from pytest_fp16.engine.order import ordered, step_seed
 from pytest_fp16.engine.randomness import seed_everything
@@ -55,7 +55,8 @@ def one_step(
         words = "has no 16-bit kernel for an operation" if unsupported else "raised"
         said = (str(error).splitlines() or [type(error).__name__])[0]
         text = f"the canary on {device} {words}: {said[:160]}"
-        return CanaryFindings(text, error, emulation_error, unsupported)
+        mixed_dtypes = not unsupported and any(w in said for w in MIXED_DTYPES)
+        return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
     text = f"the canary made a training step natively on {device}"
     if emulated is None or native is None:
         return CanaryFindings(text, None, emulation_error)

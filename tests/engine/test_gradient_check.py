@@ -269,6 +269,47 @@ class Recomputed(nn.Module):
         return self.last(checkpoint(self.first, x, use_reentrant=False).relu())
 
 
+class Answer(dict):
+    """Outputs as libraries of transformers give them: a dictionary with attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+def test_a_loss_that_reads_attributes_of_the_outputs():
+    class Answering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return Answer(logits=self.net(x))
+
+    found = check("16-true", model=Answering, loss=lambda out, y: F.cross_entropy(out.logits, y))
+    assert found.verdict == "equivalent", found.reason
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(30, 8), nn.Linear(8, 30, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids):
+        return self.head(self.words(ids))
+
+
+def test_a_tied_weight_is_no_running_average():
+    """Under its second name it is a weight as under its first: far ways are no lost average."""
+    ids = torch.randint(0, 30, (64, 6), generator=torch.Generator().manual_seed(0))
+    data = list(zip(ids.split(16), ids.roll(1, 1).split(16), strict=True))
+    parts = {"model": Tied, "train_data": data, "eval_data": data}
+    parts["loss"] = lambda z, y: F.cross_entropy(z.flatten(0, 1), y.flatten())
+    adam = partial(torch.optim.AdamW, lr=1e-2, eps=1e-4)
+    found = check("16-true", **parts, optimizer=adam)
+    assert "average" not in found.reason
+    assert "slowest_statistic" not in found.figures
+
+
 @pytest.mark.parametrize("name", ["16-true", "bf16-mixed", "16-mixed"])
 def test_sparse_gradients_are_compared_as_others_are(name):
     ids = torch.randint(0, 30, (128, 5), generator=torch.Generator().manual_seed(0))

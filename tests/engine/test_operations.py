@@ -98,6 +98,9 @@ def test_mixed_dtypes_are_refused_by_name():
         require_same_dtype("mm", (HALF, WIDE.t()))
     require_same_dtype("mm", (HALF, HALF.t()))
     require_same_dtype("add", (HALF, WIDE))
+    classes = torch.zeros(len(HALF), dtype=torch.long)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        require_same_dtype("nll_loss_forward", (HALF, classes, torch.ones(HALF.shape[1]), 1, -100))
 
 
 def test_out_operations_have_a_functional_twin():

@@ -106,6 +106,23 @@ def test_a_missing_kernel_is_a_verdict_on_the_target_and_a_warning_elsewhere(
         assert report.cure.kind in ("loss in float32", "mixed")  # tried under a canary of its own
 
 
+def test_what_no_device_promotes_is_a_verdict_for_every_target(digits_training):
+    def loss(outputs, targets):
+        weight = torch.ones(10)  # float32 beside float16 outputs
+        return nn.functional.nll_loss(outputs.log_softmax(-1), targets, weight)
+
+    given = {"target": "cuda", "seeds": 1, "emulate": "always", "budget": 0.1}
+    report = check(digits_training(loss=loss), precision="16-true", **given)
+    assert report.verdict == "not equivalent"
+    assert report.training["ended"] == ["raised"]
+    assert (report.cure.kind, report.cure.verified) == ("loss in float32", True)
+
+
+def test_a_scaler_refuses_an_optimizer_with_a_closure_as_torch_does(digits_training):
+    found = canary(digits_training(optimizer=lambda p: torch.optim.LBFGS(p, lr=0.1)), "16-mixed")
+    assert "Closure use is not currently supported" in str(found.error)
+
+
 def test_a_healthy_training_names_its_canary(digits_training):
     report = check(digits_training(), precision="bf16-true", seeds=3)
     assert "made a training step natively on cpu" in report.run.canary
