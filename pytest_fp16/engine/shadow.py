@@ -6,12 +6,12 @@ the gradients that flow through them, are float32 and never rounded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+
+from pytest_fp16.engine.interception import Carrier
 
 
 class Cell:
@@ -33,7 +33,7 @@ class Cell:
         self.doubt: Tensor | None = None
 
 
-class Shadow(Tensor):
+class Shadow(Carrier):
     """See the module's docstring. Operations on it are computed by an active `Trace` only."""
 
     inner: Tensor  # type: ignore[assignment]
@@ -41,38 +41,17 @@ class Shadow(Tensor):
 
     @staticmethod
     def __new__(cls: type[Shadow], inner: Tensor, dtype: torch.dtype, cell: Cell) -> Shadow:
-        """A tensor without memory of its own: shape, strides and dtype are what it shows."""
-        shadow: Shadow = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), dtype=dtype, device=inner.device
-        )
+        """A tensor without memory of its own, shaped like `inner`, of the program's dtype."""
+        shadow: Shadow = cls.like(inner, dtype)
         return shadow
 
     def __init__(self, inner: Tensor, dtype: torch.dtype, cell: Cell) -> None:
         self.inner = inner
         self.cell = cell
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    def native(self) -> Tensor:
-        """The plain 16-bit tensor the program would hold here."""
-        with _disable_current_modes():
-            return self.inner.detach().to(self.dtype)
-
-    def numpy(self, *, force: bool = False) -> Any:
-        """What the program would read on the host."""
-        with _disable_current_modes():
-            return self.native().numpy(force=force)
-
-    def tolist(self) -> Any:
-        """What the program would read on the host."""
-        with _disable_current_modes():
-            return self.native().tolist()
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        raise RuntimeError(f"{func} was called on a traced tensor after the trace had ended")
+    def shown(self) -> Tensor:
+        """The float32 values."""
+        return self.inner
 
 
 def unwrap(value: Any) -> Any:

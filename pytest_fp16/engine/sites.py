@@ -38,6 +38,14 @@ class SiteTotals:
     order: int = 0
     source: str | None = None
 
+    def count_small(self, values: Tensor, fmt: Format) -> None:
+        """Count the values that are subnormal in `fmt`, and those that round to zero."""
+        magnitude = values.abs()
+        small = (magnitude < fmt.smallest_normal) & (magnitude > 0)
+        self.subnormal += int(small.sum())
+        self.zeroed += int((small & (magnitude <= fmt.smallest_subnormal / 2)).sum())
+        self.values += values.numel()
+
 
 SiteKey = tuple[str, str]
 

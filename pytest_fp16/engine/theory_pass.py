@@ -18,6 +18,7 @@ from pytest_fp16.engine.batching import PRIMES, chunks, take
 from pytest_fp16.engine.emulate import UnsupportedOperation
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.recorder import Recorder
 from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
@@ -140,17 +141,16 @@ class TheoryPass:
         **options: Any,
     ) -> tuple[Trace, Tensor]:
         """Trace one chunk; its canonical logits in float32, with their graph."""
-        trace = Trace(
+        recorder = Recorder(
             batch=batch,
             device=self.device,
-            target=self.target,
             where=self.where,
             totals=self.totals,
-            constants=self.constants,
             noise=noise,
             formats=self.formats,
             **options,
         )
+        trace = Trace(recorder, self.target, self.constants)
         self.where.reset()
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype
@@ -191,7 +191,7 @@ class TheoryPass:
         if trace.severed:
             names = ", ".join(sorted(trace.severed))
             raise NotDifferentiableError(f"no gradient passes {names}")
-        per_input = 4 * 3 * trace.site_values / few
+        per_input = 4 * 3 * trace.recorder.values / few
         self.chunk = max(p for p in PRIMES if p == 5 or p * per_input <= _CHUNK_BYTES)
         alone = self._sigma(trace, canonical, reference[:few])
         values = canonical.detach()[:few]
@@ -204,7 +204,7 @@ class TheoryPass:
         together = self._sigma(trace, canonical, reference[:kept])
         self.totals.clear()
         differs = (alone - together[:few]).abs() > _AGREEMENT * alone
-        if trace.owners.shared or bool(differs.any()) or _differ(values, canonical[:few]):
+        if trace.recorder.owners.shared or bool(differs.any()) or _differ(values, canonical[:few]):
             raise NotDifferentiableError("the error of an input depends on its batch")
 
     def _set_screen(self, trace: Trace, canonical: Tensor, reference: Tensor) -> None:
@@ -269,11 +269,11 @@ class TheoryPass:
         Raises:
             NotDifferentiableError: none can be made.
         """
-        contributions = trace.contributions
+        contributions = trace.recorder.contributions
         contributions.reset()
-        if trace.leaves and not canonical.requires_grad:
+        if trace.recorder.leaves and not canonical.requires_grad:
             raise NotDifferentiableError("the outputs carry no gradient")
-        if trace.leaves:
+        if trace.recorder.leaves:
             padded = torch.zeros_like(canonical)
             padded[: len(seeds)] = seeds
             self._reverse(trace, canonical, padded)
@@ -285,7 +285,7 @@ class TheoryPass:
             with torch.enable_grad():
                 torch.autograd.grad(
                     torch.where(finite, canonical, torch.zeros_like(canonical)),
-                    trace.leaves,
+                    trace.recorder.leaves,
                     seeds * finite,
                     retain_graph=True,
                     allow_unused=True,
@@ -329,7 +329,14 @@ class TheoryPass:
         else:
             bounded = probable = torch.zeros_like(bounded)
         return TheoryBatch(
-            logits, margin, sigma, bound, bounded, probable, trace.overflowed[:kept], undecided
+            logits,
+            margin,
+            sigma,
+            bound,
+            bounded,
+            probable,
+            trace.recorder.overflowed[:kept],
+            undecided,
         )
 
     def _clear_rivals(
@@ -389,7 +396,7 @@ class TheoryPass:
             bound=None,
             bounded=torch.zeros_like(margin, dtype=torch.bool),
             probable=probable,
-            overflowed=trace.overflowed,
+            overflowed=trace.recorder.overflowed,
             undecided=undecided,
             noisy_classes=torch.stack(classes),
         )

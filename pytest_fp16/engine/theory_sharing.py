@@ -48,14 +48,16 @@ class Sharing:
             rivals: its further backward passes.
             part: the batch's inputs, their number, the chunk's indices, its reference logits.
         """
-        sums = dict(trace.contributions.sums)
+        sums = dict(trace.recorder.contributions.sums)
         for follower in list(self.leader.followers):
             if id(follower) not in self.parts or follower.pending is not None:
                 continue
             own = self._trace(follower, trace, canonical, part)
             if own is None:
                 self.leader.followers.remove(follower)
-            elif follower.format == self.leader.format or not (trace.bent or own[0].bent):
+            elif follower.format == self.leader.format or not (
+                trace.recorder.bent or own[0].recorder.bent
+            ):
                 if not follower.compared and not self._agrees(follower, own, part[3], sums):
                     self.leader.followers.remove(follower)
                     follower.totals.clear()
@@ -79,7 +81,7 @@ class Sharing:
             own, logits = follower.trace_part(inputs, n, indices, self.seed, **options)
         except Exception:  # whatever it is, the follower's own pass will meet and report it
             return None
-        if own.signature == trace.signature and logits.shape == canonical.shape:
+        if own.recorder.signature == trace.recorder.signature and logits.shape == canonical.shape:
             return own, logits
         if not before:
             follower.totals.clear()

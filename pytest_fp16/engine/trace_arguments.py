@@ -11,7 +11,6 @@ from torch._ops import OpOverload
 
 from pytest_fp16.engine.operations import LOW, Facts, nominal_at
 from pytest_fp16.engine.shadow import Shadow
-from pytest_fp16.engine.sites import Owners
 from pytest_fp16.theory.rounding import Format
 
 
@@ -33,19 +32,6 @@ def as_native(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_native(item) for item in value]
     return value
-
-
-def largest_magnitude(values: Tensor) -> float:
-    """The largest magnitude; NaN where there is one."""
-    if values.numel() == 0:
-        return 0.0
-    low, high = torch.aminmax(values)
-    return max(-float(low), float(high)) if low == low else float("nan")
-
-
-def any_row(owners: Owners, flags: Tensor) -> Tensor:
-    """Which inputs have a flag set anywhere in their part of a tensor, bool [B]."""
-    return owners.rows(flags).any(dim=1)
 
 
 def shadows_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Shadow]:

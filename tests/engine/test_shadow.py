@@ -42,5 +42,5 @@ def test_what_the_program_reads_on_the_host():
 def test_outside_a_trace_an_operation_on_it_is_an_error():
     shadow = wrap_inputs(torch.ones(2), torch.float16)
 
-    with pytest.raises(RuntimeError, match="after the trace had ended"):
+    with pytest.raises(RuntimeError, match="after its run had ended"):
         shadow + 1

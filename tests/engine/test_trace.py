@@ -7,6 +7,7 @@ from torch import nn
 
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.recorder import Recorder
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.trace import Trace
 from pytest_fp16.theory.rounding import FLOAT16, FORMATS, ulp
@@ -16,8 +17,9 @@ CPU = torch.device("cpu")
 
 
 def traced(program, *inputs, dtype=torch.float16, **options):
-    options = {"totals": {}, "constants": {}, "where": lambda: "here", "target": "cuda"} | options
-    trace = Trace(batch=BATCH, device=CPU, **options)
+    target = options.pop("target", "cuda")
+    options = {"totals": {}, "where": lambda: "here"} | options
+    trace = Trace(Recorder(batch=BATCH, device=CPU, **options), target, constants={})
     shadows = wrap_inputs(inputs, dtype)
     with preserved_state(), torch.no_grad(), trace:
         out = program(*shadows)
@@ -25,7 +27,10 @@ def traced(program, *inputs, dtype=torch.float16, **options):
 
 
 def site_names(trace):
-    return [name for _, name in sorted(trace.totals, key=lambda k: trace.totals[k].order)]
+    return [
+        name
+        for _, name in sorted(trace.recorder.totals, key=lambda k: trace.recorder.totals[k].order)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,9 @@ def test_contributions_are_the_derivative_at_each_site(program):
     x = torch.randn(BATCH, 6, generator=generator).half()
     w = torch.randn(6, 4, generator=generator).half()
     trace, out = traced(lambda x: program(x, w), x)
-    torch.autograd.grad(out.inner.sum(), trace.leaves, retain_graph=True, allow_unused=True)
+    torch.autograd.grad(
+        out.inner.sum(), trace.recorder.leaves, retain_graph=True, allow_unused=True
+    )
     sites = Sites()
     with torch.no_grad(), sites:
         plain = program(x, w)
@@ -60,7 +67,7 @@ def test_contributions_are_the_derivative_at_each_site(program):
             absolute += (change * at.flatten()[j]).abs()
             square += (change * at.flatten()[j]) ** 2
 
-    sums = trace.contributions.sums[FLOAT16]
+    sums = trace.recorder.contributions.sums[FLOAT16]
     torch.testing.assert_close(sums.bound.double(), absolute / 2, rtol=2e-3, atol=1e-9)
     torch.testing.assert_close(sums.sigma.double(), (square / 12).sqrt(), rtol=2e-3, atol=1e-9)
 
@@ -101,7 +108,7 @@ def test_what_only_moves_values_is_no_site():
 
     trace, _ = traced(program, torch.randn(BATCH, 6))
 
-    assert trace.totals == {}
+    assert trace.recorder.totals == {}
 
 
 def test_sites_are_where_the_emulated_program_rounds():
@@ -210,9 +217,9 @@ def test_overflow_is_applied_and_its_inputs_are_marked():
     x[2] = 300.0
     trace, out = traced(lambda t: t * t, x)
 
-    assert trace.overflowed.tolist() == [False, False, True, False, False]
+    assert trace.recorder.overflowed.tolist() == [False, False, True, False, False]
     assert out.inner[2].isinf().all()
-    assert trace.totals["here", "mul"].largest == 90000.0
+    assert trace.recorder.totals["here", "mul"].largest == 90000.0
 
 
 def test_a_sum_that_was_infinite_already_is_no_overflow():
@@ -220,13 +227,13 @@ def test_a_sum_that_was_infinite_already_is_no_overflow():
     mask = torch.tensor([0.0, 0.0, -torch.inf]).half()
     trace, _ = traced(lambda t: (t + mask).softmax(-1), x)
 
-    assert not trace.overflowed.any()
+    assert not trace.recorder.overflowed.any()
 
 
 def test_subnormal_and_zeroed_values_are_counted():
     x = torch.tensor([[1.0, 1e-3, 1e-6, 0.0]]).expand(BATCH, 4)
     trace, _ = traced(lambda t: t * 1e-5 * 1.0, x, detailed=True)
-    totals = trace.totals["here", "mul"]
+    totals = trace.recorder.totals["here", "mul"]
 
     assert totals.values == 2 * BATCH * 4
     assert totals.subnormal > 0
