@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -88,6 +89,9 @@ def diagnose(patient: Patient) -> Diagnosis:
     """The culprit and a cure, as far as they can be told."""
     explanation = explained(patient)
     culprit, found = explanation.culprit, explanation.found
+    _let_go(patient.error)
+    _let_go(found.error if isinstance(found, Raised) else None)
+    del explanation  # and with it the recording
     if culprit is None:
         return Diagnosis()
     clinic = Clinic(
@@ -100,6 +104,12 @@ def diagnose(patient: Patient) -> Diagnosis:
     )
     cure, keep = find_cure(clinic, culprit, found if isinstance(found, Origin) else None)
     return Diagnosis(culprit, cure, keep)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an exception hold: a failed pass may fill a device's memory."""
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
 
 
 def explained(patient: Patient) -> Explanation:

@@ -1,5 +1,8 @@
 """Diagnosis at the end of an evaluation: who is diagnosed, from what, and at whose cost."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -116,3 +119,34 @@ def test_an_operation_that_only_this_device_lacks(make_net, digits):
     assert (report.culprit.module, report.culprit.mechanism) == ("core.part", "unsupported-op")
     assert report.culprit.operation == "linalg_qr"
     assert report.cure.verified
+
+
+def test_what_a_failed_pass_held_is_freed_before_cures_are_tried(make_net, digits, monkeypatch):
+    held = []
+
+    class Holds(nn.Module):
+        def forward(self, x):
+            large = x.repeat(1, 3)
+            held.append(weakref.ref(large))
+            return x - torch.linalg.qr(large.unflatten(-1, (8, 12))).R.mean((-2, -1))[:, None]
+
+    failed, alive = [], []
+    diagnose, judge = treatment.diagnose, treatment._judged
+
+    def diagnosed(patient):
+        failed.extend(reference for reference in held if reference() is not None)
+        return diagnose(patient)
+
+    def judged(*arguments):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in failed))
+        return judge(*arguments)
+
+    monkeypatch.setattr(treatment, "diagnose", diagnosed)
+    monkeypatch.setattr(treatment, "_judged", judged)
+    unlabelled = [x for x, _ in batches(digits)]
+    subject = Evaluation(model=make_net(Holds(), steps=0), data=unlabelled, labelled=False)
+    report = check(subject, emulate="never", device="cpu")
+    assert report.culprit.mechanism == "unsupported-op"
+    assert failed
+    assert alive[0] == 0
