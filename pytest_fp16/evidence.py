@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.theory_pass import TheoryBatch
+from pytest_fp16.engine.theory_batch import TheoryBatch
 from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task

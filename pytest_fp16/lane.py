@@ -14,7 +14,8 @@ from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
-from pytest_fp16.engine.theory_pass import TheoryBatch, TheoryPass
+from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.engine.theory_pass import TheoryPass
 from pytest_fp16.evidence import KEPT, Batch, Kept, MetricTotals, Outcome, Prediction, standardised
 from pytest_fp16.precision import Precision
 from pytest_fp16.task import Task

@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import PRIMES, chunks, take
+from pytest_fp16.engine.certificates import Certifier
 from pytest_fp16.engine.emulate import UnsupportedOperation
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output
+from pytest_fp16.engine.random_rounding import noise_batch
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.recorder import Recorder
 from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
+from pytest_fp16.engine.theory_batch import TheoryBatch, concatenate
 from pytest_fp16.engine.theory_sharing import Sharing
 from pytest_fp16.engine.trace import Trace
 from pytest_fp16.precision import Precision
@@ -29,46 +32,14 @@ from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
 from pytest_fp16.theory.rounding import FORMATS, Format
 
-#: Repeated runs with random rounding where a reverse pass does not apply.
-NOISE_RUNS = 8
-#: "probable" means every margin above this many σ.
-PROBABLE_SIGMAS = 4.0
 #: A competitor this many bounds of the runner-up away is taken as cleared without its own pass.
 SCREEN = 4.0
 #: Backward passes on the first few inputs that measure how far the errors of classes differ.
 SCREENING_PASSES = 32
-#: Extra backward passes for inputs with more than one near competitor.
-EXTRA_COMPETITORS = 2
 _CHUNK_BYTES = 512 * 2**20
 _AGREEMENT = 0.05
 #: Share of inputs near a discrete decision above which their errors are no longer exceptions.
 _MOST_UNDECIDED = 0.5
-
-
-@dataclass
-class TheoryBatch:
-    """What theory says about one batch; float32 tensors of shape [N, P] unless noted.
-
-    Attributes:
-        logits: predicted logits of the candidate, [N, P, C] (or values [N, D]).
-        margin: predicted margin g + b of the reference's top class over its runner-up.
-        sigma: predicted standard deviation of that margin.
-        bound: first-order worst case, or None where only random rounding was possible.
-        bounded, probable: certified in that sense, bool.
-        overflowed, undecided: inputs that overflow somewhere, that lie near a discrete decision;
-            bool, [N].
-        noisy_classes: with random rounding, the class of each run, [R, N, P]; −1 where it is NaN.
-    """
-
-    logits: Tensor
-    margin: Tensor
-    sigma: Tensor
-    bound: Tensor | None
-    bounded: Tensor
-    probable: Tensor
-    overflowed: Tensor
-    undecided: Tensor
-    noisy_classes: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -123,7 +94,7 @@ class TheoryPass:
                 return _decided(self._adjoint_batch(inputs, n, reference, seed))
             except NotDifferentiableError as reason:
                 self._fall_back(str(reason))
-        return self._noise_batch(inputs, n, reference, seed)
+        return noise_batch(self, inputs, n, reference, seed)
 
     def _fall_back(self, reason: str) -> None:
         self.method = "random rounding"
@@ -249,6 +220,11 @@ class TheoryPass:
         """This format first, then those of the followers."""
         return tuple(dict.fromkeys((self.format, *(f.format for f in self.followers))))
 
+    @property
+    def certifier(self) -> Certifier:
+        """Judges a chunk of this precision."""
+        return Certifier(self.task, self.format, self.screen)
+
     def _adjoint_batch(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         parts = []
         sharing = Sharing(self, seed)
@@ -259,7 +235,7 @@ class TheoryPass:
             self.record(sums)
             rivals = Rivals(self, trace, canonical, rows)
             sharing.chunk(trace, canonical, rivals, (inputs, n, indices, rows))
-            parts.append(self.judge(trace, canonical, rows, sums, rivals))
+            parts.append(self.certifier.judge(trace, canonical, rows, sums, rivals))
         sharing.hand_over()
         return concatenate(parts)
 
@@ -301,106 +277,6 @@ class TheoryPass:
             self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
             self.totals[key].worst += float(absolute.nan_to_num(0, 0, 0).sum()) / 2
 
-    def judge(
-        self,
-        trace: Trace,
-        canonical: Tensor,
-        reference: Tensor,
-        sums: Sums,
-        rivals: Rivals,
-    ) -> TheoryBatch:
-        """Certificates of one chunk, with extra passes for competitors that come near.
-
-        Args:
-            trace, canonical: the program's own run of the chunk.
-            reference: the reference's canonical logits, [kept, P, C].
-            sums: of the backward pass from the runner-up's margin.
-            rivals: the backward passes from the margins over further classes.
-        """
-        kept = len(reference)
-        logits = canonical.detach()[:kept]
-        sigma, bound = (v[:kept].unsqueeze(1) for v in (sums.sigma, sums.bound))
-        margin = self.task.margins(logits, reference)
-        undecided = trace.undecided[:kept]
-        bounded = (margin > bound) & ~undecided.unsqueeze(1)
-        probable = (margin > PROBABLE_SIGMAS * sigma) & ~undecided.unsqueeze(1)
-        if self.task.decides:
-            self._clear_rivals(logits, reference, sigma, bound, bounded, probable, rivals)
-        else:
-            bounded = probable = torch.zeros_like(bounded)
-        return TheoryBatch(
-            logits,
-            margin,
-            sigma,
-            bound,
-            bounded,
-            probable,
-            trace.recorder.overflowed[:kept],
-            undecided,
-        )
-
-    def _clear_rivals(
-        self,
-        logits: Tensor,
-        reference: Tensor,
-        sigma: Tensor,
-        bound: Tensor,
-        bounded: Tensor,
-        probable: Tensor,
-        rivals: Rivals,
-    ) -> None:
-        """Withdraw certificates (in place) where a third class could win."""
-        ranks = reference.argsort(-1, descending=True)
-        gaps = logits.gather(-1, ranks[..., :1]) - logits.gather(-1, ranks[..., 2:])
-        near = (bounded | probable) & (gaps < self.screen * bound.unsqueeze(-1)).any(-1)
-        for extra in range(min(EXTRA_COMPETITORS, gaps.shape[-1])):
-            gap = gaps[..., extra]
-            needy = near & (gap < self.screen * bound)
-            if not bool(needy.any()):
-                continue
-            sums = rivals.sums(ranks[..., :1], ranks[..., extra + 2 : extra + 3])[self.format]
-            own, worst = (v[: len(logits)].unsqueeze(1) for v in (sums.sigma, sums.bound))
-            bounded &= ~needy | (gap > worst)
-            probable &= ~needy | (gap > PROBABLE_SIGMAS * own)
-        if gaps.shape[-1] > EXTRA_COMPETITORS:
-            rest = gaps[..., EXTRA_COMPETITORS:].amin(-1)
-            bounded &= rest >= self.screen * bound
-            probable &= rest >= self.screen * PROBABLE_SIGMAS * sigma
-
-    # -- random rounding ----------------------------------------------------------------------
-
-    def _noise_batch(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
-        generator = torch.Generator(device=self.device).manual_seed(seed)
-        trace, plain = self.trace(inputs, n, seed, adjoint=False, detailed=not self.totals)
-        plain = plain.detach()
-        margin = self.task.margins(plain, reference)
-        squares, classes = torch.zeros_like(margin), []
-        for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
-            run = self.trace(inputs, n, seed, noise=generator)[1].detach()
-            squares += (self.task.margins(run, reference) - margin).square_()
-            classes.append(run.argmax(-1).masked_fill_(run.sum(-1).isnan(), -1))
-        # Divided by R − 2, the mean square of errors over σ is one although σ is estimated itself.
-        sigma = (squares / (NOISE_RUNS - 2)).sqrt_()
-        undecided = (
-            trace.undecided[:n] if len(trace.undecided) == n else torch.zeros(n, dtype=torch.bool)
-        )
-        probable = (
-            margin > PROBABLE_SIGMAS * sigma
-            if self.task.decides
-            else torch.zeros_like(margin, dtype=torch.bool)
-        )
-        return TheoryBatch(
-            logits=plain,
-            margin=margin,
-            sigma=sigma,
-            bound=None,
-            bounded=torch.zeros_like(margin, dtype=torch.bool),
-            probable=probable,
-            overflowed=trace.recorder.overflowed,
-            undecided=undecided,
-            noisy_classes=torch.stack(classes),
-        )
-
 
 def _decided(said: TheoryBatch) -> TheoryBatch:
     """The same, unless a discrete decision inside the model is open for most of the inputs.
@@ -419,27 +295,3 @@ def _differ(alone: Tensor, together: Tensor) -> bool:
     gap = torch.where(finite, alone - together.detach(), torch.zeros_like(alone)).abs()
     scale = torch.where(finite, alone, torch.zeros_like(alone)).abs().amax()
     return bool((gap > 1e-3 * scale).any())
-
-
-def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
-    """The theory of a batch from that of its chunks."""
-
-    def join(name: str) -> Any:
-        values = [getattr(p, name) for p in parts]
-        return None if values[0] is None else torch.cat(values)
-
-    return TheoryBatch(
-        *(
-            join(n)
-            for n in (
-                "logits",
-                "margin",
-                "sigma",
-                "bound",
-                "bounded",
-                "probable",
-                "overflowed",
-                "undecided",
-            )
-        )
-    )

@@ -19,7 +19,8 @@ from pytest_fp16.engine.trace import Trace
 from pytest_fp16.theory.rounding import Format
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.theory_pass import TheoryBatch, TheoryPass
+    from pytest_fp16.engine.theory_batch import TheoryBatch
+    from pytest_fp16.engine.theory_pass import TheoryPass
 
 #: A follower's own σ and the leader's may differ by this much, in the root mean square.
 AGREEMENT = 0.05
@@ -65,7 +66,7 @@ class Sharing:
                     continue
                 follower.record(sums[follower.format])
                 mine = (*own, part[3], sums[follower.format], rivals)
-                self.parts[id(follower)].append(follower.judge(*mine))
+                self.parts[id(follower)].append(follower.certifier.judge(*mine))
                 continue
             # Another program, or values bent by the range of one format: it goes its own way.
             del self.parts[id(follower)]

@@ -1,0 +1,47 @@
+"""σ where no reverse pass applies: the program run several times, rounded at random."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.theory_batch import PROBABLE_SIGMAS, TheoryBatch
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.theory_pass import TheoryPass
+
+#: How many runs.
+NOISE_RUNS = 8
+
+
+def noise_batch(
+    theory: TheoryPass, inputs: Any, n: int, reference: Tensor, seed: int
+) -> TheoryBatch:
+    """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
+    task = theory.task
+    generator = torch.Generator(device=theory.device).manual_seed(seed)
+    trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=not theory.totals)
+    plain = plain.detach()
+    margin = task.margins(plain, reference)
+    squares, classes = torch.zeros_like(margin), []
+    for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
+        run = theory.trace(inputs, n, seed, noise=generator)[1].detach()
+        squares += (task.margins(run, reference) - margin).square_()
+        classes.append(run.argmax(-1).masked_fill_(run.sum(-1).isnan(), -1))
+    # Divided by R − 2, the mean square of errors over σ is one although σ is estimated itself.
+    sigma = (squares / (NOISE_RUNS - 2)).sqrt_()
+    none = torch.zeros_like(margin, dtype=torch.bool)
+    undecided = trace.undecided
+    return TheoryBatch(
+        logits=plain,
+        margin=margin,
+        sigma=sigma,
+        bound=None,
+        bounded=none,
+        probable=margin > PROBABLE_SIGMAS * sigma if task.decides else none.clone(),
+        overflowed=trace.recorder.overflowed,
+        undecided=undecided[:n] if len(undecided) == n else torch.zeros(n, dtype=torch.bool),
+        noisy_classes=torch.stack(classes),
+    )

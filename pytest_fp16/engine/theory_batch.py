@@ -1,0 +1,62 @@
+"""What theory says about one batch, whichever way it was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: "probable" means every margin above this many σ.
+PROBABLE_SIGMAS = 4.0
+
+
+@dataclass
+class TheoryBatch:
+    """What theory says about one batch; float32 tensors of shape [N, P] unless noted.
+
+    Attributes:
+        logits: predicted logits of the candidate, [N, P, C] (or values [N, D]).
+        margin: predicted margin g + b of the reference's top class over its runner-up.
+        sigma: predicted standard deviation of that margin.
+        bound: first-order worst case, or None where only random rounding was possible.
+        bounded, probable: certified in that sense, bool.
+        overflowed, undecided: inputs that overflow somewhere, that lie near a discrete decision;
+            bool, [N].
+        noisy_classes: with random rounding, the class of each run, [R, N, P]; −1 where it is NaN.
+    """
+
+    logits: Tensor
+    margin: Tensor
+    sigma: Tensor
+    bound: Tensor | None
+    bounded: Tensor
+    probable: Tensor
+    overflowed: Tensor
+    undecided: Tensor
+    noisy_classes: Tensor | None = None
+
+
+def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
+    """The theory of a batch from that of its chunks."""
+
+    def join(name: str) -> Any:
+        values = [getattr(p, name) for p in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    return TheoryBatch(
+        *(
+            join(n)
+            for n in (
+                "logits",
+                "margin",
+                "sigma",
+                "bound",
+                "bounded",
+                "probable",
+                "overflowed",
+                "undecided",
+            )
+        )
+    )
