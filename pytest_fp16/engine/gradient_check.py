@@ -22,7 +22,6 @@ from pytest_fp16.engine.gradient_evidence import (
     endless,
     float_tensors,
     lost_epsilon,
-    weight_names,
 )
 from pytest_fp16.engine.gradient_points import (
     BATCHES,
@@ -44,7 +43,6 @@ from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
-from pytest_fp16.theory.gradient import extrapolated, movement
 from pytest_fp16.theory.rounding import FORMATS
 
 __all__ = ["GradientFindings", "gradient_check"]
@@ -211,7 +209,7 @@ class _Check:
             return "a weight is not finite after the optimizer's step", self._origin(
                 self.state, first, optimize=True
             )
-        self._compare(start, reached, snapshots, trained, steps)
+        self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
         return None
 
     def _candidate_step(self, candidate: Trainee, batches: list[Any], step: int) -> float:
@@ -226,36 +224,6 @@ class _Check:
             if candidate.scaler is None or candidate.applied > before:
                 break
         return loss
-
-    def _compare(
-        self,
-        start: dict[str, Tensor],
-        reached: dict[str, Tensor],
-        snapshots: list[dict[str, Tensor]],
-        trained: list[str],
-        steps: int,
-    ) -> None:
-        evidence = self.evidence
-        begin, middle, end = snapshots
-        names = [n for n in trained if n in end]
-        evidence.weights = movement(
-            torch.cat([(end[n] - begin[n]).flatten() for n in names]),
-            torch.cat([(reached[n] - start[n]).flatten() for n in names]),
-        )
-        weights = weight_names(self.exact.model)
-        for name in (n for n in end if n not in weights):
-            if not bool(end[name].isfinite().all()):
-                continue
-            if not bool(reached[name].isfinite().all()):
-                evidence.lost_buffers.append(name)
-                continue
-            moved = movement(end[name] - begin[name], reached[name] - start[name])
-            if not moved.length:
-                continue
-            blocks = 2 * evidence.total_steps / steps
-            way = extrapolated(middle[name] - begin[name], end[name] - middle[name], blocks)
-            size = float(begin[name].double().norm()) + way
-            evidence.statistics[name] = (moved, way * moved.distance / size)
 
     def _probe(self, recorder: Recorder) -> None:
         recorder.handle.remove()

@@ -15,11 +15,11 @@ from pytest_fp16.engine.gradient_points import Point
 from pytest_fp16.engine.optimizer_probe import Probe
 from pytest_fp16.engine.order import ordered
 from pytest_fp16.engine.origin import Found
-from pytest_fp16.engine.statistics_probe import Lag
+from pytest_fp16.engine.statistics_probe import Lag, StatisticsRecorder
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.errors import DataError
 from pytest_fp16.subject import Training
-from pytest_fp16.theory.gradient import Movement
+from pytest_fp16.theory.gradient import Movement, extrapolated, movement
 from pytest_fp16.theory.rounding import Format
 
 #: What was raised or lost, and where that is known to come from.
@@ -61,6 +61,47 @@ class Evidence:
     total_steps: int = 0
     batch_size: int = 0
     epsilon: tuple[str, float] | None = None
+
+    def compare(
+        self,
+        model: nn.Module,
+        candidate: tuple[dict[str, Tensor], dict[str, Tensor]],
+        snapshots: list[dict[str, Tensor]],
+        trained: list[str],
+        steps: int,
+    ) -> None:
+        """Hold the way of the candidate's state over its first steps against the reference's.
+
+        Args:
+            model: the reference's.
+            candidate: its state before and after `steps` steps.
+            snapshots: the reference's state before, half-way and after.
+            trained: names of the weights, in the model's order.
+        """
+        start, reached = candidate
+        begin, middle, end = snapshots
+        names = [n for n in trained if n in end]
+        self.weights = movement(
+            torch.cat([(end[n] - begin[n]).flatten() for n in names]),
+            torch.cat([(reached[n] - start[n]).flatten() for n in names]),
+        )
+        weights = weight_names(model)
+        # Running statistics have a run of their own; here they would show how the weights differ.
+        followed = StatisticsRecorder(model).names
+        for name in (n for n in end if n not in weights):
+            if not bool(end[name].isfinite().all()):
+                continue
+            if not bool(reached[name].isfinite().all()):
+                self.lost_buffers.append(name)
+            if name in followed or name in self.lost_buffers:
+                continue
+            moved = movement(end[name] - begin[name], reached[name] - start[name])
+            if not moved.length:
+                continue
+            blocks = 2 * self.total_steps / steps
+            way = extrapolated(middle[name] - begin[name], end[name] - middle[name], blocks)
+            size = float(begin[name].double().norm()) + way
+            self.statistics[name] = (moved, way * moved.distance / size)
 
 
 def float_tensors(trainee: Trainee) -> dict[str, Tensor]:

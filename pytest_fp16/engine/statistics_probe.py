@@ -46,6 +46,12 @@ class StatisticsRecorder:
         self.kept: list[dict[str, tuple[Tensor, Tensor]]] = []
         self.keep()
 
+    @property
+    def names(self) -> set[str]:
+        """The buffers it follows, by their qualified names."""
+        leaves = ("running_mean", "running_var")
+        return {f"{name}.{leaf}".lstrip(".") for name in self.norms for leaf in leaves}
+
     def keep(self) -> None:
         """Add the statistics as they are now."""
         now = {}

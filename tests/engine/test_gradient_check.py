@@ -199,6 +199,18 @@ def test_running_statistics_that_stop():
     )
 
 
+def test_weights_that_go_another_way_freeze_no_statistic():
+    """Adam's second moment is zero in float16 for small gradients: steps are long, none is lost."""
+
+    def make():
+        return nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+
+    adam = partial(torch.optim.AdamW, lr=1e-2, eps=1e-4)
+    found = check("16-true", model=make, optimizer=adam)
+    assert "average" not in found.reason, found.reason
+    assert "slowest_statistic" not in found.figures  # running statistics have a run of their own
+
+
 def test_updates_below_half_an_ulp():
     slow = partial(torch.optim.SGD, lr=2e-4)
     found = check("bf16-true", optimizer=slow, epochs=30)
