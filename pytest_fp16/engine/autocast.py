@@ -26,6 +26,9 @@ _TO_LOW = """
     scaled_dot_product_attention lstm.input gru.input rnn_tanh.input rnn_relu.input
 """  # the recurrent layers stand for cuDNN's, which casts its inputs, states and weights
 
+#: A matrix product inside their kernels is what autocast sees; here they are one operation.
+_COMPOSED = "affine_grid_generator"
+
 _TO_FLOAT32 = """
     acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan
     pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm
@@ -75,8 +78,12 @@ def target_autocast(device: str, dtype: torch.dtype, target: str) -> Iterator[No
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*autocast.*", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*CUDA is not available.*", category=UserWarning)
-        if device != "cpu" or target == "cpu":
+        if device != "cpu":
             with torch.autocast(device, dtype=dtype):
+                yield
+            return
+        if target == "cpu":
+            with _cpu_policy(), torch.autocast("cpu", dtype=dtype):
                 yield
             return
         with _cuda_policy(), torch.autocast("cpu", dtype=dtype), _cuda_flag(dtype):
@@ -142,6 +149,25 @@ def held_policy(device: str, target: str) -> Iterator[None]:
 
 
 _installed = 0
+_composed = 0
+
+
+@contextmanager
+def _cpu_policy() -> Iterator[None]:
+    """Let the CPU's own autocast see what an emulated run computes as one operation."""
+    global _composed
+    if _composed or _installed:
+        yield
+        return
+    library = torch.library.Library("aten", "IMPL", "AutocastCPU")
+    _composed += 1
+    try:
+        for name in _COMPOSED.split():
+            _register(library, name, _kernel(name, _to_low_on_cpu, "cpu"))
+        yield
+    finally:
+        _composed -= 1
+        library._destroy()
 
 
 @contextmanager
@@ -159,7 +185,7 @@ def _cuda_policy() -> Iterator[None]:
             _register(library, "binary_cross_entropy", _banned)
             listed = {"binary_cross_entropy"}  # older torch refuses a second registration
             for names, cast in (
-                (_TO_LOW, _to_low),
+                (_TO_LOW + _COMPOSED, _to_low),
                 (_TO_FLOAT32, _to_float32),
                 (_PROMOTE, _promote),
             ):
@@ -195,12 +221,13 @@ def _overload(name: str) -> Any:
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
 
-def _kernel(name: str, cast: Callable[[Any], Any]) -> Callable[..., Any]:
+def _kernel(name: str, cast: Callable[[Any], Any], device: str = "cuda") -> Callable[..., Any]:
     op = _overload(name)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
+        enabled = torch.is_autocast_enabled(device)  # asked of the key that is excluded next
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
-            if torch.is_autocast_enabled("cuda"):
+            if enabled:
                 if cast is _promote:
                     widest = _widest((*args, *kwargs.values()))
                     args = tuple(_cast(a, widest) for a in args)
@@ -234,6 +261,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 def _to_low(value: Any) -> Any:
     return _cast(value, torch.get_autocast_dtype("cuda"))
+
+
+def _to_low_on_cpu(value: Any) -> Any:
+    return _cast(value, torch.get_autocast_dtype("cpu"))
 
 
 def _to_float32(value: Any) -> Any:

@@ -240,3 +240,19 @@ def test_checkpointed_values_are_computed_again_under_the_same_policy(reentrant,
             y = checkpoint(block, x, use_reentrant=reentrant).float().sum()
         y.backward()
     assert seen == [torch.float32 if island else torch.bfloat16] * 2
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_a_product_inside_a_kernel_is_cast_in_an_emulated_run_too(target):
+    theta = torch.eye(2, 3).expand(2, 2, 3) / 3
+
+    def grid():
+        return F.affine_grid(theta, (2, 3, 6, 6), align_corners=False)
+
+    with torch.autocast("cpu", dtype=torch.float16):
+        native = grid()
+    with target_autocast("cpu", torch.float16, target), Emulation(target):
+        emulated = grid()
+    assert native.dtype == emulated.dtype == torch.float16
+    assert torch.allclose(native.float(), emulated.float(), rtol=2**-10, atol=0)
+    assert grid().dtype == torch.float32
