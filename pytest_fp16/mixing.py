@@ -153,7 +153,7 @@ def _run(forward: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> An
 def _autocasts(device: str) -> bool:
     if device == "meta":  # torch.compile can trace this, but not the error below
         return False
-    try:  # nor is_autocast_available, in torch 2.6
+    try:  # nor is_autocast_available, up to torch 2.11
         return torch.is_autocast_enabled(device)
     except RuntimeError:  # another type of device without autocast
         return False
