@@ -1,0 +1,94 @@
+"""Theory follows ordinary models: a forecast that is not there is a mistake of ours."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, Settings
+from pytest_fp16.conformance import examine
+
+ALL = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(30, 12), kind(12, 16, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embed(tokens))[0][:, -1])
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(30, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, tokens):
+        return self.head(self.layers(self.embed(tokens)).mean(1))
+
+
+class InPlace(nn.Module):
+    """Writes into slices, chunks, indexes: what autograd and views make hard."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, tokens):
+        x = self.first(tokens.to(self.first.weight.dtype) / 30)
+        x[:, :4] *= 2
+        x = x.relu_().add_(0.1)
+        a, b = x.chunk(2, -1)
+        x = torch.cat([a.clamp(max=3), b.sigmoid() * a], -1)
+        x[:, [1, 3]] = x[:, [0, 2]].tanh()
+        return self.head(x / x.norm(dim=-1, keepdim=True).clamp(min=1e-3))
+
+
+class Convolutional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv1d(1, 8, 3, padding=1),
+            nn.BatchNorm1d(8),
+            nn.GELU(),
+            nn.MaxPool1d(2),
+            nn.ConvTranspose1d(8, 8, 2, 2),
+            nn.GroupNorm(2, 8),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, tokens):
+        return self.body(tokens.to(self.body[0].weight.dtype).unsqueeze(1) / 30)
+
+
+MODELS = {
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "gru": lambda: Recurrent(nn.GRU),
+    "rnn": lambda: Recurrent(nn.RNN),
+    "encoder": Encoder,
+    "in place": InPlace,
+    "convolutional": Convolutional,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_an_ordinary_model_is_forecast(name, target):
+    torch.manual_seed(2)
+    model, tokens = MODELS[name]().eval(), torch.randint(0, 30, (40, 6))
+    with torch.no_grad():
+        data = [(tokens, model(tokens).argmax(-1))]
+
+    for report in examine(Evaluation(model=model, data=data), Settings(ALL, target=target)):
+        # Views written in place have no reverse pass: the noise of repeated runs stands in.
+        method = "random rounding" if name == "in place" else "adjoint"
+        assert report.forecast.method == method, report.forecast.reason
+        assert report.forecast.verdict == report.verdict == "equivalent", str(report)
