@@ -31,6 +31,7 @@ from pytest_fp16.engine.operations import (
     require_same_dtype,
     tensors,
 )
+from pytest_fp16.engine.scalars import as_the_kernel_takes
 
 
 class UnsupportedOperation(RuntimeError):  # noqa: N818
@@ -99,7 +100,7 @@ class Emulation(TorchDispatchMode):
                     raise
         if known.name in ATTENTION and args[0].device.type == "cpu":
             return _attention(args, kwargs)
-        return _widened(func, known, args, kwargs)
+        return _widened(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs)
 
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Raise UnsupportedOperation where the target is known to have no kernel."""

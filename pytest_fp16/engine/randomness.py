@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -113,4 +114,14 @@ def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch: a model that draws numbers draws the same in each run."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:  # torch's own would note down a stack trace for the device that there is not
+        torch.default_generator.manual_seed(seed)
+
+
+@cache
+def _has_accelerator() -> bool:
+    """Whether torch has generators beside the CPU's."""
+    others = (torch.backends.mps, *(getattr(torch, name, None) for name in ("cuda", "xpu", "mtia")))
+    return any(other is not None and other.is_available() for other in others)

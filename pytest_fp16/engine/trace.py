@@ -36,6 +36,7 @@ from pytest_fp16.engine.operations import (
     require_same_dtype,
 )
 from pytest_fp16.engine.recorder import Recorder, largest_magnitude
+from pytest_fp16.engine.scalars import as_the_kernel_takes
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.trace_arguments import (
     as_native,
@@ -130,7 +131,7 @@ class Trace(Interception):
         cells = [s.cell for s in shadows_in(args, kwargs)]
         moves = known.name not in _CONSTANT
         call = Call(
-            *(func, known, args, kwargs),
+            *(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs),
             depends=moves and any(c.depends for c in cells),
             noisy=moves and any(c.noisy for c in cells),
         )
