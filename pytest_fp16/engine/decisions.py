@@ -5,7 +5,7 @@ They have no useful gradient, so an input whose values come near one loses its c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from pytest_fp16.theory.rounding import Format, ulp
 
-#: A comparison whose operands are closer than this many ulps may fall either way.
+#: A comparison may fall either way where its operands are closer than this many times their
+#: predicted error: 4σ of the difference of two.
+DECISION_SIGMAS = 6.0
+#: The same in ulps, where no error was predicted.
 DECISION_ULPS = 16.0
 
 
@@ -25,15 +28,20 @@ _SEARCHES = frozenset(
 
 
 def near_decision(
-    name: str, args: Sequence[Any], kwargs: dict[str, Any], fmt: Format
+    name: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    fmt: Format,
+    error: float | None = None,
 ) -> Tensor | None:
-    """Where the outcome of a discrete operation lies within `DECISION_ULPS` of another one.
+    """Where rounding could change the outcome of a discrete operation.
 
     Args:
         name: the operation.
         args: its positional arguments, tensors in float32.
         kwargs: its keyword arguments.
         fmt: the format of the 16-bit program.
+        error: the predicted error of its operands (root mean square), or None.
 
     Returns:
         Bool, of the shape of the operands, or with the dimension that was searched last and
@@ -43,35 +51,40 @@ def near_decision(
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
         return None
     x = x.detach()
+
+    def near(x: Tensor, other: Tensor) -> Tensor:
+        other = other.detach().to(x.dtype)
+        if error is not None:
+            return (x - other).abs() <= DECISION_SIGMAS * error
+        scale = torch.maximum(x.abs(), other.abs())
+        return (x - other).abs() <= DECISION_ULPS * ulp(scale, fmt)
+
     if name in _COMPARISONS:
-        return _near(x, torch.as_tensor(rest[0] if rest else kwargs["other"], device=x.device), fmt)
+        return near(x, torch.as_tensor(rest[0] if rest else kwargs["other"], device=x.device))
     if name in ("sign", "sgn", "heaviside"):
-        return _near(x, torch.zeros_like(x), fmt)
+        return near(x, torch.zeros_like(x))
     if name in ("bucketize", "searchsorted"):
-        return _near_boundary(name, x, rest[0], fmt)
+        return _near_boundary(name, x, rest[0], near)
     if name in _INTEGER_PARTS:
         shift = 0.5 if name == "round" else 0.0
-        return _near(x - shift, (x - shift).round(), fmt)
-    return _near_rank(name, x, rest, kwargs, fmt) if name in _SEARCHES else None
+        return near(x - shift, (x - shift).round())
+    return _near_rank(name, x, rest, kwargs, near) if name in _SEARCHES else None
 
 
-def _near(x: Tensor, other: Tensor, fmt: Format) -> Tensor:
-    other = other.detach().to(x.dtype)
-    scale = torch.maximum(x.abs(), other.abs())
-    return (x - other).abs() <= DECISION_ULPS * ulp(scale, fmt)
+_Near = Callable[[Tensor, Tensor], Tensor]
 
 
-def _near_boundary(name: str, x: Tensor, other: Any, fmt: Format) -> Tensor | None:
+def _near_boundary(name: str, x: Tensor, other: Any, near: _Near) -> Tensor | None:
     values, boundaries = (x, other) if name == "bucketize" else (other, x)
     if not isinstance(values, Tensor) or not isinstance(boundaries, Tensor):
         return None
     if boundaries.dim() > 1 or not values.is_floating_point():
         return None
-    return _near(values.unsqueeze(-1), boundaries, fmt).any(-1)
+    return near(values.unsqueeze(-1), boundaries).any(-1)
 
 
 def _near_rank(
-    name: str, x: Tensor, rest: Sequence[Any], kwargs: dict[str, Any], fmt: Format
+    name: str, x: Tensor, rest: Sequence[Any], kwargs: dict[str, Any], near: _Near
 ) -> Tensor | None:
     """Neighbours in the order so close that they could change places, and with them the choice."""
     dim = _searched_dim(name, rest, kwargs)
@@ -86,7 +99,7 @@ def _near_rank(
         first, last = 0, n - 1
     if first < 0 or last > n - 1:
         return None
-    return _near(ordered[..., first:last], ordered[..., first + 1 : last + 1], fmt)
+    return near(ordered[..., first:last], ordered[..., first + 1 : last + 1])
 
 
 def _searched_dim(name: str, rest: Sequence[Any], kwargs: dict[str, Any]) -> int | None:

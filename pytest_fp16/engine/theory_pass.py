@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import PRIMES, chunks, take
 from pytest_fp16.engine.certificates import Certifier
+from pytest_fp16.engine.decision_errors import Errors, decision_errors
 from pytest_fp16.engine.emulate import UnsupportedOperation
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output
 from pytest_fp16.engine.random_rounding import noise_batch
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.recorder import Recorder
-from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals
+from pytest_fp16.engine.rivals import SCREEN, NotDifferentiableError, Rivals, measured_screen
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
 from pytest_fp16.engine.theory_batch import TheoryBatch, concatenate
@@ -32,10 +33,6 @@ from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
 from pytest_fp16.theory.rounding import FORMATS, Format
 
-#: A competitor this many bounds of the runner-up away is taken as cleared without its own pass.
-SCREEN = 4.0
-#: Backward passes on the first few inputs that measure how far the errors of classes differ.
-SCREENING_PASSES = 32
 _CHUNK_BYTES = 512 * 2**20
 _AGREEMENT = 0.05
 #: Share of inputs near a discrete decision above which their errors are no longer exceptions.
@@ -69,6 +66,7 @@ class TheoryPass:
     followers: list[TheoryPass] = field(default_factory=list)
     pending: tuple[int, list[TheoryBatch]] | None = None
     compared: bool = False
+    errors: Errors = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.where = Location(self.model)
@@ -109,6 +107,7 @@ class TheoryPass:
         batch: int,
         seed: int,
         noise: torch.Generator | None = None,
+        collect: bool = False,
         **options: Any,
     ) -> tuple[Trace, Tensor]:
         """Trace one chunk; its canonical logits in float32, with their graph."""
@@ -121,7 +120,7 @@ class TheoryPass:
             formats=self.formats,
             **options,
         )
-        trace = Trace(recorder, self.target, self.constants)
+        trace = Trace(recorder, self.target, self.constants, self.errors, collect)
         self.where.reset()
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype
@@ -159,6 +158,8 @@ class TheoryPass:
         self.started = True
         few = 5 if n >= 7 else 1
         trace, canonical = self.trace_part(inputs, n, list(range(few)), seed)
+        if trace.decisions:
+            self.learn_decisions(inputs, n, seed)
         if trace.severed:
             names = ", ".join(sorted(trace.severed))
             raise NotDifferentiableError(f"no gradient passes {names}")
@@ -166,7 +167,9 @@ class TheoryPass:
         self.chunk = max(p for p in PRIMES if p == 5 or p * per_input <= _CHUNK_BYTES)
         alone = self._sigma(trace, canonical, reference[:few])
         values = canonical.detach()[:few]
-        self._set_screen(trace, canonical, reference[:few])
+        self.screen = measured_screen(self, trace, canonical, reference[:few])
+        for follower in self.followers:
+            follower.screen = self.screen
         self.totals.clear()
         if n == 1:
             return
@@ -178,31 +181,10 @@ class TheoryPass:
         if trace.recorder.owners.shared or bool(differs.any()) or _differ(values, canonical[:few]):
             raise NotDifferentiableError("the error of an input depends on its batch")
 
-    def _set_screen(self, trace: Trace, canonical: Tensor, reference: Tensor) -> None:
-        """Widen the screen where some class has a much larger error than the runner-up.
-
-        Takes each class's bound on the few inputs; many classes in groups with random signs, whose
-        sum stands for the largest among them.
-        """
-        classes = reference.shape[-1]
-        if not self.task.decides or classes < 3:
-            return
-        top = torch.zeros_like(reference).scatter_(-1, reference.argmax(-1, keepdim=True), 1.0)
-        signs = torch.ones_like(reference[0, 0])
-        if classes > SCREENING_PASSES:
-            generator = torch.Generator().manual_seed(classes)
-            drawn = torch.randint(0, 2, (classes,), generator=generator)
-            signs = drawn.mul_(2).sub_(1).to(signs)
-        own = self.backward(trace, canonical, self.task.seeds(reference))[self.format].bound
-        for start in range(min(classes, SCREENING_PASSES)):
-            group = torch.zeros_like(signs)
-            group[start::SCREENING_PASSES] = signs[start::SCREENING_PASSES]
-            seeds = top * group.sum() - group
-            bound = self.backward(trace, canonical, seeds)[self.format].bound
-            ratio = (bound / own.clamp(min=1e-30))[: len(reference)].nan_to_num(0, 0, 0)
-            self.screen = max(self.screen, 2 * float(ratio.max()))
-        for follower in self.followers:
-            follower.screen = self.screen
+    def learn_decisions(self, inputs: Any, n: int, seed: int) -> None:
+        """Predict, on the first few inputs, the error of what the model decides on."""
+        self.errors = decision_errors(self, inputs, n, list(range(5 if n >= 7 else 1)), seed)
+        self.totals.clear()
 
     def _sigma(self, trace: Trace, canonical: Tensor, reference: Tensor) -> Tensor:
         sums = self.backward(trace, canonical, self.task.seeds(reference))[self.format]

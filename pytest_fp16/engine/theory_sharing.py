@@ -79,6 +79,8 @@ class Sharing:
         before = bool(follower.totals)
         options = {"adjoint": not follower.compared, "detailed": not before}
         try:
+            if trace.decisions and not follower.compared:
+                follower.learn_decisions(inputs, n, self.seed)
             own, logits = follower.trace_part(inputs, n, indices, self.seed, **options)
         except Exception:  # whatever it is, the follower's own pass will meet and report it
             return None

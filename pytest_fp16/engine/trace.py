@@ -21,6 +21,7 @@ from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 
 from pytest_fp16.engine.absorption import absorbed, accumulated, operands_of
+from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import UnsupportedOperation, widen
 from pytest_fp16.engine.interception import AUTOCAST, READ_ON_HOST, Interception
@@ -68,8 +69,12 @@ class Trace(Interception):
         recorder: told of every rounding site.
         target: the device whose kernels are meant.
         constants: float32 twins of the model's own 16-bit parameters and buffers, by id.
+        errors: predicted errors of what its decisions compare.
+        collect: keep what they compare.
 
     Attributes:
+        operands: what the decisions compared, if it is kept.
+        decisions: how many there were.
         undecided: inputs that lie near a discrete decision, bool [batch].
         opaque: kernels from outside ATen that ran.
         severed: operations that no gradient passes.
@@ -77,9 +82,18 @@ class Trace(Interception):
     """
 
     def __init__(
-        self, recorder: Recorder, target: str, constants: dict[int, tuple[Tensor, Tensor]]
+        self,
+        recorder: Recorder,
+        target: str,
+        constants: dict[int, tuple[Tensor, Tensor]],
+        errors: Errors | None = None,
+        collect: bool = False,
     ) -> None:
         super().__init__()
+        self.errors = errors or []
+        self.collect = collect
+        self.operands: Operands = []
+        self.decisions = 0
         self.recorder = recorder
         self.target = target
         self.constants = constants
@@ -245,7 +259,13 @@ class Trace(Interception):
         decided = [r for r in flat(results) if isinstance(r, Shadow)]
         if not low or (name == "_to_copy" and decided[0].is_floating_point()):
             return
-        near = near_decision(name, unwrap(call.args), unwrap(call.kwargs), FORMATS[low[0].dtype])
+        key, index = (self.recorder.where(), name), self.decisions
+        self.decisions += 1
+        args, kwargs = unwrap(call.args), unwrap(call.kwargs)
+        if self.collect:
+            self.operands.append((key, args[0].detach().to(torch.float32)))
+        error = predicted_error(self.errors, index, key)
+        near = near_decision(name, args, kwargs, FORMATS[low[0].dtype], error)
         if near is None or not bool(near.any()):
             return
         rows = self.recorder.any_row(near)

@@ -454,6 +454,25 @@ def test_an_input_near_a_decision_inside_the_model_loses_its_certificate():
     assert not batch.probable[batch.undecided].any()
 
 
+def test_a_decision_on_a_difference_is_as_uncertain_as_what_was_subtracted():
+    """float16 has steps of 0.06 at 64 and of 2e-6 at the difference that is compared."""
+
+    def forward(s, x):
+        y = s.a(x)
+        moved = (y + 64.0) - 64.0
+        return s.b(torch.where(moved > s.limit, y + 4.0, y))
+
+    torch.manual_seed(0)
+    model = Functional(forward, a=nn.Linear(6, 1), b=nn.Linear(1, 3))
+    inputs = torch.randn(N, 6)
+    with torch.no_grad():
+        model.limit = float(model.a(inputs)[3, 0]) - 0.02
+    _, batch, *_ = examined(lambda: (model, inputs), "16-true")
+
+    assert batch.undecided[3]
+    assert batch.undecided.sum() < N / 2
+
+
 def test_the_order_of_a_sort_matters_only_if_its_indices_are_read():
     def values(s, x):
         return s.b(torch.sort(s.a(x).repeat(1, 2), -1).values)
