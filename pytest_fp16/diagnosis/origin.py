@@ -7,7 +7,6 @@ nor what lies downstream, and a mask that becomes −inf without consequence is 
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.search import Search
 from pytest_fp16.diagnosis.source import frames_of, raised_at
 from pytest_fp16.diagnosis.specimen import Damage, Specimen
 
@@ -85,15 +85,11 @@ def find_origin(
         except Exception:  # exact values lead elsewhere: nothing can be said of this cut
             return 1.0
 
-    guess = _guess(specimen, shares or {})
-    harmless, harmful = 0, len(operations)
-    while harmful - harmless > 1:
-        middle = _middle(guess, harmless, harmful)
-        if done(middle) >= ENOUGH:
-            harmful = middle
-        else:
-            harmless = middle
-    found = operations[harmful - 1]
+    search = Search(_expected(operations, shares or {}), ENOUGH**2, specimen.tape.first_lost())
+    while not search.done:
+        cut = search.cut()
+        search.learn(cut, done(cut) ** 2)
+    found = operations[search.harmful - 1]
     start, end = _stay(operations, found)
     whole = 1.0 if end == len(operations) else done(end)
     born = whole**2 - (0.0 if start == 0 else done(start)) ** 2
@@ -101,46 +97,11 @@ def find_origin(
     return Origin(found, operations, damage, born >= CONCENTRATED, unrounded)
 
 
-def _guess(specimen: Specimen, shares: Mapping[tuple[str, str], float]) -> list[float]:
-    """How likely each operation is to be the origin: the one at which theory expects enough of the
-    squared error, the first whose results are not finite, or, as likely as either, any."""
-    operations = specimen.operations
+def _expected(operations: list[Operation], shares: Mapping[tuple[str, str], float]) -> list[float]:
+    """What theory expects of each operation; one that runs several times has its part each time."""
     places = [(o.module, o.name) for o in operations]
     times = Counter(places)
-    known = [shares.get(place, 0.0) / times[place] for place in places]
-    total, so_far = sum(known) or 1.0, 0.0
-    chance = []
-    for share in known:
-        before, so_far = so_far, so_far + share / total
-        chance.append(1 / len(operations) + _crossing(before, so_far))
-    first = specimen.tape.first_lost()
-    if first is not None:
-        chance[first] += 1.0
-    return chance
-
-
-#: Theory's shares may be off by this factor, as far as the search relies on them.
-_OFF = 3.0
-
-
-def _crossing(before: float, after: float) -> float:
-    """The chance that the growing share of the squared error becomes ENOUGH² between the two."""
-    low, high = math.log(ENOUGH**2 / _OFF), math.log(ENOUGH**2 * _OFF)
-    first, last = (min(max(math.log(max(x, 1e-9)), low), high) for x in (before, after))
-    return (last - first) / (high - low)
-
-
-def _middle(chance: list[float], harmless: int, harmful: int) -> int:
-    """The cut between the two that leaves as even a chance on either side as can be."""
-    total = sum(chance[harmless:harmful])
-    so_far, best = 0.0, harmless + 1
-    for cut in range(harmless + 1, harmful):
-        before = abs(so_far - total / 2)
-        so_far += chance[cut - 1]
-        if cut > harmless + 1 and before <= abs(so_far - total / 2):
-            break
-        best = cut
-    return best
+    return [shares.get(place, 0.0) / times[place] for place in places]
 
 
 def _stay(operations: list[Operation], found: Operation) -> tuple[int, int]:
