@@ -178,7 +178,10 @@ def all_finite(values: Tensor) -> bool:
     """Whether every value is finite; by its extremes, which NaN and infinity show in."""
     if not values.numel():
         return True
-    low, high = values.aminmax()
+    try:
+        low, high = values.aminmax()
+    except RuntimeError:  # no kernel for this dtype
+        return bool(values.isfinite().all())
     return math.isfinite(low) and math.isfinite(high)
 
 
