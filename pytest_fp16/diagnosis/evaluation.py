@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from pytest_fp16.diagnosis.cures import Clinic, Judge, Pricer, find_cure
@@ -13,8 +14,9 @@ from pytest_fp16.diagnosis.mechanism import explain, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, vanishing
-from pytest_fp16.diagnosis.specimen import Sample, Specimen, fewer
+from pytest_fp16.diagnosis.specimen import FEW, Sample, Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
+from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.evidence import Kept
 from pytest_fp16.report.model import Culprit, Cure, Report
 from pytest_fp16.task import Task
@@ -32,6 +34,7 @@ class Patient:
         error: what the candidate raised, or None.
         judge: re-checks in full.
         price: tells what a cure costs.
+        few: inputs to look at, at most.
     """
 
     report: Report
@@ -44,6 +47,7 @@ class Patient:
     emulated: bool
     judge: Judge
     price: Pricer
+    few: int = FEW
 
     def specimen(self, remedy: Remedy | None = None, emulated: bool | None = None) -> Specimen:
         """The few inputs, with a remedy; run as the candidate ran."""
@@ -51,7 +55,7 @@ class Patient:
         if kept.whole:
             few = Sample(kept.inputs, kept.n, kept.seed)
         else:
-            few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong)
+            few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong, self.few)
         candidate = self.candidate(remedy or Remedy(self.report.precision))
         how = self.emulated if emulated is None else emulated
         return Specimen(candidate, self.reference, self.task, few, how)
@@ -113,7 +117,19 @@ def _let_go(error: BaseException | None) -> None:
 
 
 def explained(patient: Patient) -> Explanation:
-    """The culprit, as far as it can be told."""
+    """The culprit, as far as it can be told; from one input where memory holds no more."""
+    try:
+        return _explained(patient)
+    except Exception as error:
+        if not is_out_of_memory(error) or patient.few == 1 or patient.kept.whole:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    patient.few = 1
+    return _explained(patient)
+
+
+def _explained(patient: Patient) -> Explanation:
     specimen = patient.specimen()
     found = find_origin(specimen, _shares(patient.report))
     if patient.error is not None and not isinstance(found, Raised):

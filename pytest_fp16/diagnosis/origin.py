@@ -21,6 +21,7 @@ from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.search import Search
 from pytest_fp16.diagnosis.source import frames_of, raised_at
 from pytest_fp16.diagnosis.specimen import Damage, Specimen
+from pytest_fp16.engine.device import is_out_of_memory
 
 #: Part of the damage that the operations up to the origin must do by themselves.
 ENOUGH = 0.4
@@ -68,10 +69,15 @@ def find_origin(
         specimen: the candidate on a few inputs.
         shares: what theory expects each (module, operation) to contribute to the error; a guess
             that only decides where the search looks first.
+
+    Raises:
+        Exception: there is no memory to record the program on these inputs.
     """
     try:
         failing = specimen.record()
     except Exception as error:
+        if is_out_of_memory(error):  # of ours, as the candidate ran on more inputs
+            raise
         return _stopped(specimen, error)
     operations = specimen.operations
     damage = Damage(specimen, failing)

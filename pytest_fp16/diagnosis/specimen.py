@@ -43,10 +43,10 @@ class Sample:
     seed: int
 
 
-def fewer(inputs: Any, n: int, seed: int, wrong: list[int]) -> Sample:
-    """At most FEW of n inputs, those that went wrong first."""
+def fewer(inputs: Any, n: int, seed: int, wrong: list[int], most: int = FEW) -> Sample:
+    """At most so many of n inputs, those that went wrong first."""
     rest = [i for i in range(n) if i not in set(wrong)]
-    chosen = sorted([*wrong, *rest][:FEW])
+    chosen = sorted([*wrong, *rest][:most])
     return Sample(take(inputs, n, chosen), len(chosen), seed)
 
 

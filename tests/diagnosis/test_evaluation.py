@@ -11,6 +11,7 @@ import pytest_fp16.treatment as treatment
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.conformance import examine
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.settings import Settings
 
 
@@ -150,3 +151,19 @@ def test_what_a_failed_pass_held_is_freed_before_cures_are_tried(make_net, digit
     assert report.culprit.mechanism == "unsupported-op"
     assert failed
     assert alive[0] == 0
+
+
+def test_where_memory_does_not_do_one_input_is_looked_at(make_net, digits, monkeypatch):
+    record, sizes = Specimen.record, []
+
+    def short_of_memory(specimen):
+        sizes.append(specimen.sample.n)
+        if specimen.sample.n > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return record(specimen)
+
+    monkeypatch.setattr(Specimen, "record", short_of_memory)
+    part = nn.Sequential(Square(), nn.LayerNorm(32))
+    report = check(Evaluation(model=make_net(part), data=batches(digits)), precision="16-true")
+    assert sizes[:2] == [8, 1]
+    assert (report.culprit.module, report.culprit.mechanism) == ("core.part.0", "overflow")
