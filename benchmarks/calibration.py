@@ -75,8 +75,9 @@ def main() -> None:
         *("model", "precision", "inputs", "rms", "mean", "median / 0.6745", "bound exceeded"),
         *("flips", "allowed", "bounded", "verdict", "seconds for all four"),
     )
+    name = f"calibration-{options.only}" if options.only else "calibration"
     common.write(
-        "calibration", "Calibration of σ", summary, headers, rows, quick=options.quick
+        name, "Calibration of σ", summary, headers, rows, quick=options.quick
     )  # fmt: skip
 
 
