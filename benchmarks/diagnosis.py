@@ -23,6 +23,7 @@ from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.diagnosis import evaluation
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.evaluation import EvaluationRun
+from pytest_fp16.evaluation_report import report_of
 from pytest_fp16.treatment import patient_of
 
 
@@ -107,7 +108,7 @@ def real_models(price: Price) -> list[tuple[str, str]]:
         run = EvaluationRun(subject, Settings(precisions=("bf16-true",)), None)
         run.execute()
         lane = run.lanes[0]
-        price.timed(patient_of(run, lane, run.report(lane), {}))
+        price.timed(patient_of(run, lane, report_of(run, lane), {}))
         rows.append((name, price.of("bf16-true")))
     return rows
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16 import verdict as rules
 from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
@@ -17,13 +16,14 @@ from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.errors import DataError, FP16Error, ModelError
+from pytest_fp16.evaluation_report import needs_diagnosis, report_of
 from pytest_fp16.evidence import Batch, MetricTotals
 from pytest_fp16.lane import Lane, first_line
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.progress import Progress
-from pytest_fp16.report.model import Report, Run, Verdict
+from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import check_labels, infer_task
@@ -219,111 +219,6 @@ class EvaluationRun:
         parts = (logits, canonical, valid)
         return Batch(inputs, labels, n, self.inputs, output, *parts, seed)
 
-    # -- reports ------------------------------------------------------------------------------
-
-    def report(self, lane: Lane) -> Report:
-        """The report of one precision."""
-        metric = rules.metric_of(
-            self.subject, self.totals, lane.outcome.metric, self.settings.budget, self.labelled
-        )
-        measured = None if lane.done else metric
-        made = rules.checks(lane, measured)
-        outcome = lane.outcome
-        verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
-        if lane.no_memory is not None:
-            verdict, made = "inconclusive", []
-        losses = _losses(outcome.loss, outcome.decisions) if self.labelled else (None, None)
-        paper = self.task.kind == "classification" and outcome.decisions > 0
-        return Report(
-            name=self.subject.name,
-            kind="evaluation",
-            task=self.task.kind,
-            precision=lane.precision.name,
-            verdict=verdict,
-            checks=made,
-            metric=measured,
-            inputs=self.inputs,
-            decisions=outcome.decisions,
-            flips=outcome.flips if self.task.decides and not lane.done else None,
-            ties=outcome.ties if self.task.decides and not lane.done else None,
-            forecast=rules.forecast(lane, metric),
-            certified=rules.certified(lane),
-            delta_max=outcome.delta_max if paper else None,
-            gamma_median=rules.median(outcome.gammas) if paper else None,
-            loss_reference=losses[0],
-            loss_candidate=losses[1],
-            standardised=rules.standardised_of(lane),
-            sites=rules.sites_of(lane),
-            least_robust=rules.least_robust(lane),
-            warnings=self._warnings(lane, verdict, measured),
-            error=lane.failure or lane.no_memory,
-            run=self._run_facts(lane),
-        )
-
-    def _warnings(self, lane: Lane, verdict: Verdict, metric: Any) -> list[str]:
-        said = [*self.warnings, *lane.warnings]
-        canary = lane.canary
-        if canary is not None and canary.error is not None and lane.failure is None:
-            said.append(f"{canary.text}; the verdict speaks for {lane.candidate.target}")
-        elif canary is not None and (canary.difference or 0) > LARGE_DIFFERENCE:
-            said.append(f"emulation and this device's own kernels part: {canary.text}")
-        witness, precision_ = lane.witness, lane.precision
-        idle = witness is not None and not witness.dtypes[precision_.dtype_name]
-        if idle and lane.failure is None:
-            said.append(f"no operation computed in {precision_.dtype_name}: all ran in float32")
-        if verdict == "equivalent":
-            said += [w for w in (rules.luck(lane), rules.mass_ties(lane)) if w]
-            if metric is not None and metric.loss > SPENT * metric.budget:
-                share = metric.loss / metric.budget
-                said.append(f"{share:.0%} of the budget is spent")
-        return said
-
-    def _run_facts(self, lane: Lane) -> Run:
-        witness, canary = lane.witness, lane.canary
-        flags = {}
-        if self.device.type == "cuda":
-            matmul = torch.backends.cuda.matmul
-            flags["fp16_reduced_precision_reduction"] = bool(
-                matmul.allow_fp16_reduced_precision_reduction
-            )
-            flags["bf16_reduced_precision_reduction"] = bool(
-                matmul.allow_bf16_reduced_precision_reduction
-            )
-        return Run(
-            device=str(self.device),
-            target=lane.candidate.target,
-            mode=lane.mode,  # type: ignore[arg-type]
-            dtypes=dict(witness.dtypes) if witness else {},
-            islands=list(witness.float32_modules) if witness and not lane.precision.mixed else [],
-            canary=canary.text if canary else "",
-            unsupported=[canary.text] if canary and canary.unsupported else [],
-            deterministic=self.deterministic,
-            reduction_flags=flags,
-        )
-
-
-#: The canary's outputs part from emulation's by more than accumulation order explains.
-LARGE_DIFFERENCE = 0.1
-
-
-#: Part of the budget that must be spent for a passing evaluation to be looked into.
-SPENT = 0.5
-
-
-def needs_diagnosis(report: Report) -> bool:
-    """Whether a report fails, or only just passes."""
-    if report.verdict == "not equivalent":
-        return True
-    metric = report.metric
-    close = metric is not None and metric.loss > SPENT * metric.budget
-    return report.verdict == "equivalent" and close
-
-
-def _losses(totals: list[float], decisions: int) -> tuple[float | None, float | None]:
-    if not decisions or not any(totals):
-        return None, None
-    return totals[0] / decisions, totals[1] / decisions
-
 
 def _length(data: Any) -> int | None:
     try:
@@ -343,7 +238,7 @@ def examine_evaluation(
     with preserved_state():
         run = EvaluationRun(subject, settings, progress)
         run.execute()
-        reports = [run.report(lane) for lane in run.lanes]
+        reports = [report_of(run, lane) for lane in run.lanes]
         if run.plan is not None or any(map(needs_diagnosis, reports)):
             from pytest_fp16.treatment import treated
 

@@ -12,7 +12,8 @@ from pytest_fp16.diagnosis.evaluation import Diagnosis, Patient, diagnose
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.upcast import line_in_float32
 from pytest_fp16.engine.candidate import Candidate, fresh_model
-from pytest_fp16.evaluation import EvaluationRun, needs_diagnosis
+from pytest_fp16.evaluation import EvaluationRun
+from pytest_fp16.evaluation_report import needs_diagnosis, report_of
 from pytest_fp16.lane import Lane, first_line
 from pytest_fp16.planned import extend, remarks
 from pytest_fp16.price import price_of
@@ -94,4 +95,4 @@ def _judged(run: EvaluationRun, remedy: Remedy, planned: Mapping[str, tuple[str,
     keep = (*planned.get(remedy.precision, ()), *remedy.keep)
     again = EvaluationRun(subject, settings, None, {remedy.precision: keep})
     again.execute()
-    return again.report(again.lanes[0])
+    return report_of(again, again.lanes[0])

@@ -23,13 +23,11 @@ from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
 from pytest_fp16.engine.emulate import Emulation, widen
 from pytest_fp16.engine.interception import READ_ON_HOST, Interception
+from pytest_fp16.engine.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     LOW,
     Facts,
     flat,
-    nominal_at,
-    nominal_dtypes,
-    promoted_low,
     rebuild,
 )
 

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.attention import fused_attention
+from pytest_fp16.engine.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     ATTENTION,
     LOW,
@@ -24,9 +25,6 @@ from pytest_fp16.engine.operations import (
     facts,
     flat,
     missing_on_cuda,
-    nominal_at,
-    nominal_dtypes,
-    promoted_low,
     rebuild,
     require_same_dtype,
     tensors,

@@ -25,14 +25,13 @@ from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import UnsupportedOperation, widen
 from pytest_fp16.engine.interception import AUTOCAST, READ_ON_HOST, Interception
+from pytest_fp16.engine.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     DISCRETE,
     LOW,
     Facts,
     flat,
     missing_on_cuda,
-    nominal_dtypes,
-    promoted_low,
     rebuild,
     require_same_dtype,
 )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from pytest_fp16.engine.operations import LOW, Facts, nominal_at
+from pytest_fp16.engine.nominal import nominal_at
+from pytest_fp16.engine.operations import LOW, Facts
 from pytest_fp16.engine.shadow import Shadow
 from pytest_fp16.theory.rounding import Format
 

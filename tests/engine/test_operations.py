@@ -1,13 +1,12 @@
 import pytest
 import torch
 
+from pytest_fp16.engine.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     differentiable,
     facts,
     flat,
     functional,
-    nominal_dtypes,
-    promoted_low,
     rebuild,
     require_same_dtype,
     tensors,

@@ -1,0 +1,119 @@
+"""From what an evaluation has shown to the report of each precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_fp16 import verdict as rules
+from pytest_fp16.lane import Lane
+from pytest_fp16.report.model import Report, Run, Verdict
+
+if TYPE_CHECKING:
+    from pytest_fp16.evaluation import EvaluationRun
+
+#: The canary's outputs part from emulation's by more than accumulation order explains.
+LARGE_DIFFERENCE = 0.1
+
+
+#: Part of the budget that must be spent for a passing evaluation to be looked into.
+SPENT = 0.5
+
+
+def needs_diagnosis(report: Report) -> bool:
+    """Whether a report fails, or only just passes."""
+    if report.verdict == "not equivalent":
+        return True
+    metric = report.metric
+    close = metric is not None and metric.loss > SPENT * metric.budget
+    return report.verdict == "equivalent" and close
+
+
+def _losses(totals: list[float], decisions: int) -> tuple[float | None, float | None]:
+    if not decisions or not any(totals):
+        return None, None
+    return totals[0] / decisions, totals[1] / decisions
+
+
+def report_of(run: EvaluationRun, lane: Lane) -> Report:
+    """The report of one precision."""
+    metric = rules.metric_of(
+        run.subject, run.totals, lane.outcome.metric, run.settings.budget, run.labelled
+    )
+    measured = None if lane.done else metric
+    made = rules.checks(lane, measured)
+    outcome = lane.outcome
+    verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
+    if lane.no_memory is not None:
+        verdict, made = "inconclusive", []
+    losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)
+    paper = run.task.kind == "classification" and outcome.decisions > 0
+    return Report(
+        name=run.subject.name,
+        kind="evaluation",
+        task=run.task.kind,
+        precision=lane.precision.name,
+        verdict=verdict,
+        checks=made,
+        metric=measured,
+        inputs=run.inputs,
+        decisions=outcome.decisions,
+        flips=outcome.flips if run.task.decides and not lane.done else None,
+        ties=outcome.ties if run.task.decides and not lane.done else None,
+        forecast=rules.forecast(lane, metric),
+        certified=rules.certified(lane),
+        delta_max=outcome.delta_max if paper else None,
+        gamma_median=rules.median(outcome.gammas) if paper else None,
+        loss_reference=losses[0],
+        loss_candidate=losses[1],
+        standardised=rules.standardised_of(lane),
+        sites=rules.sites_of(lane),
+        least_robust=rules.least_robust(lane),
+        warnings=_warnings(run, lane, verdict, measured),
+        error=lane.failure or lane.no_memory,
+        run=_run_facts(run, lane),
+    )
+
+
+def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> list[str]:
+    said = [*run.warnings, *lane.warnings]
+    canary = lane.canary
+    if canary is not None and canary.error is not None and lane.failure is None:
+        said.append(f"{canary.text}; the verdict speaks for {lane.candidate.target}")
+    elif canary is not None and (canary.difference or 0) > LARGE_DIFFERENCE:
+        said.append(f"emulation and this device's own kernels part: {canary.text}")
+    witness, precision_ = lane.witness, lane.precision
+    idle = witness is not None and not witness.dtypes[precision_.dtype_name]
+    if idle and lane.failure is None:
+        said.append(f"no operation computed in {precision_.dtype_name}: all ran in float32")
+    if verdict == "equivalent":
+        said += [w for w in (rules.luck(lane), rules.mass_ties(lane)) if w]
+        if metric is not None and metric.loss > SPENT * metric.budget:
+            share = metric.loss / metric.budget
+            said.append(f"{share:.0%} of the budget is spent")
+    return said
+
+
+def _run_facts(run: EvaluationRun, lane: Lane) -> Run:
+    witness, canary = lane.witness, lane.canary
+    flags = {}
+    if run.device.type == "cuda":
+        matmul = torch.backends.cuda.matmul
+        flags["fp16_reduced_precision_reduction"] = bool(
+            matmul.allow_fp16_reduced_precision_reduction
+        )
+        flags["bf16_reduced_precision_reduction"] = bool(
+            matmul.allow_bf16_reduced_precision_reduction
+        )
+    return Run(
+        device=str(run.device),
+        target=lane.candidate.target,
+        mode=lane.mode,  # type: ignore[arg-type]
+        dtypes=dict(witness.dtypes) if witness else {},
+        islands=list(witness.float32_modules) if witness and not lane.precision.mixed else [],
+        canary=canary.text if canary else "",
+        unsupported=[canary.text] if canary and canary.unsupported else [],
+        deterministic=run.deterministic,
+        reduction_flags=flags,
+    )
