@@ -25,6 +25,8 @@ from pytest_fp16.theory.standardised import ErrorTotals, mean_allowed, spread_al
 #: Inputs an ideal emulation may be run on to tell correlated rounding from a defect.
 SECOND_LOOK = 2000
 _DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
+#: Words of ATen where an index leaves its table: one that was computed, and rounded.
+_INDEX_TROUBLE = ("out of range in self", "out of bounds")
 
 
 @dataclass
@@ -259,6 +261,8 @@ def in_halves(run: Callable[[Any], Tensor], batch: Batch) -> Tensor:
 
 def is_trouble_with_dtypes(error: BaseException) -> bool:
     """Whether a 16-bit program stopped because of its dtypes, as the native one would."""
+    if isinstance(error, IndexError):
+        return any(words in str(error) for words in _INDEX_TROUBLE)
     return is_missing_kernel(error) or (
         isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
         and any(word in str(error) for word in _DTYPE_TROUBLE)

@@ -106,8 +106,13 @@ def _nearest(value: float, fmt: Format) -> float:
     return float(torch.tensor(value, dtype=torch.float64).to(fmt.dtype))
 
 
-def vanished(born: Operation, finding: Finding, fmt: Format) -> Why | None:
-    """Values that fall to zero, or so far below the normal range that few digits are left."""
+def vanished(born: Operation, finding: Finding, fmt: Format, few: bool = False) -> Why | None:
+    """Values that fall to zero, or so far below the normal range that few digits are left.
+
+    Args:
+        born, finding, fmt: the operation, what was measured, the format it worked in.
+        few: a few zeros are enough, as where an output became NaN: lost digits alone make none.
+    """
     worst: tuple[float, Measure] | None = None
     stored = [m for m in finding.operands if not m.made]
     for measure in (*finding.own, *stored):
@@ -117,10 +122,15 @@ def vanished(born: Operation, finding: Finding, fmt: Format) -> Why | None:
         if worst is None or share > worst[0]:
             worst = (share, measure)
     if worst is None or worst[0] < VANISHED:
-        return None
+        zeroed = max(finding.own, key=lambda m: m.zeroed, default=None) if few else None
+        return _fell(born, zeroed, fmt) if zeroed is not None and zeroed.zeroed else None
     measure = worst[1]
     if measure.relative < fmt.unit_roundoff and not _alone(measure):
         return None
+    return _fell(born, measure, fmt)
+
+
+def _fell(born: Operation, measure: Measure, fmt: Format) -> Why:
     return Why(
         "underflow",
         born,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.diagnosis.cures import Clinic, Judge, Pricer, find_cure
-from pytest_fp16.diagnosis.mechanism import explain, stopped, worth_watching
+from pytest_fp16.diagnosis.mechanism import explain, misled, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, vanishing
@@ -143,7 +143,7 @@ def _explained(patient: Patient) -> Explanation:
 
 def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:
     if isinstance(found, Raised):
-        return stopped(found, specimen.candidate.precision.dtype_name)
+        return _led(specimen, found) or stopped(found, specimen.candidate.precision.dtype_name)
     if _strays(patient.report):
         culprit = defective(specimen.side_by_side(lambda i: True))
         if culprit is not None:
@@ -165,6 +165,14 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     if not found.concentrated and spread is not None and not certain:
         return spread  # an overflow is a fact, though a clamp behind it may limit the damage
     return culprit or spread
+
+
+def _led(specimen: Specimen, found: Raised) -> Culprit | None:
+    """The operation whose rounding led the program where it raised."""
+    if found.misled is None:
+        return None
+    born, before = found.misled.index, len(specimen.operations) - 1  # the last one has no result
+    return misled(found, specimen.side_by_side(lambda i: born <= i < max(before, born + 1)))
 
 
 def _shares(report: Report) -> dict[tuple[str, str], float]:

@@ -37,6 +37,25 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     )
 
 
+def misled(found: Raised, watched: list[Operation]) -> Culprit | None:
+    """The culprit where the program raised for what an earlier operation made of its values.
+
+    Args:
+        found: where it raised; `misled` is that operation.
+        watched: the program up to there, side by side with its exact twin.
+    """
+    if found.misled is None:
+        return None
+    born = watched[found.misled.index]
+    if born.finding is None:
+        return None
+    culprit = _why(born, watched, lost=False).culprit()
+    error = str(found.error).splitlines() or [""]
+    at = f"{found.module or 'the model itself'}, operation {found.operation}"
+    evidence = f"{culprit.evidence}; so {at} raised {type(found.error).__name__}: {error[0][:200]}"
+    return culprit.model_copy(update={"evidence": evidence})
+
+
 def worth_watching(origin: Origin) -> set[int]:
     """Indices of the operations that `explain` needs measured: the origin, and additions behind."""
     first = origin.operation.index
@@ -58,7 +77,7 @@ def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
     born = _consumer(watched, first)
     if born.finding is None:
         return None
-    return _why(born, watched).culprit()
+    return _why(born, watched, lost=bool(origin.damage.lost.any())).culprit()
 
 
 def _consumer(watched: list[Operation], first: int) -> Operation:
@@ -74,7 +93,8 @@ def _consumer(watched: list[Operation], first: int) -> Operation:
     return found
 
 
-def _why(born: Operation, watched: list[Operation]) -> Why:
+def _why(born: Operation, watched: list[Operation], lost: bool) -> Why:
+    """The first rule that applies; `lost` says that outputs became NaN or infinite."""
     finding = born.finding
     assert finding is not None, "unreachable: the caller has looked"
     fmt = format_of(finding)
@@ -85,4 +105,5 @@ def _why(born: Operation, watched: list[Operation]) -> Why:
     why = cancelled(born, watched) or cancelled_in_places(born, watched)
     if why is not None:
         return why
-    return vanished(born, finding, fmt) or imprecise(born, finding, fmt)
+    why = vanished(born, finding, fmt, few=lost)
+    return why or imprecise(born, finding, fmt)

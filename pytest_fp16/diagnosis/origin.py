@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -52,12 +52,18 @@ class Origin:
 
 @dataclass(frozen=True)
 class Raised:
-    """Where the 16-bit program stopped."""
+    """Where the 16-bit program stopped.
+
+    Attributes:
+        misled: the operation whose rounding led it there, such as that of an index; None where
+            it stops for want of a kernel, whatever the values.
+    """
 
     module: str
     operation: str
     source: str | None
     error: BaseException
+    misled: Operation | None = None
 
 
 def find_origin(
@@ -148,8 +154,35 @@ def _stopped(specimen: Specimen, error: Exception) -> Raised:
         with calls:
             specimen.record()
     except Exception as again:
-        return raised(again, specimen, calls.inside)
+        found = raised(again, specimen, calls.inside)
+        return replace(found, misled=_misleading(specimen))
     return raised(error, specimen)
+
+
+def _misleading(specimen: Specimen) -> Operation | None:
+    """The earliest operation whose rounding makes the program stop at a later one."""
+    operations = specimen.operations
+    stopped = specimen.last.raised if specimen.last is not None else None
+    harmful = stopped.index if stopped is not None else len(operations)
+    if not _stops(specimen, harmful) or _stops(specimen, 0):
+        return None  # its own arguments are no reason, or exact ones stop it as well
+    harmless = 0
+    while harmful - harmless > 1:
+        cut = (harmless + harmful) // 2
+        if _stops(specimen, cut):
+            harmful = cut
+        else:
+            harmless = cut
+    return operations[harmful - 1]
+
+
+def _stops(specimen: Specimen, until: int) -> bool:
+    """Whether the program stops when its first `until` operations alone are rounded."""
+    try:
+        specimen.run(until)
+    except Exception:
+        return True
+    return False
 
 
 _KERNEL = re.compile(r'"(?P<name>\w+?)(_cpu|_cuda|_out|_stub|_impl)*_?" not implemented')

@@ -1,9 +1,10 @@
 """One line of a model's code in float32, as if its author had written ``.float()`` there.
 
-Functions called on that line take their 16-bit arguments in float32, outside of autocast. Their
-results stay float32 and make what follows float32 too, as torch's promotion has it, up to the
-first function that refuses to mix them with 16-bit tensors (a layer with 16-bit weights): there
-they are cast back. It is a cure's trial, not a way to run a model: every call is looked at.
+Functions called on that line take their 16-bit arguments in float32, outside of autocast, and where
+they are told to make 16-bit numbers they make float32 ones. Their results stay float32 and make
+what follows float32 too, as torch's promotion has it, up to the first function that refuses to mix
+them with 16-bit tensors (a layer with 16-bit weights): there they are cast back. It is a cure's
+trial, not a way to run a model: every call is looked at.
 """
 
 from __future__ import annotations
@@ -139,11 +140,14 @@ class Upcast(TorchFunctionMode):
             return func(*args, **kwargs)
         device = given[0].device.type if given else "cpu"
         casts = _autocasts(device)
+        asked = next((v for v in (*args, *kwargs.values()) if _is_low(v)), None)
+        low = low or asked
         if low is None and not casts:
             return func(*args, **kwargs)
-        wide = map_tensors(args, _widened)
+        wide = map_tensors(tuple(_float32_for(a) for a in args), _widened)
+        named = {k: _float32_for(v) for k, v in kwargs.items()}
         with torch.autocast(device, enabled=False):
-            out = func(*wide, **map_tensors(kwargs, _widened))
+            out = func(*wide, **map_tensors(named, _widened))
         if writes:
             target = args[0]
             if isinstance(target, Tensor) and wide[0] is not target:
@@ -161,6 +165,14 @@ class Upcast(TorchFunctionMode):
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in LOW else tensor
+
+
+def _is_low(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value in LOW
+
+
+def _float32_for(value: Any) -> Any:
+    return torch.float32 if _is_low(value) else value
 
 
 def _autocasts(device: str) -> bool:

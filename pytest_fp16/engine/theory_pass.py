@@ -142,16 +142,20 @@ class TheoryPass:
         """Trace some inputs of a batch.
 
         Raises:
-            NotDifferentiableError: the model does not run on a part of a batch.
+            NotDifferentiableError: the model does not run on a part of a batch, or its outputs
+                there are not those inputs'.
         """
         try:
-            return self.trace(take(inputs, n, indices), len(indices), seed, **options)
+            part = self.trace(take(inputs, n, indices), len(indices), seed, **options)
         except UnsupportedOperation:
             raise
         except Exception as error:  # if the 16-bit program fails, the whole batch will show it
             raise NotDifferentiableError(
                 f"the model does not run on a part of a batch ({type(error).__name__})"
             ) from error
+        if len(part[1]) != len(indices):  # outputs that are not one row for each row of inputs
+            raise NotDifferentiableError("a part of a batch does not give its part of the outputs")
+        return part
 
     def _start(self, inputs: Any, n: int, reference: Tensor, seed: int) -> None:
         """Size the chunks, and check on a few inputs that σ does not depend on the batch."""

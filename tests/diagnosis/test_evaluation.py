@@ -10,6 +10,7 @@ from torch import nn
 import pytest_fp16.treatment as treatment
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.conformance import examine
+from pytest_fp16.diagnosis.origin import Raised, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.settings import Settings
@@ -167,3 +168,66 @@ def test_where_memory_does_not_do_one_input_is_looked_at(make_net, digits, monke
     report = check(Evaluation(model=make_net(part), data=batches(digits)), precision="16-true")
     assert sizes[:2] == [8, 1]
     assert (report.culprit.module, report.culprit.mechanism) == ("core.part.0", "overflow")
+
+
+class Numbered(nn.Module):
+    """A table looked up by numbers that a model counts in its own dtype."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.enter, self.table = nn.Linear(1, 8), nn.Embedding(length, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.enter(x.unsqueeze(-1))
+        places = torch.arange(x.shape[1], dtype=x.dtype).long()
+        return self.head(x + self.table(places))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_an_index_that_rounding_leads_out_of_its_table(precision):
+    torch.manual_seed(0)
+    data = [torch.randn(6, 600)]
+    report = check(
+        Evaluation(model=Numbered(600).eval(), data=data, labelled=False),
+        precision=precision,
+        emulate="always",
+        budget=0.05,
+    )
+    culprit = report.culprit
+    assert (culprit.operation, culprit.mechanism) == ("arange", "absorption")
+    assert "599" in culprit.evidence
+    assert "embedding raised IndexError" in culprit.evidence
+    assert report.cure.kind == "upcast"
+    assert report.cure.verified
+    assert report.forecast.verdict == "not equivalent"
+
+
+def test_a_kernel_that_is_missing_is_missing_whatever_the_values(make_net, specimen):
+    class Quantile(nn.Module):
+        def forward(self, x):
+            return torch.minimum(x, torch.quantile(x, 0.9, dim=-1, keepdim=True))
+
+    found = find_origin(specimen(make_net(Quantile(), steps=5)))
+    assert isinstance(found, Raised)
+    assert found.misled is None
+
+
+def test_a_few_zeros_are_an_underflow_where_outputs_become_nan(make_net, digits):
+    """Weights over their sum: ordinary for most inputs, all of them zero for a few."""
+
+    class Weights(nn.Module):
+        def forward(self, x):
+            weight = torch.exp(-x - 0.1 * x.sum(-1, keepdim=True))
+            return x * weight / weight.sum(-1, keepdim=True)
+
+    model = make_net(Weights())
+    (x, y) = digits[1]
+    x = x.clone()
+    with torch.no_grad():
+        x[0] *= 300 / model.encoder(x[:1]).sum()  # weights of e⁻³⁰
+    subject = Evaluation(model=model, data=[(x[:200], y[:200])])
+    report = check(subject, emulate="always")
+    assert report.culprit is not None
+    assert report.culprit.mechanism == "underflow"
+    assert "fall to zero" in report.culprit.evidence

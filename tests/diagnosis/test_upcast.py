@@ -134,3 +134,29 @@ def test_it_can_be_copied_and_pickled(model):
 def test_a_scripted_model_is_refused():
     with pytest.raises(ModelError, match="line by line"):
         line_in_float32(torch.jit.script(nn.Linear(2, 2)), "file.py:3")
+
+
+class Counted(nn.Module):
+    line = ""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.head(x)
+        Counted.line = here()
+        places = torch.arange(4000, 4008, dtype=x.dtype)
+        return x * 0 + places % 8
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
+def test_numbers_made_on_the_line_are_made_in_float32(low):
+    plain = Counted().eval()
+    with torch.no_grad():
+        plain(inputs())
+        raised = line_in_float32(copy.deepcopy(plain).to(low), Counted.line)
+        exact = raised(inputs().to(low))
+        rounded = copy.deepcopy(plain).to(low)(inputs().to(low))
+    assert torch.equal(exact.float(), plain(inputs()).detach())
+    assert not torch.equal(rounded.float(), exact.float())

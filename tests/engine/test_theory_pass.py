@@ -555,3 +555,21 @@ def test_a_custom_kernel_without_a_gradient_falls_back():
 def test_the_formats_seen_are_counted():
     assert set(examined(mlp, "bf16-mixed")[0].dtypes) == {"bfloat16"}
     assert set(examined(mlp, "16-true")[0].dtypes) == {"float16"}
+
+
+def test_outputs_that_are_not_a_row_for_each_input_are_not_cut(monkeypatch):
+    """Positions flattened into the batch: labels count 60 rows, inputs only 12."""
+
+    class Flat(nn.Module):
+        def forward(self, x):
+            return torch.stack((0.5 - x, x - 0.5), -1).flatten(0, 1)
+
+    torch.manual_seed(0)
+    model, inputs = Flat().eval(), torch.rand(12, 5)
+    logits = model(inputs)
+    task = infer_task("auto", logits, logits.argmax(-1), 60, -100)
+    subject = Evaluation(model=model, data=[])
+    theory = TheoryPass(model, precision("16-mixed"), "cuda", CPU, subject, task)
+    batch = theory.run(inputs, 60, task.canonical(logits), seed=0)
+    assert theory.method == "random rounding"
+    assert torch.equal(batch.margin, task.margins(task.canonical(logits), task.canonical(logits)))
