@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pytest_fp16.engine.batching import split_batch, to_device
+from pytest_fp16.engine.batching import copied, split_batch, to_device
 from pytest_fp16.engine.models import call_as_is, main_output, make_model
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.errors import DataError
@@ -35,7 +35,7 @@ def _one_batch(subject: Evaluation) -> None:
     model = make_model(subject.model).eval()
     inputs, _ = split_batch(_first(subject.data, "data"), subject.labelled)
     with torch.no_grad():
-        main_output(call_as_is(model, to_device(inputs, _device(model)), subject.forward))
+        main_output(call_as_is(model, copied(to_device(inputs, _device(model))), subject.forward))
 
 
 def _one_step(subject: Training) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_fp16.engine.batching import cast_floating, split_batch, to_device
+from pytest_fp16.engine.batching import cast_floating, copied, split_batch, to_device
 from pytest_fp16.engine.device import resolve_device
 from pytest_fp16.engine.models import autocast, call_as_is, make_model, prepare
 from pytest_fp16.errors import DataError
@@ -174,7 +174,7 @@ def pass_of(
         DataError: there is no batch.
     """
     inputs, _ = split_batch(_first(subject.data), subject.labelled)
-    inputs = to_device(inputs, device)
+    inputs = copied(to_device(inputs, device))
     if precision != REFERENCE and not precision.mixed:
         inputs = cast_floating(inputs, precision.dtype)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16 import Evaluation, check
+from pytest_fp16 import Evaluation, Settings, Training, check
+from pytest_fp16.conformance import examine
 
 
 class Graph(nn.Module):
@@ -234,3 +235,52 @@ def test_mass_ties_are_said():
     said = [w for w in report.warnings if "tie exactly" in w]
     order = "argmax takes the first of the tied classes, so the metric depends on their order"
     assert said == [f"{report.ties} of 100 decisions tie exactly in float16: {order}"]
+
+
+class WritesItsInput(nn.Module):
+    """Normalises what it is given in place, as detection models do with images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(1.0).mul_(0.5)
+        return self.layer(x)
+
+
+def test_a_model_that_writes_into_its_input_spoils_no_other_run():
+    torch.manual_seed(0)
+    model, x = WritesItsInput().eval(), torch.randn(100, 6)
+    with torch.no_grad():
+        labels = model(x.clone()).argmax(-1)
+    before = x.clone()
+    settings = Settings(precisions=("16-true", "16-mixed", "bf16-true", "bf16-mixed"))
+
+    for report in examine(Evaluation(model=model, data=[(x, labels)]), settings):
+        assert report.verdict == "equivalent", str(report)
+        assert report.metric.reference == 1.0
+        assert report.warnings == []
+    assert torch.equal(x, before)
+
+
+def test_a_training_that_writes_into_its_batches_spoils_no_other_run():
+    torch.manual_seed(0)
+    x = torch.randn(96, 6)
+    data = [(part, (part[:, 0] > 0).long()) for part in x.clone().split(32)]
+    before = [part.clone() for part, _ in data]
+
+    check(
+        Training(
+            model=WritesItsInput,
+            optimizer=lambda params: torch.optim.SGD(params, lr=0.5),
+            loss=nn.functional.cross_entropy,
+            train_data=data,
+            eval_data=data,
+            epochs=4,
+        ),
+        precision="bf16-mixed",
+        seeds=2,
+    )
+
+    assert all(torch.equal(part, was) for (part, _), was in zip(data, before, strict=True))

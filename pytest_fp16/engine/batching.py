@@ -70,6 +70,11 @@ def to_device(value: Any, device: torch.device) -> Any:
     return map_tensors(value, lambda t: t.to(device))
 
 
+def copied(value: Any) -> Any:
+    """Tensors of one's own: a model may write into its inputs, and the next run reads them."""
+    return map_tensors(value, lambda t: t.clone())
+
+
 def cast_floating(value: Any, dtype: torch.dtype) -> Any:
     """Floating tensors converted to `dtype`, integer and bool tensors untouched."""
     return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.autocast import target_autocast
-from pytest_fp16.engine.batching import cast_floating
+from pytest_fp16.engine.batching import cast_floating, copied
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 
@@ -96,7 +96,8 @@ def call(
     precision: Precision,
     forward: Callable[[Any, Any], Any] | None,
 ) -> Any:
-    """The model's outputs; floating inputs are cast first where the whole model is."""
+    """The model's outputs on a copy of the inputs, cast first where the whole model is."""
+    inputs = copied(inputs)
     if precision.dtype_name != "float32" and not precision.mixed:
         inputs = cast_floating(inputs, precision.dtype)
     return call_as_is(model, inputs, forward)

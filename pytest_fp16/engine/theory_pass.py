@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.batching import PRIMES, chunks, take
+from pytest_fp16.engine.batching import PRIMES, chunks, copied, take
 from pytest_fp16.engine.certificates import Certifier
 from pytest_fp16.engine.decision_errors import Errors, decision_errors
 from pytest_fp16.engine.emulate import UnsupportedOperation
@@ -124,7 +124,7 @@ class TheoryPass:
         self.where.reset()
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype
-        traced = wrap_inputs(inputs, cast)
+        traced = wrap_inputs(copied(inputs), cast)
         with torch.no_grad(), autocast(self.precision, self.device, self.target), trace:
             output = call_as_is(self.model, traced, self.subject.forward)
         main = main_output(output)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.autocast import held_policy
-from pytest_fp16.engine.batching import cast_floating, split_batch, to_device
+from pytest_fp16.engine.batching import cast_floating, copied, split_batch, to_device
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.lightning import is_lightning, own_loss
 from pytest_fp16.engine.models import autocast, call_as_is, main_output, make_model
@@ -142,8 +142,8 @@ class Trainee:
         return self.amendment.loss_scale or 1.0
 
     def placed(self, batch: Any) -> Any:
-        """A batch on the device, its floating tensors cast where the whole model is."""
-        batch = to_device(batch, self.place.device)
+        """A copy of a batch on the device, floating tensors cast where the whole model is."""
+        batch = copied(to_device(batch, self.place.device))
         return batch if self.cast is None else cast_floating(batch, self.cast)
 
     def loss(self, batch: Any) -> Tensor:
