@@ -39,7 +39,7 @@ def site_names(trace):
         lambda x, w: (x @ w).tanh().sum(-1),
         lambda x, w: F.layer_norm((x @ w).exp(), (4,)).sin().sum(-1),
         lambda x, w: F.softmax(x @ w, -1)[:, 0].log(),
-        lambda x, w: (x.view(BATCH, 2, 3).mul(2).sin() @ w[:3]).amax((1, 2)),
+        lambda x, w: (x.view(BATCH, 2, 3).mul(1.7).sin() @ w[:3]).amax((1, 2)),
         lambda x, w: torch.where(x @ w > 0, x @ w, (x @ w).exp()).sum(-1),
     ],
 )
@@ -183,6 +183,19 @@ def test_noise_has_the_spread_of_rounding_errors(dtype):
     assert error.abs().max() <= 0.5
     assert error.std().item() == pytest.approx(12**-0.5, rel=0.02)
     assert abs(error.mean().item()) < 0.01
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_whole_numbers_that_the_format_holds_do_not_round(noise):
+    """Counted places are exact in float16, and coarse in bfloat16 beyond 256."""
+
+    x = torch.rand(BATCH, 600) + 0.5
+    for dtype, exact in ((torch.float16, True), (torch.bfloat16, False)):
+        options = {"noise": torch.Generator().manual_seed(0)} if noise else {}
+        trace, out = traced(lambda x: (x > 0).to(x.dtype).cumsum(-1) / 4, x, dtype=dtype, **options)
+        wrong = out.inner - torch.arange(1, 601) / 4
+        assert bool(wrong.any()) != (exact or not noise)
+        assert bool(trace.recorder.leaves) != (exact or noise)
 
 
 def test_noise_does_not_touch_the_generators_of_the_program():
