@@ -198,6 +198,9 @@ class Lane:
     def _keep(self, batch: Batch) -> None:
         """Keep a few inputs, those that went wrong if any did, for the diagnosis to look at."""
         kept = self.outcome.kept
+        if self.failure is not None:  # any of them may be the one that stops the program
+            self.outcome.kept = Kept(batch.inputs, batch.n, [], batch.seed, whole=self.whole)
+            return
         wrong = [i - batch.first for i in self.outcome.wrong_inputs if i >= batch.first][:KEPT]
         if kept is not None and (kept.wrong or not wrong):
             return

@@ -49,10 +49,12 @@ class Patient:
     price: Pricer
     few: int = FEW
 
-    def specimen(self, remedy: Remedy | None = None, emulated: bool | None = None) -> Specimen:
-        """The few inputs, with a remedy; run as the candidate ran."""
+    def specimen(
+        self, remedy: Remedy | None = None, emulated: bool | None = None, every: bool = False
+    ) -> Specimen:
+        """A few inputs (or every one that was kept), with a remedy; run as the candidate ran."""
         kept = self.kept
-        if kept.whole:
+        if kept.whole or every:
             few = Sample(kept.inputs, kept.n, kept.seed)
         else:
             few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong, self.few)
@@ -133,6 +135,11 @@ def _explained(patient: Patient) -> Explanation:
     specimen = patient.specimen()
     found = find_origin(specimen, _shares(patient.report))
     if patient.error is not None and not isinstance(found, Raised):
+        every = patient.specimen(every=True)  # one of the others may be what stops the program
+        again = find_origin(every)
+        if isinstance(again, Raised):
+            specimen, found = every, again
+    if patient.error is not None and not isinstance(found, Raised):
         # Emulation runs what this device's own kernels do not.
         native = patient.specimen(emulated=False)
         found = find_origin(native)
@@ -143,7 +150,9 @@ def _explained(patient: Patient) -> Explanation:
 
 def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:
     if isinstance(found, Raised):
-        return _led(specimen, found) or stopped(found, specimen.candidate.precision.dtype_name)
+        return _led(patient, specimen, found) or stopped(
+            found, specimen.candidate.precision.dtype_name
+        )
     if _strays(patient.report):
         culprit = defective(specimen.side_by_side(lambda i: True))
         if culprit is not None:
@@ -167,12 +176,13 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     return culprit or spread
 
 
-def _led(specimen: Specimen, found: Raised) -> Culprit | None:
+def _led(patient: Patient, specimen: Specimen, found: Raised) -> Culprit | None:
     """The operation whose rounding led the program where it raised."""
     if found.misled is None:
         return None
     born, before = found.misled.index, len(specimen.operations) - 1  # the last one has no result
-    return misled(found, specimen.side_by_side(lambda i: born <= i < max(before, born + 1)))
+    watched = specimen.side_by_side(lambda i: born <= i < max(before, born + 1))
+    return misled(found, patient.error or found.error, watched)
 
 
 def _shares(report: Report) -> dict[tuple[str, str], float]:

@@ -37,11 +37,12 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     )
 
 
-def misled(found: Raised, watched: list[Operation]) -> Culprit | None:
+def misled(found: Raised, error: BaseException, watched: list[Operation]) -> Culprit | None:
     """The culprit where the program raised for what an earlier operation made of its values.
 
     Args:
         found: where it raised; `misled` is that operation.
+        error: what the candidate itself raised.
         watched: the program up to there, side by side with its exact twin.
     """
     if found.misled is None:
@@ -50,9 +51,9 @@ def misled(found: Raised, watched: list[Operation]) -> Culprit | None:
     if born.finding is None:
         return None
     culprit = _why(born, watched, lost=False).culprit()
-    error = str(found.error).splitlines() or [""]
-    at = f"{found.module or 'the model itself'}, operation {found.operation}"
-    evidence = f"{culprit.evidence}; so {at} raised {type(found.error).__name__}: {error[0][:200]}"
+    at = found.operation if found.operation == watched[-1].name else "the program"
+    said = (str(error).splitlines() or [""])[0][:200]
+    evidence = f"{culprit.evidence}; so {at} raised {type(error).__name__}: {said}"
     return culprit.model_copy(update={"evidence": evidence})
 
 

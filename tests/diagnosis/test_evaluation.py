@@ -231,3 +231,44 @@ def test_a_few_zeros_are_an_underflow_where_outputs_become_nan(make_net, digits)
     assert report.culprit is not None
     assert report.culprit.mechanism == "underflow"
     assert "fall to zero" in report.culprit.evidence
+
+
+class Checked(nn.Module):
+    """A model that refuses what is no distribution, as samplers do."""
+
+    def forward(self, x):
+        p = x.softmax(-1)
+        if bool(((p.sum(-1) - 1).abs() > 1e-6).any()):
+            raise ValueError("these are no probabilities")
+        return p.log()
+
+
+def test_a_check_of_the_models_own_that_only_rounded_values_fail(make_net, digits):
+    subject = Evaluation(model=make_net(Checked()), data=batches(digits))
+    report = check(subject, emulate="always")
+    assert report.error.startswith("ValueError")
+    assert report.culprit.module == "core.part"
+    assert report.culprit.mechanism in ("cancellation", "precision-loss")
+    assert "the program raised ValueError: these are no probabilities" in report.culprit.evidence
+    assert report.cure.verified
+
+
+def test_one_input_of_many_stops_the_program(digits):
+    """The input that leads an index out of its table is not among the first few."""
+    torch.manual_seed(0)
+    ids = torch.arange(60) % 50
+    ids[55] = 4095  # 4096 in bfloat16
+
+    class Ids(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(4096, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.table(x.long()))
+
+    subject = Evaluation(model=Ids().eval(), data=[ids.float()], labelled=False)
+    report = check(subject, precision="bf16-true", emulate="always")
+    assert report.culprit.operation == "_to_copy"
+    assert report.culprit.mechanism == "absorption"
+    assert "4095" in report.culprit.evidence
