@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from pytest_fp16.diagnosis.training_cures import Proposal, proposals
+from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.emulate import is_missing_kernel
 from pytest_fp16.engine.models import make_model
 from pytest_fp16.engine.order import ordered
@@ -72,6 +73,7 @@ def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
         description=proposal.description,
         verdict="equivalent",
         metric=result.metric,
+        price=price_of(runs, pairs.precision, reference.seed, proposal),
     )
 
 

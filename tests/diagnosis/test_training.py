@@ -54,6 +54,8 @@ def test_culprit_and_cure(digits_training, case):
     assert report.cure.kind == kind
     assert report.cure.verified
     assert report.cure.metric > report.metric.reference - 0.05
+    price = report.cure.price
+    assert (price.float32_share > price.float32_share_before) is (module != "<optimizer>")
 
 
 def test_a_cure_that_does_not_help_is_not_named(digits_training, monkeypatch):
