@@ -136,9 +136,11 @@ _LAST: dict[str, Any] = {}
 
 def check_case(case: Case, precision: str, **settings: Any) -> Outcome:
     """One check of a case; its other precisions come from the same pass, as under pytest."""
-    key = f"{case.name} {settings}"
-    if key not in _LAST:
+    key = f"{settings}"
+    if _LAST.get("case") != case.name:  # settings may alternate from precision to precision
         _LAST.clear()
+        _LAST["case"] = case.name
+    if key not in _LAST:
         _LAST[key] = _all_precisions(case, settings)
     return _LAST[key].get(precision) or checked(case.evaluation(), precision, **settings)
 
