@@ -2,8 +2,9 @@
 
 Operands are on the grid of the format. So a sum whose addend is below half an ulp, or a product
 with a factor next to one, rounds to the operand itself: a moving average stands still, a counter
-stops. That error has no random sign, and a σ does not describe it; it is applied instead. The same
-holds for kernels that accumulate in 16 bits: they are asked themselves.
+stops. So it is where a function is flat: exponentials of tiny numbers share the few numbers of the
+format next to one. That error has no random sign, and a σ does not describe it; it is applied
+instead. The same holds for kernels that accumulate in 16 bits: they are asked themselves.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.shadow import Shadow
-from pytest_fp16.theory.rounding import Format, ulp
+from pytest_fp16.theory.rounding import Format, round_to, ulp
 
 #: A share of values this small that fall back leaves no trace beside ordinary rounding.
 _WORTHWHILE = 0.01
 _SAMPLE = 4096
+#: Distinct values for each number of the format among which they must share.
+_CROWD = 64
+#: Standard errors of a mean of rounding errors that are no chance.
+_BIASED = 5.0
 
 #: Positions of the operands a result can fall back onto.
 OPERANDS = {
@@ -59,6 +64,30 @@ def _falls(operand: Tensor, y: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     away = operand - y
     halves = away.abs().mul_(2).div_(ulp(operand, fmt)).ceil_()
     return away, halves.sub_(1).abs_().neg_().add_(1).clamp_(min=0)
+
+
+def crowded(y: Tensor, fmt: Format) -> Tensor:
+    """`y` rounded, where many values share few numbers of the format and err to one side.
+
+    Args:
+        y: float32 results, before any rounding.
+        fmt: the format they are rounded to.
+    """
+    values = y.detach()
+    few = values.reshape(-1)[:: max(1, y.numel() // _SAMPLE)]
+    if few.numel() < _CROWD:
+        return y
+    low, high = torch.aminmax(few)
+    step = ulp(torch.maximum(low.abs(), high.abs()), fmt)
+    if not float((high - low) / step) * _CROWD <= few.numel():
+        return y
+    distinct = few.unique()
+    if float((high - low) / step) * _CROWD > len(distinct) or len(distinct) < _CROWD:
+        return y
+    bias = ((round_to(distinct, fmt) - distinct) / ulp(distinct, fmt)).mean()
+    if float(bias.abs()) <= _BIASED / (12 * len(distinct)) ** 0.5:
+        return y
+    return y + (round_to(values, fmt) - values)
 
 
 def operands_of(name: str, args: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 
-from pytest_fp16.engine.absorption import absorbed, accumulated, operands_of
+from pytest_fp16.engine.absorption import absorbed, accumulated, crowded, operands_of
 from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import UnsupportedOperation, widen
@@ -230,9 +230,11 @@ class Trace(Interception):
             moved = accumulated(y, lambda: call.func(*low_args, **low_kwargs))
         else:
             operands = operands_of(call.known.name, call.args, fmt.dtype)
-            if not operands or not largest_magnitude(y.detach()) < fmt.overflow_threshold:
-                return y
-            moved = absorbed(y, operands, fmt)
+            moved = y
+            if operands and largest_magnitude(y.detach()) < fmt.overflow_threshold:
+                moved = absorbed(y, operands, fmt)
+            if moved is y and not call.known.exact:
+                moved = crowded(y, fmt)
         self.recorder.bent |= moved is not y
         return moved
 
