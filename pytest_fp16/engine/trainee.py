@@ -143,8 +143,8 @@ class Trainee:
 
     def placed(self, batch: Any) -> Any:
         """A copy of a batch on the device, floating tensors cast where the whole model is."""
-        batch = copied(to_device(batch, self.place.device))
-        return batch if self.cast is None else cast_floating(batch, self.cast)
+        batch = to_device(batch, self.place.device)
+        return copied(batch if self.cast is None else cast_floating(batch, self.cast))
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of a placed batch, in this precision.
