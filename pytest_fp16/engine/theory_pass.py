@@ -86,13 +86,30 @@ class TheoryPass:
         if self.method == "adjoint":
             try:
                 if shared is not None and shared[0] == seed:
-                    return _decided(concatenate(shared[1]))
+                    return self._decided(concatenate(shared[1]))
                 if not self.started:
                     self._start(inputs, n, reference, seed)
-                return _decided(self._adjoint_batch(inputs, n, reference, seed))
+                return self._decided(self._adjoint_batch(inputs, n, reference, seed))
             except NotDifferentiableError as reason:
                 self._fall_back(str(reason))
         return noise_batch(self, inputs, n, reference, seed)
+
+    def _decided(self, said: TheoryBatch) -> TheoryBatch:
+        """The same, unless discrete decisions inside the model are open for too many inputs.
+
+        An open decision may flip an answer, which counts as half a flip; what it does to values
+        (such as to swap two of them) can only be seen.
+
+        Raises:
+            NotDifferentiableError: they are, and what hangs on them has no gradient.
+        """
+        most = _MOST_UNDECIDED if self.task.decides else 0.0
+        if float(said.undecided.float().mean()) > most:
+            share = "most" if self.task.decides else "some"
+            raise NotDifferentiableError(
+                f"{share} inputs lie near a discrete decision inside the model"
+            )
+        return said
 
     def _fall_back(self, reason: str) -> None:
         self.method = "random rounding"
@@ -262,17 +279,6 @@ class TheoryPass:
         for key, (square, absolute) in sums.by_site.items():
             self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
             self.totals[key].worst += float(absolute.nan_to_num(0, 0, 0).sum()) / 2
-
-
-def _decided(said: TheoryBatch) -> TheoryBatch:
-    """The same, unless a discrete decision inside the model is open for most of the inputs.
-
-    Raises:
-        NotDifferentiableError: it is, and what hangs on it has no gradient.
-    """
-    if float(said.undecided.float().mean()) > _MOST_UNDECIDED:
-        raise NotDifferentiableError("most inputs lie near a discrete decision inside the model")
-    return said
 
 
 def _differ(alone: Tensor, together: Tensor) -> bool:

@@ -573,3 +573,25 @@ def test_outputs_that_are_not_a_row_for_each_input_are_not_cut(monkeypatch):
     batch = theory.run(inputs, 60, task.canonical(logits), seed=0)
     assert theory.method == "random rounding"
     assert torch.equal(batch.margin, task.margins(task.canonical(logits), task.canonical(logits)))
+
+
+def test_an_open_decision_among_values_is_run():
+    """Second and third of a row, closer than their rounding: which is taken is no matter of σ."""
+
+    class Largest(nn.Module):
+        def forward(self, x):
+            x = x * 1.1
+            return torch.gather(x.flip(-1), 1, x.topk(2, -1).indices)
+
+    torch.manual_seed(0)
+    inputs = torch.randn(N, 6)
+    inputs[3, :3] = torch.tensor([9.0, 5.0, 5.0005])
+    model = Largest()
+    task = infer_task("regression", model(inputs), None, N, -100)
+    subject = Evaluation(model=model, data=[], task="regression")
+    theory = TheoryPass(model, precision("16-true"), "cuda", CPU, subject, task)
+    batch = theory.run(inputs, N, task.canonical(model(inputs)), 0)
+    assert theory.method == "random rounding"
+    assert "decision" in theory.notes[0]
+    assert batch.sigma[3] > 0.1
+    assert batch.sigma.median() < 0.01
