@@ -16,13 +16,23 @@ from pytest_fp16.errors import FP16Error
 from pytest_fp16.report.model import Culprit, Cure, Price, Report
 
 Kind = Literal[
-    "keep_in_float32", "mixed", "bfloat16", "epsilon", "mask constant", "upcast", "rescale"
+    "keep_in_float32",
+    "mixed",
+    "bfloat16",
+    "float16",
+    "epsilon",
+    "mask constant",
+    "upcast",
+    "rescale",
 ]
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
 HEALED = 0.5
 #: Further modules kept one after another, where one is not enough.
 ROUNDS = 4
+
+#: Mechanisms that more digits cure.
+_DIGITS = ("cancellation", "absorption", "precision-loss")
 
 #: Checks in full what comes of a remedy.
 Judge = Callable[[Remedy], Report]
@@ -119,6 +129,8 @@ def _candidates(
         yield "keep_in_float32", Remedy(mixed, alone)
     if name == "16" and mode == "true":
         yield "bfloat16", Remedy("bf16-mixed")
+    if name == "bf16" and culprit.mechanism in _DIGITS:  # float16 has three more bits
+        yield "float16", Remedy(f"16-{mode}")
 
 
 def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[tuple[str, ...]]:

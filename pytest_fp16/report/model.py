@@ -172,6 +172,7 @@ class Cure(Part):
         "keep_in_float32",
         "mixed",
         "bfloat16",
+        "float16",
         "epsilon",
         "mask constant",
         "upcast",

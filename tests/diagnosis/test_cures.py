@@ -116,3 +116,29 @@ def test_advice_with_the_line_where_nothing_passes(digits):
         assert "test_cures.py:" in report.cure.description
     else:
         assert report.cure.kind in ("mixed", "upcast")
+
+
+def test_float16_where_bfloat16_has_too_few_digits_for_the_whole_model():
+    """Nearest of many alike: no one module and no one line is to blame."""
+
+    class Bank(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers = [nn.Linear(16, 16, bias=False) for _ in range(5)]
+            self.layers = nn.Sequential(*layers, nn.LayerNorm(16))
+            self.register_buffer("bank", torch.randn(2000, 16))
+
+        def forward(self, x):
+            return nn.functional.normalize(self.layers(x), dim=-1) @ self.bank.T
+
+    torch.manual_seed(0)
+    data = [torch.randn(300, 16)]
+    report = check(
+        Evaluation(model=Bank().eval(), data=data, labelled=False),
+        precision="bf16-mixed",
+        emulate="always",
+        budget=0.005,
+    )
+    assert report.verdict == "not equivalent"
+    assert (report.cure.kind, report.cure.verified) == ("float16", True)
+    assert "16-mixed" in report.cure.description
