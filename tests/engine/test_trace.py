@@ -198,6 +198,15 @@ def test_whole_numbers_that_the_format_holds_do_not_round(noise):
         assert bool(trace.recorder.leaves) != (exact or noise)
 
 
+@pytest.mark.parametrize("noise", [False, True])
+def test_another_format_that_shares_the_gradients_may_round_what_this_one_holds(noise):
+    x, both = torch.rand(BATCH, 600) + 0.5, (FLOAT16, FORMATS[torch.bfloat16])
+    options = {"noise": torch.Generator().manual_seed(0)} if noise else {}
+    trace, out = traced(lambda x: (x > 0).to(x.dtype).cumsum(-1), x, formats=both, **options)
+    assert torch.equal(out.inner.detach(), torch.arange(1.0, 601.0).expand(BATCH, 600))
+    assert bool(trace.recorder.leaves) != noise
+
+
 def test_noise_does_not_touch_the_generators_of_the_program():
     def program(x):
         return F.dropout(x * 1.1, 0.5, training=True)
