@@ -130,7 +130,9 @@ def _locked(path: Path) -> Iterator[None]:
             os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
             break
         except (FileExistsError, PermissionError) as error:  # Windows denies what is being deleted
-            if time.monotonic() > end or not (lock.exists() or os.name == "nt"):
+            # A lock that is gone by now was released: another try. A folder may refuse for good.
+            denied = isinstance(error, PermissionError) and os.name != "nt"
+            if denied or time.monotonic() > end:
                 raise SettingError(
                     f"cannot write the plan {path}: {error.strerror}; is {lock} held by another "
                     "process?"

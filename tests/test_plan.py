@@ -175,3 +175,20 @@ def test_a_lock_left_behind_is_taken_over_and_a_held_one_is_an_error(tmp_path, m
     lock.touch()
     with pytest.raises(SettingError, match=r"plan.txt.lock held by another process"):
         _merge(path, 1, 1)
+
+
+def test_a_lock_released_between_two_looks_is_another_try(tmp_path, monkeypatch):
+    """The other process is done just after this one was refused."""
+    path, own, tries = tmp_path / "plan.txt", os.open, []
+
+    def refused_once(name, *arguments):
+        if str(name).endswith(".lock") and not tries:
+            tries.append(name)
+            raise FileExistsError(17, "File exists", name)
+        return own(name, *arguments)
+
+    monkeypatch.setattr("pytest_fp16.plan.os.open", refused_once)
+    _merge(path, 0, 1)
+
+    assert tries
+    assert [entry.test for entry in read_plan(path).entries] == ["test_0"]
