@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import nn
 
@@ -13,18 +12,7 @@ from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
-from pytest_fp16.report.model import Culprit, Cure, Price, Report
-
-Kind = Literal[
-    "keep_in_float32",
-    "mixed",
-    "bfloat16",
-    "float16",
-    "epsilon",
-    "mask constant",
-    "upcast",
-    "rescale",
-]
+from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
 HEALED = 0.5
@@ -109,7 +97,7 @@ def find_cure(
 
 def _candidates(
     clinic: Clinic, culprit: Culprit, origin: Origin | None
-) -> Iterator[tuple[Kind, Remedy]]:
+) -> Iterator[tuple[CureKind, Remedy]]:
     kept = None
     for keep in _sets(clinic, culprit, origin):
         kept = keep
@@ -196,7 +184,7 @@ def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> s
     return f"run in {remedy.precision}{kept} (or {hint})"
 
 
-_ADVICE: dict[str, tuple[Kind, str]] = {
+_ADVICE: dict[str, tuple[CureKind, str]] = {
     "overflow": ("rescale", "divide before it, or compute {operation} in float32"),
     "underflow": ("rescale", "multiply before it, work with logarithms, or compute {operation} in "
                   "float32"),
@@ -210,7 +198,7 @@ _ADVICE: dict[str, tuple[Kind, str]] = {
 }  # fmt: skip
 
 
-def advice(culprit: Culprit) -> tuple[Kind, str]:
+def advice(culprit: Culprit) -> tuple[CureKind, str]:
     """What to change in the code, and where."""
     kind, text = _ADVICE[culprit.mechanism]
     text = text.format(operation=culprit.operation)

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.recorder import largest_magnitude
 from pytest_fp16.theory.rounding import FORMATS, Format, ulp
 
 #: Magnitudes whose squares neither overflow nor vanish in float32.
@@ -183,14 +184,6 @@ def all_finite(values: Tensor) -> bool:
     except RuntimeError:  # no kernel for this dtype
         return bool(values.isfinite().all())
     return math.isfinite(low) and math.isfinite(high)
-
-
-def largest_magnitude(values: Tensor) -> float:
-    """The largest magnitude of finite values; 0 where there is none."""
-    if not values.numel():
-        return 0.0
-    low, high = values.aminmax()
-    return max(-float(low), float(high), 0.0)
 
 
 def root_mean_square(values: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,17 +14,8 @@ from pytest_fp16.engine.operations import LOW
 from pytest_fp16.engine.trainee import Amendment
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS, Precision
-from pytest_fp16.report.model import Culprit, Mechanism
+from pytest_fp16.report.model import Culprit, CureKind, Mechanism
 from pytest_fp16.subject import Training
-
-Kind = Literal[
-    "keep_in_float32",
-    "mixed",
-    "bfloat16",
-    "loss scale",
-    "loss in float32",
-    "optimizer epsilon",
-]
 
 #: Below √(smallest subnormal of the second moment) = 2^-12 an Adam epsilon cannot stand in for a
 #: second moment that has rounded to zero; above 1e-3 it begins to change the training itself.
@@ -50,7 +41,7 @@ class Proposal:
         points_to, mechanism: the culprit it speaks for, should it help and nothing else name one.
     """
 
-    kind: Kind
+    kind: CureKind
     description: str
     modules: list[str] = field(default_factory=list)
     subject: Training | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.emulate import widen
 from pytest_fp16.engine.interception import Carrier
+from pytest_fp16.engine.operations import tensors
 
 
 class Fate:
@@ -89,10 +90,4 @@ def each(value: Any, of: Callable[[Twin], Any]) -> Any:
 
 def twins(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Twin]:
     """Every twin among the arguments of an operation."""
-    found: list[Twin] = []
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Twin):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found.extend(item for item in value if isinstance(item, Twin))
-    return found
+    return [t for t in tensors(args, kwargs) if isinstance(t, Twin)]

@@ -43,6 +43,24 @@ class CanaryFindings:
     difference: float | None = None
 
 
+def refused(
+    error: BaseException, emulation_error: BaseException | None, device: str
+) -> CanaryFindings:
+    """The findings where the device's own kernels stopped the program.
+
+    Args:
+        error: what they raised.
+        emulation_error: what emulation raised, if it did.
+        device: their device type.
+    """
+    unsupported = is_missing_kernel(error) or isinstance(error, UnsupportedOperation)
+    words = "has no 16-bit kernel for an operation" if unsupported else "raised"
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    text = f"the canary on {device} {words}: {said[:160]}"
+    mixed_dtypes = not unsupported and any(w in said for w in MIXED_DTYPES)
+    return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
+
+
 def sing(
     candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness, count: int = INPUTS
 ) -> CanaryFindings:
@@ -60,12 +78,7 @@ def sing(
     native, error = _attempt(candidate, few, seed)
     device = candidate.device.type
     if error is not None:
-        unsupported = is_missing_kernel(error) or isinstance(error, UnsupportedOperation)
-        words = "has no 16-bit kernel for an operation" if unsupported else "raised"
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        text = f"the canary on {device} {words}: {said[:160]}"
-        mixed_dtypes = not unsupported and any(w in said for w in MIXED_DTYPES)
-        return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
+        return refused(error, emulation_error, device)
     assert native is not None, "unreachable: no error and no output"
     if emulated is None:
         return CanaryFindings(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.nominal import nominal_at
-from pytest_fp16.engine.operations import LOW, Facts
+from pytest_fp16.engine.operations import LOW, Facts, tensors
 from pytest_fp16.engine.shadow import Shadow
 from pytest_fp16.theory.rounding import Format
 
@@ -37,13 +37,7 @@ def as_native(value: Any) -> Any:
 
 def shadows_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Shadow]:
     """Every traced tensor among the arguments of an operation."""
-    found: list[Shadow] = []
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Shadow):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found.extend(item for item in value if isinstance(item, Shadow))
-    return found
+    return [t for t in tensors(args, kwargs) if isinstance(t, Shadow)]
 
 
 def written_targets(

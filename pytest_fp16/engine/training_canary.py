@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import all_tensors, take
-from pytest_fp16.engine.canary import MIXED_DTYPES, CanaryFindings
-from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
+from pytest_fp16.engine.canary import CanaryFindings, refused
 from pytest_fp16.engine.order import ordered, step_seed
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.trainee import Amendment, Place, Trainee, gradient_of
@@ -51,12 +50,7 @@ def one_step(
     native, error = _attempt(Trainee(*given, replace(place, emulated=False), amendment), few)
     device = place.device.type
     if error is not None:
-        unsupported = is_missing_kernel(error) or isinstance(error, UnsupportedOperation)
-        words = "has no 16-bit kernel for an operation" if unsupported else "raised"
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        text = f"the canary on {device} {words}: {said[:160]}"
-        mixed_dtypes = not unsupported and any(w in said for w in MIXED_DTYPES)
-        return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
+        return refused(error, emulation_error, device)
     text = f"the canary made a training step natively on {device}"
     if emulated is None or native is None:
         return CanaryFindings(text, None, emulation_error)

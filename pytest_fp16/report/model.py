@@ -165,22 +165,25 @@ class Price(Part):
     speedup: Real | None = None
 
 
+CureKind = Literal[
+    "keep_in_float32",
+    "mixed",
+    "bfloat16",
+    "float16",
+    "epsilon",
+    "mask constant",
+    "upcast",
+    "rescale",
+    "loss scale",
+    "loss in float32",
+    "optimizer epsilon",
+]
+
+
 class Cure(Part):
     """What to do about it; `verified` says that it was applied and the check passed."""
 
-    kind: Literal[
-        "keep_in_float32",
-        "mixed",
-        "bfloat16",
-        "float16",
-        "epsilon",
-        "mask constant",
-        "upcast",
-        "rescale",
-        "loss scale",
-        "loss in float32",
-        "optimizer epsilon",
-    ]
+    kind: CureKind
     modules: list[str] = []
     verified: bool
     description: str
