@@ -1,15 +1,12 @@
 """Keep named modules in float32 inside a model that runs in 16 bits.
 
 A kept module becomes an *island*: its class is replaced by a subclass that casts on entry and on
-exit. A subclass, unlike hooks or a replaced ``forward``, is copied, pickled and compiled with the
-module, and leaves the keys of the state dict alone.
+exit. The keys of the state dict stay as they are.
 """
 
 from __future__ import annotations
 
-import copyreg
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.errors import ModelError
+from pytest_fp16.variants import Variant, variant
 
 _LOW = (torch.float16, torch.bfloat16)
 
@@ -58,7 +56,7 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
     for module in islands:
         if not isinstance(module, Float32Island):
             module.float()
-            module.__class__ = island_class(type(module))
+            module.__class__ = variant(Float32Island, type(module))
             vars(module)["_fp16_around"] = around
             module.register_forward_pre_hook(_mark)
             module.register_load_state_dict_post_hook(_restore)
@@ -77,11 +75,11 @@ def cast_except(model: nn.Module, dtype: torch.dtype, modules: Iterable[str]) ->
     return keep_in_float32(model, modules).to(dtype)
 
 
-class Float32Island:
-    """What the class of a kept module inherits from, before its own class."""
+class Float32Island(Variant):
+    """A module that is kept in float32."""
 
+    _fp16_prefix = "Float32"
     _fp16_around: torch.dtype | None
-    _fp16_base: type[nn.Module]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         """Every cast and move of a module goes through here: follow all but a cast to 16 bits."""
@@ -100,35 +98,8 @@ class Float32Island:
         keep.fp16_whole = fn  # type: ignore[attr-defined]
         return super()._apply(keep, *args, **kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        made = super().__reduce_ex__(protocol)
-        if isinstance(made, tuple) and made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return (_rebuild, (self._fp16_base, *made[1][1:]), *made[2:])
-        return made
-
-
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def island_class(base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of `base` that runs in float32; one and the same for every module of it."""
-    if base not in _CLASSES:
-        _CLASSES[base] = _make_class(base)
-    return _CLASSES[base]
-
-
-def _make_class(base: type[nn.Module]) -> type[nn.Module]:
-    @functools.wraps(base.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _run(base.forward, self, args, kwargs)
-
-    members = {"forward": forward, "_fp16_base": base, "__module__": base.__module__}
-    return type(f"Float32{base.__name__}", (Float32Island, base), members)
-
-
-def _rebuild(base: type[nn.Module], *args: Any) -> Any:
-    made = island_class(base)
-    return made.__new__(made, *args)
+    def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        return _run(own, self, args, kwargs)
 
 
 def _run(forward: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:

@@ -9,8 +9,7 @@ trial, not a way to run a model: every call is looked at.
 
 from __future__ import annotations
 
-import copyreg
-import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pytest_fp16.engine.batching import map_tensors
 from pytest_fp16.engine.emulate import is_missing_kernel
 from pytest_fp16.engine.operations import LOW
 from pytest_fp16.errors import ModelError
+from pytest_fp16.variants import Variant, variant
 
 _IN_PLACE = frozenset(
     "__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __setitem__".split()
@@ -44,45 +44,20 @@ def line_in_float32(model: nn.Module, line: str) -> nn.Module:
     """
     if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
         raise ModelError("the forward of this model cannot be watched line by line")
-    model.__class__ = _watching(type(model))
+    model.__class__ = variant(_Watched, type(model))
     vars(model)["_fp16_line"] = line
     return model
 
 
-class _Watched:
-    """What the class of a watched model inherits from, before its own class."""
+class _Watched(Variant):
+    """A module whose forward is watched."""
 
-    _fp16_base: type[nn.Module]
+    _fp16_prefix = "Watched"
+    _fp16_line: str
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        made = super().__reduce_ex__(protocol)
-        if isinstance(made, tuple) and made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return (_rebuild, (self._fp16_base, *made[1][1:]), *made[2:])
-        return made
-
-
-def _rebuild(base: type[nn.Module], *args: Any) -> Any:
-    made = _watching(base)
-    return made.__new__(made, *args)
-
-
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _watching(base: type[nn.Module]) -> type[nn.Module]:
-    if base not in _CLASSES:
-        _CLASSES[base] = _make_class(base)
-    return _CLASSES[base]
-
-
-def _make_class(base: type[nn.Module]) -> type[nn.Module]:
-    @functools.wraps(base.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         with Upcast(self._fp16_line):
-            return base.forward(self, *args, **kwargs)
-
-    members = {"forward": forward, "_fp16_base": base, "__module__": base.__module__}
-    return type(f"Watched{base.__name__}", (_Watched, base), members)
+            return own(self, *args, **kwargs)
 
 
 class Upcast(TorchFunctionMode):
