@@ -25,12 +25,12 @@ class Certifier:
     Attributes:
         task: what counts as a margin.
         format: the 16-bit format.
-        screen: a competitor this many bounds of the runner-up away is taken as cleared.
+        screen: so many bounds of the runner-up away a class is taken as cleared, [C].
     """
 
     task: Task
     format: Format
-    screen: float
+    screen: Tensor
 
     def judge(
         self, trace: Trace, canonical: Tensor, reference: Tensor, sums: Sums, rivals: Rivals
@@ -59,29 +59,31 @@ class Certifier:
             undecided=undecided,
         )
         if self.task.decides:
-            self._clear_rivals(said, bound, reference, rivals)
+            self._clear_rivals(said, reference, rivals)
         else:
             said.bounded = said.probable = torch.zeros_like(said.bounded)
         return said
 
-    def _clear_rivals(
-        self, said: TheoryBatch, bound: Tensor, reference: Tensor, rivals: Rivals
-    ) -> None:
+    def _clear_rivals(self, said: TheoryBatch, reference: Tensor, rivals: Rivals) -> None:
         """Withdraw certificates where a third class could win."""
+        assert said.bound is not None, "unreachable: it comes from a backward pass"
         ranks = reference.argsort(-1, descending=True)
         gaps = said.logits.gather(-1, ranks[..., :1]) - said.logits.gather(-1, ranks[..., 2:])
-        certified = said.bounded | said.probable
-        near = certified & (gaps < self.screen * bound.unsqueeze(-1)).any(-1)
+        # What a competitor must keep of its distance to be cleared without a pass of its own.
+        screen = self.screen[ranks[..., 2:]]
+        bounds = screen * said.bound.unsqueeze(-1)
+        sigmas = screen * (PROBABLE_SIGMAS * said.sigma).unsqueeze(-1)
+        said.bounded &= (gaps >= bounds)[..., EXTRA_COMPETITORS:].all(-1)
+        said.probable &= (gaps >= sigmas)[..., EXTRA_COMPETITORS:].all(-1)
         for extra in range(min(EXTRA_COMPETITORS, gaps.shape[-1])):
             gap = gaps[..., extra]
-            needy = near & (gap < self.screen * bound)
-            if not bool(needy.any()):
+            needy = (
+                said.bounded & (gap < bounds[..., extra]),
+                said.probable & (gap < sigmas[..., extra]),
+            )
+            if not bool((needy[0] | needy[1]).any()):
                 continue
             sums = rivals.sums(ranks[..., :1], ranks[..., extra + 2 : extra + 3])[self.format]
             own, worst = (v[: len(reference)].unsqueeze(1) for v in (sums.sigma, sums.bound))
-            said.bounded &= ~needy | (gap > worst)
-            said.probable &= ~needy | (gap > PROBABLE_SIGMAS * own)
-        if gaps.shape[-1] > EXTRA_COMPETITORS:
-            rest = gaps[..., EXTRA_COMPETITORS:].amin(-1)
-            said.bounded &= rest >= self.screen * bound
-            said.probable &= rest >= self.screen * PROBABLE_SIGMAS * said.sigma
+            said.bounded &= ~needy[0] | (gap > worst)
+            said.probable &= ~needy[1] | (gap > PROBABLE_SIGMAS * own)

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.theory_pass import TheoryPass
 
 
-#: A competitor this many bounds of the runner-up away is taken as cleared without its own pass.
+#: A competitor is cleared without a pass of its own this many bounds of the runner-up away, at
+#: least: bounds are measured on a few inputs and taken for all.
 SCREEN = 4.0
+_MARGIN = 2.0
 #: Backward passes on the first few inputs that measure how far the errors of classes differ.
 SCREENING_PASSES = 32
+#: Of a group of classes measured together: this far above the other groups, one may stand out.
+_STANDS_OUT = 2.0
 
 
 class NotDifferentiableError(Exception):
@@ -49,36 +53,81 @@ class Rivals:
         return made
 
 
-def measured_screen(
-    theory: TheoryPass, trace: Trace, canonical: Tensor, reference: Tensor
-) -> float:
-    """The screen, wider where some class has a much larger error than the runner-up.
-
-    Takes each class's bound on a few inputs; many classes in groups with random signs, whose sum
-    stands for the largest among them.
+class Screening:
+    """How much larger than the runner-up's the bound of a class is, measured on a few inputs.
 
     Args:
         theory: runs backward.
         trace, canonical: its run of the few inputs.
         reference: their canonical logits, [few, P, C].
     """
+
+    def __init__(
+        self, theory: TheoryPass, trace: Trace, canonical: Tensor, reference: Tensor
+    ) -> None:
+        self.theory = theory
+        self.program = trace, canonical
+        self.reference = reference
+        self.ranks = reference.argsort(-1, descending=True)
+        self.top = torch.zeros_like(reference).scatter_(-1, self.ranks[..., :1], 1.0)
+        self.own = self._bound(theory.task.seeds(reference)).clamp(min=1e-30)
+
+    def by_class(self) -> Tensor:
+        """The screen of each class, [C]: so many bounds of the runner-up away it is cleared."""
+        classes = self.reference.shape[-1]
+        if classes <= SCREENING_PASSES:
+            ratios = [self._ratio(self._unit(k)) for k in range(classes)]
+            measured = torch.stack(ratios)
+            unseen = measured == 0  # such as the class that wins on all of them
+            measured = torch.where(unseen, measured.max(), measured)
+        else:
+            measured = self._many(classes)
+        return (_MARGIN * measured).clamp(min=SCREEN)
+
+    def _many(self, classes: int) -> Tensor:
+        """Half the passes look at the nearest competitors one by one, half at classes in groups.
+
+        The classes of a group get random signs; its bound is larger than those of its members, so
+        the nearest ones tell the size, and the groups tell which classes stand out.
+        """
+        passes = SCREENING_PASSES // 2
+        near = [self._ratio(self._ranked(r)) for r in range(2, 2 + passes)]
+        generator = torch.Generator().manual_seed(classes)
+        signs = torch.randint(0, 2, (classes,), generator=generator).mul_(2).sub_(1)
+        signs = signs.to(self.reference)
+        groups = []
+        for start in range(passes):
+            members = torch.zeros_like(signs)
+            members[start::passes] = signs[start::passes]
+            groups.append(self._ratio(members.expand_as(self.reference)))
+        grouped = torch.stack(groups)
+        stands_out = grouped > _STANDS_OUT * grouped.median()
+        measured = torch.where(stands_out, grouped, torch.stack(near).max())
+        return measured[torch.arange(classes, device=measured.device) % passes]
+
+    def _unit(self, k: int) -> Tensor:
+        rival = torch.zeros_like(self.reference)
+        rival[..., k] = 1.0
+        return rival
+
+    def _ranked(self, rank: int) -> Tensor:
+        return torch.zeros_like(self.reference).scatter_(-1, self.ranks[..., rank : rank + 1], 1.0)
+
+    def _ratio(self, rival: Tensor) -> Tensor:
+        """Largest bound of the margin over a rival, or a sum of them, relative to the runner-up's."""
+        seeds = self.top * rival.sum(-1, keepdim=True) - rival
+        ratio = self._bound(seeds) / self.own
+        return ratio[: len(self.reference)].nan_to_num(0, 0, 0).max()
+
+    def _bound(self, seeds: Tensor) -> Tensor:
+        return self.theory.backward(*self.program, seeds)[self.theory.format].bound
+
+
+def measured_screen(
+    theory: TheoryPass, trace: Trace, canonical: Tensor, reference: Tensor
+) -> Tensor:
+    """The screen of each class, [C]; see `Screening`."""
     classes = reference.shape[-1]
     if not theory.task.decides or classes < 3:
-        return SCREEN
-    top = torch.zeros_like(reference).scatter_(-1, reference.argmax(-1, keepdim=True), 1.0)
-    signs = torch.ones_like(reference[0, 0])
-    if classes > SCREENING_PASSES:
-        generator = torch.Generator().manual_seed(classes)
-        drawn = torch.randint(0, 2, (classes,), generator=generator)
-        signs = drawn.mul_(2).sub_(1).to(signs)
-
-    def bound(seeds: Tensor) -> Tensor:
-        return theory.backward(trace, canonical, seeds)[theory.format].bound
-
-    screen, own = SCREEN, bound(theory.task.seeds(reference)).clamp(min=1e-30)
-    for start in range(min(classes, SCREENING_PASSES)):
-        group = torch.zeros_like(signs)
-        group[start::SCREENING_PASSES] = signs[start::SCREENING_PASSES]
-        ratio = (bound(top * group.sum() - group) / own)[: len(reference)].nan_to_num(0, 0, 0)
-        screen = max(screen, 2 * float(ratio.max()))
-    return screen
+        return reference.new_full((classes,), SCREEN)
+    return Screening(theory, trace, canonical, reference).by_class()

@@ -22,7 +22,7 @@ from pytest_fp16.engine.models import Location, autocast, call_as_is, main_outpu
 from pytest_fp16.engine.random_rounding import noise_batch
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.recorder import Recorder
-from pytest_fp16.engine.rivals import SCREEN, NotDifferentiableError, Rivals, measured_screen
+from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals, measured_screen
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
 from pytest_fp16.engine.theory_batch import TheoryBatch, concatenate
@@ -72,7 +72,7 @@ class TheoryPass:
         self.where = Location(self.model)
         self.constants: dict[int, tuple[Tensor, Tensor]] = {}
         self.chunk = PRIMES[-1]
-        self.screen = SCREEN
+        self.screen = torch.empty(0)
         self.started = False
         if self.task.many or self.task.batchwise:
             self.method = "random rounding"
