@@ -114,7 +114,7 @@ class Screening:
         return torch.zeros_like(self.reference).scatter_(-1, self.ranks[..., rank : rank + 1], 1.0)
 
     def _ratio(self, rival: Tensor) -> Tensor:
-        """Largest bound of the margin over a rival, or a sum of them, relative to the runner-up's."""
+        """Largest bound of the margin over one rival, or several, by the runner-up's."""
         seeds = self.top * rival.sum(-1, keepdim=True) - rival
         ratio = self._bound(seeds) / self.own
         return ratio[: len(self.reference)].nan_to_num(0, 0, 0).max()
