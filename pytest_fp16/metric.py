@@ -80,7 +80,8 @@ class RSquared:
 
     @property
     def _spread(self) -> float:
-        assert self.sum is not None, "R² was asked for before the first batch"
+        if self.sum is None:
+            return 0.0  # a model that never ran
         return self.square - float(self.sum.square().sum()) / self.count
 
     @property

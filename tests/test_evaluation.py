@@ -95,6 +95,20 @@ def test_a_regression_lost_to_infinity_has_no_finite_r2():
     assert "R² -infinite" in str(report)
 
 
+def test_a_regression_that_cannot_run_has_a_report():
+    class Symmetric(nn.Module):  # linear algebra has no 16-bit kernel anywhere
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.eigvalsh(x.unsqueeze(2) * x.unsqueeze(1))
+
+    data = [torch.randn(20, 4), torch.randn(20, 4)]
+    subject = Evaluation(model=Symmetric().eval(), data=data, labelled=False, task="regression")
+    report = check(subject, precision="16-true")
+    assert report.verdict == "not equivalent"
+    assert report.culprit.mechanism == "unsupported-op", str(report)
+    assert report.metric is None
+    assert report.forecast.verdict == "not equivalent"
+
+
 def nearness(outputs: Tensor, labels: Tensor) -> Tensor:
     return 1 - (outputs - labels).abs().mean(1)
 

@@ -135,6 +135,25 @@ def _cuda_regions() -> Iterator[None]:
 
 
 @contextmanager
+def _custom_inputs() -> Iterator[None]:
+    """``custom_fwd(device_type="cuda", cast_inputs=…)`` looks for tensors on CUDA: take these."""
+    home = torch.amp.autocast_mode
+    own = getattr(home, "_cast", None)
+    if own is None:
+        yield
+        return
+
+    def cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
+        return own(value, "cpu" if device_type == "cuda" else device_type, dtype)
+
+    home._cast = cast
+    try:
+        yield
+    finally:
+        home._cast = own
+
+
+@contextmanager
 def held_policy(device: str, target: str) -> Iterator[None]:
     """Keep the target's policy installed over many uses of `target_autocast`.
 
@@ -196,7 +215,7 @@ def _cuda_policy() -> Iterator[None]:
             for name in _CPU_ONLY.split():
                 if name not in listed and _overload(name) is not None:
                     _register(library, name, _kernel(name, _untouched))
-        with _cuda_regions():
+        with _cuda_regions(), _custom_inputs():
             yield
     finally:
         _installed -= 1

@@ -1,5 +1,7 @@
 """CUDA's autocast policy on a CPU, against the lists that PyTorch documents."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -256,3 +258,25 @@ def test_a_product_inside_a_kernel_is_cast_in_an_emulated_run_too(target):
     assert native.dtype == emulated.dtype == torch.float16
     assert torch.allclose(native.float(), emulated.float(), rtol=2**-10, atol=0)
     assert grid().dtype == torch.float32
+
+
+class _WideExp(torch.autograd.Function):
+    """As custom operations are written: float32 inside, whatever autocast made of the input."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+    def forward(ctx, x):
+        return torch.exp(x) / 10
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_a_custom_function_has_its_inputs_cast_as_on_cuda(emulated):
+    own = torch.amp.autocast_mode._cast
+    half = torch.full((2,), 12.0, dtype=torch.float16)  # e¹² = 162755, a tenth of it is in range
+    emulation = Emulation("cuda") if emulated else nullcontext()
+    with target_autocast("cpu", torch.float16, "cuda"), emulation:
+        assert _WideExp.apply(half).dtype == torch.float32
+        assert _WideExp.apply(half).isfinite().all()
+        assert _WideExp.apply(half.double()).dtype == torch.float64
+    assert torch.amp.autocast_mode._cast is own
+    assert _WideExp.apply(half).dtype == torch.float16  # nothing is cast where autocast is off
