@@ -250,10 +250,7 @@ class Outcome:
         self.not_finite += int(lost.sum())
         wrong = lost.reshape(batch.n, -1).any(1)
         self.metric.add(batch, output, logits)
-        finite = batch.output.isfinite() & output.isfinite()
-        centred = (batch.output - batch.output[finite].mean()) if finite.any() else batch.output
-        self.moved[0] += float((output - batch.output)[finite].double().square().sum())
-        self.moved[1] += float(centred[finite].double().square().sum())
+        self._add_moved(batch, output, logits)
         if self.metric.task.decides:
             flips, ties = flips_and_ties(logits, batch.top)
             flips, ties = flips & batch.valid, ties & batch.valid
@@ -268,6 +265,18 @@ class Outcome:
         places = wrong.nonzero().flatten().tolist()
         room = NAMED - len(self.wrong_inputs)
         self.wrong_inputs += [batch.first + i for i in places[:room]]
+
+    def _add_moved(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
+        """Squared errors, and the spread beside which they are seen, of outputs that count."""
+        was, now = batch.output, output
+        if self.metric.task.kind == "classification":
+            was, now = batch.logits[batch.valid], logits[batch.valid]
+        finite = was.isfinite() & now.isfinite()
+        if not finite.any():
+            return
+        was, now = was[finite].double(), now[finite].double()
+        self.moved[0] += float((now - was).square().sum())
+        self.moved[1] += float((was - was.mean()).square().sum())
 
     def _paper(self, batch: Batch, logits: Tensor) -> None:
         """δ, Γ, the lemma, and the cross-entropy of both runs."""

@@ -28,3 +28,23 @@ def test_the_headline_without_labels_shows_the_loss_that_was_judged():
     report = check(evaluation, precision="bf16-true", budget=0.001)
     assert report.verdict == "not equivalent"
     assert "0 flips and 1 tie of 200 (0.5 %, budget 0.1 %; no labels)" in str(report)
+
+
+class _Noisy(nn.Module):
+    """Logits of ordinary size, except at padded positions, where 16 bits see none of the digits."""
+
+    def forward(self, x):
+        pad = x[..., :1] > 4
+        return torch.where(pad, (x + 4000) - 4000, x)
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_positions_that_do_not_count_have_not_moved(ignored):
+    logits = torch.randn(40, 6, 3, generator=torch.Generator().manual_seed(0)).clamp(max=3.9)
+    logits[:, 4:] = torch.tensor([4.25, 0.7, 1.6])
+    labels = logits.argmax(-1)
+    if ignored:
+        labels[:, 4:] = -100
+    report = check(Evaluation(model=_Noisy(), data=[(logits, labels)]), precision="16-true")
+    assert report.verdict == "equivalent", str(report)
+    assert any("survived by luck" in w for w in report.warnings) is not ignored
