@@ -50,6 +50,13 @@ PRECISIONS = {
     )
 }
 
+#: Words of an error that tensors of different dtypes met in an operation that no device promotes.
+_MIXED_DTYPES = (
+    "same dtype", "same data type", "same scalar type", "the same type", "dtypes match",
+    "expected scalar type", "expected dtype", "not match weight dtype", "dtype to be equal",
+    "and weight type", "and bias type", "different dtypes",
+)  # fmt: skip
+
 ALIASES = {"no": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -79,3 +86,8 @@ def precision(name: object) -> Precision:
         PrecisionError: see `canonical_name`.
     """
     return PRECISIONS[canonical_name(name)]
+
+
+def mixes_dtypes(said: str) -> bool:
+    """Whether an error says that tensors of different dtypes met where none is promoted."""
+    return any(words in said for words in _MIXED_DTYPES)

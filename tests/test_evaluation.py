@@ -226,6 +226,51 @@ def test_tensors_of_two_dtypes_are_called_so():
     assert "different dtypes" in str(report)
 
 
+class Remembering(nn.Module):
+    """Keeps a table in the dtype of the first call, which was in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head, self.table = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.linspace(0, 1, 8).to(x.dtype)
+        return self.head(self.gru(x + self.table)[0][:, -1])
+
+
+class Summed(nn.Module):
+    """Autocast gives the terms in float32, and the sum in 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        return torch.zeros_like(y).index_add_(0, torch.arange(len(y)), y.exp())
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "precision", "cure"),
+    [
+        (Remembering, (30, 5, 8), "16-true", "to one dtype at"),
+        (Summed, (30, 8), "16-mixed", "in float32 at"),
+    ],
+)
+def test_the_kernel_is_not_blamed_for_tensors_of_two_dtypes(model, x, precision, cure):
+    torch.manual_seed(0)
+    made = model().eval()
+    made(torch.randn(x))
+    report = check(
+        Evaluation(model=made, data=[torch.randn(x)], labelled=False), precision=precision
+    )
+    assert report.culprit.mechanism == "unsupported-op", str(report)
+    assert "tensors of different dtypes meet" in str(report)
+    assert cure in report.cure.description
+    assert report.cure.verified
+
+
 def test_mass_ties_are_said():
     torch.manual_seed(0)
     x = torch.randn(100, 8)

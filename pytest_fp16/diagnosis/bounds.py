@@ -18,6 +18,7 @@ VANISHED = 0.5
 _EPSILON = frozenset(
     "add sub rsub clamp clamp_min clamp_max maximum minimum where masked_fill full fmax".split()
 )
+_COMPARES = frozenset("lt le gt ge eq ne".split())
 #: Operations that put a constant into its place, or bring it into the format.
 _PLACES = frozenset("where masked_fill _to_copy copy fill full full_like index_put add sub".split())
 #: Operations that bring a mask to its size.
@@ -74,10 +75,15 @@ def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | No
 
 
 def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | None:
-    """An epsilon that rounds to zero, or a bound near one that rounds to one."""
-    if born.name not in _EPSILON or not finding.results:
-        return None
-    wrong = any(m.error > 0 or m.zeroed or m.lost for m in finding.own)
+    """An epsilon that rounds to zero, or a bound near one that rounds to one.
+
+    In a sum, a clamp, a choice; or in a comparison that comes out otherwise.
+    """
+    wrong = finding.decided > 0
+    if born.name not in _COMPARES:
+        if born.name not in _EPSILON or not finding.results:
+            return None
+        wrong = any(m.error > 0 or m.zeroed or m.lost for m in finding.own)
     for constant in finding.scalars:
         rounded = _nearest(constant, fmt)
         if constant != 0 and rounded == 0 and wrong:

@@ -12,6 +12,7 @@ from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
+from pytest_fp16.precision import mixes_dtypes
 from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
@@ -192,7 +193,8 @@ _ADVICE: dict[str, tuple[CureKind, str]] = {
     "absorption": ("upcast", "keep the running value in float32"),
     "precision-loss": ("upcast", "compute {operation} in float32"),
     "unsupported-op": ("upcast", "cast the operands of {operation} to float32 and its result back"),
-    "mask-inf": ("mask constant", "mask with torch.finfo(x.dtype).min instead of the constant"),
+    "mask-inf": ("mask constant", "mask with torch.finfo(x.dtype).min, x being what is masked, "
+                 "instead of the constant"),
     "eps-underflow": ("epsilon", "use an epsilon that the format holds, 1e-5 or more, or add it in "
                       "float32"),
 }  # fmt: skip
@@ -201,5 +203,7 @@ _ADVICE: dict[str, tuple[CureKind, str]] = {
 def advice(culprit: Culprit) -> tuple[CureKind, str]:
     """What to change in the code, and where."""
     kind, text = _ADVICE[culprit.mechanism]
+    if culprit.mechanism == "unsupported-op" and mixes_dtypes(culprit.evidence):
+        text = "bring the tensors that meet there to one dtype"
     text = text.format(operation=culprit.operation)
     return kind, f"{text} at {culprit.source}" if culprit.source else text

@@ -14,11 +14,10 @@ from torch import Tensor
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
+from pytest_fp16.precision import mixes_dtypes
 
 #: Inputs the canary takes: float16 on a CPU is slow.
 INPUTS = 4
-#: Words of an error that two tensors of different dtypes met where no device promotes.
-MIXED_DTYPES = ("same dtype", "same data type", "expected scalar type", "to have the same type")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def refused(
     words = "has no 16-bit kernel for an operation" if unsupported else "raised"
     said = (str(error).splitlines() or [type(error).__name__])[0]
     text = f"the canary on {device} {words}: {said[:160]}"
-    mixed_dtypes = not unsupported and any(w in said for w in MIXED_DTYPES)
+    mixed_dtypes = not unsupported and mixes_dtypes(said)
     return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from pytest_fp16.precision import mixes_dtypes
 from pytest_fp16.report import figures
 from pytest_fp16.report.model import Cure, Metric, Report
 
-_MIXED = ("same dtype", "same data type", "expected scalar type", "to have the same type")
 _WHY = {
     "overflow": "a value leaves the range of {format}",
     "underflow": "values are too small for {format} and fall to zero",
@@ -114,7 +114,7 @@ def _failed(report: Report) -> list[str]:
         lines.append(_line("error", report.error))
     if report.culprit is not None:
         why = _WHY[report.culprit.mechanism].format(format=figures.dtype_name(report.precision))
-        if any(words in report.culprit.evidence for words in _MIXED):
+        if report.culprit.mechanism == "unsupported-op" and mixes_dtypes(report.culprit.evidence):
             why = "tensors of different dtypes meet in an operation that takes one"
         lines.append(_line("where", _where(report)))
         lines.append(_line("why", f"{report.culprit.mechanism}: {why}"))

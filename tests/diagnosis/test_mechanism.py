@@ -91,6 +91,17 @@ def test_each_mechanism(make_net, specimen, mechanism):
     assert "test_mechanism.py" in culprit.source
 
 
+def test_an_epsilon_that_is_compared_with_is_one_too(make_net, specimen):
+    def guarded(x):
+        size = (x * 0).abs().amax(-1, keepdim=True)
+        dead = (size < 1e-9).to(x.dtype)  # never true where 1e-9 is zero
+        return x + x * 0 / (size + dead)
+
+    culprit = explained(specimen, make_net(of(guarded), steps=20))
+    assert (culprit.operation, culprit.mechanism) == ("lt", "eps-underflow")
+    assert "1e-09" in culprit.evidence
+
+
 def test_the_epsilon_that_bfloat16_holds_is_no_culprit(make_net, specimen):
     function, gain = PARTS["eps-underflow"]
     under = specimen(make_net(of(function), gain=gain, steps=20), "bf16-true")
