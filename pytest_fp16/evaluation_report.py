@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_fp16 import verdict as rules
+from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.lane import Lane
 from pytest_fp16.report.model import Report, Run, Verdict
 
@@ -87,6 +88,11 @@ def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> 
     idle = witness is not None and not witness.dtypes[precision_.dtype_name]
     if idle and lane.failure is None:
         said.append(f"no operation computed in {precision_.dtype_name}: all ran in float32")
+    if not precision_.mixed and (names := complex_tensors(lane.candidate.model)):
+        said.append(
+            f"{', '.join(names)} stays complex, as with model.half() or model.bfloat16(); "
+            f"model.to({precision_.dtype}) would make it real and lose the imaginary part"
+        )
     if verdict == "equivalent":
         said += [w for w in (rules.luck(lane), rules.mass_ties(lane)) if w]
         if metric is not None and metric.loss > SPENT * metric.budget:

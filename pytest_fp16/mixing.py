@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_fp16.engine.batching import cast_module
 from pytest_fp16.errors import ModelError
 from pytest_fp16.variants import Variant, variant
 
@@ -69,10 +70,13 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
 def cast_except(model: nn.Module, dtype: torch.dtype, modules: Iterable[str]) -> nn.Module:
     """The model in `dtype`, its named submodules in float32; changed in place.
 
+    Complex parameters and buffers stay as they are, as with ``model.half()``.
+
     Raises:
         ModelError: see `keep_in_float32`.
     """
-    return keep_in_float32(model, modules).to(dtype)
+    kept = keep_in_float32(model, modules)
+    return cast_module(kept, dtype) if dtype in _LOW else kept.to(dtype)
 
 
 class Float32Island(Variant):

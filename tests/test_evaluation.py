@@ -271,6 +271,29 @@ def test_the_kernel_is_not_blamed_for_tensors_of_two_dtypes(model, x, precision,
     assert report.cure.verified
 
 
+class Turning(nn.Module):
+    """A rotation by complex numbers of 64 bits, in the way of rotary embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("turn", torch.polar(torch.ones(4), torch.linspace(0, 3, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        pairs = torch.view_as_complex(y.float().unflatten(-1, (4, 2)))
+        return self.leave(torch.view_as_real(pairs * self.turn).flatten(-2).to(y.dtype))
+
+
+def test_complex_tensors_stay_complex_and_are_told():
+    torch.manual_seed(0)
+    subject = Evaluation(model=Turning().eval(), data=[torch.randn(60, 8)], labelled=False)
+    for report in examine(subject, Settings(precisions=("16-true", "16-mixed"))):
+        assert report.verdict == "equivalent", str(report)
+        told = [w for w in report.warnings if "turn stays complex" in w]
+        assert len(told) == (report.precision == "16-true")
+
+
 def test_mass_ties_are_said():
     torch.manual_seed(0)
     x = torch.randn(100, 8)

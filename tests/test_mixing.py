@@ -570,3 +570,11 @@ def test_on_a_gpu(model, words):
     assert model(words.cuda()).dtype == torch.float16
     with torch.autocast("cuda", dtype=torch.float16):
         assert model.float().norm(torch.ones(1, 16).half().cuda()).dtype == torch.float32
+
+
+def test_complex_buffers_stay_complex_beside_kept_modules():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model.register_buffer("turn", torch.polar(torch.ones(2), torch.ones(2)))
+    cast_except(model, torch.float16, ["0"])
+    assert (model.turn.dtype, model[1].weight.dtype) == (torch.complex64, torch.float16)
+    assert model[0].weight.dtype == torch.float32

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_fp16.errors import DataError
 
@@ -78,6 +78,21 @@ def copied(value: Any) -> Any:
 def cast_floating(value: Any, dtype: torch.dtype) -> Any:
     """Floating tensors converted to `dtype`, integer and bool tensors untouched."""
     return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def cast_module(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Floating parameters and buffers converted, as ``model.half()`` does; changed in place.
+
+    ``model.to(torch.float16)`` would make complex ones real, and lose their imaginary part.
+
+    Args:
+        model: any module.
+        dtype: torch.float16 or torch.bfloat16.
+    """
+    if dtype is torch.float16:
+        return model.half()
+    scripted = isinstance(model, torch.jit.ScriptModule)  # which has no bfloat16()
+    return model.to(dtype) if scripted else model.bfloat16()
 
 
 def count_inputs(inputs: Any, labels: Any) -> int:

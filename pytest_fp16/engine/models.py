@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.autocast import target_autocast
-from pytest_fp16.engine.batching import cast_floating, copied
+from pytest_fp16.engine.batching import cast_floating, cast_module, copied
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 
@@ -28,7 +28,7 @@ def make_model(source: Any) -> nn.Module:
     if isinstance(source, nn.Module):
         source = getattr(source, "_orig_mod", source)  # a compiled model's own module
         try:
-            copied: nn.Module = copy.deepcopy(source)
+            copied: nn.Module = copy.deepcopy(source, _shared(source))
             return copied
         except Exception as error:
             raise ModelError(
@@ -46,6 +46,18 @@ def make_model(source: Any) -> nn.Module:
             f"the model function returned {type(made).__name__}, not a torch.nn.Module"
         )
     return getattr(made, "_orig_mod", made)
+
+
+def _shared(source: nn.Module) -> dict[int, Any]:
+    """The memo of a copy that shares scripted functions: they have no state, and no copies."""
+    held = [value for module in source.modules() for value in vars(module).values()]
+    return {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
+
+
+def complex_tensors(model: nn.Module) -> list[str]:
+    """Names of the complex parameters and buffers, which stay complex in a 16-bit model."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, value in tensors if value.is_complex()]
 
 
 def require_float32(model: nn.Module) -> None:
@@ -68,7 +80,7 @@ def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.
         _without_gradient(model)
         model = model.to(device).eval()
         if precision.dtype_name != "float32" and not precision.mixed:
-            model = model.to(precision.dtype)
+            model = cast_module(model, precision.dtype)
     _without_gradient(model)
     return model
 

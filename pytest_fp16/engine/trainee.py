@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.autocast import held_policy
-from pytest_fp16.engine.batching import cast_floating, copied, split_batch, to_device
+from pytest_fp16.engine.batching import (
+    cast_floating,
+    cast_module,
+    copied,
+    split_batch,
+    to_device,
+)
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.lightning import is_lightning, own_loss
 from pytest_fp16.engine.models import autocast, call_as_is, main_output, make_model
@@ -109,7 +115,7 @@ class Trainee:
         model = model.to(place.device)
         if self.amendment.model is not None:
             self.amendment.model(model)
-        self.model = model if self.cast is None else model.to(self.cast)
+        self.model = model if self.cast is None else cast_module(model, self.cast)
         self.own_step = subject.training_step is None and is_lightning(self.model)
         self.optimizer, self.scheduler, self.scheduler_step = optimization(subject, self.model)
         scaled = precision.mixed and precision.dtype_name == "float16"

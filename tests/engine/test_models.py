@@ -49,6 +49,21 @@ def test_a_module_that_cannot_be_copied_says_what_to_do():
         make_model(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_scripted_function_in_a_model_is_shared_by_its_copies():
+    @torch.jit.script
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    model = nn.Linear(2, 2)
+    model.part = nn.Identity()
+    model.part.function = double
+    ours = make_model(model)
+
+    assert ours.part.function is double
+    assert ours.part is not model.part
+
+
 def test_a_compiled_model_is_its_own_module():
     model = nn.Linear(2, 2)
     wrapper = nn.Module()
