@@ -11,7 +11,7 @@ from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.emulate import is_missing_kernel
 from pytest_fp16.engine.models import make_model
 from pytest_fp16.engine.order import ordered
-from pytest_fp16.engine.origin import Origin
+from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.train import RunResult, with_last
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.report.model import Culprit, Cure
@@ -102,21 +102,17 @@ def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
         return None
     if found is None:
         return None
-    module, operation, mechanism, largest = found
-    form = FORMATS[pairs.precision.dtype]
-    evidence = f"largest argument {largest:.1e}, {form.name} holds {form.largest:.2e}"
-    if mechanism == "eps-underflow":
-        evidence = "a divisor (or the argument of a logarithm or root) has rounded to zero"
+    detail = found.detail(FORMATS[pairs.precision.dtype])
     return Culprit(
-        module=module,
-        operation=operation,
-        mechanism=mechanism,  # type: ignore[arg-type]
-        evidence=f"{evidence}; first in epoch {result.failed_at[0] + 1}, "
+        module=found.module,
+        operation=found.operation,
+        mechanism=found.mechanism,
+        evidence=f"{detail}; first in epoch {result.failed_at[0] + 1}, "
         f"step {result.failed_at[1] + 1} of seed {result.seed}",
     )
 
 
-def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> tuple[str, str, str, float] | None:
+def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | None:
     assert result.failed_at is not None
     seed, state = result.seed, runs.state(result.seed)
     trainee = Trainee(runs.subject_for(pairs.precision), pairs.precision, seed, state, runs.place)

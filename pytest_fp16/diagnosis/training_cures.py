@@ -71,7 +71,7 @@ def proposals(
     if where == "<optimizer>" or mechanism == "eps-underflow":
         found += _epsilons(subject, precision)
     if where == "<loss>" or culprit is None:
-        found += _loss_in_float32(subject)
+        found += _loss_in_float32(subject, precision)
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)
     if where not in (None, "<optimizer>", "<loss>"):
@@ -118,7 +118,7 @@ def _epsilons(subject: Training, precision: Precision) -> list[Proposal]:
     ]
 
 
-def _loss_in_float32(subject: Training) -> list[Proposal]:
+def _loss_in_float32(subject: Training, precision: Precision) -> list[Proposal]:
     own = subject.loss
     if subject.training_step is not None or own is None:
         return []
@@ -127,10 +127,11 @@ def _loss_in_float32(subject: Training) -> list[Proposal]:
         with torch.autocast("cpu", enabled=False), _no_cuda_autocast():
             return own(_widened(outputs), _widened(targets))
 
+    outside = ", outside autocast" if precision.mixed else ""
     return [
         Proposal(
             kind="loss in float32",
-            description="compute the loss in float32: loss(outputs.float(), targets)",
+            description=f"compute the loss in float32{outside}: loss(outputs.float(), targets)",
             subject=replace(subject, loss=loss),
             points_to="<loss>",
         )

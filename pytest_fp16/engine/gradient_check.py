@@ -120,12 +120,12 @@ class _Check:
             raise
         except Exception as error:
             self._require_reference(extra[0])
+            self.evidence.raised_in = self._watched(self._weights(), [extra[0]], False).failed_in
             return f"{type(error).__name__}: {str(error).strip()}", None
         self.evidence.points.append(point)
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             return None
-        state = {k: v.detach().clone() for k, v in self.exact.model.state_dict().items()}
-        origin = self._origin(state, [extra[0]], optimize=False)
+        origin = self._origin(self._weights(), [extra[0]], optimize=False)
         what = "gradient" if not point.finite else "loss"
         return f"the {what} is not finite", origin
 
@@ -183,8 +183,11 @@ class _Check:
             if _all_finite(scaled_gradients(candidate, batch, 0)):
                 return None
         said = "the gradient of confident outputs is not finite"
-        state = {k: v.detach().clone() for k, v in self.exact.model.state_dict().items()}
-        return said, self._origin(state, [batch], optimize=False, factor=factor)
+        return said, self._origin(self._weights(), [batch], optimize=False, factor=factor)
+
+    def _weights(self) -> dict[str, Any]:
+        """The reference's state as it is now."""
+        return {k: v.detach().clone() for k, v in self.exact.model.state_dict().items()}
 
     def _together(
         self, first: list[Any], snapshots: list[dict[str, Tensor]], losses: list[float]
@@ -201,6 +204,7 @@ class _Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            self.evidence.raised_in = self._watched(self.state, first, True).failed_in
             return f"{type(error).__name__}: {str(error).strip()}", None
         reached = float_tensors(candidate)
         # In the model's order: that of a set changes with the process, and sums with the order.
@@ -245,6 +249,23 @@ class _Check:
         factor: Tensor | None = None,
     ) -> Found | None:
         """Where the first value that is not finite comes from, run once more under watch."""
+        return self._watched(state, batches, optimize, factor).found
+
+    def _watched(
+        self,
+        state: dict[str, Any],
+        batches: list[Any],
+        optimize: bool,
+        factor: Tensor | None = None,
+    ) -> Origin:
+        """What saw the candidate's steps on some batches, up to what broke them.
+
+        Args:
+            state: the weights to start from.
+            batches: one per step, or per part of an accumulated one.
+            optimize: whether these are the training's own first steps, with their seeds.
+            factor: what the outputs are multiplied by.
+        """
         trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)
         origin = Origin(trainee.model)
         trainee.model.register_forward_hook(scaling(factor))
@@ -261,7 +282,7 @@ class _Check:
                 break
             if origin.found is not None:
                 break
-        return origin.found
+        return origin
 
 
 def _all_finite(found: Gradients) -> bool:

@@ -35,6 +35,8 @@ class Evidence:
         points: gradients along the trajectory.
         broke: (what was raised or lost, origin) where the candidate could not take its first
             steps.
+        raised_in: the module whose step raised, ``"<loss>"`` or ``"<optimizer>"``; None where none
+            did.
         weights: movement of the trained weights over the steps made together.
         first_losses: (reference, candidate) of each of those steps.
         confident: what was raised or lost when the model was made as sure as a trained one.
@@ -51,6 +53,7 @@ class Evidence:
     format: Format
     points: list[Point] = field(default_factory=list)
     broke: Broke | None = None
+    raised_in: str | None = None
     weights: Movement | None = None
     first_losses: list[tuple[float, float]] = field(default_factory=list)
     confident: Broke | None = None

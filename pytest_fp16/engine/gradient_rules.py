@@ -65,31 +65,20 @@ def _confident(evidence: Evidence) -> Finding | None:
 def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
     name = evidence.format.name
     if origin is not None:
-        module, operation, mechanism, largest = origin
+        module, operation, mechanism = origin.module, origin.operation, origin.mechanism
         if operation == "_amp_foreach_non_finite_check_and_unscale":
             operation = "unscale"
-        if mechanism == "overflow" and largest < evidence.format.largest / 1e4:
-            mechanism = "eps-underflow"
-        detail = f"largest argument {largest:.1e}, {name} holds {evidence.format.largest:.2e}"
-        if mechanism == "eps-underflow":
-            detail = "a divisor (or the argument of a logarithm or root) has rounded to zero"
-            if module == "<optimizer>" and evidence.epsilon is not None:
-                detail = f"eps {evidence.epsilon[1]:g} is zero in {name}"
-        elif mechanism == "cancellation":
-            detail = "an operation on finite values gave NaN"
+        detail = origin.detail(evidence.format)
+        divides = mechanism == "eps-underflow" and module == "<optimizer>"
+        if divides and evidence.epsilon is not None:
+            detail = f"eps {evidence.epsilon[1]:g} is zero in {name}"
         reason = f"{said} in 16 bits: {operation} in {module or 'the model'} ({detail})"
-        return Finding(reason, module, operation, _mechanism(mechanism), detail)
+        return Finding(reason, module, operation, mechanism, detail)
     if said.startswith("the ") or said.startswith("a "):
         return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
-    overflow = "overflow" in said
-    kind: Mechanism = "mask-inf" if overflow else "unsupported-op"
-    return Finding(f"a step raised {said[:200]}", "<loss>", "", kind, said[:200])
-
-
-def _mechanism(word: str) -> Mechanism:
-    if word == "eps-underflow":
-        return "eps-underflow"
-    return "cancellation" if word == "cancellation" else "overflow"
+    kind: Mechanism = "mask-inf" if "overflow" in said else "unsupported-op"
+    where = "<loss>" if evidence.raised_in is None else evidence.raised_in
+    return Finding(f"a step raised {said[:200]}", where, "", kind, said[:200])
 
 
 def _lost_buffers(evidence: Evidence) -> Finding | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +14,41 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.operations import facts, flat, tensors
+from pytest_fp16.report.model import Mechanism
+from pytest_fp16.theory.rounding import Format
 
 _FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty empty_like".split())
 _ZERO_DIVISORS = frozenset("div reciprocal rsqrt log log2 log10 pow addcdiv sqrt".split())
+#: Infinite in float64, too, of arguments that are merely large.
+_GROWING = frozenset("exp exp2 expm1 cosh sinh pow".split())
 
 
-#: (module, operation, mechanism, largest finite argument).
-Found = tuple[str, str, str, float]
+class Found(NamedTuple):
+    """The operation that made NaN or infinity of finite arguments.
+
+    Attributes:
+        module: its module, or ``"<loss>"`` or ``"<optimizer>"``.
+        operation: its name.
+        mechanism: ``"overflow"``, ``"eps-underflow"`` or ``"cancellation"``.
+        largest: the largest magnitude among its arguments.
+        reached: the largest magnitude that its result should have had; NaN where that is unknown.
+    """
+
+    module: str
+    operation: str
+    mechanism: Mechanism
+    largest: float
+    reached: float = math.nan
+
+    def detail(self, form: Format) -> str:
+        """What happened, in words and numbers."""
+        if self.mechanism == "eps-underflow":
+            return "a divisor (or the argument of a logarithm or root) has rounded to zero"
+        if self.mechanism == "cancellation":
+            return "an operation on finite values gave NaN"
+        reached = self.reached if math.isfinite(self.reached) else self.largest
+        what = "result" if reached == self.reached else "largest argument"
+        return f"{what} {reached:.1e}, {form.name} holds {form.largest:.2e}"
 
 
 class Origin(TorchDispatchMode):
@@ -28,7 +59,8 @@ class Origin(TorchDispatchMode):
 
     Attributes:
         phase: ``"<loss>"`` (forward and backward) or ``"<optimizer>"``, set by whoever runs it.
-        found: (module, operation, mechanism, largest finite argument), or None.
+        found: the operation, or None.
+        raised_in: the innermost module whose forward pass an error is leaving, or None.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,14 +69,33 @@ class Origin(TorchDispatchMode):
         self.location = Location(model)
         self.backward_of = "<loss>"
         self.found: Found | None = None
+        self.raised_in: str | None = None
+        self._followed: dict[int, Any] = {}
+        self._handled = sys.exc_info()[1]
         for name, module in model.named_modules():
             module.register_forward_hook(self._follow(name))
+            module.register_forward_hook(self._left(name), always_call=True)
 
     def _follow(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             for item in flat(output) if isinstance(output, (list, tuple)) else [output]:
-                if isinstance(item, Tensor) and item.requires_grad:
+                if isinstance(item, Tensor) and item.requires_grad and not self._known(item):
+                    self._followed[id(item)] = weakref.ref(item)
                     item.register_hook(lambda grad: self._entered(name))
+
+        return hook
+
+    def _known(self, item: Tensor) -> bool:
+        """Whether a module inside this one returned the same tensor: it is the innermost."""
+        held = self._followed.get(id(item))
+        return held is not None and held() is item
+
+    def _left(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # torch calls these hooks while it handles the error; the caller may be handling one.
+            failing = sys.exc_info()[1] is not self._handled
+            if not failing or self.raised_in is None:
+                self.raised_in = name if failing else None
 
         return hook
 
@@ -60,34 +111,108 @@ class Origin(TorchDispatchMode):
             return self.location()
         return self.backward_of
 
+    @property
+    def failed_in(self) -> str:
+        """Where a step that raised an error was: a module, the loss, or the optimizer."""
+        if self.raised_in is not None and self.phase == "<loss>":
+            return self.raised_in
+        return self.place
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = [
-            t.detach().clone() if self.found is None and _small(t) else t
-            for t in tensors(args, kwargs)
-        ]
+        watching = self.found is None
+        held, named = _copies(args, kwargs) if watching else (args, kwargs)
         out = func(*args, **kwargs)
-        if self.found is None:
-            self._look(facts(func).name, given, out)
+        if watching:
+            self._look(func, held, named, out)
         return out
 
-    def _look(self, name: str, given: list[Tensor], out: Any) -> None:
+    def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        name = facts(func).name
         if name in _FILLS or all(_finite(t) for t in flat(out)):
             return
-        floating = [t for t in given if t.is_floating_point()]
+        floating = [t for t in tensors(args, kwargs) if t.is_floating_point()]
         if not all(_finite(t) for t in floating):
             return
-        zero = name in _ZERO_DIVISORS and any(bool((t == 0).any()) for t in floating)
-        nan = any(isinstance(t, Tensor) and bool(t.isnan().any()) for t in flat(out))
-        mechanism = "eps-underflow" if zero else "cancellation" if nan else "overflow"
+        lost = [t for t in flat(out) if not _finite(t)]
+        zero = name in _ZERO_DIVISORS and any(_zero_where(lost[0], t) for t in floating)
         largest = max((float(t.abs().max()) for t in floating if t.numel()), default=0.0)
-        self.found = (self.place, name, mechanism, largest)
+        exact = _in_float64(func, args, kwargs, out)
+        mechanism = _mechanism(name, lost, exact, zero)
+        reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
+        self.found = Found(self.place, name, mechanism, largest, reached)
 
 
-def _small(tensor: Tensor) -> bool:
-    return tensor.numel() <= 2**20
+def _mechanism(name: str, lost: list[Tensor], exact: list[Tensor] | None, zero: bool) -> Mechanism:
+    """Why values were lost, from what exact arithmetic makes of the same arguments.
+
+    Args:
+        name: of the operation.
+        lost: its results that are not finite.
+        exact: float64's values where they are not; None where it cannot be run so.
+        zero: whether the operation divides (or takes a logarithm), and an argument is zero.
+    """
+    if zero:
+        return "eps-underflow"
+    if exact is None:
+        return "cancellation" if any(bool(t.isnan().any()) for t in lost) else "overflow"
+    if any(bool(t.isnan().any()) for t in exact):
+        return "cancellation"
+    if any(bool(t.isinf().any()) for t in exact):
+        return "overflow" if name in _GROWING else "eps-underflow"
+    pairs = zip(exact, lost, strict=True)
+    beyond = any(bool((e.abs() > torch.finfo(t.dtype).max).any()) for e, t in pairs)
+    # A result that would fit: a constant inside the kernel has rounded to zero.
+    return "overflow" if beyond else "eps-underflow"
+
+
+def _zero_where(lost: Tensor, argument: Tensor) -> bool:
+    """Whether an argument is zero where a result is not finite."""
+    zero = argument == 0
+    try:
+        return bool((zero.expand(lost.shape) & ~torch.isfinite(lost)).any())
+    except RuntimeError:  # of another shape: whether it is zero anywhere
+        return bool(zero.any())
+
+
+def _in_float64(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> list[Tensor] | None:
+    """What float64 gives where the results were not finite; None where it has no such kernel."""
+    wide = {k: _double(v) for k, v in kwargs.items()}
+    try:
+        exact = flat(func(*map(_double, args), **wide))
+    except Exception:
+        return None
+    pairs = [(e, t) for e, t in zip(exact, flat(out), strict=False) if not _finite(t)]
+    if any(not isinstance(e, Tensor) or e.shape != t.shape for e, t in pairs):
+        return None
+    return [e[~torch.isfinite(t)].double() for e, t in pairs]
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return [_double(item) for item in value]
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return torch.float64
+    return value
+
+
+def _copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The arguments as they were before the operation, small tensors copied."""
+    return tuple(map(_copied, args)), {k: _copied(v) for k, v in kwargs.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.numel() <= 2**20 else value
+    if isinstance(value, (list, tuple)):
+        return [_copied(item) for item in value]
+    return value
 
 
 def _finite(value: Any) -> bool:

@@ -179,8 +179,9 @@ def test_mask_constant():
             return self.body(x).masked_fill(torch.zeros(len(x), 3, dtype=torch.bool), -1e9)
 
     for name in ("16-true", "16-mixed"):
-        found = check(name, model=Masked)
+        found = check(name, model=lambda: nn.Sequential(Masked()))
         assert (found.verdict, found.culprit.mechanism) == ("not equivalent", "mask-inf")
+        assert found.culprit.module == "0"
     assert check("bf16-true", model=Masked).verdict == "equivalent"
 
 

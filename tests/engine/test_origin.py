@@ -1,0 +1,111 @@
+"""Which operation of a training step made NaN or infinity, and why, by float64's answer."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.origin import Origin
+from pytest_fp16.theory.rounding import FORMATS
+
+
+def half(*values):
+    return torch.tensor(values, dtype=torch.float16)
+
+
+def found(operation, *arguments):
+    origin = Origin(nn.Identity())
+    with Emulation("cuda"), origin:
+        operation(*arguments)
+    assert origin.found is not None
+    return origin.found
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "mechanism"),
+    [
+        (torch.exp, (half(1.0, 12.0),), "overflow"),
+        (torch.exp, (half(1000.0),), "overflow"),  # of float64, too
+        (lambda x: x * 30000.0, (half(1.0, 3.0),), "overflow"),  # small arguments, large number
+        (torch.sum, (half(*[4000.0] * 20),), "overflow"),
+        (torch.div, (half(1.0, 0.0), half(2.0, 0.0)), "eps-underflow"),
+        (torch.log, (half(1.0, 0.0),), "eps-underflow"),
+        (torch.log1p, (half(-1.0),), "eps-underflow"),
+        (torch.sqrt, (half(0.0, -1e-3),), "cancellation"),  # the zero is not where the NaN is
+        (lambda x: x.pow(-1.0), (half(0.0),), "eps-underflow"),
+    ],
+)
+def test_mechanism(operation, arguments, mechanism):
+    assert found(operation, *arguments).mechanism == mechanism
+
+
+def test_an_in_place_operation_is_judged_by_what_it_was_given():
+    assert found(lambda x: x.mul_(60000.0), half(2.0)).mechanism == "overflow"
+
+
+def test_the_result_that_did_not_fit_is_told():
+    seen = found(torch.sum, half(*[4000.0] * 20))
+    assert seen.reached == 80000
+    assert seen.detail(FORMATS[torch.float16]) == "result 8.0e+04, float16 holds 6.55e+04"
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise ValueError("no")
+
+
+class Careful(nn.Module):
+    """Goes on after an error of a part of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.rest = Broken(), nn.Linear(2, 2)
+
+    def forward(self, x):
+        try:
+            x = self.part(x)
+        except ValueError:
+            x = x + 1
+        return self.rest(x)
+
+
+def test_where_an_error_was_raised():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(Broken()))
+    origin = Origin(model)
+    with pytest.raises(ValueError, match="no"), origin:
+        model(torch.zeros(1, 2))
+    assert origin.failed_in == "1.0"
+
+
+def test_an_error_that_was_handled_is_nobodys():
+    model = Careful()
+    try:
+        raise KeyError("one that the caller is handling")
+    except KeyError:
+        origin = Origin(model)
+        with origin:
+            model(torch.zeros(1, 2))
+    assert origin.failed_in == "<loss>"
+
+
+class Refuses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ValueError("no")
+
+
+class Custom(nn.Module):
+    def forward(self, x):
+        return Refuses.apply(x)
+
+
+def test_an_error_of_a_backward_pass_is_the_innermost_modules():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(Custom()), nn.Linear(2, 2))
+    origin = Origin(model)
+    with pytest.raises(ValueError, match="no"), origin:
+        model(torch.zeros(1, 2)).sum().backward()
+    assert origin.failed_in == "1.0"
