@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.expectation import expected_right, flip_chance, noisy
 from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
-from pytest_fp16.theory.flips import FlipCount, flip_probability
+from pytest_fp16.theory.flips import FlipCount
 from pytest_fp16.theory.margin import (
     certified_by_lemma,
     classification_tolerance,
     flips_and_ties,
     floating_point_error,
-    top_two,
 )
 from pytest_fp16.theory.standardised import GRANTED_SPREAD, ErrorTotals
 
@@ -96,13 +96,14 @@ class MetricTotals:
     def add_expected(self, batch: Batch, theory: TheoryBatch, chance: Tensor) -> None:
         """Add what theory expects of a batch; `chance` is each decision's probability to flip."""
         if isinstance(self.tally, Accuracy):
-            self.tally.add(_expected_right(batch, theory, chance), batch.valid)
+            labels = batch.top if batch.labels is None else batch.labels
+            self.tally.add(expected_right(batch.logits, labels, theory, chance), batch.valid)
         elif isinstance(self.tally, RSquared):
             # σ belongs to a random direction of length one: D such directions make the output.
             variance = theory.sigma[:, 0].double().square() * theory.logits.shape[-1]
             self.tally.add(_values(theory.logits), _targets(batch), variance)
         else:
-            raw = self.task.raw(_noisy(theory, self.task, batch.seed), batch.output.shape)
+            raw = self.task.raw(noisy(theory, self.task, batch.seed), batch.output.shape)
             if raw is not None:
                 self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n))
 
@@ -112,16 +113,6 @@ class MetricTotals:
         return self.tally.value
 
 
-def _noisy(theory: TheoryBatch, task: Task, seed: int) -> Tensor:
-    """Theory's logits with rounding errors of theory's size: a metric of the user's may see any."""
-    generator = torch.Generator(device=theory.logits.device).manual_seed(seed)
-    noise = torch.empty_like(theory.logits).normal_(generator=generator)
-    sigma = theory.sigma.nan_to_num(0, 0, 0).reshape(len(noise), -1, 1)
-    if task.kind == "classification":
-        sigma = sigma / 2**0.5  # a margin is the difference of two logits
-    return theory.logits + noise * sigma
-
-
 def _values(logits: Tensor) -> Tensor:
     values = logits.flatten(1)
     return values.masked_fill(values.isnan(), torch.inf)
@@ -129,19 +120,6 @@ def _values(logits: Tensor) -> Tensor:
 
 def _targets(batch: Batch) -> Tensor:
     return batch.logits.flatten(1) if batch.labels is None else batch.labels.flatten(1)
-
-
-def _expected_right(batch: Batch, theory: TheoryBatch, chance: Tensor) -> Tensor:
-    labels = batch.top if batch.labels is None else batch.labels
-    if theory.noisy_classes is not None:
-        return (theory.noisy_classes == labels).double().mean(0)
-    top, other = top_two(batch.logits)
-    expected = (top == labels) * (1 - chance) + (other == labels) * chance
-    # Where storage alone moves the decision to a third class, no margin of ours speaks of it.
-    predicted = theory.logits.nan_to_num(nan=-torch.inf).argmax(-1)
-    third = (predicted != top) & (predicted != other)
-    lost = theory.logits.isnan().any(-1)
-    return torch.where(third | lost, right(theory.logits, labels).double(), expected)
 
 
 @dataclass
@@ -177,8 +155,8 @@ class Prediction:
         if batch.n and self.metric.task.decides:
             valid = batch.valid
             open_ = theory.undecided.unsqueeze(1).expand_as(valid)
-            wide = _chance(theory, GRANTED_SPREAD).masked_fill(open_, 0.5)
-            chance = _chance(theory, 1.0)
+            wide = flip_chance(batch.logits, theory, GRANTED_SPREAD).masked_fill(open_, 0.5)
+            chance = flip_chance(batch.logits, theory, 1.0)
             self.flips.add(wide[valid].numpy())
             self.expected_flips += float(chance[valid].sum())
             self.decisions += int(valid.sum())
@@ -197,13 +175,6 @@ class Prediction:
         found = zip(values.tolist(), places.tolist(), strict=True)
         several = [(value, batch.first + i) for value, i in found if value < math.inf]
         self.nearest = sorted([*self.nearest, *several])[:NEAREST]
-
-
-def _chance(theory: TheoryBatch, factor: float) -> Tensor:
-    sigma = theory.sigma.double() * factor
-    return torch.from_numpy(
-        np.asarray(flip_probability(theory.margin.double().cpu().numpy(), sigma.cpu().numpy()))
-    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""What to expect of each decision, from its margin and the error that theory predicts for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.metric import right
+from pytest_fp16.task import Task
+from pytest_fp16.theory.flips import flip_probability
+from pytest_fp16.theory.margin import pick, top_two
+
+
+def alike(reference: Tensor, theory: TheoryBatch) -> Tensor:
+    """Which classes are computed like the reference's own, bool [N, P, C].
+
+    Two logits that are equal to the last bit, and still are where storage is rounded, are the
+    same computation twice (two equal inputs, an output that is clamped): they round alike, and
+    what ties in 32 bits ties in 16.
+
+    Args:
+        reference: the reference's canonical logits, [N, P, C].
+        theory: of the same batch.
+    """
+    top = reference.nan_to_num(nan=-torch.inf).argmax(-1)
+    own = (values == pick(values, top).unsqueeze(-1) for values in (reference, theory.logits))
+    return next(own) & next(own)
+
+
+def flip_chance(reference: Tensor, theory: TheoryBatch, factor: float) -> Tensor:
+    """Each decision's probability to flip, [N, P], with σ times a factor."""
+    sigma = theory.sigma.double().cpu().numpy() * factor
+    chance = flip_probability(theory.margin.double().cpu().numpy(), sigma)
+    tied = alike(reference, theory).sum(-1) > 1
+    return torch.from_numpy(np.asarray(chance)).masked_fill(tied.cpu(), 0.0)
+
+
+def expected_right(
+    reference: Tensor, labels: Tensor, theory: TheoryBatch, chance: Tensor
+) -> Tensor:
+    """The probability that each decision is right, [N, P].
+
+    Args:
+        reference, theory: see `alike`.
+        labels: the right classes, [N, P].
+        chance: see `flip_chance`.
+    """
+    same = alike(reference, theory)
+    if theory.noisy_classes is not None:
+        first = reference.nan_to_num(nan=-torch.inf).argmax(-1)
+        classes = [
+            torch.where(pick(same, run.clamp(min=0)) & (run >= 0), first, run)
+            for run in theory.noisy_classes
+        ]
+        return (torch.stack(classes) == labels).double().mean(0)
+    top, other = top_two(reference)
+    expected = (top == labels) * (1 - chance) + (other == labels) * chance
+    # Where storage alone moves the decision to a third class, no margin of ours speaks of it.
+    predicted = theory.logits.nan_to_num(nan=-torch.inf).argmax(-1)
+    third = (predicted != top) & (predicted != other)
+    lost = theory.logits.isnan().any(-1)
+    known = third | lost | (same.sum(-1) > 1)
+    return torch.where(known, right(theory.logits, labels).double(), expected)
+
+
+def noisy(theory: TheoryBatch, task: Task, seed: int) -> Tensor:
+    """Theory's logits with rounding errors of theory's size: a metric of the user's may see any."""
+    generator = torch.Generator(device=theory.logits.device).manual_seed(seed)
+    noise = torch.empty_like(theory.logits).normal_(generator=generator)
+    sigma = theory.sigma.nan_to_num(0, 0, 0).reshape(len(noise), -1, 1)
+    if task.kind == "classification":
+        sigma = sigma / 2**0.5  # a margin is the difference of two logits
+    return theory.logits + noise * sigma
