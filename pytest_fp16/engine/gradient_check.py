@@ -2,13 +2,15 @@
 
 Along a short 32-bit trajectory the candidate's gradient, always emulated, is held against the
 reference's; the first steps are made in both precisions; and the optimizer alone is run to the end
-on a sample of the weights. docs/explanation/gradient-check.md states the thresholds.
+on a sample of the weights. Where weights go another way, a longer look follows.
+docs/explanation/gradient-check.md states the thresholds.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,11 +35,13 @@ from pytest_fp16.engine.gradient_points import (
     scaled_outputs,
     scaling,
 )
+from pytest_fp16.engine.gradient_rules import RULES, wayward
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators, step_seed
 from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
+from pytest_fp16.engine.second_look import applied_step, exact_step, second_look
 from pytest_fp16.engine.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, Precision
@@ -51,7 +55,6 @@ _SEED = 0
 _TRAJECTORY = (6, 256)  # steps: the least and the most; a sixth of the training in between
 _TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
 _PROBED = 1500  # steps of the optimizer alone
-_RETRIES = 40
 
 
 def gradient_check(
@@ -110,6 +113,7 @@ class _Check:
                 recorder = self._trajectory(candidate, extra, first)
                 if evidence.broke is None:
                     self._probe(recorder)
+                    self._second_look(extra)
         return evidence
 
     def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
@@ -145,10 +149,8 @@ class _Check:
         snapshots = [float_tensors(exact)]
         for step in range(self.length):
             held = first[step * every : (step + 1) * every]
-            for number, batch in enumerate(held or itertools.islice(self.stream, every)):
-                seed_everything(step_seed(_SEED, step, number))
-                exact.model.train()
-                losses.append(exact.step(batch))
+            held = held or list(itertools.islice(self.stream, every))
+            losses += exact_step(exact, held, _SEED, step)
             statistics.keep()
             if step + 1 in (half, 2 * half):
                 snapshots.append(float_tensors(exact))
@@ -199,7 +201,7 @@ class _Check:
         try:
             for step in range(steps):
                 batches = first[step * every : (step + 1) * every]
-                loss = self._candidate_step(candidate, batches, step)
+                loss = applied_step(candidate, batches, _SEED, step)
                 self.evidence.first_losses.append((losses[(step + 1) * every - 1], loss))
         except torch.OutOfMemoryError:
             raise
@@ -216,18 +218,28 @@ class _Check:
         self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
         return None
 
-    def _candidate_step(self, candidate: Trainee, batches: list[Any], step: int) -> float:
-        """One applied step: a scaler that skips tries the same batch again at half the scale."""
-        loss = math.nan
-        for _ in range(_RETRIES):
-            before = candidate.applied
-            for number, batch in enumerate(batches):
-                seed_everything(step_seed(_SEED, step, number))
-                candidate.model.train()
-                loss = candidate.step(batch)
-            if candidate.scaler is None or candidate.applied > before:
-                break
-        return loss
+    def _second_look(self, extra: list[Any]) -> None:
+        """Where weights go another way, and nothing else is wrong: do they learn?"""
+        evidence = self.evidence
+        if not wayward(evidence) or any(rule(evidence) for rule in RULES):
+            return
+        fresh = Trainee(self.subject, REFERENCE, _SEED, self.state, self.exact.place)
+        streams = self.stream, self._again()
+        steps = self.length, min(2 * self.length, evidence.total_steps)
+        try:
+            evidence.second = second_look(
+                (fresh, self.exact), self._candidate(), streams, extra, _SEED, steps
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            evidence.broke = f"{type(error).__name__}: {str(error).strip()}", None
+
+    def _again(self) -> Iterator[Any]:
+        """The batches of the trajectory and those that follow, from the first."""
+        stream = endless(self.subject, _SEED)
+        yield from itertools.islice(stream, self.together * self.subject.accumulate)
+        yield from itertools.islice(stream, BATCHES, None)
 
     def _probe(self, recorder: Recorder) -> None:
         recorder.handle.remove()

@@ -15,6 +15,7 @@ from pytest_fp16.engine.gradient_points import Point
 from pytest_fp16.engine.optimizer_probe import Probe
 from pytest_fp16.engine.order import ordered
 from pytest_fp16.engine.origin import Found
+from pytest_fp16.engine.second_look import SecondLook
 from pytest_fp16.engine.statistics_probe import Lag, StatisticsRecorder
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.errors import DataError
@@ -45,6 +46,7 @@ class Evidence:
         lags: where running statistics of batch norms end.
         lost_buffers: buffers that are not finite in 16 bits.
         optimizer: what the run of the optimizer alone showed; None where it does not apply.
+        second: what a longer look showed; None where the weights went their 32-bit way.
         total_steps: optimizer steps of the whole training.
         batch_size: inputs per batch.
         epsilon: (hyperparameter, value) of an optimizer epsilon that is zero in the format.
@@ -61,6 +63,7 @@ class Evidence:
     statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
     lost_buffers: list[str] = field(default_factory=list)
     optimizer: Probe | None = None
+    second: SecondLook | None = None
     total_steps: int = 0
     batch_size: int = 0
     epsilon: tuple[str, float] | None = None

@@ -43,6 +43,9 @@ def notes(evidence: Evidence) -> list[str]:
         said.append(f"gradients that are zero but for rounding were left out: {shown}")
     if evidence.optimizer is not None:
         said.append(f"{evidence.optimizer.lost:.0%} of updates are lost to rounding (no verdict)")
+    look = evidence.second
+    if look is not None and not look.slow:
+        said.append(f"weights go another way than in 32 bits, and still learn: {look.said()}")
     if evidence.epsilon is not None:
         said.append(
             f"the optimizer's eps {evidence.epsilon[1]:g} is zero in {evidence.format.name}"

@@ -14,6 +14,7 @@ from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Movement, Noise
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradient_evidence import Evidence
+    from pytest_fp16.engine.optimizer_probe import Probe
 
 #: Weights that move less than this share of their 32-bit way, or this many times as far, over the
 #: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
@@ -210,7 +211,7 @@ def _optimizer(evidence: Evidence) -> Finding | None:
             f"optimizer state is frozen: {what}", "<optimizer>", kind, "absorption", what
         )
     if probe.moved.length and probe.moved.gain < PROBE_STANDSTILL:
-        return _still(probe.moved, "a run of the optimizer alone", probe.lost)
+        return _still(evidence, probe.moved, "a run of the optimizer alone")
     return None
 
 
@@ -218,24 +219,61 @@ def _weights(evidence: Evidence) -> Finding | None:
     moved = evidence.weights
     if moved is None or not moved.length:
         return None
-    lost = evidence.optimizer.lost if evidence.optimizer else None
-    if moved.gain < STANDSTILL:
-        return _still(moved, "the first steps", lost)
     first, last = evidence.first_losses[0], evidence.first_losses[-1]
-    worst = max(*map(abs, first), abs(last[0]))
-    if moved.size <= RUNAWAY or last[1] <= LOSS_GROWN * worst:
+    grown = last[1] > LOSS_GROWN * max(*map(abs, first), abs(last[0]))
+    if moved.gain < STANDSTILL and (moved.size <= 1 or grown):
+        return _still(evidence, moved, "the first steps")
+    if moved.size <= RUNAWAY or not grown:
         return None
     what = (
         f"over the first steps weights go {moved.size:.3g} times as far as in 32 bits, and the "
         f"loss rises from {first[1]:.3g} to {last[1]:.3g}"
     )
-    return Finding(what, "<optimizer>", "step", "underflow", what)
+    return _stepping(evidence, what, "")
 
 
-def _still(moved: Movement, when: str, lost: float | None) -> Finding:
+def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
     what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
-    what += f"; {lost:.0%} of updates are lost to rounding" if lost is not None else ""
+    if moved.size > 1:
+        what += f", though they go {moved.size:.3g} times as far"
+        return _stepping(evidence, what, "the weights go another way: ")
+    probe = evidence.optimizer
+    what += f"; {probe.lost:.0%} of updates are lost to rounding" if probe is not None else ""
     return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
+
+
+def _stepping(evidence: Evidence, what: str, said: str) -> Finding:
+    """Steps of a wrong size: of a second moment that has rounded to zero, or of lost updates."""
+    kind, share = vanished(evidence.optimizer)
+    if kind:
+        what += f"; {share:.0%} of {kind} is zero in {evidence.format.name} and not in float32"
+        return Finding(said + what, "<optimizer>", kind, "underflow", what)
+    return Finding(said + what, "<optimizer>", "step", "absorption", what)
+
+
+def vanished(probe: Probe | None) -> tuple[str, float]:
+    """(kind, share) of the optimizer's state that rounds to zero; ("", 0) where little does."""
+    zeroed = probe.zeroed if probe is not None else {}
+    known = {k: share for k, share in zeroed.items() if k in _EPS_STATES and share > 0}
+    most = {k: share for k, share in zeroed.items() if share > 0.5}
+    return max((known or most).items(), key=lambda item: item[1], default=("", 0.0))
+
+
+def wayward(evidence: Evidence) -> bool:
+    """Whether weights miss their 32-bit place by more than the whole way there."""
+    probe = evidence.optimizer
+    moved = [evidence.weights, probe.moved if probe is not None else None]
+    return any(m is not None and m.length and not m.distance <= 1 for m in moved)
+
+
+def _slow(evidence: Evidence) -> Finding | None:
+    look = evidence.second
+    if look is None or not look.slow:
+        return None
+    said = "16 bits learn at less than half the speed: "
+    if vanished(evidence.optimizer)[0]:
+        return _stepping(evidence, look.said(), said)
+    return Finding(said + look.said(), "<optimizer>", "step", "precision-loss", look.said())
 
 
 def _module(name: str) -> str:
@@ -259,4 +297,5 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _lags,
     _optimizer,
     _weights,
+    _slow,
 )

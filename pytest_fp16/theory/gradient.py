@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
@@ -219,6 +220,38 @@ def movement(reference: Tensor, candidate: Tensor) -> Movement:
     if not length:
         return Movement(1.0, 1.0 if not float(c.norm()) else math.inf, 0.0)
     return Movement(float(r @ c) / length**2, float(c.norm()) / length, length)
+
+
+def learns_slowly(
+    start: Sequence[float],
+    half: Sequence[float] | None,
+    end: Sequence[float],
+    candidate: Sequence[float],
+) -> bool:
+    """Whether a candidate learns at less than half the speed of the reference.
+
+    It does where its loss is above the one that the reference had after half as many steps, and
+    where it has made less than half of the reference's progress; both beyond what the batches
+    scatter (twice the standard error of the mean difference).
+
+    Args:
+        start, half, end: the reference's losses of the same batches before, after half of the
+            steps (None if unknown) and after all.
+        candidate: its losses after all steps.
+    """
+    if not _above(start, end):
+        return False  # the reference itself has learnt nothing to speak of
+    learnt, lost = fmean(start) - fmean(end), fmean(candidate) - fmean(end)
+    if lost > learnt / 2 and _above(candidate, end):
+        return True
+    return half is not None and _above(half, end) and _above(candidate, half)
+
+
+def _above(larger: Sequence[float], smaller: Sequence[float]) -> bool:
+    """Whether paired losses differ by more than twice the standard error of their mean."""
+    differences = [a - b for a, b in zip(larger, smaller, strict=True)]
+    spread = stdev(differences) if len(differences) > 1 else 0.0
+    return fmean(differences) > 2 * spread / math.sqrt(len(differences))
 
 
 def extrapolated(first: Tensor, second: Tensor, blocks: float) -> float:

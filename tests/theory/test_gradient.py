@@ -12,6 +12,7 @@ from pytest_fp16.theory.gradient import (
     batch_variance,
     best_loss_scale,
     extrapolated,
+    learns_slowly,
     meaningless,
     movement,
     noise,
@@ -137,3 +138,23 @@ def test_tensors_add_up():
     added = noise(parts[0] + parts[1], batch_variance(exact), 2**-11)
     for name in ("rho", "allowed", "bias", "gain", "relative", "zeroed"):
         assert getattr(added, name) == pytest.approx(getattr(whole, name)), name
+
+
+@pytest.mark.parametrize(
+    ("half", "candidate", "slow"),
+    [
+        ([1.0, 1.1], [0.5, 0.6], False),  # as fast
+        ([1.0, 1.1], [1.2, 1.3], True),  # where the reference was before half of its steps
+        ([0.6, 0.7], [0.8, 0.9], True),  # the reference had been faster still
+        (None, [0.8, 0.9], False),  # nothing is known of half of the steps: most has been learnt
+        (None, [1.4, 1.5], True),  # less than half of the progress
+        ([0.5, 0.6], [0.55, 0.62], False),  # the reference has learnt nothing since
+        ([1.0, 1.1], [0.2, 1.95], False),  # batches scatter more than they differ
+    ],
+)
+def test_learning_at_half_the_speed(half, candidate, slow):
+    assert learns_slowly([2.0, 2.1], half, [0.5, 0.6], candidate) is slow
+
+
+def test_a_reference_that_learns_nothing_says_nothing():
+    assert not learns_slowly([2.0, 2.2], [2.1, 2.1], [2.1, 2.0], [9.0, 9.0])

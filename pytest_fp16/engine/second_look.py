@@ -1,0 +1,120 @@
+"""A second, longer look at a training whose weights go another way than in 32 bits.
+
+Steps that are too long, too short or turned are no harm in themselves: where Adam's second moment
+has rounded to zero a step is as long as epsilon allows, and many a model learns the faster for it.
+What counts is whether it learns. So the steps are made in both precisions, twice as many as the
+trajectory has, and the losses of batches that were held back are compared.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from pytest_fp16.engine.gradient_points import gradients
+from pytest_fp16.engine.order import step_seed
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.theory.gradient import learns_slowly
+
+_RETRIES = 40
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """Losses of the batches held back.
+
+    Attributes:
+        steps: made in both precisions.
+        start, half, end: the reference's losses before, after half of the steps (None where the
+            training has no twice as many) and after all.
+        candidate: the candidate's after all.
+    """
+
+    steps: int
+    start: list[float]
+    half: list[float] | None
+    end: list[float]
+    candidate: list[float]
+
+    @property
+    def slow(self) -> bool:
+        """Whether 16 bits learn at less than half the speed, or not at all."""
+        if not all(map(math.isfinite, self.candidate)):
+            return True
+        return learns_slowly(self.start, self.half, self.end, self.candidate)
+
+    def said(self) -> str:
+        """The losses in words."""
+        half = ""
+        if self.half is not None:
+            half = f"{fmean(self.half):.3g} after {self.steps // 2} and "
+        return (
+            f"after {self.steps} steps the loss is {fmean(self.candidate):.3g}; 32 bits have "
+            f"{half}{fmean(self.end):.3g} after {self.steps}, from {fmean(self.start):.3g}"
+        )
+
+
+def losses(trainee: Trainee, batches: Sequence[Any]) -> list[float]:
+    """The loss of each batch, in training mode; nothing of the trainee is changed."""
+    return [gradients(trainee, batch, seed).loss for seed, batch in enumerate(batches)]
+
+
+def exact_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int) -> list[float]:
+    """One optimizer step of the reference, with the seeds of the training's own."""
+    found = []
+    for number, batch in enumerate(batches):
+        seed_everything(step_seed(seed, step, number))
+        trainee.model.train()
+        found.append(trainee.step(batch))
+    return found
+
+
+def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int) -> float:
+    """One applied step of the candidate: a scaler that skips tries again at half the scale."""
+    loss = math.nan
+    for _ in range(_RETRIES):
+        before = trainee.applied
+        loss = exact_step(trainee, batches, seed, step)[-1]
+        if trainee.scaler is None or trainee.applied > before:
+            break
+    return loss
+
+
+def second_look(
+    exact: tuple[Trainee, Trainee],
+    candidate: Trainee,
+    streams: tuple[Iterator[Any], Iterator[Any]],
+    held: Sequence[Any],
+    seed: int,
+    steps: tuple[int, int],
+) -> SecondLook:
+    """Go on with the reference, make its steps with the candidate, and compare their losses.
+
+    Args:
+        exact: the reference as it starts, and as it is after the trajectory.
+        candidate: as it starts.
+        streams: the batches that follow the trajectory, and those of the training from its start.
+        held: batches that neither is trained on.
+        seed: of the training.
+        steps: of the trajectory, and of the look.
+    """
+    fresh, trained = exact
+    after, again = streams
+    made, whole = steps
+    every = trained.subject.accumulate
+    start, half = losses(fresh, held), losses(trained, held)
+    for step in range(made, whole):
+        exact_step(trained, list(itertools.islice(after, every)), seed, step)
+    for step in range(whole):
+        loss = applied_step(candidate, list(itertools.islice(again, every)), seed, step)
+        if not math.isfinite(loss):
+            break
+    reached = losses(candidate, held) if math.isfinite(loss) else [loss]
+    return SecondLook(
+        whole, start, half if whole >= 2 * made else None, losses(trained, held), reached
+    )

@@ -1,0 +1,82 @@
+"""Weights that go another way than in 32 bits: harmless where the model learns, and only there."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16 import Training
+from pytest_fp16.engine.gradient_check import gradient_check
+from pytest_fp16.engine.second_look import SecondLook
+from pytest_fp16.precision import precision
+from pytest_fp16.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def convolutions():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)),
+    )
+
+
+def check(name, rate, **changes):
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))[:1197]
+    x = torch.tensor(digits.images[order] / 16, dtype=torch.float32)[:, None]
+    y = torch.tensor(digits.target[order])
+    data = list(zip(x.split(64), y.split(64), strict=True))
+    given = {
+        "model": convolutions,
+        "optimizer": partial(torch.optim.Adam, lr=rate, eps=1e-4),
+        "loss": F.cross_entropy,
+        "train_data": data,
+        "eval_data": data,
+        "epochs": 5,
+        **changes,
+    }
+    return gradient_check(Training(**given), precision(name), Settings(), torch.device("cpu"))
+
+
+def test_a_second_moment_that_vanishes_ruins_a_training_that_is_near_its_largest_rate():
+    """Trained natively in float16 this loses 15 points; its loss never doubles after the start."""
+    found = check("16-true", 8e-3)
+    assert found.verdict == "not equivalent"
+    culprit = found.culprit
+    assert (culprit.module, culprit.operation) == ("<optimizer>", "exp_avg_sq")
+    assert culprit.mechanism == "underflow"
+    assert "half the speed" in found.reason
+    for name in ("bf16-true", "16-mixed"):
+        healthy = check(name, 8e-3)
+        assert healthy.verdict == "equivalent", healthy.reason
+        assert not any("another way" in note for note in healthy.notes)
+
+
+def test_longer_steps_are_harmless_where_the_model_learns():
+    found = check("16-true", 1e-3)
+    assert found.verdict == "equivalent", found.reason
+    assert any("another way" in note and "still learn" in note for note in found.notes)
+
+
+def test_weights_that_run_off_do_not_stand_still():
+    """An epsilon that float16 holds, just: steps are thousands of times too long."""
+    adam = partial(torch.optim.Adam, lr=1e-3, eps=1e-7)
+    found = check("16-true", 0, optimizer=adam, loss=lambda z, y: F.cross_entropy(z, y) / 100)
+    assert found.culprit.mechanism == "underflow"
+    assert "stand still" not in found.reason
+
+
+def test_a_loss_that_is_not_finite_is_no_learning():
+    assert SecondLook(8, [2.0], [1.0], [0.5], [float("inf")]).slow
+    assert not SecondLook(8, [2.0], [1.0], [0.5], [0.6]).slow
