@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.confidence import Confidence, confidence_of, scaled_outputs, scaling
 from pytest_fp16.engine.gradient_evidence import (
     Broke,
     Evidence,
@@ -28,12 +29,9 @@ from pytest_fp16.engine.gradient_evidence import (
 from pytest_fp16.engine.gradient_points import (
     BATCHES,
     Gradients,
-    confidence_factor,
     examine_point,
     gradients,
     scaled_gradients,
-    scaled_outputs,
-    scaling,
 )
 from pytest_fp16.engine.gradient_rules import RULES, wayward
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
@@ -166,14 +164,11 @@ class _Check:
         return recorder
 
     def _confident(self, candidate: Trainee, batch: Any) -> Broke | None:
-        """The gradient once the model is as sure as a trained one: its right logits scaled up.
-
-        Losses that take logarithms of probabilities by hand fail only then.
-        """
-        factor = confidence_factor(self.exact, batch)
-        if factor is None:
+        """The gradient once the model is as sure as a trained one: its right logits scaled up."""
+        sure = confidence_of(self.exact, batch)
+        if sure is None:
             return None
-        with scaled_outputs(self.exact.model, factor):
+        with scaled_outputs(self.exact.model, sure):
             try:
                 finite = _all_finite(gradients(self.exact, batch, 0))
             except Exception:
@@ -181,11 +176,11 @@ class _Check:
             if not finite:
                 return None
         candidate.model.load_state_dict(self.exact.model.state_dict())
-        with scaled_outputs(candidate.model, factor):
+        with scaled_outputs(candidate.model, sure):
             if _all_finite(scaled_gradients(candidate, batch, 0)):
                 return None
         said = "the gradient of confident outputs is not finite"
-        return said, self._origin(self._weights(), [batch], optimize=False, factor=factor)
+        return said, self._origin(self._weights(), [batch], optimize=False, sure=sure)
 
     def _weights(self) -> dict[str, Any]:
         """The reference's state as it is now."""
@@ -258,17 +253,17 @@ class _Check:
         state: dict[str, Any],
         batches: list[Any],
         optimize: bool,
-        factor: Tensor | None = None,
+        sure: Confidence | None = None,
     ) -> Found | None:
         """Where the first value that is not finite comes from, run once more under watch."""
-        return self._watched(state, batches, optimize, factor).found
+        return self._watched(state, batches, optimize, sure).found
 
     def _watched(
         self,
         state: dict[str, Any],
         batches: list[Any],
         optimize: bool,
-        factor: Tensor | None = None,
+        sure: Confidence | None = None,
     ) -> Origin:
         """What saw the candidate's steps on some batches, up to what broke them.
 
@@ -276,11 +271,11 @@ class _Check:
             state: the weights to start from.
             batches: one per step, or per part of an accumulated one.
             optimize: whether these are the training's own first steps, with their seeds.
-            factor: what the outputs are multiplied by.
+            sure: what is done to the outputs.
         """
         trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)
         origin = Origin(trainee.model)
-        trainee.model.register_forward_hook(scaling(factor))
+        trainee.model.register_forward_hook(scaling(sure))
         trainee.optimizer.register_step_pre_hook(lambda *_: setattr(origin, "phase", "<optimizer>"))
         every = self.subject.accumulate
         for number, batch in enumerate(batches):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_fp16.engine.batching import map_tensors, split_batch
-from pytest_fp16.engine.models import call_as_is, main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.trainee import Trainee, gradient_of
-from pytest_fp16.errors import DataError
 from pytest_fp16.theory.gradient import (
     RHO_TENSOR,
     RHO_TOTAL,
@@ -33,8 +28,6 @@ BATCHES, TRIED = 4, 2
 #: Of torch's GradScaler.
 START_SCALE = 2.0**16
 _SMALLEST_SCALE = 2.0**-24
-#: Margins of well-trained classifiers reach 20 (a probability within 2e-9 of one).
-TRAINED_MARGIN, MOST_CONFIDENT = 20.0, 64.0
 
 
 @dataclass
@@ -180,90 +173,3 @@ def loss_is_off(point: Point, unit_roundoff: float) -> bool:
         math.isfinite(r) and not abs(c - r) <= 0.5 * abs(r) + 16 * unit_roundoff * max(abs(r), 1e-3)
         for r, c in point.losses
     )
-
-
-def scaling(factor: Tensor | None) -> Any:
-    """A forward hook that multiplies the floating tensors a model returns, where they fit."""
-
-    def fitting(t: Tensor) -> Tensor:
-        if factor is None or not t.is_floating_point() or t.dim() < factor.dim():
-            return t
-        if any(f not in (1, n) for f, n in zip(factor.shape, t.shape, strict=False)):
-            return t
-        wide = factor.reshape(*factor.shape, *[1] * (t.dim() - factor.dim()))
-        return t * wide.to(t.device, t.dtype)
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if factor is None or not isinstance(output, (Tensor, list, tuple, dict)):
-            return None
-        if not isinstance(output, dict):
-            return map_tensors(output, fitting)
-        changed = copy.copy(output)  # of its own type: a loss may read outputs.logits
-        for key, value in output.items():
-            changed[key] = map_tensors(value, fitting)
-        return changed
-
-    return hook
-
-
-@contextmanager
-def scaled_outputs(model: nn.Module, factor: Tensor) -> Iterator[None]:
-    """Multiply what the model returns by a factor."""
-    handle = model.register_forward_hook(scaling(factor))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def confidence_factor(trainee: Trainee, batch: Any) -> Tensor | None:
-    """What makes a classifier's median margin that of a trained one; None for others.
-
-    A trained classifier is sure where it is right: decisions that are wrong so far are left as they
-    are. Targets of whole numbers, or of zeros and ones, are read as classes.
-
-    Returns:
-        A factor per decision, in the shape of the leading dimensions of the outputs.
-    """
-    try:
-        inputs, targets = split_batch(batch, labelled=True)
-    except DataError:
-        return None
-    if not isinstance(targets, Tensor) or not bool(
-        ((targets == 0) | (targets == 1)).all() or not targets.is_floating_point()
-    ):
-        return None
-    with torch.no_grad():
-        try:
-            placed = trainee.placed(inputs)
-            logits = main_output(call_as_is(trainee.model, placed, trainee.subject.forward))
-        except Exception:
-            return None  # the user's own step calls the model in its own way
-    margins, right = _decisions(logits.float(), targets.to(logits.device))
-    if margins is None or right is None:
-        return None
-    margin = float(margins.median())
-    if not 0 < margin < TRAINED_MARGIN:
-        return None
-    factor = min(TRAINED_MARGIN / margin, MOST_CONFIDENT)
-    return torch.where(right, factor, 1.0)
-
-
-def _decisions(logits: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """(margin, whether right) of each decision; None where outputs are no decisions."""
-    if targets.is_floating_point():
-        if logits.shape != targets.shape:
-            return None, None
-        return logits.abs(), (logits > 0) == (targets > 0.5)
-    if logits.dim() < 2:
-        return None, None
-    pixels = logits.dim() > 2 and targets.shape == logits.shape[:1] + logits.shape[2:]
-    classes = 1 if pixels else -1
-    if logits.shape[classes] < 2:
-        return None, None
-    top, found = logits.topk(2, classes)
-    margins = (top.select(classes, 0) - top.select(classes, 1)).unsqueeze(classes)
-    best = found.select(classes, 0)
-    if best.shape != targets.shape:
-        return margins, torch.ones(1, dtype=torch.bool, device=logits.device)
-    return margins, (best == targets).unsqueeze(classes)

@@ -5,7 +5,7 @@ refuse mixed dtypes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -40,8 +40,11 @@ _EXACT = frozenset(
     """.split()
 )
 
-#: Accumulators that a CPU or CUDA kernel keeps in the tensor itself: they round at every addition.
-STEPWISE = frozenset({"index_add", "scatter_add", "index_put", "_index_put_impl", "put_"})
+#: Kernels that round at every step, on a CPU and on CUDA: accumulators kept in the tensor itself,
+#: and a slope whose guard of 1e-12 is taken in the format: zero in float16 (ATen's ``Loss.cu``).
+STEPWISE = frozenset(
+    "index_add scatter_add index_put _index_put_impl put_ binary_cross_entropy_backward".split()
+)
 
 #: Operations whose float32 result is a decision: comparisons, selections, integer parts.
 DISCRETE = frozenset(
@@ -176,6 +179,17 @@ def facts(op: OpOverload) -> Facts:
         random=name in _RANDOM,
         statistics=(3, 4) if full in _WRITES_STATISTICS else (),
     )
+
+
+#: Accumulators that only do so where they are asked to, by their fourth argument.
+_MAY_ACCUMULATE = frozenset({"index_put", "_index_put_impl", "put_"})
+
+
+def as_called(known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> Facts:
+    """The facts about one call: an assignment ``x[mask] = y`` moves values and adds none."""
+    if known.name not in _MAY_ACCUMULATE or kwargs.get("accumulate", len(args) > 3 and args[3]):
+        return known
+    return replace(known, exact=True, stepwise=False)
 
 
 def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:

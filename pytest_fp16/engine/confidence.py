@@ -1,0 +1,156 @@
+"""A model made as sure as a trained one: its right decisions, with a trained classifier's margin.
+
+Losses that take logarithms of probabilities by hand fail only then, long after the first steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.batching import map_tensors, split_batch
+from pytest_fp16.engine.models import call_as_is, main_output
+from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.errors import DataError
+
+#: Margins of well-trained classifiers reach 20 (a probability within 2e-9 of one).
+TRAINED_MARGIN, MOST_CONFIDENT = 20.0, 64.0
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """What makes outputs sure.
+
+    Attributes:
+        factor: of the logits, per decision, in the shape of the outputs' leading dimensions.
+        probabilities: None where outputs are logits; ``"each"`` where every output is a
+            probability of its own, ``"together"`` where those of a decision add up to one.
+        classes: the dimension of the classes, where there are any.
+    """
+
+    factor: Tensor
+    probabilities: str | None = None
+    classes: int = -1
+
+    def applied(self, t: Tensor) -> Tensor:
+        """An output, made sure; one whose shape does not fit stays as it is."""
+        factor = self.factor
+        if not t.is_floating_point() or t.dim() < factor.dim():
+            return t
+        if any(f not in (1, n) for f, n in zip(factor.shape, t.shape, strict=False)):
+            return t
+        wide = factor.reshape(*factor.shape, *[1] * (t.dim() - factor.dim())).to(t.device)
+        if self.probabilities is None:
+            return t * wide.to(t.dtype)
+        with torch.no_grad():
+            sure = self._probability(t.float(), wide).to(t.dtype)
+        return sure + (t - t.detach())  # the value of one, the slope of the other
+
+    def _probability(self, p: Tensor, factor: Tensor) -> Tensor:
+        if self.probabilities == "each":
+            return torch.sigmoid(factor * torch.logit(p))
+        return torch.softmax(factor * p.log(), self.classes)
+
+
+def scaling(confidence: Confidence | None) -> Any:
+    """A forward hook that makes what a model returns sure."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if confidence is None or not isinstance(output, (Tensor, list, tuple, dict)):
+            return None
+        if not isinstance(output, dict):
+            return map_tensors(output, confidence.applied)
+        changed = copy.copy(output)  # of its own type: a loss may read outputs.logits
+        for key, value in output.items():
+            changed[key] = map_tensors(value, confidence.applied)
+        return changed
+
+    return hook
+
+
+@contextmanager
+def scaled_outputs(model: nn.Module, confidence: Confidence) -> Iterator[None]:
+    """Make what the model returns sure."""
+    handle = model.register_forward_hook(scaling(confidence))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def confidence_of(trainee: Trainee, batch: Any) -> Confidence | None:
+    """What makes a classifier's median margin that of a trained one; None for others.
+
+    A trained classifier is sure where it is right: decisions that are wrong so far are left as they
+    are. Targets of whole numbers, or of zeros and ones, are read as classes. Outputs between zero
+    and one (that add up to one, where there are classes) are read as probabilities, and their
+    logarithms as logits.
+    """
+    try:
+        inputs, targets = split_batch(batch, labelled=True)
+    except DataError:
+        return None
+    if not isinstance(targets, Tensor) or not bool(
+        ((targets == 0) | (targets == 1)).all() or not targets.is_floating_point()
+    ):
+        return None
+    with torch.no_grad():
+        try:
+            placed = trainee.placed(inputs)
+            logits = main_output(call_as_is(trainee.model, placed, trainee.subject.forward))
+        except Exception:
+            return None  # the user's own step calls the model in its own way
+    logits, targets = logits.float(), targets.to(logits.device)
+    kind = _probabilities(logits, targets)
+    if kind is not None:
+        logits = torch.logit(logits) if kind == "each" else logits.log()
+    margins, right = decisions(logits, targets)
+    if margins is None or right is None:
+        return None
+    margin = float(margins.median())
+    if not 0 < margin < TRAINED_MARGIN:
+        return None
+    factor = min(TRAINED_MARGIN / margin, MOST_CONFIDENT)
+    return Confidence(torch.where(right, factor, 1.0), kind, _class_dimension(logits, targets))
+
+
+def _probabilities(outputs: Tensor, targets: Tensor) -> str | None:
+    """How outputs are probabilities, if they are."""
+    if not bool(((outputs >= 0) & (outputs <= 1)).all()):
+        return None
+    if targets.is_floating_point():
+        return "each"
+    if outputs.dim() < 2:
+        return None
+    total = outputs.sum(_class_dimension(outputs, targets))
+    return "together" if bool(((total - 1).abs() < 1e-3).all()) else None
+
+
+def _class_dimension(logits: Tensor, targets: Tensor) -> int:
+    pixels = logits.dim() > 2 and targets.shape == logits.shape[:1] + logits.shape[2:]
+    return 1 if pixels else -1
+
+
+def decisions(logits: Tensor, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(margin, whether right) of each decision; None where outputs are no decisions."""
+    if targets.is_floating_point():
+        if logits.shape != targets.shape:
+            return None, None
+        return logits.abs(), (logits > 0) == (targets > 0.5)
+    if logits.dim() < 2:
+        return None, None
+    classes = _class_dimension(logits, targets)
+    if logits.shape[classes] < 2:
+        return None, None
+    top, found = logits.topk(2, classes)
+    margins = (top.select(classes, 0) - top.select(classes, 1)).unsqueeze(classes)
+    best = found.select(classes, 0)
+    if best.shape != targets.shape:
+        return margins, torch.ones(1, dtype=torch.bool, device=logits.device)
+    return margins, (best == targets).unsqueeze(classes)
