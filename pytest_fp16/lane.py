@@ -13,7 +13,7 @@ from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
-from pytest_fp16.engine.emulate import UnsupportedOperation, is_missing_kernel
+from pytest_fp16.engine.refusal import UnsupportedOperation, is_missing_kernel
 from pytest_fp16.engine.theory_batch import TheoryBatch
 from pytest_fp16.engine.theory_pass import TheoryPass
 from pytest_fp16.evidence import KEPT, Batch, Kept, MetricTotals, Outcome, Prediction, standardised

@@ -95,7 +95,7 @@ class Autopsy(Interception):
     """
 
     def __init__(self, program: Program, until: float = math.inf, tape: Tape | None = None) -> None:
-        super().__init__()
+        super().__init__(program.emulation.target if program.emulation is not None else None)
         self.program = program
         self.until = math.inf if tape is not None else until
         self.tape = tape

@@ -195,7 +195,8 @@ def raised(error: BaseException, specimen: Specimen, function: str | None = None
     if at is not None:
         return Raised(at.module, at.name, raised_at(error) or at.source, error)
     named = _KERNEL.search(str(error))
-    name = function or (named["name"] if named else None) or type(error).__name__
+    known = named["name"] if named else getattr(error, "operation", None)
+    name = function or known or type(error).__name__
     return Raised(
         module_of(error, specimen.candidate.model), name.strip("_"), raised_at(error), error
     )

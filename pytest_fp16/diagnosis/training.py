@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from pytest_fp16.diagnosis.training_cures import Proposal, proposals
 from pytest_fp16.diagnosis.training_price import price_of
-from pytest_fp16.engine.emulate import is_missing_kernel
 from pytest_fp16.engine.models import make_model
 from pytest_fp16.engine.order import ordered
 from pytest_fp16.engine.origin import Found, Origin
+from pytest_fp16.engine.refusal import is_missing_kernel
 from pytest_fp16.engine.train import RunResult, with_last
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.report.model import Culprit, Cure

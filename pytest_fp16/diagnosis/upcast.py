@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.diagnosis.source import calling_line
 from pytest_fp16.engine.batching import map_tensors
-from pytest_fp16.engine.emulate import is_missing_kernel
 from pytest_fp16.engine.operations import LOW
+from pytest_fp16.engine.refusal import is_missing_kernel
 from pytest_fp16.errors import ModelError
 from pytest_fp16.variants import Variant, variant
 

@@ -113,4 +113,5 @@ def accumulated(y: Tensor, run: Callable[[], Tensor]) -> Tensor:
         return y
     if not isinstance(native, Tensor) or native.shape != y.shape:
         return y
-    return y + (native.detach().to(torch.float32) - y.detach())
+    moved = native.detach().to(torch.float32)
+    return y + (moved - y.detach()).masked_fill(moved == y.detach(), 0.0)  # infinite ones too

@@ -9,6 +9,7 @@ kernels do, which accumulate in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -29,29 +30,12 @@ from pytest_fp16.engine.operations import (
     require_same_dtype,
     tensors,
 )
-from pytest_fp16.engine.scalars import as_the_kernel_takes
-
-
-class UnsupportedOperation(RuntimeError):  # noqa: N818
-    """An operation has no 16-bit kernel on the target. Seen by the verdict, not by users."""
-
-    def __init__(self, operation: str, dtype: str, target: str) -> None:
-        super().__init__(f"{operation} has no {dtype} kernel on {target}")
-        self.operation = operation
-
-
-_MISSING_KERNEL = (
-    "not implemented for '",
-    "Low precision dtypes not supported",
-    "Unsupported dtype",
+from pytest_fp16.engine.refusal import (
+    UnsupportedOperation,
+    assignments_as_on,
+    is_missing_kernel,
 )
-
-
-def is_missing_kernel(error: BaseException) -> bool:
-    """Whether an error of ATen says that an operation has no kernel for a dtype."""
-    return isinstance(error, (RuntimeError, NotImplementedError)) and any(
-        words in str(error) for words in _MISSING_KERNEL
-    )
+from pytest_fp16.engine.scalars import as_the_kernel_takes
 
 
 class Emulation(TorchDispatchMode):
@@ -67,6 +51,16 @@ class Emulation(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.target = target
         self.opaque = opaque
+        self._refusals = ExitStack()
+
+    def __enter__(self) -> Emulation:
+        self._refusals.enter_context(assignments_as_on(self.target))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._refusals.close()
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,

@@ -7,7 +7,7 @@ A `Carrier` is a tensor the program sees in place of the values that are really 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pytest_fp16.engine.operations import Facts, facts
+from pytest_fp16.engine.refusal import assignments_as_on
 
 _KEYS: Any = torch._C.DispatchKey
 AUTOCAST: Any = (
@@ -71,10 +72,25 @@ class Carrier(Tensor):
 
 
 class Interception(TorchDispatchMode):
-    """Sends each operation of a program to the method for its kind, with carriers as arguments."""
+    """Sends each operation of a program to the method for its kind, with carriers as arguments.
 
-    def __init__(self) -> None:
+    Args:
+        target: the device whose refusals the program meets; None for none but this device's own.
+    """
+
+    def __init__(self, target: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._meets = target
+        self._refusals = ExitStack()
+
+    def __enter__(self) -> Any:
+        if self._meets is not None:
+            self._refusals.enter_context(assignments_as_on(self._meets))
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *exception: Any) -> None:
+        self._refusals.close()
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,

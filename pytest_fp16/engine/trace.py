@@ -23,19 +23,21 @@ from torch.overrides import enable_reentrant_dispatch
 from pytest_fp16.engine.absorption import absorbed, accumulated, crowded, operands_of
 from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
-from pytest_fp16.engine.emulate import UnsupportedOperation, widen
+from pytest_fp16.engine.emulate import widen
 from pytest_fp16.engine.interception import AUTOCAST, READ_ON_HOST, Interception
 from pytest_fp16.engine.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     DISCRETE,
     LOW,
     Facts,
+    as_called,
     flat,
     missing_on_cuda,
     rebuild,
     require_same_dtype,
 )
 from pytest_fp16.engine.recorder import Recorder, largest_magnitude
+from pytest_fp16.engine.refusal import UnsupportedOperation
 from pytest_fp16.engine.scalars import as_the_kernel_takes
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.trace_arguments import (
@@ -88,7 +90,7 @@ class Trace(Interception):
         errors: Errors | None = None,
         collect: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(target)
         self.errors = errors or []
         self.collect = collect
         self.operands: Operands = []
@@ -141,6 +143,7 @@ class Trace(Interception):
 
     def operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """Any other operation: refused as the program refuses it, computed, wrapped."""
+        known = as_called(known, args, kwargs)
         cells = [s.cell for s in shadows_in(args, kwargs)]
         moves = known.name not in _CONSTANT
         call = Call(
@@ -160,7 +163,9 @@ class Trace(Interception):
 
     def _refuse(self, call: Call) -> None:
         """Raise what the 16-bit program would raise."""
-        low = next((s.dtype for s in shadows_in(call.args, call.kwargs) if s.dtype in LOW), None)
+        asked = call.kwargs.get("dtype")
+        met = (s.dtype for s in shadows_in(call.args, call.kwargs) if s.dtype in LOW)
+        low = next(met, asked if asked in LOW else None)
         if low is None:
             return
         name = call.known.name

@@ -96,7 +96,10 @@ def flushes(original: Any) -> bool:
 
 
 def refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> None:
-    """Let the native kernel refuse a scalar that the format cannot hold, on one element."""
+    """Let the native kernel refuse a scalar that the format cannot hold, on two elements.
+
+    A CPU fills one element alone without a look at the scalar.
+    """
     scalars = [
         v
         for v in (*args, *kwargs.values())
@@ -107,7 +110,8 @@ def refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> N
 
     def one(value: Any) -> Any:
         if isinstance(value, Shadow):
-            return torch.ones([1] * value.dim(), dtype=value.dtype)
+            shape = [*[1] * (value.dim() - 1), 2] if value.dim() else []
+            return torch.zeros(shape, dtype=value.dtype)
         return value
 
     try:

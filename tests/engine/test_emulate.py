@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_fp16.engine.emulate import Emulation, UnsupportedOperation, is_missing_kernel, widen
+from pytest_fp16.engine.emulate import Emulation, widen
+from pytest_fp16.engine.refusal import UnsupportedOperation, is_missing_kernel
 
 LOW = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_fp16.engine.emulate import Emulation, UnsupportedOperation
+from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.models import autocast, call, main_output, make_model, prepare, quiet
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
+from pytest_fp16.engine.refusal import UnsupportedOperation
 from pytest_fp16.engine.theory_pass import TheoryPass
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.subject import Evaluation

@@ -298,3 +298,28 @@ def test_scripted_and_functional_programs_are_traced():
 
     assert out.dtype == torch.float16
     assert {"addmm", "tanh", "mul"} <= set(site_names(trace))
+
+
+@pytest.mark.parametrize(("accumulate", "rounds"), [(False, False), (True, True)])
+def test_an_assignment_moves_values_and_rounds_none(accumulate, rounds):
+    """``x[mask] = y`` is `index_put`; where it accumulates it is a sum like any other."""
+
+    def program(x):
+        y, at = torch.exp(x), (torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.long))
+        return y.index_put(at, y[:, 1] * 3, accumulate=accumulate)
+
+    trace, _ = traced(program, torch.randn(BATCH, 4))
+    assert ("index_put" in site_names(trace)) is rounds
+
+
+def test_an_infinite_number_that_is_assigned_stays_so():
+    def program(x):
+        y = torch.exp(x)
+        y[y > 1] = -torch.inf
+        return y
+
+    x = torch.linspace(-1, 1, BATCH).unsqueeze(1)
+    for noise in (None, torch.Generator().manual_seed(0)):
+        _, out = traced(program, x, noise=noise)
+        assert torch.equal(out.inner == -torch.inf, x > 0)
+        assert not out.inner.isnan().any()

@@ -1,0 +1,82 @@
+"""What a target refuses: an operation without a kernel, a number beyond the format's range.
+
+ATen itself refuses most such numbers wherever it runs. Into one element it writes them otherwise:
+``x[mask] = -1e9`` raises where x is a float16 tensor on CUDA, and gives -inf on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LOW = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
+_MISSING_KERNEL = (
+    "not implemented for '",
+    "Low precision dtypes not supported",
+    "Unsupported dtype",
+)
+
+
+class UnsupportedOperation(RuntimeError):  # noqa: N818
+    """An operation has no 16-bit kernel on the target. Seen by the verdict, not by users."""
+
+    def __init__(self, operation: str, dtype: str, target: str) -> None:
+        super().__init__(f"{operation} has no {dtype} kernel on {target}")
+        self.operation = operation
+
+
+class RefusedNumber(UnsupportedOperation):
+    """A number that the target does not put into a 16-bit tensor."""
+
+    def __init__(self, number: float, dtype: torch.dtype) -> None:
+        words = f"value cannot be converted to type c10::{_LOW[dtype]} without overflow: {number:g}"
+        RuntimeError.__init__(self, words)
+        self.operation = "__setitem__"
+
+
+def is_missing_kernel(error: BaseException) -> bool:
+    """Whether an error of ATen says that an operation has no kernel for a dtype."""
+    return isinstance(error, (RuntimeError, NotImplementedError)) and any(
+        words in str(error) for words in _MISSING_KERNEL
+    )
+
+
+def require_in_range(number: Any, dtype: torch.dtype) -> None:
+    """Raise RefusedNumber for a finite number beyond the range of a 16-bit format."""
+    if dtype not in _LOW or isinstance(number, bool) or not isinstance(number, (int, float)):
+        return
+    if torch.finfo(dtype).max < abs(number) < math.inf:
+        raise RefusedNumber(number, dtype)
+
+
+_depth = 0
+
+
+@contextmanager
+def assignments_as_on(target: str) -> Iterator[None]:
+    """Refuse what CUDA refuses to assign to a 16-bit tensor, however nested."""
+    global _depth
+    if target != "cuda" or _depth:
+        yield
+        return
+    own, inherited = Tensor.__setitem__, "__setitem__" not in vars(Tensor)
+
+    def checked(self: Tensor, index: Any, value: Any) -> None:
+        require_in_range(value, self.dtype)
+        own(self, index, value)
+
+    _depth += 1
+    Tensor.__setitem__ = checked  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if inherited:
+            del Tensor.__setitem__
+        else:
+            Tensor.__setitem__ = own  # type: ignore[method-assign]

@@ -1,0 +1,104 @@
+"""Numbers that a target refuses, told on a machine without it."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.refusal import RefusedNumber, assignments_as_on, require_in_range
+
+HALF, BRAIN = torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [(65505.0, HALF), (-1e9, HALF), (2**30, HALF), (3.4e38, BRAIN), (-torch.inf, torch.int32)],
+)
+def test_a_finite_number_beyond_the_range_is_refused(number, dtype):
+    if dtype is torch.int32:
+        require_in_range(number, dtype)
+        return
+    with pytest.raises(RefusedNumber, match="cannot be converted"):
+        require_in_range(number, dtype)
+
+
+@pytest.mark.parametrize("number", [65504.0, -torch.inf, torch.nan, True, torch.tensor(1e9)])
+def test_what_fits_or_is_infinite_already_is_not(number):
+    require_in_range(number, HALF)
+
+
+def test_an_assignment_is_refused_as_on_cuda_and_everything_is_as_before_afterwards():
+    x = torch.zeros(3, dtype=HALF)
+    own = torch.Tensor.__setitem__
+    with Emulation("cuda"), assignments_as_on("cuda"):
+        x[0] = 2.0
+        x[x > 1] = -torch.inf
+        with pytest.raises(RefusedNumber):
+            x[x < 1] = -1e9
+        x.float()[0] = 1e9
+    assert torch.Tensor.__setitem__ is own
+    x[1] = 1e9
+    assert x.tolist() == [-torch.inf, torch.inf, 0]
+
+
+def test_a_cpu_refuses_no_assignment():
+    x = torch.zeros(3, dtype=HALF)
+    with Emulation("cpu"):
+        x[0] = 1e9
+    assert x[0] == torch.inf
+
+
+class Masked(nn.Module):
+    """Attention whose later positions are masked by an assignment."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.enter, self.leave, self.number = nn.Linear(4, 12), nn.Linear(4, 3), number
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.enter(x).chunk(3, -1)
+        scores = q @ k.transpose(1, 2)
+        scores[:, torch.ones(6, 6).triu(1).bool()] = self.number
+        return self.leave(scores.softmax(-1) @ v).mean(1)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "16-mixed", "bf16-true"])
+@pytest.mark.parametrize("number", [-1e9, -torch.inf])
+def test_a_mask_that_is_assigned(number, precision):
+    torch.manual_seed(0)
+    subject = Evaluation(model=Masked(number).eval(), data=[torch.randn(60, 6, 4)], labelled=False)
+    report = check(subject, precision=precision, budget=0.02)
+    refused = number > -torch.inf and precision.startswith("16")
+    expected = "not equivalent" if refused else "equivalent"
+    assert report.verdict == report.forecast.verdict == expected, str(report)
+    if refused:
+        assert (report.culprit.operation, report.culprit.mechanism) == ("setitem", "mask-inf")
+        assert "test_refusal.py" in report.culprit.source
+        assert report.cure.verified
+
+
+class Filled(nn.Linear):
+    def __init__(self, fill) -> None:
+        super().__init__(4, 3)
+        self.fill = fill
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.exp(-self.fill(x[:, :1]))
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda x: torch.full_like(x, 1e10),
+        lambda x: torch.full(x.shape, 1e10, dtype=x.dtype),
+        lambda x: x.new_full(x.shape, 1e10),
+        lambda x: x.index_fill(0, torch.tensor([0]), 1e10),
+    ],
+)
+def test_a_number_that_fills_one_column_is_refused_in_the_forecast_too(fill):
+    torch.manual_seed(0)
+    subject = Evaluation(model=Filled(fill).eval(), data=[torch.randn(60, 4)], labelled=False)
+    report = check(subject, precision="16-true")
+    assert report.verdict == report.forecast.verdict == "not equivalent", str(report)
+    assert report.culprit.mechanism == "mask-inf"
