@@ -55,15 +55,18 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
 def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | None:
     """The constant that became infinite, where it is a constant that did."""
     lost = any(m.lost for m in (*finding.own, *finding.results))
+    scales = born.name in _SCALES  # a mask; any other values are brought to their unit
     for measure in finding.operands:
-        alone = measure.count == 1 or measure.constant is not None  # weights are many numbers
+        single = measure.count == 1 and born.name not in _OFFSETS
+        alone = single or measure.constant is not None  # weights are many numbers
         too_large = measure.largest >= fmt.overflow_threshold
-        placed = born.name in _PLACES or born.name in _SCALES  # a bias in a product is no mask
+        masked = any(m.binary or m.fixed for m in finding.operands if m is not measure)
+        placed = born.name in _PLACES or (scales and masked)  # a bias in a product is no mask
         if measure.fixed and not measure.made and alone and too_large and placed:
             return measure.constant or -measure.largest
     if not lost:
         return None
-    masks = born.name not in _SCALES or any(m.binary or m.fixed for m in finding.operands)
+    masks = not scales or any(m.binary or m.fixed for m in finding.operands)
     masks &= born.name not in _OFFSETS
     for scalar in finding.scalars:
         if masks and fmt.overflow_threshold <= abs(scalar) < math.inf:

@@ -125,6 +125,30 @@ def test_sound_operations_are_below_the_threshold_of_unsound_ones(make_net, spec
         assert defective(operations) is None
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda part, x: part.head(x) * part.unit,
+        lambda part, x: part.head(x) / 90 + part.unit,
+    ],
+)
+def test_a_unit_or_an_offset_beyond_the_range_is_no_mask(make_net, specimen, function):
+    class InUnits(nn.Module):
+        """Values in units of a buffer, and back."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(32, 32)
+            self.register_buffer("unit", torch.tensor(9e4))
+
+        def forward(self, x):
+            return torch.tanh(function(self, x) / 9e4)
+
+    culprit = explained(specimen, make_net(InUnits(), steps=5))
+    assert (culprit.module, culprit.mechanism) == ("core.part", "overflow")
+    assert culprit.operation in ("mul", "add")
+
+
 def test_weights_beyond_the_range_are_an_overflow_and_no_mask(make_net, specimen):
     linear = nn.Linear(32, 32)
     model = make_net(nn.Sequential(linear, nn.LayerNorm(32)), steps=5)
