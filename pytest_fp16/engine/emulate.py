@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_fp16.engine.accumulators import accumulate
 from pytest_fp16.engine.attention import fused_attention
 from pytest_fp16.engine.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
@@ -86,7 +87,7 @@ class Emulation(TorchDispatchMode):
         # also refuses what the device refuses (a constant that does not fit the format).
         if known.exact or known.stepwise or (known.opaque and self.opaque == "native"):
             try:
-                return func(*args, **kwargs)
+                return accumulate(known.name, func, args, kwargs, self.target)
             except (RuntimeError, NotImplementedError) as error:
                 if not is_missing_kernel(error):
                     raise

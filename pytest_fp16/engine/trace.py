@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 
 from pytest_fp16.engine.absorption import absorbed, accumulated, crowded, operands_of
+from pytest_fp16.engine.accumulators import accumulate
 from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import widen
@@ -232,7 +234,8 @@ class Trace(Interception):
         if call.known.stepwise:
             low_args = as_native(call.args)
             low_kwargs = {k: as_native(v) for k, v in call.kwargs.items()}
-            moved = accumulated(y, lambda: call.func(*low_args, **low_kwargs))
+            run = partial(accumulate, call.known.name, call.func)
+            moved = accumulated(y, partial(run, low_args, low_kwargs, self.target))
         else:
             operands = operands_of(call.known.name, call.args, fmt.dtype)
             moved = y
