@@ -11,12 +11,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import DefaultDeviceType
+
+from pytest_fp16.engine.regions import checkpoints_on_cuda, cuda_regions, custom_inputs
 
 _TO_LOW = """
     _convolution _convolution.deprecated conv1d conv2d conv3d conv_tbc conv_transpose1d
@@ -104,53 +105,36 @@ def _cuda_flag(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _cuda_regions() -> Iterator[None]:
-    """Let ``torch.autocast("cuda")`` be entered where there is no CUDA, as on the target.
+def own_regions(device: str, target: str) -> Iterator[None]:
+    """Where a whole model is cast: what it does under a CUDA autocast that it enters itself.
 
-    A model may enter it itself, and gradient checkpointing does when it computes values again;
-    torch would switch it off with a warning, or save the CPU's state alone.
+    Args:
+        device, target: see `target_autocast`.
     """
-    own = torch.autocast.__init__
-
-    def made(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
-        given = inspect.signature(own).bind(self, device_type, *args, **kwargs)
-        enabled = given.arguments.get("enabled", True)
-        if device_type == "cuda":
-            given.arguments["enabled"] = False  # or else it asks for a device
-        own(*given.args, **given.kwargs)
-        if device_type == "cuda":
-            self._enabled = enabled
-
-    if torch.cuda.is_available():
+    if device != "cpu" or target != "cuda" or torch.cuda.is_available():
         yield
         return
-    saved = DefaultDeviceType.get_device_type()
-    torch.autocast.__init__ = made  # type: ignore[method-assign]
-    DefaultDeviceType.set_device_type("cuda")
-    try:
-        yield
-    finally:
-        torch.autocast.__init__ = own  # type: ignore[method-assign]
-        DefaultDeviceType.set_device_type(saved)
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
 
+    def entered(self: Any) -> Any:
+        region = ExitStack()
+        if self.device == "cuda" and self._enabled and not _installed:
+            region.enter_context(target_autocast("cpu", self.fast_dtype, "cuda"))
+        vars(self).setdefault("_fp16_regions", []).append(region)
+        return enter(self)  # type: ignore[no-untyped-call]
 
-@contextmanager
-def _custom_inputs() -> Iterator[None]:
-    """``custom_fwd(device_type="cuda", cast_inputs=…)`` looks for tensors on CUDA: take these."""
-    home = torch.amp.autocast_mode
-    own = getattr(home, "_cast", None)
-    if own is None:
-        yield
-        return
+    def left(self: Any, *exception: Any) -> Any:
+        try:
+            return leave(self, *exception)
+        finally:
+            vars(self)["_fp16_regions"].pop().close()
 
-    def cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
-        return own(value, "cpu" if device_type == "cuda" else device_type, dtype)
-
-    home._cast = cast
-    try:
-        yield
-    finally:
-        home._cast = own
+    with cuda_regions():
+        torch.autocast.__enter__, torch.autocast.__exit__ = entered, left  # type: ignore
+        try:
+            yield
+        finally:
+            torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore
 
 
 @contextmanager
@@ -215,7 +199,7 @@ def _cuda_policy() -> Iterator[None]:
             for name in _CPU_ONLY.split():
                 if name not in listed and _overload(name) is not None:
                     _register(library, name, _kernel(name, _untouched))
-        with _cuda_regions(), _custom_inputs():
+        with cuda_regions(), checkpoints_on_cuda(), custom_inputs():
             yield
     finally:
         _installed -= 1

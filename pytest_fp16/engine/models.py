@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.autocast import target_autocast
+from pytest_fp16.engine.autocast import own_regions, target_autocast
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
@@ -99,6 +99,8 @@ def autocast(precision: Precision, device: torch.device, target: str) -> Any:
     """The context a model of that precision runs in."""
     if precision.mixed:
         return target_autocast(device.type, precision.dtype, target)
+    if precision.dtype_name != "float32":
+        return own_regions(device.type, target)
     return nullcontext()
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pytest_fp16.engine.autocast import held_policy, target_autocast
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.autocast import held_policy, own_regions, target_autocast
 from pytest_fp16.engine.emulate import Emulation
 
 X = torch.rand(3, 4) + 0.1
@@ -280,3 +281,45 @@ def test_a_custom_function_has_its_inputs_cast_as_on_cuda(emulated):
         assert _WideExp.apply(half.double()).dtype == torch.float64
     assert torch.amp.autocast_mode._cast is own
     assert _WideExp.apply(half).dtype == torch.float16  # nothing is cast where autocast is off
+
+
+class _OwnAutocast(nn.Module):
+    """A norm that needs float32 inside, which CUDA's autocast gives it."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave, self.seen = nn.Linear(8, 8), nn.Linear(8, 3), []
+
+    def forward(self, x):
+        with torch.autocast("cuda", dtype=torch.float16):
+            y = 400 * self.enter(x)
+            square = y.pow(2).mean(-1, keepdim=True)
+            self.seen.append((y.dtype, square.dtype))
+            y = y * torch.rsqrt(square + 1e-6)
+        return self.leave(y.to(self.leave.weight.dtype))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA has regions of its own")
+def test_a_cast_model_that_enters_cuda_autocast_itself_finds_it():
+    enter, model = torch.autocast.__enter__, _OwnAutocast().half()
+    x = torch.randn(4, 8).half()
+    with own_regions("cpu", "cuda"), Emulation("cuda"):
+        assert model(x).isfinite().all()
+        assert not torch.is_autocast_enabled("cuda")
+        assert (x.exp() @ x.t()).dtype == torch.float16
+        with torch.autocast("cuda", dtype=torch.float16), torch.autocast("cuda", enabled=False):
+            assert x.exp().dtype == torch.float16
+    assert model.seen == [(torch.float16, torch.float32)]
+    assert torch.autocast.__enter__ is enter
+    with own_regions("cpu", "cpu"), pytest.warns(UserWarning, match="CUDA is not available"):
+        model(x)
+    assert model.seen[1] == (torch.float16, torch.float16)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA has regions of its own")
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available.*")
+def test_the_verdict_of_such_a_model_is_that_of_cuda():
+    torch.manual_seed(0)
+    subject = Evaluation(model=_OwnAutocast().eval(), data=[torch.randn(100, 8)], labelled=False)
+    report = check(subject, precision="16-true", budget=0.02)
+    assert report.verdict == report.forecast.verdict == "equivalent", str(report)
