@@ -6,7 +6,7 @@ import math
 
 from pytest_fp16.precision import mixes_dtypes
 from pytest_fp16.report import figures
-from pytest_fp16.report.model import Cure, Metric, Report
+from pytest_fp16.report.model import Culprit, Cure, Metric, Report
 
 _WHY = {
     "overflow": "a value leaves the range of {format}",
@@ -107,17 +107,24 @@ def _passed(report: Report) -> str:
     )
 
 
+def _why(report: Report, culprit: Culprit) -> str:
+    """The mechanism in words."""
+    if culprit.mechanism == "unsupported-op":
+        if mixes_dtypes(culprit.evidence):
+            return "tensors of different dtypes meet in an operation that takes one"
+        if "unsafe to autocast" in culprit.evidence:
+            return "autocast refuses this operation, as it would be unsafe in 16 bits"
+    return _WHY[culprit.mechanism].format(format=figures.dtype_name(report.precision))
+
+
 def _failed(report: Report) -> list[str]:
     lines = [headline(report)]
     lines += [_line(check.name, check.detail) for check in report.checks if not check.passed]
     if report.error is not None:
         lines.append(_line("error", report.error))
     if report.culprit is not None:
-        why = _WHY[report.culprit.mechanism].format(format=figures.dtype_name(report.precision))
-        if report.culprit.mechanism == "unsupported-op" and mixes_dtypes(report.culprit.evidence):
-            why = "tensors of different dtypes meet in an operation that takes one"
         lines.append(_line("where", _where(report)))
-        lines.append(_line("why", f"{report.culprit.mechanism}: {why}"))
+        lines.append(_line("why", f"{report.culprit.mechanism}: {_why(report, report.culprit)}"))
     elif report.verdict == "not equivalent":
         lines.append(_line("where", _no_culprit(report)))
     if report.cure is not None:

@@ -100,3 +100,55 @@ def test_a_raised_epsilon_leaves_a_sound_one_alone(digits_training):
 
     found = kinds(digits_training(optimizer=sound), "16-true", "<optimizer>", "absorption")
     assert found == ["mixed", "bfloat16"]
+
+
+def chances():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))
+
+
+def of_chances(outputs, targets):
+    hot = nn.functional.one_hot(targets, 10).to(outputs.dtype)
+    return nn.functional.binary_cross_entropy(outputs, hot)
+
+
+def test_what_autocast_refuses_is_no_missing_kernel(digits_training):
+    subject = digits_training(epochs=1, model=chances, loss=of_chances)
+    report = check(subject, precision="16-mixed", seeds=3)
+    assert (report.culprit.module, report.culprit.mechanism) == ("<loss>", "unsupported-op")
+    assert "unsupported-op: autocast refuses this operation" in str(report)
+    assert "outside autocast" in report.cure.description
+    assert report.cure.verified
+
+
+class Doubling(torch.autograd.Function):
+    """Not made for autocast: its backward pass meets what it saved in float32."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.t() @ x
+
+
+class Custom(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(10, 32) / 6)
+
+    def forward(self, x):
+        return Doubling.apply(x, self.weight)
+
+
+def custom():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), Custom())
+
+
+def test_an_error_of_a_backward_pass_is_laid_to_its_module(digits_training):
+    report = check(digits_training(epochs=1, model=custom), precision="16-mixed", seeds=3)
+    assert (report.culprit.module, report.culprit.mechanism) == ("3", "unsupported-op")
+    assert (report.cure.kind, report.cure.modules) == ("keep_in_float32", ["3"])
+    assert report.cure.verified
