@@ -113,6 +113,21 @@ class MetricTotals:
         return self.tally.value
 
 
+def lost_values(reference: Tensor, values: Tensor) -> Tensor:
+    """How many values of each input are NaN or infinite where the reference's are finite, [N].
+
+    A model that sets classes it rejects to -inf may reject another one, but no more of them.
+    """
+    own, values = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (reference, values))
+    finite = own.isfinite()
+    lost = (values.isnan() & finite).sum(1)
+    for infinite in (math.inf, -math.inf):
+        here = values == infinite
+        more = here.sum(1) - (own == infinite).sum(1)
+        lost += torch.minimum(more.clamp(min=0), (here & finite).sum(1))
+    return lost
+
+
 def _values(logits: Tensor) -> Tensor:
     values = logits.flatten(1)
     return values.masked_fill(values.isnan(), torch.inf)
@@ -150,7 +165,7 @@ class Prediction:
         """Add the theory of one batch."""
         self.overflows += int(theory.overflowed.sum())
         self.undecided += int(theory.undecided.sum())
-        self.not_finite += int((batch.logits.isfinite() & ~theory.logits.isfinite()).sum())
+        self.not_finite += int(lost_values(batch.logits, theory.logits).sum())
         chance = torch.zeros_like(theory.margin, dtype=torch.float64)
         if batch.n and self.metric.task.decides:
             valid = batch.valid
@@ -217,9 +232,9 @@ class Outcome:
     def add(self, batch: Batch, output: Tensor, logits: Tensor, theory: TheoryBatch | None) -> None:
         """Add the candidate's raw and canonical output of one batch."""
         self.inputs += batch.n
-        lost = batch.output.isfinite() & ~output.isfinite()
+        lost = lost_values(batch.output, output)
         self.not_finite += int(lost.sum())
-        wrong = lost.reshape(batch.n, -1).any(1)
+        wrong = lost > 0
         self.metric.add(batch, output, logits)
         self._add_moved(batch, output, logits)
         if self.metric.task.decides:

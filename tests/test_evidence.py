@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.evidence import lost_values
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -48,3 +51,36 @@ def test_positions_that_do_not_count_have_not_moved(ignored):
     report = check(Evaluation(model=_Noisy(), data=[(logits, labels)]), precision="16-true")
     assert report.verdict == "equivalent", str(report)
     assert any("survived by luck" in w for w in report.warnings) is not ignored
+
+
+@pytest.mark.parametrize(
+    ("reference", "values", "lost"),
+    [
+        ([0.0, 1.0, 2.0], [0.0, torch.inf, torch.nan], 2),
+        ([0.0, 1.0, -torch.inf], [-torch.inf, 1.0, 2.0], 0),
+        ([0.0, 1.0, -torch.inf], [-torch.inf, 1.0, -torch.inf], 1),
+        ([0.0, 1.0, -torch.inf], [torch.inf, 1.0, -torch.inf], 1),
+        ([0.0, 1.0, -torch.inf], [0.0, torch.nan, torch.nan], 1),
+    ],
+)
+def test_one_rejected_class_for_another_is_no_loss(reference, values, lost):
+    assert lost_values(torch.tensor([reference]), torch.tensor([values])).tolist() == [lost]
+
+
+class _Filtered(nn.Linear):
+    """The five largest of ten logits, as a sampler's filter leaves them."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.masked_fill(logits < logits.topk(5).values[:, -1:], -torch.inf)
+
+
+def test_a_filter_of_the_models_own_may_reject_another_class():
+    torch.manual_seed(0)
+    model, x = _Filtered(16, 10).eval(), torch.randn(2000, 16)
+    with torch.no_grad():
+        rejected = copy.deepcopy(model).bfloat16()(x.bfloat16()).isinf() & model(x).isfinite()
+    assert rejected.any()
+    subject = Evaluation(model=model, data=[x], labelled=False)
+    report = check(subject, precision="bf16-true", budget=0.02)
+    assert report.verdict == report.forecast.verdict == "equivalent", str(report)
