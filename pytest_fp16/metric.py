@@ -12,6 +12,9 @@ from pytest_fp16.errors import DataError
 from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, mean_error
 
+#: Labels vary by less, relative to their mean square, where a sum in float64 only seems to.
+_NO_SPREAD = 1e-13
+
 
 class Accuracy:
     """The share of decisions that are right (or agree with the reference, without labels)."""
@@ -55,7 +58,10 @@ class Accuracy:
 
 
 class RSquared:
-    """R² = 1 − SSE / SST, pooled over the dimensions of the output, SST about each one's mean."""
+    """R² = 1 − SSE / SST, pooled over the dimensions of the output, SST about each one's mean.
+
+    Where nothing varies (a single input, a constant), SST is about zero.
+    """
 
     scale = 1.0
 
@@ -80,14 +86,20 @@ class RSquared:
 
     @property
     def _spread(self) -> float:
+        """The labels' squared distance from their mean; from zero, where they do not vary."""
         if self.sum is None:
             return 0.0  # a model that never ran
-        return self.square - float(self.sum.square().sum()) / self.count
+        about_mean = self.square - float(self.sum.square().sum()) / self.count
+        return about_mean if about_mean > _NO_SPREAD * self.square else self.square
 
     @property
     def value(self) -> float:
-        """R² so far; NaN where the labels do not vary."""
-        return 1 - self.squared_error / self._spread if self._spread > 0 else math.nan
+        """R² so far; NaN before the first batch."""
+        if self._spread > 0:
+            return 1 - self.squared_error / self._spread
+        if self.sum is None:
+            return math.nan
+        return 1.0 if self.squared_error == 0 else -math.inf  # labels that are all zero
 
     @property
     def standard_error(self) -> float:

@@ -109,6 +109,33 @@ def test_a_regression_that_cannot_run_has_a_report():
     assert report.forecast.verdict == "not equivalent"
 
 
+class Always(nn.Linear):
+    """The same values for every input: those of its bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "n", "gain", "verdict"),
+    [
+        (nn.Linear, 1, 1.0, "equivalent"),
+        (Always, 50, 1.0, "equivalent"),
+        (Always, 50, 0.0, "equivalent"),
+        (Always, 50, 1e6, "not equivalent"),
+    ],
+)
+def test_a_regression_whose_outputs_do_not_vary_has_an_r2(model, n, gain, verdict):
+    torch.manual_seed(0)
+    made = model(8, 5).eval()
+    with torch.no_grad():
+        made.bias.mul_(gain)
+    subject = Evaluation(model=made, data=[torch.randn(n, 8)], labelled=False, task="regression")
+    report = check(subject, precision="16-true")
+    assert report.verdict == report.forecast.verdict == verdict, str(report)
+    assert report.metric.reference == 1
+
+
 def nearness(outputs: Tensor, labels: Tensor) -> Tensor:
     return 1 - (outputs - labels).abs().mean(1)
 
