@@ -56,7 +56,23 @@ class Finding:
 
 
 def _broke(evidence: Evidence) -> Finding | None:
-    return None if evidence.broke is None else _explained(evidence, *evidence.broke)
+    if evidence.broke is None:
+        return None
+    said, origin = evidence.broke
+    if origin is None or origin.module != "<optimizer>":
+        # What overflows after steps that ran off is not at fault.
+        stepped = _epsilon(evidence) or _ran_off(evidence)
+        if stepped is not None:
+            return stepped
+    return _explained(evidence, said, origin)
+
+
+def _ran_off(evidence: Evidence) -> Finding | None:
+    probe = evidence.optimizer
+    if probe is None or not vanished(probe)[0] or not probe.moved.size > RUNAWAY:
+        return None
+    what = f"weights go {probe.moved.size:.3g} times as far as in 32 bits"
+    return _stepping(evidence, what, "in a run of the optimizer alone ")
 
 
 def _confident(evidence: Evidence) -> Finding | None:
@@ -169,10 +185,15 @@ def _loss(evidence: Evidence) -> Finding | None:
 
 
 def _statistics(evidence: Evidence) -> Finding | None:
+    weights = evidence.weights
+    led = weights is not None and weights.distance > STATISTIC_DISTANCE
     frozen = [
         (lag, name, moved)
         for name, (moved, lag) in evidence.statistics.items()
-        if moved.distance > STATISTIC_DISTANCE and lag > STATISTIC_LAG
+        if moved.distance > STATISTIC_DISTANCE
+        and lag > STATISTIC_LAG
+        # What follows weights that go another way goes another way, too; it need not stand still.
+        and not (led and moved.size > 1 - STATISTIC_DISTANCE)
     ]
     if not frozen:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -126,20 +126,23 @@ class Origin(TorchDispatchMode):
         held, named = _copies(args, kwargs) if watching else (args, kwargs)
         out = func(*args, **kwargs)
         if watching:
-            self._look(func, held, named, out)
+            self._look(func, held, named, _results(func, args, out))
         return out
 
-    def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def _look(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: list[Any]
+    ) -> None:
         name = facts(func).name
-        if name in _FILLS or all(_finite(t) for t in flat(out)):
+        if name in _FILLS or all(_finite(t) for t in results):
             return
         floating = [t for t in tensors(args, kwargs) if t.is_floating_point()]
         if not all(_finite(t) for t in floating):
             return
-        lost = [t for t in flat(out) if not _finite(t)]
-        zero = name in _ZERO_DIVISORS and any(_zero_where(lost[0], t) for t in floating)
+        lost = [t for t in results if not _finite(t)]
+        divides = name.removeprefix("_foreach_") in _ZERO_DIVISORS
+        zero = divides and any(_zero_where(t, arg) for t in lost for arg in floating)
         largest = max((float(t.abs().max()) for t in floating if t.numel()), default=0.0)
-        exact = _in_float64(func, args, kwargs, out)
+        exact = _in_float64(func, args, kwargs, results)
         mechanism = _mechanism(name, lost, exact, zero)
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
         self.found = Found(self.place, name, mechanism, largest, reached)
@@ -170,23 +173,29 @@ def _mechanism(name: str, lost: list[Tensor], exact: list[Tensor] | None, zero: 
 
 def _zero_where(lost: Tensor, argument: Tensor) -> bool:
     """Whether an argument is zero where a result is not finite."""
-    zero = argument == 0
     try:
-        return bool((zero.expand(lost.shape) & ~torch.isfinite(lost)).any())
-    except RuntimeError:  # of another shape: whether it is zero anywhere
-        return bool(zero.any())
+        zero = (argument == 0).expand(lost.shape)
+    except RuntimeError:  # of another shape
+        return False
+    return bool((zero & ~torch.isfinite(lost)).any())
+
+
+def _results(func: Any, args: Sequence[Any], out: Any) -> list[Any]:
+    """What an operation returned; what it wrote where it returns nothing (a fused optimizer)."""
+    return flat(out) if out is not None else flat([args[i] for i in facts(func).mutated])
 
 
 def _in_float64(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: list[Any]
 ) -> list[Tensor] | None:
     """What float64 gives where the results were not finite; None where it has no such kernel."""
-    wide = {k: _double(v) for k, v in kwargs.items()}
+    wide = tuple(map(_double, args))
     try:
-        exact = flat(func(*map(_double, args), **wide))
+        out = func(*wide, **{k: _double(v) for k, v in kwargs.items()})
     except Exception:
         return None
-    pairs = [(e, t) for e, t in zip(exact, flat(out), strict=False) if not _finite(t)]
+    exact = _results(func, wide, out)
+    pairs = [(e, t) for e, t in zip(exact, results, strict=False) if not _finite(t)]
     if any(not isinstance(e, Tensor) or e.shape != t.shape for e, t in pairs):
         return None
     return [e[~torch.isfinite(t)].double() for e, t in pairs]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from pytest_fp16.engine.gradient_points import gradients
 from pytest_fp16.engine.order import step_seed
 from pytest_fp16.engine.randomness import seed_everything
@@ -77,11 +79,16 @@ def exact_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int) -
 def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int) -> float:
     """One applied step of the candidate: a scaler that skips tries again at half the scale."""
     loss = math.nan
+    scaled = trainee.scaler is not None
+    held = [b.detach().clone() for b in trainee.model.buffers()] if scaled else []
     for _ in range(_RETRIES):
         before = trainee.applied
         loss = exact_step(trainee, batches, seed, step)[-1]
-        if trainee.scaler is None or trainee.applied > before:
+        if not scaled or trainee.applied > before:
             break
+        with torch.no_grad():  # the batch will be seen again: averages and queues have it once
+            for buffer, value in zip(trainee.model.buffers(), held, strict=True):
+                buffer.copy_(value)
     return loss
 
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from pytest_fp16 import Training
 from pytest_fp16.engine.confidence import Confidence, decisions, scaling
 from pytest_fp16.engine.gradient_check import gradient_check
+from pytest_fp16.engine.gradient_rules import STATISTIC_DISTANCE
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
@@ -83,6 +84,80 @@ def test_adams_epsilon_is_zero_in_float16():
     assert "1e-08" in found.culprit.evidence
     assert check("bf16-true", optimizer=adam).verdict == "equivalent"
     assert check("16-mixed", optimizer=adam).verdict == "equivalent"
+
+
+def test_the_optimizer_is_named_whichever_its_implementation():
+    """Of lists it writes in place; fused, in float32 inside: its epsilon holds, its state not."""
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    listed = check("16-true", model=spare, optimizer=partial(adam, foreach=True)).culprit
+    assert (listed.module, listed.mechanism) == ("<optimizer>", "eps-underflow")
+    fused = partial(adam, fused=True)
+    found = check("16-true", optimizer=fused, loss=lambda z, y: F.cross_entropy(z, y) / 100)
+    assert (found.culprit.module, found.culprit.operation) == ("<optimizer>", "exp_avg_sq")
+    assert found.culprit.mechanism == "underflow"
+    assert not any("eps" in note for note in found.notes)
+
+
+class Spare(nn.Module):
+    """A unit that is never active, so that its gradient is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        hidden = torch.relu(self.a(x))
+        return self.b(hidden * (torch.arange(16) > 3).to(hidden.dtype))
+
+
+def spare():
+    return Spare()
+
+
+class OfMatrices(torch.optim.SGD):
+    """Like Muon: takes matrices only, and says so with an error of its own."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.dim() != 2:
+                    raise ValueError("parameters must be matrices")
+        return super().step(closure)
+
+
+def test_an_optimizer_that_takes_matrices_only():
+    def make():
+        return nn.Sequential(nn.Linear(4, 16, bias=False), nn.ReLU(), nn.Linear(16, 3, bias=False))
+
+    found = check("16-true", model=make, optimizer=partial(OfMatrices, lr=0.1))
+    assert found.verdict == "equivalent", found.reason
+    assert "optimizer_gain" not in found.figures
+
+
+class Following(nn.Module):
+    """Keeps an average of what its hidden features and its outputs have in common."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 32), nn.Linear(32, 3)
+        self.register_buffer("common", torch.zeros(32, 3))
+
+    def forward(self, x):
+        hidden = torch.relu(self.a(x))
+        out = self.b(hidden)
+        if self.training:
+            self.common = (self.common + (hidden.t() @ out / len(x)).detach()) / 2
+        return out
+
+
+def test_an_average_of_features_goes_where_the_weights_go():
+    adam = partial(torch.optim.Adam, lr=1e-2, eps=1e-4)
+    found = check("16-true", model=Following, optimizer=adam, epochs=8)
+    slowest = found.figures["slowest_statistic"]
+    assert slowest["name"] == "common"
+    assert slowest["lag"] > STATISTIC_DISTANCE  # far off its 32-bit way, and no wonder
+    assert found.verdict == "equivalent", found.reason
+    assert any("still learn" in note for note in found.notes)
 
 
 def test_a_tiny_loss_underflows_and_a_scale_would_save_it():

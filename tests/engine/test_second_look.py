@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradient_check import gradient_check
-from pytest_fp16.engine.second_look import SecondLook
+from pytest_fp16.engine.second_look import SecondLook, applied_step
+from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
 
@@ -80,3 +81,35 @@ def test_weights_that_run_off_do_not_stand_still():
 def test_a_loss_that_is_not_finite_is_no_learning():
     assert SecondLook(8, [2.0], [1.0], [0.5], [float("inf")]).slow
     assert not SecondLook(8, [2.0], [1.0], [0.5], [0.6]).slow
+
+
+class Counting(nn.Module):
+    """Counts the batches it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 1
+        return self.body(x)
+
+
+def test_a_batch_that_the_scaler_makes_try_again_is_counted_once():
+    batch = (torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(8).long())
+    subject = Training(
+        model=Counting,
+        optimizer=partial(torch.optim.SGD, lr=1e-5),
+        loss=lambda z, y: F.cross_entropy(z, y) * 300,
+        train_data=[batch],
+        eval_data=[batch],
+    )
+    place = Place(torch.device("cpu"), "cuda", emulated=True)
+    trainee = Trainee(subject, precision("16-mixed"), 0, initial_state(subject, 0), place)
+    with trainee.installed():
+        applied_step(trainee, [batch], 0, 0)
+    assert trainee.skipped > 0
+    assert trainee.applied == 1
+    assert float(trainee.model.seen) == 1
