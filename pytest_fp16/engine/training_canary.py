@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from pytest_fp16.subject import Training
 
 #: Inputs of the step: a batch norm needs more than one, and float16 on a CPU is slow.
 INPUTS = 8
+#: A step this many times as long, or as short, is another step: roundings move it by far less.
+STEP = 2.0
 
 
 def one_step(
@@ -52,10 +54,14 @@ def one_step(
     if error is not None:
         return refused(error, emulation_error, device)
     text = f"the canary made a training step natively on {device}"
-    if emulated is None or native is None:
+    if emulated is None or native is None or emulated.gradient is None or native.gradient is None:
         return CanaryFindings(text, None, emulation_error)
-    difference = _difference(native, emulated)
+    difference = _difference(native.gradient, emulated.gradient)
     text += f"; emulation's gradient differs by {difference:.1e} of its size"
+    longer = native.length / emulated.length if emulated.length else 1.0
+    if not 1 / STEP <= longer <= STEP:
+        text += f", and the native step is {longer:.2g} times as long as the emulated one"
+        difference = max(difference, abs(longer - 1))
     return CanaryFindings(text, difference=difference)
 
 
@@ -66,11 +72,21 @@ def _few(batch: Any) -> Any:
     return take(batch, sizes[0], list(range(INPUTS)))
 
 
-def _attempt(trainee: Trainee, batch: Any) -> tuple[Tensor | None, Exception | None]:
-    """(the gradient the optimizer was about to apply, None) or (None, what the step raised).
+@dataclass(frozen=True)
+class _Step:
+    """What one step did.
 
-    There is no gradient either where a scaler skipped the step.
+    Attributes:
+        gradient: the one that the optimizer was about to apply; None where a scaler skipped it.
+        length: how far the weights went.
     """
+
+    gradient: Tensor | None
+    length: float
+
+
+def _attempt(trainee: Trainee, batch: Any) -> tuple[_Step | None, Exception | None]:
+    """(what one step did, None) or (None, what it raised)."""
     seen: list[Tensor] = []
 
     def keep(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -79,13 +95,16 @@ def _attempt(trainee: Trainee, batch: Any) -> tuple[Tensor | None, Exception | N
 
     trainee.optimizer.register_step_pre_hook(keep)
     seed_everything(step_seed(0, 0))
+    start = [p.detach().float().clone() for p in trainee.parameters()]
     try:
         with torch.enable_grad(), trainee.installed():
             trainee.model.train()
             trainee.step(batch, last=True)
     except Exception as error:
         return None, error
-    return (seen[0] if seen else None), None
+    moved = zip(start, trainee.parameters(), strict=True)
+    squares = (float((p.detach().float() - s).square().sum()) for s, p in moved)
+    return _Step(seen[0] if seen else None, math.sqrt(sum(squares))), None
 
 
 def _difference(native: Tensor, emulated: Tensor) -> float:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import check
+from pytest_fp16.engine import training_canary
 from pytest_fp16.engine.order import preserved_generators
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.trainee import Place, initial_state
@@ -127,3 +128,26 @@ def test_a_healthy_training_names_its_canary(digits_training):
     report = check(digits_training(), precision="bf16-true", seeds=3)
     assert "made a training step natively on cpu" in report.run.canary
     assert report.run.unsupported == []
+
+
+def test_a_step_that_the_devices_own_kernel_does_not_make(digits_training, monkeypatch):
+    """As a CPU's fused SGD: in torch 2.13 it leaves all but small 16-bit tensors as they are."""
+    real = training_canary.Trainee
+
+    def defective(*given):
+        trainee = real(*given)
+        if not trainee.place.emulated:
+            start = [p.detach().clone() for p in trainee.parameters()]
+
+            def undo(*_):
+                with torch.no_grad():
+                    for parameter, value in zip(trainee.parameters(), start, strict=True):
+                        parameter.copy_(value)
+
+            trainee.optimizer.register_step_post_hook(undo)
+        return trainee
+
+    monkeypatch.setattr(training_canary, "Trainee", defective)
+    found = canary(digits_training(), "bf16-true")
+    assert "native step is 0 times as long" in found.text
+    assert found.difference == 1
