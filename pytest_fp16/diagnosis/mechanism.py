@@ -61,7 +61,14 @@ def worth_watching(origin: Origin) -> set[int]:
     """Indices of the operations that `explain` needs measured: the origin, and additions behind."""
     first = origin.operation.index
     behind = origin.operations[first : first + AHEAD]
-    return {first, first + 1} | {o.index for o in behind if o.name in ADDITIONS}
+    follower = _after_casts(origin.operations, first)
+    return {first, follower} | {o.index for o in behind if o.name in ADDITIONS}
+
+
+def _after_casts(operations: list[Operation], first: int) -> int:
+    """The index of what follows an operation, past the casts of other operands."""
+    following = range(first + 1, len(operations))
+    return next((i for i in following if operations[i].name != "_to_copy"), first)
 
 
 def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
@@ -83,15 +90,13 @@ def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
 
 def _consumer(watched: list[Operation], first: int) -> Operation:
     """The origin; for a cast that autocast put before an operation, that operation."""
-    found = watched[first]
-    if found.name == "_to_copy" and first + 1 < len(watched):
-        follower = watched[first + 1]
-        cast = found.finding is not None and found.finding.results
-        lost = cast and any(m.lost for m in found.finding.own)  # type: ignore[union-attr]
-        same = follower.finding is not None and follower.source == found.source
-        if cast and not lost and same:
-            return follower
-    return found
+    found, follower = watched[first], watched[_after_casts(watched, first)]
+    finding = found.finding
+    if found.name != "_to_copy" or finding is None or not finding.results:
+        return found
+    lost = any(m.lost for m in finding.own) or vanished(found, finding, format_of(finding))
+    same = follower.finding is not None and follower.source == found.source
+    return found if lost or not same else follower
 
 
 def _why(born: Operation, watched: list[Operation], lost: bool) -> Why:

@@ -91,6 +91,29 @@ def test_each_mechanism(make_net, specimen, mechanism):
     assert "test_mechanism.py" in culprit.source
 
 
+def test_a_cast_in_which_values_vanish_is_the_culprit_itself(make_net, specimen):
+    """Autocast casts both factors; the second cast, of sound values, is no consumer."""
+
+    def product(x):
+        chances = 1e-9 * x.softmax(-1).unsqueeze(1)
+        passes = torch.softmax(x.unsqueeze(1) * x.unsqueeze(2), -1)
+        y = (chances @ passes).squeeze(1)
+        return x * (y / y.sum(-1, keepdim=True))
+
+    culprit = explained(specimen, make_net(of(product), steps=5), "16-mixed")
+    assert (culprit.operation, culprit.mechanism) == ("_to_copy", "underflow")
+
+
+def test_what_takes_coarse_operands_is_found_behind_both_casts(make_net, specimen):
+    def product(x):
+        angle = (3 + x.tanh().exp()).unsqueeze(1)  # in float32, and cast for the product
+        return x * torch.sin((angle @ torch.eye(x.shape[-1]).softmax(-1).log()).squeeze(1))
+
+    culprit = explained(specimen, make_net(of(product), steps=5), "16-mixed")
+    assert culprit.mechanism in ("precision-loss", "cancellation")
+    assert culprit.operation != "_to_copy"
+
+
 def test_an_epsilon_that_is_compared_with_is_one_too(make_net, specimen):
     def guarded(x):
         size = (x * 0).abs().amax(-1, keepdim=True)
