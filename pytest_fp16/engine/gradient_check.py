@@ -25,6 +25,7 @@ from pytest_fp16.engine.gradient_evidence import (
     endless,
     float_tensors,
     lost_epsilon,
+    lost_in_the_cast,
 )
 from pytest_fp16.engine.gradient_points import (
     BATCHES,
@@ -105,6 +106,7 @@ class _Check:
         evidence.batch_size = max(map(count_in, extra))
         candidate = self._candidate()
         evidence.epsilon = lost_epsilon(candidate)
+        evidence.lost_weights = lost_in_the_cast(self.state, candidate)
         with candidate.installed():
             evidence.broke = self._point(candidate, extra, 0)
             if evidence.broke is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ class Evidence:
             a whole training would leave it behind by.
         lags: where running statistics of batch norms end.
         lost_buffers: buffers that are not finite in 16 bits.
+        lost_weights: weights and buffers that the format cannot hold from the start.
         optimizer: what the run of the optimizer alone showed; None where it does not apply.
         second: what a longer look showed; None where the weights went their 32-bit way.
         total_steps: optimizer steps of the whole training.
@@ -62,6 +63,7 @@ class Evidence:
     lags: list[Lag] = field(default_factory=list)
     statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
     lost_buffers: list[str] = field(default_factory=list)
+    lost_weights: list[str] = field(default_factory=list)
     optimizer: Probe | None = None
     second: SecondLook | None = None
     total_steps: int = 0
@@ -118,6 +120,16 @@ def float_tensors(trainee: Trainee) -> dict[str, Tensor]:
         for n, t in state
         if isinstance(t, Tensor) and t.is_floating_point()
     }
+
+
+def lost_in_the_cast(state: Mapping[str, Any], candidate: Trainee) -> list[str]:
+    """Names of tensors that are finite in 32 bits, and not once the model has been cast."""
+    cast = float_tensors(candidate)
+    return [
+        name
+        for name, tensor in state.items()
+        if name in cast and bool(tensor.isfinite().all()) and not bool(cast[name].isfinite().all())
+    ]
 
 
 def weight_names(model: nn.Module) -> set[str]:

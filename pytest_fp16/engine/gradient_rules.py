@@ -91,6 +91,11 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
             detail = f"eps {evidence.epsilon[1]:g} is zero in {name}"
         reason = f"{said} in 16 bits: {operation} in {module or 'the model'} ({detail})"
         return Finding(reason, module, operation, mechanism, detail)
+    if evidence.lost_weights and (said.startswith("the ") or said.startswith("a ")):
+        name = evidence.lost_weights[0]
+        what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
+        reason = f"{said} in 16 bits: {what}"
+        return Finding(reason, _module(name), _leaf(name), "overflow", what)
     if said.startswith("the ") or said.startswith("a "):
         return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
     kind: Mechanism = "mask-inf" if "overflow" in said else "unsupported-op"
@@ -209,6 +214,12 @@ def _statistics(evidence: Evidence) -> Finding | None:
 def _lags(evidence: Evidence) -> Finding | None:
     if not evidence.lags:
         return None
+    lost = max(evidence.lags, key=lambda lag: lag.lost)
+    if lost.lost:
+        holds = f"{evidence.format.name} ({evidence.format.largest:.2e})"
+        what = f"{lost.lost:.0%} of {lost.name} would leave the range of {holds}"
+        reason = f"a running statistic is lost: {what}"
+        return Finding(reason, _module(lost.name), _leaf(lost.name), "overflow", what)
     worst = max(evidence.lags, key=lambda lag: lag.share)
     if not worst.share > END_LAG:
         return None

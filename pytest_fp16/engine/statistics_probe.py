@@ -24,11 +24,13 @@ class Lag:
         share: median over channels of its distance from the 32-bit end, as a share of that (for a
             mean: of the standard deviation).
         momentum: of its module.
+        lost: share of channels that leave the range of the format, and not of float32.
     """
 
     name: str
     share: float
     momentum: float
+    lost: float = 0.0
 
 
 class StatisticsRecorder:
@@ -75,11 +77,13 @@ class StatisticsRecorder:
                 ends.append(_run(series, momentum, min(steps, _LONGEST), dtype))
             (mean, low_mean), (var, low_var) = ends
             spread = var.clamp(min=1e-12).sqrt()
-            for leaf, lag in (
-                ("running_mean", (low_mean - mean).abs() / spread),
-                ("running_var", (low_var - var).abs() / var.clamp(min=1e-12)),
+            for leaf, lag, wide, low in (
+                ("running_mean", (low_mean - mean).abs() / spread, mean, low_mean),
+                ("running_var", (low_var - var).abs() / var.clamp(min=1e-12), var, low_var),
             ):
-                found.append(Lag(f"{name}.{leaf}".lstrip("."), float(lag.median()), momentum))
+                lost = float((~low.isfinite() & wide.isfinite()).float().mean())
+                qualified = f"{name}.{leaf}".lstrip(".")
+                found.append(Lag(qualified, float(lag.median()), momentum, lost))
         return found
 
 

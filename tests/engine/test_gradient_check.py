@@ -275,6 +275,46 @@ def test_running_statistics_that_stop():
     )
 
 
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_a_running_variance_that_leaves_the_range_after_the_first_steps():
+    """It comes near that of the batches, above 65504 in some channels, after some twenty steps."""
+
+    def make():
+        return nn.Sequential(Times(210.0), nn.BatchNorm1d(4, momentum=0.03), net())
+
+    found = check("16-true", model=make, epochs=20)
+    assert found.verdict == "not equivalent"
+    culprit = found.culprit
+    assert (culprit.module, culprit.operation) == ("1", "running_var")
+    assert culprit.mechanism == "overflow"
+    for name in ("bf16-true", "16-mixed"):
+        assert check(name, model=make, epochs=20).verdict == "equivalent"
+
+
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.body = nn.Parameter(torch.full((4,), 2e5)), net()
+
+    def forward(self, x):
+        return self.body(x * 1e-5 * self.scale)
+
+
+def test_a_weight_that_the_format_cannot_hold_is_named():
+    found = check("16-true", model=lambda: nn.Sequential(Large()))
+    assert (found.culprit.module, found.culprit.operation) == ("0", "scale")
+    assert found.culprit.mechanism == "overflow"
+    assert check("16-mixed", model=Large).verdict == "equivalent"
+
+
 def test_weights_that_go_another_way_freeze_no_statistic():
     """Adam's second moment is zero in float16 for small gradients: steps are long, none is lost."""
 
