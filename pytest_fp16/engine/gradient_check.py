@@ -34,7 +34,7 @@ from pytest_fp16.engine.gradient_points import (
     gradients,
     scaled_gradients,
 )
-from pytest_fp16.engine.gradient_rules import RULES, wayward
+from pytest_fp16.engine.gradient_rules import RULES
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators, step_seed
@@ -42,6 +42,7 @@ from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.second_look import applied_step, exact_step, second_look
 from pytest_fp16.engine.statistics_probe import StatisticsRecorder
+from pytest_fp16.engine.step_rules import wayward
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings

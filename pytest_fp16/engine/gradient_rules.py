@@ -3,76 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_fp16.engine.finding import Finding
 from pytest_fp16.engine.gradient_figures import worst_tensor
 from pytest_fp16.engine.gradient_points import loss_is_off
 from pytest_fp16.engine.origin import Found
-from pytest_fp16.report.model import Culprit, Mechanism
-from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Movement, Noise
+from pytest_fp16.engine.step_rules import epsilon, optimizer, ran_off, slow, weights
+from pytest_fp16.report.model import Mechanism
+from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradient_evidence import Evidence
-    from pytest_fp16.engine.optimizer_probe import Probe
 
-#: Weights that move less than this share of their 32-bit way, or this many times as far, over the
-#: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
-#: so only a near standstill counts.
-STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.5, 10.0
-#: A runaway is harmful where the loss has grown by this factor.
-LOSS_GROWN = 2.0
 #: A statistic that leaves its way by half its length, if that puts it off by a tenth of its size.
 STATISTIC_DISTANCE, STATISTIC_LAG = 0.5, 0.1
 #: A running variance that ends off by half (a fifth of the scale) in the median channel.
 END_LAG = 0.5
-#: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
-STATE_DECADES = 1.5
 #: Noise is judged only where the gradient itself is off by a quarter.
 RELATIVE = 0.25
-
-_EPS_STATES = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq", "exp_inf"})
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong."""
-
-    reason: str
-    module: str
-    operation: str
-    mechanism: Mechanism
-    evidence: str
-
-    @property
-    def culprit(self) -> Culprit:
-        """As the report shows it."""
-        return Culprit(
-            module=self.module,
-            operation=self.operation,
-            mechanism=self.mechanism,
-            evidence=self.evidence,
-        )
 
 
 def _broke(evidence: Evidence) -> Finding | None:
     if evidence.broke is None:
         return None
     said, origin = evidence.broke
-    if origin is None or origin.module != "<optimizer>":
+    if said.startswith("a weight") and (origin is None or origin.module != "<optimizer>"):
         # What overflows after steps that ran off is not at fault.
-        stepped = _epsilon(evidence) or _ran_off(evidence)
+        stepped = epsilon(evidence) or ran_off(evidence)
         if stepped is not None:
             return stepped
     return _explained(evidence, said, origin)
-
-
-def _ran_off(evidence: Evidence) -> Finding | None:
-    probe = evidence.optimizer
-    if probe is None or not vanished(probe)[0] or not probe.moved.size > RUNAWAY:
-        return None
-    what = f"weights go {probe.moved.size:.3g} times as far as in 32 bits"
-    return _stepping(evidence, what, "in a run of the optimizer alone ")
 
 
 def _confident(evidence: Evidence) -> Finding | None:
@@ -110,20 +71,6 @@ def _lost_buffers(evidence: Evidence) -> Finding | None:
     what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
     return Finding(
         f"a running statistic is lost: {what}", _module(name), _leaf(name), "overflow", what
-    )
-
-
-def _epsilon(evidence: Evidence) -> Finding | None:
-    probe = evidence.optimizer
-    if evidence.epsilon is None or probe is None:
-        return None
-    zeroed = max((s for k, s in probe.zeroed.items() if k in _EPS_STATES), default=0.0)
-    if probe.finite and not zeroed:
-        return None
-    value, name = evidence.epsilon[1], evidence.format.name
-    what = f"eps {value:g} is zero in {name}, and {zeroed:.0%} of the second moment is too"
-    return Finding(
-        f"the optimizer divides by zero: {what}", "<optimizer>", "eps", "eps-underflow", what
     )
 
 
@@ -228,86 +175,6 @@ def _lags(evidence: Evidence) -> Finding | None:
     return Finding(reason, _module(worst.name), _leaf(worst.name), "absorption", what)
 
 
-def _optimizer(evidence: Evidence) -> Finding | None:
-    probe = evidence.optimizer
-    if probe is None:
-        return None
-    if not probe.finite:
-        what = f"a weight is not finite after {probe.broke_at} steps of the optimizer alone"
-        return Finding(what, "<optimizer>", "step", "overflow", what)
-    large = [(v, k) for k, v in probe.states.items() if k in _EPS_STATES and v > STATE_DECADES]
-    if large:
-        decades, kind = max(large)
-        what = f"{kind} is {10**decades:.3g} times too large in the median: it cannot decay"
-        return Finding(
-            f"optimizer state is frozen: {what}", "<optimizer>", kind, "absorption", what
-        )
-    if probe.moved.length and probe.moved.gain < PROBE_STANDSTILL:
-        return _still(evidence, probe.moved, "a run of the optimizer alone")
-    return None
-
-
-def _weights(evidence: Evidence) -> Finding | None:
-    moved = evidence.weights
-    if moved is None or not moved.length:
-        return None
-    first, last = evidence.first_losses[0], evidence.first_losses[-1]
-    grown = last[1] > LOSS_GROWN * max(*map(abs, first), abs(last[0]))
-    if moved.gain < STANDSTILL and (moved.size <= 1 or grown):
-        return _still(evidence, moved, "the first steps")
-    if moved.size <= RUNAWAY or not grown:
-        return None
-    what = (
-        f"over the first steps weights go {moved.size:.3g} times as far as in 32 bits, and the "
-        f"loss rises from {first[1]:.3g} to {last[1]:.3g}"
-    )
-    return _stepping(evidence, what, "")
-
-
-def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
-    what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
-    if moved.size > 1:
-        what += f", though they go {moved.size:.3g} times as far"
-        return _stepping(evidence, what, "the weights go another way: ")
-    probe = evidence.optimizer
-    what += f"; {probe.lost:.0%} of updates are lost to rounding" if probe is not None else ""
-    return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
-
-
-def _stepping(evidence: Evidence, what: str, said: str) -> Finding:
-    """Steps of a wrong size: of a second moment that has rounded to zero, or of lost updates."""
-    kind, share = vanished(evidence.optimizer)
-    if kind:
-        what += f"; {share:.0%} of {kind} is zero in {evidence.format.name} and not in float32"
-        return Finding(said + what, "<optimizer>", kind, "underflow", what)
-    return Finding(said + what, "<optimizer>", "step", "absorption", what)
-
-
-def vanished(probe: Probe | None) -> tuple[str, float]:
-    """(kind, share) of the optimizer's state that rounds to zero; ("", 0) where little does."""
-    zeroed = probe.zeroed if probe is not None else {}
-    known = {k: share for k, share in zeroed.items() if k in _EPS_STATES and share > 0}
-    most = {k: share for k, share in zeroed.items() if share > 0.5}
-    return max((known or most).items(), key=lambda item: item[1], default=("", 0.0))
-
-
-def wayward(evidence: Evidence) -> bool:
-    """Whether weights miss their 32-bit place by more than the whole way there."""
-    probe = evidence.optimizer
-    moved = [evidence.weights, probe.moved if probe is not None else None]
-    return any(m is not None and m.length and not m.distance <= 1 for m in moved)
-
-
-def _slow(evidence: Evidence) -> Finding | None:
-    look = evidence.second
-    if look is None or not look.slow:
-        return None
-    said = "16 bits learn at less than half the speed: "
-    if vanished(evidence.optimizer)[0]:
-        return _stepping(evidence, look.said(), said)
-    return Finding(said + look.said(), "<optimizer>", "step", "precision-loss", look.said())
-
-
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
@@ -321,13 +188,13 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _broke,
     _confident,
     _lost_buffers,
-    _epsilon,
+    epsilon,
     _total_noise,
     _tensor_noise,
     _loss,
     _statistics,
     _lags,
-    _optimizer,
-    _weights,
-    _slow,
+    optimizer,
+    weights,
+    slow,
 )

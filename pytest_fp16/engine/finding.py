@@ -1,0 +1,28 @@
+"""One thing that the gradient check found wrong, and whom it lays it to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_fp16.report.model import Culprit, Mechanism
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    reason: str
+    module: str
+    operation: str
+    mechanism: Mechanism
+    evidence: str
+
+    @property
+    def culprit(self) -> Culprit:
+        """As the report shows it."""
+        return Culprit(
+            module=self.module,
+            operation=self.operation,
+            mechanism=self.mechanism,
+            evidence=self.evidence,
+        )
