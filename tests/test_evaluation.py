@@ -253,6 +253,34 @@ def test_tensors_of_two_dtypes_are_called_so():
     assert "different dtypes" in str(report)
 
 
+class Singular(nn.Module):
+    """Values that are exactly zero, and a function whose derivative there is infinite."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.enter, self.leave, self.function = nn.Linear(8, 32), nn.Linear(32, 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(self.function(self.enter(x).relu()))
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: torch.sqrt(y + 1e-12),
+        lambda y: torch.nan_to_num(y / y.amax(1, keepdim=True)),
+    ],
+)
+def test_an_infinite_gradient_is_no_infinite_error(function, precision):
+    torch.manual_seed(0)
+    model, x = Singular(function).eval(), torch.randn(100, 8)
+    nn.init.constant_(model.enter.bias, 0)
+    x[:10] = 0  # nothing passes the rectifier: 0/0
+    report = check(Evaluation(model=model, data=[x], labelled=False), precision=precision)
+    assert report.verdict == report.forecast.verdict == "equivalent", str(report)
+
+
 class Remembering(nn.Module):
     """Keeps a table in the dtype of the first call, which was in float32."""
 

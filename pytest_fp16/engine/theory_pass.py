@@ -98,11 +98,14 @@ class TheoryPass:
         """The same, unless discrete decisions inside the model are open for too many inputs.
 
         An open decision may flip an answer, which counts as half a flip; what it does to values
-        (such as to swap two of them) can only be seen.
+        (such as to swap two of them) can only be seen. So it is where a gradient is infinite, or
+        infinity times zero, although values are not: a root at zero, 0/0 behind a guard.
 
         Raises:
             NotDifferentiableError: they are, and what hangs on them has no gradient.
         """
+        if bool((said.margin.isfinite() & ~said.sigma.isfinite()).any()):
+            raise NotDifferentiableError("the gradient of some inputs is not finite")
         most = _MOST_UNDECIDED if self.task.decides else 0.0
         if float(said.undecided.float().mean()) > most:
             share = "most" if self.task.decides else "some"
