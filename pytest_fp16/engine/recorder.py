@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.sites import (
-    KEEPS_SIGN,
-    Contributions,
-    Owners,
-    SiteKey,
-    SiteTotals,
-    spacing,
-)
+from pytest_fp16.engine.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
 from pytest_fp16.theory.rounding import FLOAT16, Format, overflow, round_to
 
 _SAMPLE = 64
@@ -83,8 +76,7 @@ class Recorder:
             return y
         if self.noise is not None:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
-            width = spacing(y.detach(), fmt, finite, KEEPS_SIGN)
-            return y + error.mul_(width).mul_(steps**0.5)
+            return y + error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
         if self.adjoint:
             if not y.requires_grad:
                 leaf = y.detach().requires_grad_()

@@ -50,28 +50,23 @@ class SiteTotals:
 SiteKey = tuple[str, str]
 
 
-#: A value that falls to zero is off by itself, whatever the ulp: a uniform error of that size has
-#: the width √12 · |y|, and the power of two below |y| is on average 0.7 of it.
-VANISHES = 4.0
-#: The same of an error that is drawn, and may not change the sign of the value.
-KEEPS_SIGN = 2.0
+#: Moves any float32 normal number beyond float16's subnormal range, so that zero stays zero.
+_LIFT = 2.0**112
 
 
-def spacing(values: Tensor, fmt: Format, finite: bool = False, least: float = VANISHES) -> Tensor:
+def spacing(values: Tensor, fmt: Format, finite: bool = False) -> Tensor:
     """The ulp at each value, zero at zeros, infinities and NaN: those round to themselves.
 
     Args:
         values: float32, any shape.
         fmt: the format whose grid is meant.
         finite: whether all values are known to be.
-        least: the most it is below the subnormal range, in units of the power of two below |y|.
     """
     bits = values.contiguous().view(torch.int32).bitwise_and(_EXPONENT_BITS)
     power = bits.view(torch.float32)
     if fmt.smallest_normal > _FLOAT32_NORMAL:
         # Arithmetic instead of masks: comparisons cost ten times as much on a CPU.
-        lifted = power * (least * 2.0 ** (fmt.significand - 1))  # zero stays zero
-        smallest = lifted.clamp_(max=fmt.smallest_normal)
+        smallest = (power * _LIFT).clamp_(max=fmt.smallest_normal)
         power = torch.maximum(power, smallest)
     at = power.mul_(2.0 ** (1 - fmt.significand))
     return at if finite else at.masked_fill_(at == torch.inf, 0.0)
