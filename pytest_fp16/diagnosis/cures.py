@@ -176,8 +176,8 @@ def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> s
     names = ", ".join(remedy.keep)
     if remedy.line is not None:
         return (
-            f"compute {culprit.operation or 'it'} in float32 at {remedy.line}, and cast back only "
-            "where a layer takes the result"
+            f"{_in_float32(culprit)} at {remedy.line}, and cast back only where a layer takes the "
+            "result"
         )
     if remedy.precision == clinic.precision:
         return f"keep {names} in float32 (or {hint})"
@@ -185,13 +185,19 @@ def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> s
     return f"run in {remedy.precision}{kept} (or {hint})"
 
 
+def _in_float32(culprit: Culprit) -> str:
+    """A cast itself is not computed: it is left out."""
+    if culprit.operation == "_to_copy":
+        return "stay in float32"
+    return f"compute {culprit.operation or 'it'} in float32"
+
+
 _ADVICE: dict[str, tuple[CureKind, str]] = {
-    "overflow": ("rescale", "divide before it, or compute {operation} in float32"),
-    "underflow": ("rescale", "multiply before it, work with logarithms, or compute {operation} in "
-                  "float32"),
+    "overflow": ("rescale", "divide before it, or {in_float32}"),
+    "underflow": ("rescale", "multiply before it, work with logarithms, or {in_float32}"),
     "cancellation": ("upcast", "compute the difference in float32, or subtract first"),
     "absorption": ("upcast", "keep the running value in float32"),
-    "precision-loss": ("upcast", "compute {operation} in float32"),
+    "precision-loss": ("upcast", "{in_float32}"),
     "unsupported-op": ("upcast", "cast the operands of {operation} to float32 and its result back"),
     "mask-inf": ("mask constant", "mask with torch.finfo(x.dtype).min, x being what is masked, "
                  "instead of the constant"),
@@ -205,5 +211,5 @@ def advice(culprit: Culprit) -> tuple[CureKind, str]:
     kind, text = _ADVICE[culprit.mechanism]
     if culprit.mechanism == "unsupported-op" and mixes_dtypes(culprit.evidence):
         text = "bring the tensors that meet there to one dtype"
-    text = text.format(operation=culprit.operation)
+    text = text.format(operation=culprit.operation, in_float32=_in_float32(culprit))
     return kind, f"{text} at {culprit.source}" if culprit.source else text

@@ -1,9 +1,12 @@
 """A cure is the first that a full re-check passes, smallest set of modules first."""
 
+import pytest
 import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.diagnosis.cures import advice
+from pytest_fp16.report.model import Culprit
 
 
 class Rms(nn.Module):
@@ -142,3 +145,14 @@ def test_float16_where_bfloat16_has_too_few_digits_for_the_whole_model():
     assert report.verdict == "not equivalent"
     assert (report.cure.kind, report.cure.verified) == ("float16", True)
     assert "16-mixed" in report.cure.description
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [("_to_copy", "stay in float32 at a.py:3"), ("exp", "compute exp in float32 at a.py:3")],
+)
+def test_a_cast_is_not_computed_but_left_out(operation, said):
+    culprit = Culprit(
+        module="", operation=operation, mechanism="overflow", evidence="", source="a.py:3"
+    )
+    assert advice(culprit)[1] == f"divide before it, or {said}"
