@@ -13,7 +13,7 @@ from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
-from pytest_fp16.engine.refusal import UnsupportedOperation, is_missing_kernel
+from pytest_fp16.engine.refusal import UnsupportedOperation, is_missing_kernel, name_of
 from pytest_fp16.engine.theory_batch import TheoryBatch
 from pytest_fp16.engine.theory_pass import TheoryPass
 from pytest_fp16.evidence import KEPT, Batch, Kept, MetricTotals, Outcome, Prediction, standardised
@@ -135,7 +135,7 @@ class Lane:
             if is_out_of_memory(error):
                 self.forecast_missing = f"no memory for the theory pass ({first_line(error)})"
             elif isinstance(error, UnsupportedOperation) or is_trouble_with_dtypes(error):
-                self.forecast_failure = f"{type(error).__name__}: {first_line(error)}"
+                self.forecast_failure = f"{name_of(error)}: {first_line(error)}"
             else:
                 self.forecast_missing = (
                     f"the theory pass cannot follow this model ({type(error).__name__}: "
@@ -176,7 +176,7 @@ class Lane:
 
     def _fail(self, error: BaseException | None) -> None:
         if error is not None:
-            self.failure = f"{type(error).__name__}: {first_line(error)}"
+            self.failure = f"{name_of(error)}: {first_line(error)}"
             self.failure_error = error.with_traceback(error.__traceback__)
 
     def _run(self, batch: Batch) -> Tensor | None:

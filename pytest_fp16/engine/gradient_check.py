@@ -40,6 +40,7 @@ from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators, step_seed
 from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
+from pytest_fp16.engine.refusal import name_of
 from pytest_fp16.engine.second_look import applied_step, exact_step, second_look
 from pytest_fp16.engine.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.step_rules import wayward
@@ -125,7 +126,7 @@ class _Check:
         except Exception as error:
             self._require_reference(extra[0])
             self.evidence.raised_in = self._watched(self._weights(), [extra[0]], False).failed_in
-            return f"{type(error).__name__}: {str(error).strip()}", None
+            return f"{name_of(error)}: {str(error).strip()}", None
         self.evidence.points.append(point)
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             return None
@@ -204,7 +205,7 @@ class _Check:
             raise
         except Exception as error:
             self.evidence.raised_in = self._watched(self.state, first, True).failed_in
-            return f"{type(error).__name__}: {str(error).strip()}", None
+            return f"{name_of(error)}: {str(error).strip()}", None
         reached = float_tensors(candidate)
         # In the model's order: that of a set changes with the process, and sums with the order.
         trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
@@ -230,7 +231,7 @@ class _Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            evidence.broke = f"{type(error).__name__}: {str(error).strip()}", None
+            evidence.broke = f"{name_of(error)}: {str(error).strip()}", None
 
     def _again(self) -> Iterator[Any]:
         """The batches of the trajectory and those that follow, from the first."""

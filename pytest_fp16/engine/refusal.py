@@ -39,6 +39,11 @@ class RefusedNumber(UnsupportedOperation):
         self.operation = "__setitem__"
 
 
+def name_of(error: BaseException) -> str:
+    """The class of an exception, as the target itself would raise it."""
+    return "RuntimeError" if isinstance(error, UnsupportedOperation) else type(error).__name__
+
+
 def is_missing_kernel(error: BaseException) -> bool:
     """Whether an error of ATen says that an operation has no kernel for a dtype."""
     return isinstance(error, (RuntimeError, NotImplementedError)) and any(

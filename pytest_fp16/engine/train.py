@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.models import parameter_dtypes
 from pytest_fp16.engine.order import ordered
+from pytest_fp16.engine.refusal import name_of
 from pytest_fp16.engine.score import Score, score
 from pytest_fp16.engine.trainee import Amendment, Place, Trainee
 from pytest_fp16.errors import DataError
@@ -145,7 +146,7 @@ def train(
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:300]
+    return f"{name_of(error)}: {text.splitlines()[0] if text else ''}"[:300]
 
 
 def _epochs(trainee: Trainee, seed: int, result: RunResult, tell: Told | None) -> None:

@@ -6,7 +6,13 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulate import Emulation
-from pytest_fp16.engine.refusal import RefusedNumber, assignments_as_on, require_in_range
+from pytest_fp16.engine.refusal import (
+    RefusedNumber,
+    UnsupportedOperation,
+    assignments_as_on,
+    name_of,
+    require_in_range,
+)
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 
@@ -102,3 +108,9 @@ def test_a_number_that_fills_one_column_is_refused_in_the_forecast_too(fill):
     report = check(subject, precision="16-true")
     assert report.verdict == report.forecast.verdict == "not equivalent", str(report)
     assert report.culprit.mechanism == "mask-inf"
+
+
+def test_the_report_names_what_the_target_itself_would_raise():
+    refused = UnsupportedOperation("_linalg_svd", "float16", "cuda")
+    assert name_of(refused) == "RuntimeError"
+    assert name_of(ZeroDivisionError()) == "ZeroDivisionError"
