@@ -38,7 +38,7 @@ from pytest_fp16.engine.gradient_rules import RULES
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators, step_seed
-from pytest_fp16.engine.origin import Found, Origin
+from pytest_fp16.engine.origin import Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.refusal import name_of
 from pytest_fp16.engine.second_look import applied_step, exact_step, second_look
@@ -125,12 +125,14 @@ class _Check:
             raise
         except Exception as error:
             self._require_reference(extra[0])
-            self.evidence.raised_in = self._watched(self._weights(), [extra[0]], False).failed_in
+            self.evidence.raised_in = self._watched(
+                self._weights(), [extra[0]], optimize=False
+            ).failed_in
             return f"{name_of(error)}: {str(error).strip()}", None
         self.evidence.points.append(point)
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             return None
-        origin = self._origin(self._weights(), [extra[0]], optimize=False)
+        origin = self._watched(self._weights(), [extra[0]], optimize=False).found
         what = "gradient" if not point.finite else "loss"
         return f"the {what} is not finite", origin
 
@@ -183,7 +185,7 @@ class _Check:
             if _all_finite(scaled_gradients(candidate, batch, 0)):
                 return None
         said = "the gradient of confident outputs is not finite"
-        return said, self._origin(self._weights(), [batch], optimize=False, sure=sure)
+        return said, self._watched(self._weights(), [batch], optimize=False, sure=sure).found
 
     def _weights(self) -> dict[str, Any]:
         """The reference's state as it is now."""
@@ -204,15 +206,14 @@ class _Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self.evidence.raised_in = self._watched(self.state, first, True).failed_in
+            self.evidence.raised_in = self._watched(self.state, first, optimize=True).failed_in
             return f"{name_of(error)}: {str(error).strip()}", None
         reached = float_tensors(candidate)
         # In the model's order: that of a set changes with the process, and sums with the order.
         trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
         if any(not bool(reached[n].isfinite().all()) for n in trained):
-            return "a weight is not finite after the optimizer's step", self._origin(
-                self.state, first, optimize=True
-            )
+            origin = self._watched(self.state, first, optimize=True).found
+            return "a weight is not finite after the optimizer's step", origin
         self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
         return None
 
@@ -253,16 +254,6 @@ class _Check:
         except Exception:
             return  # one that cannot be copied, or takes matrices; its real steps were compared
 
-    def _origin(
-        self,
-        state: dict[str, Any],
-        batches: list[Any],
-        optimize: bool,
-        sure: Confidence | None = None,
-    ) -> Found | None:
-        """Where the first value that is not finite comes from, run once more under watch."""
-        return self._watched(state, batches, optimize, sure).found
-
     def _watched(
         self,
         state: dict[str, Any],
@@ -270,7 +261,7 @@ class _Check:
         optimize: bool,
         sure: Confidence | None = None,
     ) -> Origin:
-        """What saw the candidate's steps on some batches, up to what broke them.
+        """What saw the candidate's steps on some batches, run once more, up to what broke them.
 
         Args:
             state: the weights to start from.

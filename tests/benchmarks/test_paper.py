@@ -17,14 +17,6 @@ from benchmarks.paper.table import lines, planned, train_all
 from benchmarks.paper.train import PRECISIONS, Recipe, train_once, training
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def images(train=8, test=8):
     """Stripes whose direction is the label: 0 or 1 of the ten classes."""
     random = torch.Generator().manual_seed(0)

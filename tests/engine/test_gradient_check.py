@@ -21,14 +21,6 @@ CPU = torch.device("cpu")
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def points(count=256, seed=0):
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(0, 3, (count,), generator=generator)

@@ -3,7 +3,6 @@
 from functools import partial
 
 import numpy as np
-import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -15,14 +14,6 @@ from pytest_fp16.engine.second_look import SecondLook, applied_step
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def convolutions():
@@ -51,7 +42,7 @@ def check(name, rate, **changes):
 
 
 def test_a_second_moment_that_vanishes_ruins_a_training_that_is_near_its_largest_rate():
-    """Trained natively in float16 this loses 15 points; its loss never doubles after the start."""
+    """Its loss never doubles after the start, so the first steps alone do not show it."""
     found = check("16-true", 8e-3)
     assert found.verdict == "not equivalent"
     culprit = found.culprit
