@@ -15,10 +15,11 @@ from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.refusal import first_line
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation_report import needs_diagnosis, report_of
 from pytest_fp16.evidence import Batch, MetricTotals
-from pytest_fp16.lane import Lane, first_line
+from pytest_fp16.lane import Lane
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
 from pytest_fp16.precision import REFERENCE, precision

@@ -13,7 +13,12 @@ from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
-from pytest_fp16.engine.refusal import UnsupportedOperation, is_missing_kernel, name_of
+from pytest_fp16.engine.refusal import (
+    UnsupportedOperation,
+    first_line,
+    is_missing_kernel,
+    name_of,
+)
 from pytest_fp16.engine.theory_batch import TheoryBatch
 from pytest_fp16.engine.theory_pass import TheoryPass
 from pytest_fp16.evidence import KEPT, Batch, Kept, MetricTotals, Outcome, Prediction, standardised
@@ -270,9 +275,3 @@ def is_trouble_with_dtypes(error: BaseException) -> bool:
         isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
         and any(word in str(error) for word in _DTYPE_TROUBLE)
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, cut to a sensible length."""
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__

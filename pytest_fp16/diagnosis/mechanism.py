@@ -15,7 +15,7 @@ from pytest_fp16.diagnosis.digits import (
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.diagnosis.why import Why, format_of
-from pytest_fp16.engine.refusal import name_of
+from pytest_fp16.engine.refusal import first_line, name_of
 from pytest_fp16.report.model import Culprit, Mechanism
 
 _TOO_LARGE = "cannot be converted"
@@ -23,7 +23,7 @@ _TOO_LARGE = "cannot be converted"
 
 def stopped(found: Raised, dtype_name: str) -> Culprit:
     """The culprit where the program raised."""
-    said = str(found.error).splitlines()[0][:200] if str(found.error) else ""
+    said = first_line(found.error)
     mechanism: Mechanism = "unsupported-op"
     evidence = f"it raised {name_of(found.error)}: {said}"
     if _TOO_LARGE in said:
@@ -53,7 +53,7 @@ def misled(found: Raised, error: BaseException, watched: list[Operation]) -> Cul
         return None
     culprit = _why(born, watched, lost=False).culprit()
     at = found.operation if found.operation == watched[-1].name else "the program"
-    said = (str(error).splitlines() or [""])[0][:200]
+    said = first_line(error)
     evidence = f"{culprit.evidence}; so {at} raised {name_of(error)}: {said}"
     return culprit.model_copy(update={"evidence": evidence})
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate, Witness
-from pytest_fp16.engine.refusal import UnsupportedOperation, is_missing_kernel
+from pytest_fp16.engine.refusal import UnsupportedOperation, first_line, is_missing_kernel
 from pytest_fp16.precision import mixes_dtypes
 
 #: Inputs the canary takes: float16 on a CPU is slow.
@@ -54,7 +54,7 @@ def refused(
     """
     unsupported = is_missing_kernel(error) or isinstance(error, UnsupportedOperation)
     words = "has no 16-bit kernel for an operation" if unsupported else "raised"
-    said = (str(error).splitlines() or [type(error).__name__])[0]
+    said = first_line(error)
     text = f"the canary on {device} {words}: {said[:160]}"
     mixed_dtypes = not unsupported and mixes_dtypes(said)
     return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)

@@ -44,6 +44,12 @@ def name_of(error: BaseException) -> str:
     return "RuntimeError" if isinstance(error, UnsupportedOperation) else type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, cut to a sensible length; its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else name_of(error)
+
+
 def is_missing_kernel(error: BaseException) -> bool:
     """Whether an error of ATen says that an operation has no kernel for a dtype."""
     return isinstance(error, (RuntimeError, NotImplementedError)) and any(

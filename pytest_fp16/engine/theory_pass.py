@@ -21,7 +21,7 @@ from pytest_fp16.engine.models import Location, autocast, call_as_is, main_outpu
 from pytest_fp16.engine.random_rounding import noise_batch
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.recorder import Recorder
-from pytest_fp16.engine.refusal import UnsupportedOperation
+from pytest_fp16.engine.refusal import UnsupportedOperation, first_line
 from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals, measured_screen
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
@@ -273,9 +273,7 @@ class TheoryPass:
                     allow_unused=True,
                 )
         except RuntimeError as error:
-            raise NotDifferentiableError(
-                f"no reverse pass ({str(error).splitlines()[0][:80]})"
-            ) from None
+            raise NotDifferentiableError(f"no reverse pass ({first_line(error)[:80]})") from None
 
     def record(self, sums: Sums) -> None:
         """Add a pass's sums to the running totals of the sites."""

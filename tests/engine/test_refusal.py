@@ -10,6 +10,7 @@ from pytest_fp16.engine.refusal import (
     RefusedNumber,
     UnsupportedOperation,
     assignments_as_on,
+    first_line,
     name_of,
     require_in_range,
 )
@@ -114,3 +115,9 @@ def test_the_report_names_what_the_target_itself_would_raise():
     refused = UnsupportedOperation("_linalg_svd", "float16", "cuda")
     assert name_of(refused) == "RuntimeError"
     assert name_of(ZeroDivisionError()) == "ZeroDivisionError"
+
+
+def test_an_error_is_told_by_its_first_line_or_else_by_its_class():
+    assert first_line(ValueError("\nwhat\nwhere")) == "what"
+    assert first_line(RuntimeError()) == "RuntimeError"
+    assert len(first_line(ValueError("x" * 999))) == 200
