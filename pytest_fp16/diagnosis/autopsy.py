@@ -18,7 +18,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.diagnosis.findings import Finding
-from pytest_fp16.diagnosis.source import Line, user_line
 from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
 from pytest_fp16.engine.emulate import Emulation, widen
@@ -30,6 +29,7 @@ from pytest_fp16.engine.operations import (
     flat,
     rebuild,
 )
+from pytest_fp16.engine.source import Line, user_line
 
 #: Operations that only move values: an error of storage they carry is its consumer's, not theirs.
 _MOVES = frozenset(

@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.search import Search
-from pytest_fp16.diagnosis.source import frames_of, raised_at
 from pytest_fp16.diagnosis.specimen import Damage, Specimen
 from pytest_fp16.engine.device import is_out_of_memory
+from pytest_fp16.engine.source import frames_of, raised_at
 
 #: Part of the damage that the operations up to the origin must do by themselves.
 ENOUGH = 0.4

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.autocast import own_regions, target_autocast
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
+from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 
@@ -117,6 +118,7 @@ def call(
     return call_as_is(model, inputs, forward)
 
 
+@entrance
 def call_as_is(model: nn.Module, inputs: Any, forward: Callable[[Any, Any], Any] | None) -> Any:
     """The model's outputs on inputs that need no cast."""
     if forward is not None:

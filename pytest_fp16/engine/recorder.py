@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
+from pytest_fp16.engine.source import user_line
 from pytest_fp16.theory.rounding import FLOAT16, Format, overflow, round_to
 
 _SAMPLE = 64
@@ -24,7 +25,7 @@ class Recorder:
         totals: running totals per site, shared by all chunks.
         noise: None to record gradients, or a generator of random rounding errors.
         adjoint: gradients are to be recorded.
-        detailed: also count subnormal and zeroed values.
+        detailed: also count subnormal and zeroed values, and note the lines of code.
         formats: the program's own format, and others that share its backward pass.
         signature: the sites in order; programs with the same share a backward pass.
         leaves: where a reverse pass ends, for want of an earlier site.
@@ -71,6 +72,9 @@ class Recorder:
         self.signature.append((key, y.shape))
         if self.detailed:
             totals.count_small(y.detach(), fmt)
+            line = user_line()
+            if line is not None:
+                totals.lines.add(line)
         y, finite = self._within_range(y, fmt, totals)
         if finite and self._on_grid(y.detach(), fmt):
             return y

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.source import Line
 from pytest_fp16.theory.rounding import Format
 
 _EXPONENT_BITS = 0x7F800000  # of float32
@@ -26,7 +27,7 @@ class SiteTotals:
         subnormal, zeroed, values: counts of non-zero values below the normal range, of those that
             round to zero, and of all (taken on the first chunk only).
         order: when it first ran; the earlier of two sites is nearer to an origin.
-        source: file and line of the user's code, where it was looked up.
+        lines: of the user's code, all that ran it on the first chunk.
     """
 
     variance: float = 0.0
@@ -36,7 +37,12 @@ class SiteTotals:
     zeroed: int = 0
     values: int = 0
     order: int = 0
-    source: str | None = None
+    lines: set[Line] = field(default_factory=set)
+
+    @property
+    def source(self) -> str | None:
+        """File and line of the user's code; None where several lines share the site, or none."""
+        return str(next(iter(self.lines))) if len(self.lines) == 1 else None
 
     def count_small(self, values: Tensor, fmt: Format) -> None:
         """Count the values that are subnormal in `fmt`, and those that round to zero."""

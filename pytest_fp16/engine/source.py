@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NamedTuple
+from types import CodeType, FrameType, TracebackType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -37,26 +38,44 @@ def _is_users(filename: str) -> bool:
     return not filename.startswith(_LIBRARY) or "site-packages" in filename
 
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+_ENTRANCES: dict[int, CodeType] = {}  # by id: a code object's hash reads all of it
+
+
+def entrance(function: _F) -> _F:
+    """Mark a function of this package that calls the user's program: who called it is no part."""
+    code = function.__code__
+    _ENTRANCES[id(code)] = code
+    return function
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames of the running program, innermost first, up to where this package called it."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and id(frame.f_code) not in _ENTRANCES:
+        yield frame
+        frame = frame.f_back
+
+
 def user_line() -> Line | None:
-    """The line of the innermost frame outside of torch and of this package."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    """The line of the program's innermost frame outside of torch and of this package.
+
+    None where no such code takes part, as in a plain ``nn.Sequential``.
+    """
+    for frame in _frames():
         if _is_users(frame.f_code.co_filename):
             return Line(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back
     return None
 
 
 def calling_line() -> Line | None:
     """`user_line`, or None where one of torch's modules runs in between."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in _frames():
         filename = frame.f_code.co_filename
         if _is_users(filename):
             return Line(filename, frame.f_lineno)
         if filename.startswith(_MODULES):
             return None
-        frame = frame.f_back
     return None
 
 
