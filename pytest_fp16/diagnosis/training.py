@@ -109,6 +109,7 @@ def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
         mechanism=found.mechanism,
         evidence=f"{detail}; first in epoch {result.failed_at[0] + 1}, "
         f"step {result.failed_at[1] + 1} of seed {result.seed}",
+        source=found.source,
     )
 
 

@@ -16,6 +16,7 @@ class Finding:
     operation: str
     mechanism: Mechanism
     evidence: str
+    source: str | None = None
 
     @property
     def culprit(self) -> Culprit:
@@ -25,4 +26,5 @@ class Finding:
             operation=self.operation,
             mechanism=self.mechanism,
             evidence=self.evidence,
+            source=self.source,
         )

@@ -51,7 +51,7 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         if divides and evidence.epsilon is not None:
             detail = f"eps {evidence.epsilon[1]:g} is zero in {name}"
         reason = f"{said} in 16 bits: {operation} in {module or 'the model'} ({detail})"
-        return Finding(reason, module, operation, mechanism, detail)
+        return Finding(reason, module, operation, mechanism, detail, origin.source)
     if evidence.lost_weights and (said.startswith("the ") or said.startswith("a ")):
         name = evidence.lost_weights[0]
         what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"

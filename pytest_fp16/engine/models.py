@@ -158,6 +158,22 @@ def main_output(output: Any) -> Tensor:
     )
 
 
+def applied_loss(loss: Any, outputs: Any, targets: Any) -> Any:
+    """`loss` of what the model returned; of the predictions in it where the loss takes a tensor."""
+    try:
+        return loss(outputs, targets)
+    except (TypeError, AttributeError):
+        if isinstance(outputs, Tensor):
+            raise
+        try:
+            predictions = main_output(outputs)
+        except ModelError:
+            predictions = None
+        if predictions is None:
+            raise
+    return loss(predictions, targets)
+
+
 def _describe(output: Any) -> str:
     if isinstance(output, Tensor):
         return f"a tensor of {output.dtype}"

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.operations import facts, flat, tensors
+from pytest_fp16.engine.source import user_line
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.rounding import Format
 
@@ -32,6 +33,7 @@ class Found(NamedTuple):
         mechanism: ``"overflow"``, ``"eps-underflow"`` or ``"cancellation"``.
         largest: the largest magnitude among its arguments.
         reached: the largest magnitude that its result should have had; NaN where that is unknown.
+        source: the line of the user's code that ran it; None where torch's own did, and backwards.
     """
 
     module: str
@@ -39,6 +41,7 @@ class Found(NamedTuple):
     mechanism: Mechanism
     largest: float
     reached: float = math.nan
+    source: str | None = None
 
     def detail(self, form: Format) -> str:
         """What happened, in words and numbers."""
@@ -145,7 +148,9 @@ class Origin(TorchDispatchMode):
         exact = _in_float64(func, args, kwargs, results)
         mechanism = _mechanism(name, lost, exact, zero)
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
-        self.found = Found(self.place, name, mechanism, largest, reached)
+        line = user_line()
+        source = str(line) if line is not None else None
+        self.found = Found(self.place, name, mechanism, largest, reached, source)
 
 
 def _mechanism(name: str, lost: list[Tensor], exact: list[Tensor] | None, zero: bool) -> Mechanism:

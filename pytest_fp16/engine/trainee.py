@@ -26,9 +26,10 @@ from pytest_fp16.engine.batching import (
 )
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.lightning import is_lightning, own_loss
-from pytest_fp16.engine.models import autocast, call_as_is, main_output, make_model
+from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, make_model
 from pytest_fp16.engine.optimization import needs_closure, optimization
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
@@ -152,6 +153,7 @@ class Trainee:
         batch = to_device(batch, self.place.device)
         return copied(batch if self.cast is None else cast_floating(batch, self.cast))
 
+    @entrance
     def loss(self, batch: Any) -> Tensor:
         """The loss of a placed batch, in this precision.
 
@@ -182,6 +184,7 @@ class Trainee:
         outputs = call_as_is(self.model, inputs, self.subject.forward)
         return applied_loss(self.subject.loss, outputs, targets)
 
+    @entrance
     def step(self, batch: Any, last: bool = False, witness: Any = None) -> float:
         """Forward and backward of one batch, and the optimizer's step when it is due.
 
@@ -282,19 +285,3 @@ class Trainee:
             self.scheduler.step(mean_loss)
         else:
             self.scheduler.step()
-
-
-def applied_loss(loss: Any, outputs: Any, targets: Any) -> Any:
-    """`loss` of what the model returned; of the predictions in it where the loss takes a tensor."""
-    try:
-        return loss(outputs, targets)
-    except (TypeError, AttributeError):
-        if isinstance(outputs, Tensor):
-            raise
-        try:
-            predictions = main_output(outputs)
-        except ModelError:
-            predictions = None
-        if predictions is None:
-            raise
-    return loss(predictions, targets)

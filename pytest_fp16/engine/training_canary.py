@@ -58,11 +58,22 @@ def one_step(
         return CanaryFindings(text, None, emulation_error)
     difference = _difference(native.gradient, emulated.gradient)
     text += f"; emulation's gradient differs by {difference:.1e} of its size"
-    longer = native.length / emulated.length if emulated.length else 1.0
-    if not 1 / STEP <= longer <= STEP:
-        text += f", and the native step is {longer:.2g} times as long as the emulated one"
-        difference = max(difference, abs(longer - 1))
-    return CanaryFindings(text, difference=difference)
+    said, difference = _steps(native.length, emulated.length, difference)
+    return CanaryFindings(text + said, difference=difference)
+
+
+def _steps(native: float, emulated: float, difference: float) -> tuple[str, float]:
+    """What is to be said of two steps that are not one, and how much the two runs differ then."""
+    lost = [how for how, n in (("native", native), ("emulated", emulated)) if not math.isfinite(n)]
+    if len(lost) == 2:
+        return "; the weights are lost after either step", difference
+    if lost:
+        return f"; the weights are lost after the {lost[0]} step only", math.inf
+    longer = native / emulated if emulated else 1.0
+    if 1 / STEP <= longer <= STEP:
+        return "", difference
+    said = f", and the native step is {longer:.2g} times as long as the emulated one"
+    return said, max(difference, abs(longer - 1))
 
 
 def _few(batch: Any) -> Any:

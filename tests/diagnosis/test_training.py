@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,11 @@ def _gradient_check(request, monkeypatch):
         monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: silent)
 
 
+def at(source):
+    name, _, number = source.rpartition(":")
+    return name, int(number)
+
+
 @pytest.mark.usefixtures("_gradient_check")
 @pytest.mark.parametrize("case", BROKEN)
 def test_culprit_and_cure(digits_training, case):
@@ -51,6 +58,10 @@ def test_culprit_and_cure(digits_training, case):
     report = check(digits_training(epochs=1, **changes), precision="16-true", seeds=3)
     assert report.verdict == "not equivalent"
     assert (report.culprit.module, report.culprit.mechanism) == (module, mechanism)
+    # Torch's own optimizer has no line of the user's.
+    line = {"module": "(x * 300)", "loss": 'reduction="none"', "epsilon": None}[case]
+    where = linecache.getline(*at(report.culprit.source)) if report.culprit.source else None
+    assert where is line or line in where
     assert report.cure.kind == kind
     assert report.cure.verified
     assert report.cure.metric > report.metric.reference - 0.05

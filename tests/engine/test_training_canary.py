@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -151,3 +153,20 @@ def test_a_step_that_the_devices_own_kernel_does_not_make(digits_training, monke
     found = canary(digits_training(), "bf16-true")
     assert "native step is 0 times as long" in found.text
     assert found.difference == 1
+
+
+@pytest.mark.parametrize(
+    ("native", "emulated", "said", "difference"),
+    [
+        (math.nan, math.nan, "lost after either step", 0.1),
+        (math.inf, 1.0, "lost after the native step only", math.inf),
+        (1.0, math.nan, "lost after the emulated step only", math.inf),
+        (1.1, 1.0, "", 0.1),
+        (0.0, 0.0, "", 0.1),
+        (40.0, 1.0, "40 times as long", 39.0),
+    ],
+)
+def test_what_is_said_of_two_steps(native, emulated, said, difference):
+    text, found = training_canary._steps(native, emulated, 0.1)
+    assert (said in text, bool(text)) == (True, bool(said))
+    assert found == difference
