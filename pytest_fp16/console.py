@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -101,7 +100,9 @@ def mark_error_lines(longrepr: Any) -> None:
 def progress_bar(config: Any) -> Iterator[Bar | None]:
     """A bar on pytest's own terminal where a person watches it; None in workers and in logs."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is None or hasattr(config, "workerinput") or not _watched():
+    # Only the reporter knows: while a test runs, the process's own stdout is captured in a file.
+    watched = getattr(reporter, "isatty", False)
+    if not watched or hasattr(config, "workerinput"):
         yield None
         return
     from pytest_fp16.report.progress import Bar
@@ -111,10 +112,6 @@ def progress_bar(config: Any) -> Iterator[Bar | None]:
         yield bar
     finally:
         bar.close()
-
-
-def _watched() -> bool:
-    return sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 
 def _uncaptured(config: Any, reporter: Any) -> Callable[[str], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 _WIDTH = 24
 #: Seconds before the bar first shows, and between two updates: short work stays silent.
@@ -30,23 +31,34 @@ class Bar:
         self._clock = clock
         self._next = clock() + _DELAY
         self._drawn = 0
+        self._first: tuple[float, int] | None = None
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` units of the work named `what` are done."""
         now = self._clock()
+        if self._first is None:
+            self._first = now, done  # what was finished before says nothing about speed
         if now < self._next:
             return
         self._next = now + _INTERVAL
-        line = self._line(what, done, total)[: max(self._columns - 1, 10)]
+        line = self._line(what, done, total, now)[: max(self._columns - 1, 10)]
         self._write("\r" + line.ljust(self._drawn))
         self._drawn = len(line)
 
-    @staticmethod
-    def _line(what: str, done: int, total: int | None) -> str:
+    def _line(self, what: str, done: int, total: int | None, now: float) -> str:
         if not total:
             return f"fp16: {what}, {done} done"
         full = round(_WIDTH * min(done / total, 1.0))
-        return f"fp16: [{'#' * full}{'.' * (_WIDTH - full)}] {done}/{total} {what}"
+        bar = f"fp16: [{'#' * full}{'.' * (_WIDTH - full)}] {done}/{total}"
+        return f"{bar}{self._left(done, total, now)} {what}"
+
+    def _left(self, done: int, total: int, now: float) -> str:
+        """The time left at the speed so far."""
+        start, before = self._first or (now, done)
+        if done <= before or done >= total:
+            return ""
+        seconds = round((now - start) * (total - done) / (done - before))
+        return f", {timedelta(seconds=seconds)} left:"
 
     def close(self) -> None:
         """Wipe the bar, so that pytest's own line starts clean."""

@@ -34,6 +34,25 @@ def test_long_work_shows_how_far_it_is_on_one_line():
     ]
 
 
+def test_the_time_left_goes_by_the_work_done_since_the_start():
+    terminal = Terminal()
+    terminal.at(1.0, 4)  # three of them were finished by an earlier run
+
+    terminal.at(11.0, 6)
+
+    (line,) = terminal.written
+    assert line.startswith("\rfp16: [##############..........] 6/10, 0:00:20 left: ")
+
+
+def test_no_time_is_left_where_nothing_was_done_yet():
+    terminal = Terminal()
+    terminal.at(0.0, 4)
+
+    terminal.at(5.0, 4)
+
+    assert "left" not in terminal.written[0]
+
+
 def test_a_total_nobody_knows():
     terminal = Terminal()
 
