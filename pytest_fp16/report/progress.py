@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-_WIDTH = 24
+#: Characters between the brackets: the words beside them come first.
+_NARROWEST, _WIDEST = 6, 24
 #: Seconds before the bar first shows, and between two updates: short work stays silent.
 _DELAY, _INTERVAL = 2.0, 0.2
 
@@ -48,9 +49,10 @@ class Bar:
     def _line(self, what: str, done: int, total: int | None, now: float) -> str:
         if not total:
             return f"fp16: {what}, {done} done"
-        full = round(_WIDTH * min(done / total, 1.0))
-        bar = f"fp16: [{'#' * full}{'.' * (_WIDTH - full)}] {done}/{total}"
-        return f"{bar}{self._left(done, total, now)} {what}"
+        said = f" {done}/{total}{self._left(done, total, now)} {what}"
+        width = min(_WIDEST, max(_NARROWEST, self._columns - 1 - len("fp16: []" + said)))
+        full = round(width * min(done / total, 1.0))
+        return f"fp16: [{'#' * full}{'.' * (width - full)}]{said}"
 
     def _left(self, done: int, total: int, now: float) -> str:
         """The time left at the speed so far."""

@@ -41,7 +41,7 @@ def test_the_time_left_goes_by_the_work_done_since_the_start():
     terminal.at(11.0, 6)
 
     (line,) = terminal.written
-    assert line.startswith("\rfp16: [##############..........] 6/10, 0:00:20 left: ")
+    assert line.startswith("\rfp16: [#########......] 6/10, 0:00:20 left: reading batches")
 
 
 def test_no_time_is_left_where_nothing_was_done_yet():
