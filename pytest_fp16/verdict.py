@@ -12,7 +12,7 @@ from pytest_fp16.lane import Lane
 from pytest_fp16.metric import Scores, metric_name
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.theory.budget import allowed_loss
+from pytest_fp16.theory.budget import allowed_loss, within
 from pytest_fp16.theory.rounding import FORMATS
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
@@ -100,7 +100,7 @@ def _shared_by_emulation(lane: Lane) -> bool:
 def _good_enough(metric: Metric) -> Check:
     lost = f"{metric.name} {metric.candidate:.4g}, reference {metric.reference:.4g}: "
     lost += f"loss {metric.loss:.3g}, budget {metric.budget:.3g} ({metric.budget_origin})"
-    passed = metric.loss <= metric.budget
+    passed = within(metric.loss, metric.budget, metric.reference)
     return Check(name="good enough", passed=passed, detail=lost)
 
 
@@ -154,7 +154,7 @@ def forecast(lane: Lane, metric: Metric) -> Forecast | None:
     elif isinstance(prediction.metric.tally, Scores) and not prediction.metric.tally.count:
         verdict = "inconclusive"
         reason = f"theory does not say what {metric.name} becomes for this task"
-    elif not loss <= metric.budget:
+    elif not within(loss, metric.budget, metric.reference):
         verdict = "not equivalent"
         reason = f"expected loss {loss:.3g} exceeds the budget of {metric.budget:.3g}"
     return Forecast(

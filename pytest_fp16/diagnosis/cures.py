@@ -20,6 +20,9 @@ HEALED = 0.5
 #: Further modules kept one after another, where one is not enough.
 ROUNDS = 4
 
+#: A share of the arithmetic in float32 that leaves nothing to gain: no cure.
+_EVERYTHING = 0.99
+
 #: Mechanisms that more digits cure.
 _DIGITS = ("cancellation", "absorption", "precision-loss")
 
@@ -78,10 +81,14 @@ def find_cure(
     Returns:
         The cure, and the modules that make the failing precision itself pass (for a plan).
     """
-    hint = advice(culprit)
+    hint, vain = advice(culprit), ""
     for kind, remedy in _candidates(clinic, culprit, origin):
         report = clinic.judged(remedy)
         if report is not None and report.equivalent:
+            price = clinic.price(remedy)
+            if price is not None and price.float32_share >= _EVERYTHING:
+                vain = " (what was tried passes only with the whole model in float32)"
+                continue
             cure = Cure(
                 kind=kind,
                 modules=list(remedy.keep),
@@ -90,10 +97,10 @@ def find_cure(
                 verdict=report.verdict,
                 flips=report.flips,
                 metric=report.metric.candidate if report.metric else None,
-                price=clinic.price(remedy),
+                price=price,
             )
             return cure, remedy.keep if remedy.precision == clinic.precision else ()
-    return Cure(kind=hint[0], verified=False, description=hint[1]), ()
+    return Cure(kind=hint[0], verified=False, description=hint[1] + vain), ()
 
 
 def _candidates(

@@ -15,6 +15,7 @@ from pytest_fp16.engine.refusal import is_missing_kernel
 from pytest_fp16.engine.train import RunResult, with_last
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.report.model import Culprit, Cure
+from pytest_fp16.theory.budget import within
 from pytest_fp16.theory.rounding import FORMATS
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
     else:
         result = runs.fresh(pairs.precision, reference.seed, proposal.amendment, proposal.subject)
     loss = reference.metric - result.metric
-    if result.ended != "finished" or not loss <= _allowed(runs, pairs, reference):
+    allowed = _allowed(runs, pairs, reference)
+    if result.ended != "finished" or not within(loss, allowed, reference.metric):
         return None
     return Cure(
         kind=proposal.kind,

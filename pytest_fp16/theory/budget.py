@@ -7,6 +7,7 @@ stopping for, and neither very small nor very large data sets may make the gate 
 from __future__ import annotations
 
 import math
+import sys
 
 SMALLEST = 0.001
 LARGEST = 0.01
@@ -54,3 +55,12 @@ def allowed_loss(
     if isinstance(budget, str):
         return float(budget.rstrip("%")) / 100 * abs(reference), "relative"
     return float(budget), "absolute"
+
+
+def within(loss: float, budget: float, reference: float) -> bool:
+    """Whether a loss is no more than the budget; what just equals it may be lost.
+
+    0.97 − 0.96 is a little more than 0.01 in float64, and 10 of 1000 are not: the comparison leaves
+    room for the rounding of metrics of the reference's size. A loss of NaN is never within.
+    """
+    return loss <= budget + 4 * sys.float_info.epsilon * (abs(reference) + budget)

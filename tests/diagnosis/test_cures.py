@@ -156,3 +156,18 @@ def test_a_cast_is_not_computed_but_left_out(operation, said):
         module="", operation=operation, mechanism="overflow", evidence="", source="a.py:3"
     )
     assert advice(culprit)[1] == f"divide before it, or {said}"
+
+
+def test_the_whole_model_in_float32_is_no_cure():
+    torch.manual_seed(0)
+    x = torch.randn(3000, 16)
+    report = check(
+        Evaluation(model=nn.Sequential(nn.Linear(16, 10)).eval(), data=[x], labelled=False),
+        precision="bf16-mixed",
+        emulate="always",
+        budget=0.0,
+    )
+    assert report.verdict == "not equivalent"
+    assert not report.cure.verified
+    said = "(what was tried passes only with the whole model in float32); not tried"
+    assert f"cure:  compute addmm in float32 {said}" in str(report)
