@@ -9,13 +9,11 @@ kernels do, which accumulate in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.accumulators import accumulate
 from pytest_fp16.engine.attention import fused_attention
@@ -32,14 +30,14 @@ from pytest_fp16.engine.operations import (
     tensors,
 )
 from pytest_fp16.engine.refusal import (
+    OnTarget,
     UnsupportedOperation,
-    assignments_as_on,
     is_missing_kernel,
 )
 from pytest_fp16.engine.scalars import as_the_kernel_takes
 
 
-class Emulation(TorchDispatchMode):
+class Emulation(OnTarget):
     """Run the operations of a 16-bit program in float32, each result rounded once.
 
     Args:
@@ -49,19 +47,9 @@ class Emulation(TorchDispatchMode):
     """
 
     def __init__(self, target: str = "cuda", opaque: str = "native") -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(target)
         self.target = target
         self.opaque = opaque
-        self._refusals = ExitStack()
-
-    def __enter__(self) -> Emulation:
-        self._refusals.enter_context(assignments_as_on(self.target))
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._refusals.close()
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,

@@ -7,16 +7,16 @@ A `Carrier` is a tensor the program sees in place of the values that are really 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_fp16.engine.operations import Facts, facts
-from pytest_fp16.engine.refusal import assignments_as_on
+from pytest_fp16.engine.refusal import OnTarget
 
 _KEYS: Any = torch._C.DispatchKey
 AUTOCAST: Any = (
@@ -71,26 +71,12 @@ class Carrier(Tensor):
         raise RuntimeError(f"{func} was called on a {cls.__name__} after its run had ended")
 
 
-class Interception(TorchDispatchMode):
+class Interception(OnTarget):
     """Sends each operation of a program to the method for its kind, with carriers as arguments.
 
     Args:
         target: the device whose refusals the program meets; None for none but this device's own.
     """
-
-    def __init__(self, target: str | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._meets = target
-        self._refusals = ExitStack()
-
-    def __enter__(self) -> Any:
-        if self._meets is not None:
-            self._refusals.enter_context(assignments_as_on(self._meets))
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *exception: Any) -> None:
-        self._refusals.close()
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,

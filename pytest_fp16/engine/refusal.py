@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LOW = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
 _MISSING_KERNEL = (
@@ -91,3 +95,26 @@ def assignments_as_on(target: str) -> Iterator[None]:
             del Tensor.__setitem__
         else:
             Tensor.__setitem__ = own  # type: ignore[method-assign]
+
+
+class OnTarget(TorchDispatchMode):
+    """A mode under which a program also meets what a target refuses to assign.
+
+    Args:
+        target: ``"cuda"`` or ``"cpu"``; None for nothing but this device's own refusals.
+    """
+
+    def __init__(self, target: str | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._meets = target
+        self._refusals = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._meets is not None:
+            self._refusals.enter_context(assignments_as_on(self._meets))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._refusals.close()
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
