@@ -1,12 +1,13 @@
 """The default budget, and the comparison with it."""
 
 import math
+import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_fp16.theory.budget import within
+from pytest_fp16.theory.budget import accuracy_error, allowed_loss, mean_error, within
 
 
 @given(
@@ -27,3 +28,34 @@ def test_no_number_is_within(loss):
 def test_a_gain_is_within_no_budget_at_all():
     assert within(-0.1, 0.0, 0.5)
     assert not within(1e-9, 0.0, 0.5)
+
+
+def test_the_error_of_an_accuracy_is_never_zero():
+    # n = 96: ã = (96 + 2) / 100, by hand
+    assert accuracy_error(1.0, 96) == pytest.approx(math.sqrt(0.98 * 0.02 / 96), rel=1e-12)
+    assert accuracy_error(0.0, 96) == pytest.approx(accuracy_error(1.0, 96), rel=1e-12)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=50))
+def test_the_error_of_a_mean_is_that_of_the_statistics_module(scores):
+    expected = statistics.stdev(scores) / math.sqrt(len(scores))
+    got = mean_error(math.fsum(scores), math.fsum(x * x for x in scores), len(scores))
+    assert got == pytest.approx(expected, rel=1e-6, abs=1e-5)  # sums of squares up to 5e5
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_one_score_has_no_known_error(n):
+    assert mean_error(1.0, 1.0, n) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("error", "scale", "expected"),
+    [(0.0, 1, 0.001), (0.005, 1, 0.005), (math.inf, 1, 0.01), (0.005, 100, 0.1)],
+)
+def test_the_default_is_clamped_to_the_scale_of_the_metric(error, scale, expected):
+    assert allowed_loss(None, 0.9, error, scale) == (pytest.approx(expected), "default")
+
+
+def test_a_budget_that_is_given_is_taken_as_it_is():
+    assert allowed_loss(0.25, 0.9, 0.005) == (0.25, "absolute")
+    assert allowed_loss("0.5%", -40.0, 0.005) == (pytest.approx(0.2), "relative")

@@ -1,0 +1,14 @@
+"""The mistakes a user can make."""
+
+import pytest
+
+from pytest_fp16 import errors
+
+KINDS = [k for k in vars(errors).values() if isinstance(k, type) and k is not errors.FP16Error]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_is_caught_by_our_base_and_as_a_value_error(kind):
+    assert issubclass(kind, errors.FP16Error)
+    assert issubclass(kind, ValueError)
+    assert kind.__doc__
