@@ -1,0 +1,56 @@
+"""Rules for lost digits, on tensors whose figures are known."""
+
+import pytest
+import torch
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.digits import absorbed, cancelled, counting, imprecise
+from pytest_fp16.diagnosis.findings import Addition, Finding, Pair
+from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.theory.rounding import FORMATS
+
+HALF = FORMATS[torch.float16]
+
+
+def measure(exact, low=None, dtype=torch.float16):
+    exact = torch.tensor(exact)
+    return Measure(exact.to(dtype) if low is None else torch.tensor(low).to(dtype), exact, dtype)
+
+
+def adding(small, large, dtype=torch.float16):
+    first, second = torch.tensor([large]), torch.tensor([small])
+    pair = Pair((first + second).to(dtype), first + second, dtype)
+    return Finding(own=[pair.measure()], addition=Addition(first, second, pair, False))
+
+
+@pytest.mark.parametrize(("small", "told"), [(0.3, True), (100.3, False)])
+def test_an_addend_of_few_spacings_is_absorbed(small, told):
+    why = absorbed(Operation(0, "add", "m"), adding(small, 4096.0), HALF)
+    assert (why is not None) == told
+    assert not told or why.mechanism == "absorption"
+
+
+def test_an_exact_sum_absorbs_nothing():
+    assert absorbed(Operation(0, "add", "m"), adding(4.0, 4096.0), HALF) is None
+
+
+@pytest.mark.parametrize(("last", "told"), [(2049.0, True), (2047.0, False)])
+def test_counts_beyond_what_the_format_tells_apart(last, told):
+    finding = Finding(results=[measure([1.0, last])])
+    assert (counting(Operation(0, "cumsum", "m"), finding, HALF) is not None) == told
+
+
+def test_a_small_difference_of_large_operands_cancels():
+    left = Finding(
+        operands=[measure([100.01, 100.02]), measure([100.0, 100.0])],
+        results=[measure([0.01, 0.02], [0.0, 0.0625])],
+    )
+    why = cancelled(Operation(0, "sub", "m"), [Operation(0, "sub", "m", finding=left)])
+    assert why.mechanism == "cancellation"
+    assert cancelled(Operation(0, "mul", "m"), [Operation(0, "mul", "m", finding=left)]) is None
+
+
+def test_too_few_digits_is_what_remains():
+    born = Operation(0, "sin", "m")
+    assert imprecise(born, Finding(results=[measure([0.1])]), HALF).mechanism == "precision-loss"
+    assert "25.0%" in imprecise(born, Finding(decided=0.25), HALF).evidence

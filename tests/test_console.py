@@ -1,0 +1,78 @@
+"""What a session says on the terminal."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_fp16 import console
+from pytest_fp16.report.model import Report, Run, Speed
+from pytest_fp16.settings import Settings
+
+
+def a_report(name="t", precision="16-true", **more):
+    fields = {"kind": "evaluation", "task": "classification", "checks": []}
+    return Report(name=name, precision=precision, verdict="equivalent", **fields, **more)
+
+
+def a_config(plugins=(), worker=False, **options):
+    manager = SimpleNamespace(hasplugin=lambda name: name in plugins)
+    config = SimpleNamespace(
+        pluginmanager=manager, getoption=lambda name, default: options.get(name, default)
+    )
+    if worker:
+        config.workerinput = {}
+    return config
+
+
+def test_reports_of_one_test_stand_together_in_order_of_arrival():
+    arrived = [
+        (f"f.py::{test}[{p}]", a_report(test, p))
+        for test, p in [("b", "16-true"), ("a", "16-true"), ("b", "bf16-true")]
+    ]
+    assert [nodeid for nodeid, _ in console.grouped(arrived)] == [
+        "f.py::b[16-true]", "f.py::b[bf16-true]", "f.py::a[16-true]",
+    ]  # fmt: skip
+
+
+def test_a_warning_is_told_once_with_all_it_concerns():
+    reports = [
+        (f"f.py::t[{p}]", a_report("t", p, warnings=["beware"])) for p in ("16-true", "16-mixed")
+    ]
+    lines = console.summary(reports, Settings(), "it rained")
+    assert "warning: beware (t[16-true], t[16-mixed])" in lines
+    assert "Speed and memory are left out: it rained." in lines
+
+
+@pytest.mark.parametrize(("second", "told"), [("g.py", True), ("f.py", False)])
+def test_the_file_is_told_where_there_are_several(second, told):
+    reports = [
+        ("f.py::one[16-true]", a_report("one")), (f"{second}::two[16-true]", a_report("two")),
+    ]  # fmt: skip
+    assert ("f.py::one" in "\n".join(console.summary(reports, Settings(), None))) == told
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (a_config(["benchmark"], worker=True), "xdist"),
+        (a_config(["benchmark", "dsession"]), "xdist"),
+        (a_config(), "not installed"),
+        (a_config(["benchmark"], benchmark_skip=True), "--benchmark-skip"),
+        (a_config(["benchmark"], benchmark_disable=True), "--benchmark-disable"),
+    ],
+)
+def test_why_nothing_is_timed(config, reason):
+    assert reason in console.why_no_timing(config)
+
+
+@pytest.mark.parametrize("options", [{}, {"benchmark_disable": True, "benchmark_enable": True}])
+def test_nothing_forbids_timing(options):
+    assert console.why_no_timing(a_config(["benchmark"], **options)) is None
+
+
+def test_emulation_is_the_reason_for_no_speed_only_where_a_figure_is_missing():
+    config = a_config(["benchmark"])
+    emulated = Run(device="cpu", target="cuda", mode="emulated")
+    speed = Speed(seconds=1, reference_seconds=1, speedup=1)
+    assert "emulated" in console.why_no_speed(config, [("t", a_report(run=emulated))])
+    assert console.why_no_speed(config, [("t", a_report(run=emulated, speed=speed))]) is None

@@ -1,0 +1,46 @@
+"""The rules of a verdict that speak from totals alone; whole evaluations are in test_evaluation."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_fp16.precision import precision
+from pytest_fp16.verdict import luck, mass_ties, median
+
+
+def a_lane(decides=True, **outcome):
+    known = {"moved": (0.0, 0.0), "flips": 0, "ties": 0, "decisions": 0}
+    return SimpleNamespace(
+        task=SimpleNamespace(decides=decides), precision=precision("16-true"),
+        outcome=SimpleNamespace(**{**known, **outcome}),
+    )  # fmt: skip
+
+
+def test_the_median_is_of_numbers_only():
+    assert median([math.nan, 3.0, 1.0, 2.0]) == 2.0
+    assert median([math.nan]) is None
+    assert median([]) is None
+
+
+@pytest.mark.parametrize(("error", "told"), [(0.04, True), (0.0099, False)])
+def test_outputs_that_moved_far_are_told_although_no_decision_fell(error, told):
+    warning = luck(a_lane(moved=(error, 1.0), flips=0))
+    assert (warning is not None) == told
+    assert not told or "20% of their own spread" in warning
+
+
+def test_no_luck_without_decisions_or_spread():
+    assert luck(a_lane(decides=False, moved=(1.0, 1.0))) is None
+    assert luck(a_lane(moved=(1.0, 0.0))) is None
+
+
+@pytest.mark.parametrize(("ties", "told"), [(6, True), (5, False)])
+def test_many_ties_are_told(ties, told):
+    warning = mass_ties(a_lane(ties=ties, decisions=100))
+    assert (warning is not None) == told
+    assert not told or "6 of 100 decisions tie exactly in float16" in warning
+
+
+def test_no_decision_no_tie():
+    assert mass_ties(a_lane()) is None
