@@ -1,0 +1,37 @@
+"""Rules for what leaves the range, on tensors whose figures are known."""
+
+import pytest
+import torch
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.bounds import out_of_range, vanished, vanishing_constant
+from pytest_fp16.diagnosis.findings import Finding
+from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.theory.rounding import FORMATS
+
+
+def finding(values, dtype, **more):
+    exact = torch.tensor(values)
+    return Finding(own=[Measure(exact.to(dtype), exact, dtype)], **more)
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(torch.float16, True), (torch.bfloat16, False)])
+def test_what_overflows_float16_fits_bfloat16(dtype, told):
+    why = out_of_range(Operation(0, "pow", "m"), finding([1.0, 9e4], dtype), FORMATS[dtype])
+    assert (why is not None) == told
+    assert not told or (why.mechanism == "overflow" and "50.0%" in why.evidence)
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(torch.float16, True), (torch.bfloat16, False)])
+def test_what_vanishes_in_float16_does_not_in_bfloat16(dtype, told):
+    why = vanished(Operation(0, "mul", "m"), finding([1e-9, 2e-9], dtype), FORMATS[dtype])
+    assert (why is not None) == told
+    assert not told or why.mechanism == "underflow"
+
+
+@pytest.mark.parametrize(("constant", "told"), [(1e-9, "zero"), (1 - 1e-5, "1"), (0.5, None)])
+def test_a_constant_that_rounds_away(constant, told):
+    seen = Finding(scalars=[constant], decided=0.1)
+    why = vanishing_constant(Operation(0, "lt", "m"), seen, FORMATS[torch.float16])
+    assert (why is not None) == (told is not None)
+    assert told is None or f"rounds to {told}" in why.evidence

@@ -1,0 +1,35 @@
+"""A program looked through for one kind of fault."""
+
+import torch
+from torch import nn
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.findings import Finding
+from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.scan import UNSOUND, defective, overflowing, vanishing
+
+
+def test_sound_operations_are_below_the_threshold_of_unsound_ones(make_net, specimen):
+    for part in (nn.LayerNorm(32), nn.GELU(), nn.Softmax(-1), nn.Linear(32, 32)):
+        operations = specimen(make_net(part, steps=5)).side_by_side(lambda i: True)
+        steps = [m.steps for o in operations for m in o.finding.own]
+        assert max(steps) > 0.1
+        assert max(steps) < UNSOUND
+        assert defective(operations) is None
+
+
+def watched(*all_values):
+    exact = [torch.tensor(values) for values in all_values]
+    measures = [Measure(e.half(), e, torch.float16) for e in exact]
+    return [Operation(i, "mul", f"m{i}", finding=Finding(own=[m])) for i, m in enumerate(measures)]
+
+
+def test_the_first_that_overflows_and_the_last_that_vanishes():
+    assert overflowing(watched([1.0], [9e4], [9e5])).module == "m1"
+    assert vanishing(watched([1e-9], [1e-9], [1.0])).module == "m1"
+
+
+def test_nothing_is_found_in_what_is_sound():
+    for look in (overflowing, vanishing, defective):
+        assert look(watched([1.0], [0.0])) is None
+        assert look([]) is None
