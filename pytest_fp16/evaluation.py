@@ -116,7 +116,7 @@ class EvaluationRun:
         for number, raw in enumerate(self.subject.data):
             inputs, labels = split_batch(raw, self.subject.labelled)
             if isinstance(labels, Tensor):
-                labels = labels.to(self.device)
+                labels = labels.cpu()
             n = count_inputs(inputs, labels)
             if n == 0:
                 continue
@@ -130,7 +130,7 @@ class EvaluationRun:
 
     def _reference_output(self, inputs: Any, seed: int) -> Tensor:
         try:
-            return self.reference.outputs(inputs, seed)
+            return self.reference.outputs(inputs, seed).cpu()
         except FP16Error:
             raise
         except Exception as error:

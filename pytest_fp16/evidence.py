@@ -40,7 +40,7 @@ KEPT = 8
 
 @dataclass
 class Batch:
-    """One batch and what the reference made of it.
+    """One batch and what the reference made of it, in the CPU's memory but for the inputs.
 
     Attributes:
         inputs: on the device, float32.

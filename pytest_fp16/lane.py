@@ -135,7 +135,8 @@ class Lane:
             return None
         theory = self.theory
         try:
-            said = theory.run(batch.inputs, batch.n, batch.logits, batch.seed)
+            reference = batch.logits.to(theory.device)
+            said = theory.run(batch.inputs, batch.n, reference, batch.seed).on_host()
         except Exception as error:
             if is_out_of_memory(error):
                 self.forecast_missing = f"no memory for the theory pass ({first_line(error)})"
@@ -192,7 +193,7 @@ class Lane:
                     inputs, batch.seed, emulated=self.mode == "emulated", witness=witness
                 ),
                 batch,
-            )
+            ).cpu()
         except Exception as error:
             if is_out_of_memory(error):
                 self.no_memory = first_line(error)
@@ -243,7 +244,7 @@ class Lane:
             self.warnings.append(f"no second look by emulation: {first_line(error)}")
             look.inputs = SECOND_LOOK + 1
             return
-        ideal = self.task.canonical(output)
+        ideal = self.task.canonical(output.cpu())
         look.inputs += batch.n
         look.candidate.add(*standardised(self.task, batch, logits, said))
         look.ideal.add(*standardised(self.task, batch, ideal, said))

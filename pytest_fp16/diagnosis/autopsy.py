@@ -30,6 +30,7 @@ from pytest_fp16.engine.operations import (
     rebuild,
 )
 from pytest_fp16.engine.source import Line, user_line
+from pytest_fp16.engine.wide import run_wide
 
 #: Operations that only move values: an error of storage they carry is its consumer's, not theirs.
 _MOVES = frozenset(
@@ -150,7 +151,7 @@ class Autopsy(Interception):
         operation = Operation(index, known.name, self.program.where())
         self.operations.append(operation)
         if index >= self.until:
-            far = func(*exact(args), **{k: exact(v) for k, v in kwargs.items()})
+            far = run_wide(func, exact(args), {k: exact(v) for k, v in kwargs.items()})
             return self._wrap(func, known, args, kwargs, None, far)
         entry = self._begin(func, known, args, kwargs, index)
         if self.tape is not None:

@@ -18,6 +18,7 @@ from pytest_fp16.diagnosis.findings import Finding, Pair, examined
 from pytest_fp16.diagnosis.tape import Entry, Ref, Tape, part
 from pytest_fp16.engine.emulate import widen
 from pytest_fp16.engine.operations import Facts, flat
+from pytest_fp16.engine.wide import run_wide
 
 
 class Diverged(Exception):  # noqa: N818
@@ -128,7 +129,7 @@ class Replay:
             if isinstance(args[i], Tensor):
                 args = (*args[:i], args[i].clone(), *args[i + 1 :])
         try:
-            out = entry.func(*args, **kwargs)
+            out = run_wide(entry.func, args, kwargs)
         except Exception:
             if not self.lenient:
                 raise
@@ -202,7 +203,7 @@ def _local(func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         return None
     wide = [_copied(widen(_low(a))) for a in args]
     try:
-        return func(*wide, **{k: widen(_low(v)) for k, v in kwargs.items()})
+        return run_wide(func, wide, {k: widen(_low(v)) for k, v in kwargs.items()})
     except Exception:
         return None
 

@@ -17,6 +17,7 @@ def fused_attention(
     mask: Tensor | None,
     causal: bool,
     scale: float | None,
+    dropout: float = 0.0,
     round_probabilities: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Attention with float32 scores and sums, and 16-bit probabilities in the product with `value`.
@@ -29,6 +30,7 @@ def fused_attention(
         mask: None, a bool mask or an additive float mask that broadcasts to [..., L, S].
         causal: mask the upper triangle.
         scale: factor of the scores, 1/√E if None.
+        dropout: probability that a probability is dropped.
         round_probabilities: the rounding of the probabilities (or a recorder of the site).
 
     Returns:
@@ -54,5 +56,9 @@ def fused_attention(
     largest = torch.where(largest == -torch.inf, torch.zeros_like(largest), largest)
     weights = (scores - largest).exp()
     sums = weights.sum(-1, keepdim=True)
+    if dropout:
+        weights = torch.nn.functional.dropout(weights, dropout)
     out = round_probabilities(weights) @ value / torch.where(sums == 0, torch.ones_like(sums), sums)
+    if out.dim() == 4:  # as kernels leave it in memory, so that heads can be viewed as one
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)
     return out, (sums.log() + largest).squeeze(-1)

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.accumulators import accumulate
-from pytest_fp16.engine.attention import fused_attention
 from pytest_fp16.engine.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     ATTENTION,
@@ -35,6 +34,7 @@ from pytest_fp16.engine.refusal import (
     is_missing_kernel,
 )
 from pytest_fp16.engine.scalars import as_the_kernel_takes
+from pytest_fp16.engine.wide import attention, run_wide
 
 
 class Emulation(OnTarget):
@@ -79,8 +79,11 @@ class Emulation(OnTarget):
             except (RuntimeError, NotImplementedError) as error:
                 if not is_missing_kernel(error):
                     raise
-        if known.name in ATTENTION and args[0].device.type == "cpu":
-            return _attention(args, kwargs)
+        if "_scaled_dot_product_" in known.name:
+            if args[0].device.type != "cpu":  # the kernel that is meant, there for 16 bits alone
+                return func(*args, **kwargs)
+            if known.name in ATTENTION:
+                return _attention(func, args, kwargs)
         return _widened(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs)
 
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -121,7 +124,7 @@ def _widened(func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict
     nominal = nominal_dtypes(func, args, kwargs)
     wide_args = tuple(widen(a) for a in args)
     wide_kwargs = {k: widen(v) for k, v in kwargs.items()}
-    out = func(*wide_args, **wide_kwargs)
+    out = run_wide(func, wide_args, wide_kwargs)
     written = _write_back(known, args, kwargs, wide_args, wide_kwargs)
     items = flat(out)
     fallback = None if nominal else promoted_low(args, kwargs) or kwargs.get("dtype")
@@ -159,22 +162,10 @@ def _write_back(
     return written
 
 
-def attention_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Mask, causality and scale of the CPU's fused attention."""
-    return {
-        "mask": kwargs.get("attn_mask"),
-        "causal": bool(args[4]) if len(args) > 4 else bool(kwargs.get("is_causal", False)),
-        "scale": kwargs.get("scale"),
-    }
-
-
-def _attention(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    require_same_dtype("_scaled_dot_product_flash_attention_for_cpu", args)
+def _attention(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    require_same_dtype(facts(func).name, args)
     dtype = args[0].dtype
-    call = attention_arguments(args, kwargs)
-    call["mask"] = widen(call["mask"])
     round_probabilities: Callable[[Tensor], Tensor] = lambda p: p.to(dtype).to(torch.float32)  # noqa: E731
-    out, logsumexp = fused_attention(
-        *(widen(a) for a in args[:3]), **call, round_probabilities=round_probabilities
-    )
-    return out.to(dtype), logsumexp
+    wide = [widen(a) for a in args], {k: widen(v) for k, v in kwargs.items()}
+    out, *rest = attention(func, *wide, round_probabilities)
+    return (out.to(dtype), *rest)

@@ -42,6 +42,6 @@ def noise_batch(
         bounded=none,
         probable=margin > PROBABLE_SIGMAS * sigma if task.decides else none.clone(),
         overflowed=trace.recorder.overflowed,
-        undecided=undecided[:n] if len(undecided) == n else torch.zeros(n, dtype=torch.bool),
+        undecided=undecided[:n] if len(undecided) == n else undecided.new_zeros(n),
         noisy_classes=torch.stack(classes),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class TheoryBatch:
     overflowed: Tensor
     undecided: Tensor
     noisy_classes: Tensor | None = None
+
+    def on_host(self) -> TheoryBatch:
+        """The same in the memory of the CPU, where totals are kept."""
+        held = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return replace(self, **{name: t.cpu() for name, t in held if t is not None})
 
 
 def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:

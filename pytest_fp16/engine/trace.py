@@ -188,8 +188,8 @@ class Trace(Interception):
         fallback = None
         if not nominal:
             fallback = promoted_low(call.args, call.kwargs) or call.kwargs.get("dtype")
-        results = []
-        for i, item in enumerate(flat(out)):
+        results, items, sites = [], flat(out), len(self.recorder.signature)
+        for i, item in enumerate(items):
             if not isinstance(item, Tensor):
                 results.append(item)
                 continue
@@ -203,11 +203,18 @@ class Trace(Interception):
             else:
                 _update(shadow, item, call.depends, noisy)
                 results.append(shadow)
+        if len(self.recorder.signature) > sites and self._severs(call, items):
+            self.severed.add(call.known.name)
         # In-place foreach operations return nothing; their targets still have new values.
         for shadow, target in written:
             if not any(r is shadow for r in results):
                 _update(shadow, target, call.depends, False)
         return rebuild(out, iter(results))
+
+    def _severs(self, call: Call, items: list[Any]) -> bool:
+        """Whether no result passes a gradient on; one kept for a backward pass alone need not."""
+        given = any(isinstance(t, Tensor) and t.requires_grad for t in items)
+        return self.recorder.adjoint and not given and _carries_gradient(call.args)
 
     def _rounded(
         self, call: Call, y: Tensor, fmt: Format | None, shadow: Shadow | None
@@ -251,8 +258,6 @@ class Trace(Interception):
         known = call.known
         if known.opaque:
             self.opaque.add(known.name)
-        if self.recorder.adjoint and not y.requires_grad and _carries_gradient(call.args):
-            self.severed.add(known.name)
         return self.recorder.site(y, fmt, known.name, steps(known, call.args, y))
 
     # -- decisions ----------------------------------------------------------------------------

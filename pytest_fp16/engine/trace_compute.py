@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from pytest_fp16.engine.attention import fused_attention
-from pytest_fp16.engine.emulate import attention_arguments, widen
+from pytest_fp16.engine.emulate import widen
 from pytest_fp16.engine.operations import ATTENTION, LOW, Facts, differentiable, flat, functional
 from pytest_fp16.engine.recorder import Recorder
 from pytest_fp16.engine.shadow import Shadow, unwrap
 from pytest_fp16.engine.trace_arguments import flushes, written_targets
+from pytest_fp16.engine.wide import attention, run_wide
 from pytest_fp16.theory.rounding import FORMATS, flush_underflow
 
 _SINGULAR = frozenset(
@@ -48,7 +48,7 @@ def compute(call: Call, recorder: Recorder) -> Computed:
     """The operation on float32 values, without autograd's objections to in-place writes."""
     func, known, args, kwargs = call.func, call.known, call.args, call.kwargs
     if known.name in ATTENTION and isinstance(args[0], Shadow) and args[0].dtype in LOW:
-        return _attention(args, kwargs, recorder), []
+        return _attention(call, recorder), []
     if known.name == "_to_copy" and kwargs.get("dtype", args[0].dtype) in (*LOW, torch.float32):
         kwargs = {**kwargs, "dtype": torch.float32}
         if args[0].inner.dtype == torch.float32:
@@ -71,7 +71,7 @@ def compute(call: Call, recorder: Recorder) -> Computed:
     if known.opaque and not differentiable(func):
         with torch.no_grad():
             return func(*inner_args, **inner_kwargs), written
-    return func(*inner_args, **inner_kwargs), written
+    return run_wide(func, inner_args, inner_kwargs), written
 
 
 def _compute_out(call: Call, inner_args: Any, inner_kwargs: Any) -> Computed:
@@ -91,14 +91,13 @@ def _compute_out(call: Call, inner_args: Any, inner_kwargs: Any) -> Computed:
     return items[0] if len(items) == 1 else tuple(items), list(zip(owners, items, strict=True))
 
 
-def _attention(args: Any, kwargs: Any, recorder: Recorder) -> tuple[Tensor, Tensor]:
-    call = attention_arguments(args, kwargs)
-    call["mask"] = unwrap(call["mask"])
-    fmt = FORMATS[args[0].dtype]
-    return fused_attention(
-        *unwrap(args[:3]),
-        **call,
-        round_probabilities=lambda p: recorder.site(p, fmt, "attention probabilities"),
+def _attention(call: Call, recorder: Recorder) -> Any:
+    fmt = FORMATS[call.args[0].dtype]
+    return attention(
+        call.func,
+        unwrap(call.args),
+        unwrap(call.kwargs),
+        lambda p: recorder.site(p, fmt, "attention probabilities"),
     )
 
 
