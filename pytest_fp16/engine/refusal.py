@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_fp16.engine.recurrent import recurrent_by_steps
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -98,7 +100,7 @@ def assignments_as_on(target: str) -> Iterator[None]:
 
 
 class OnTarget(TorchDispatchMode):
-    """A mode under which a program also meets what a target refuses to assign.
+    """A mode that follows a program, which also meets what a target refuses to assign.
 
     Args:
         target: ``"cuda"`` or ``"cpu"``; None for nothing but this device's own refusals.
@@ -107,14 +109,15 @@ class OnTarget(TorchDispatchMode):
     def __init__(self, target: str | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._meets = target
-        self._refusals = ExitStack()
+        self._context = ExitStack()
 
     def __enter__(self) -> Self:
         if self._meets is not None:
-            self._refusals.enter_context(assignments_as_on(self._meets))
+            self._context.enter_context(assignments_as_on(self._meets))
+        self._context.enter_context(recurrent_by_steps())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._refusals.close()
+        self._context.close()
         super().__exit__(*exception)  # type: ignore[no-untyped-call]

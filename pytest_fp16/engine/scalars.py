@@ -14,7 +14,7 @@ import torch
 from pytest_fp16.engine.operations import LOW, tensors
 
 _EVERYWHERE = frozenset({"pow", "fmod", "remainder"})
-_ROUNDED = {"cuda": _EVERYWHERE, "cpu": _EVERYWHERE | {"add", "sub", "rsub"}}
+_ON_CPU = _EVERYWHERE | {"add", "sub", "rsub"}
 
 
 def as_the_kernel_takes(name: str, args: Sequence[Any], target: str) -> tuple[Any, ...]:
@@ -23,9 +23,10 @@ def as_the_kernel_takes(name: str, args: Sequence[Any], target: str) -> tuple[An
     Args:
         name: the operation.
         args: its positional arguments.
-        target: ``"cuda"`` or ``"cpu"``.
+        target: the device type whose kernel is meant.
     """
-    if name not in _ROUNDED[target] or not any(_is_number(a) for a in args[:2]):
+    rounded = _ON_CPU if target == "cpu" else _EVERYWHERE
+    if name not in rounded or not any(_is_number(a) for a in args[:2]):
         return tuple(args)
     dtypes = {t.dtype for t in tensors(args[:2], {})}
     if len(dtypes) != 1 or not dtypes <= LOW:

@@ -323,3 +323,34 @@ def test_an_infinite_number_that_is_assigned_stays_so():
         _, out = traced(program, x, noise=noise)
         assert torch.equal(out.inner == -torch.inf, x > 0)
         assert not out.inner.isnan().any()
+
+
+def test_cudas_fused_attention_is_followed_with_its_gradient():
+    flash = torch.ops.aten._scaled_dot_product_flash_attention.default
+
+    def program(q, k, v):
+        return flash(q, k, v, 0.0, True)[0].sum((1, 2, 3))
+
+    q, k, v = (torch.randn(BATCH, 2, 5, 8) for _ in range(3))
+    trace, out = traced(program, q, k, v)
+    plain = F.scaled_dot_product_attention(*(t.half().float() for t in (q, k, v)), is_causal=True)
+    assert torch.allclose(out.inner, plain.sum((1, 2, 3)), atol=1e-5)
+    assert out.inner.requires_grad
+    assert not trace.severed
+    assert site_names(trace)[0] == "attention probabilities"
+
+
+def test_cudas_softmax_of_float16_that_gives_float32():
+    softmax = torch.ops.aten._softmax.default
+    x = torch.randn(BATCH, 6)
+    trace, out = traced(lambda x: softmax(x * 2, -1, True), x)
+    assert out.dtype == torch.float32
+    assert site_names(trace) == ["mul"]
+
+
+def test_what_a_kernel_keeps_for_its_backward_pass_severs_no_gradient():
+    x, target = torch.randn(BATCH, 6), torch.randint(0, 6, (BATCH,))
+    weight = torch.rand(6).half()
+    trace, out = traced(lambda x: F.nll_loss((x * 2).log_softmax(-1), target, weight), x)
+    assert out.inner.requires_grad
+    assert not trace.severed
