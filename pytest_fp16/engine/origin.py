@@ -135,14 +135,14 @@ class Origin(TorchDispatchMode):
     def _look(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: list[Any]
     ) -> None:
-        name = facts(func).name
+        name = facts(func).name.removeprefix("_foreach_")  # over many tensors, it is the same one
         if name in _FILLS or all(_finite(t) for t in results):
             return
         floating = [t for t in tensors(args, kwargs) if t.is_floating_point()]
         if not all(_finite(t) for t in floating):
             return
         lost = [t for t in results if not _finite(t)]
-        divides = name.removeprefix("_foreach_") in _ZERO_DIVISORS
+        divides = name in _ZERO_DIVISORS
         zero = divides and any(_zero_where(t, arg) for t in lost for arg in floating)
         largest = max((float(t.abs().max()) for t in floating if t.numel()), default=0.0)
         exact = _in_float64(func, args, kwargs, results)

@@ -109,3 +109,11 @@ def test_an_error_of_a_backward_pass_is_the_innermost_modules():
     with pytest.raises(ValueError, match="no"), origin:
         model(torch.zeros(1, 2)).sum().backward()
     assert origin.failed_in == "1.0"
+
+
+def test_an_operation_over_many_tensors_has_the_name_it_has_over_one():
+    def step(p, g, v):
+        torch._foreach_addcdiv_([p], [g], [v])
+
+    seen = found(step, half(1.0, 1.0), half(1.0, 0.0), half(1.0, 0.0))
+    assert (seen.operation, seen.mechanism) == ("addcdiv", "eps-underflow")
