@@ -28,6 +28,7 @@ class Evaluation:
             ``"multilabel"``, ``"regression"``, ``"embedding"``.
         metric: None for the task's own (accuracy, R², …), or a function of (outputs, labels) that
             returns one score per input, shape [N], higher is better; the metric is their mean.
+            Outputs are in the memory of the CPU, wherever the model runs.
         forward: None to call ``model(*inputs)`` or ``model(**inputs)``; or a function of
             (model, inputs) that returns the outputs.
         ignore_index: a label that is not a decision (padding).

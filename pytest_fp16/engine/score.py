@@ -108,10 +108,12 @@ def _add(
     task: Task | None,
     batch: Any,
 ) -> Task:
-    inputs, labels = split_batch(to_device(batch, place.device), labelled=True)
+    inputs, labels = split_batch(batch, labelled=True)
+    labels = to_device(labels, torch.device("cpu"))
     n = count_inputs(inputs, labels)
+    inputs = to_device(inputs, place.device)
     with autocast(precision, place.device, place.target):
-        output = main_output(call(model, inputs, precision, subject.forward)).float()
+        output = main_output(call(model, inputs, precision, subject.forward)).float().cpu()
     if task is None:
         task = infer_task(subject.task, output, labels, n, subject.ignore_index)
         if task.kind == "embedding" and subject.metric is None:
@@ -130,7 +132,6 @@ def _add(
         return task
     targets = task.canonical_labels(labels, n)
     assert targets is not None, "unreachable: labels were required"
-    targets = targets.to(logits.device)
     if task.kind == "regression":
         sums.tally = sums.tally or RSquared()
         sums.tally.add(logits[:, 0], targets)
