@@ -44,19 +44,28 @@ def check(
 
 
 def examine(
-    subject: Evaluation | Training, settings: Settings, progress: Progress | None = None
+    subject: Evaluation | Training,
+    settings: Settings,
+    progress: Progress | None = None,
+    test: str = "",
 ) -> list[Report]:
     """One report per precision of `settings`, in that order; evaluation data is drawn once.
+
+    Args:
+        subject: an `Evaluation` or a `Training`.
+        settings: how to check it, and in which precisions.
+        progress: told how far the work is.
+        test: id of the test that asks, by which a plan knows it; empty: the subject's name.
 
     Raises:
         FP16Error: see `check`.
     """
     if isinstance(subject, Evaluation):
-        return examine_evaluation(subject, settings, progress)
+        return examine_evaluation(subject, settings, progress, test)
     if isinstance(subject, Training):
         from pytest_fp16.training import examine_training
 
-        return examine_training(subject, settings, progress)
+        return examine_training(subject, settings, progress, test)
     raise SettingError(
         f"check takes an Evaluation or a Training (got {type(subject).__name__}); "
         "wrap the model and its data: Evaluation(model=model, data=batches)"

@@ -126,7 +126,7 @@ def check_environment(settings: Settings, *, writes: bool) -> None:
 
     Args:
         settings: the session's.
-        writes: whether this process writes the JSON report.
+        writes: whether this process writes the JSON report (any process writes the plan).
 
     Raises:
         SettingError: names the setting.
@@ -139,3 +139,7 @@ def check_environment(settings: Settings, *, writes: bool) -> None:
         from pytest_fp16.report.json import require_writable
 
         require_writable(settings.json)
+    if settings.plan is not None:
+        from pytest_fp16.plan import require_plan
+
+        require_plan(settings.plan)

@@ -5,7 +5,9 @@ One line for each module, in the words of the report, to be read, reviewed and e
     # Modules to keep in float32.  test[precision]: module  # reason
     test_digits.py::test_digits[16-true]: blocks.1.norm  # overflow in pow
 
-A whole model is written as ``.``. Lines that begin with ``#`` are comments.
+A test is called by its id, with its file; an entry without a file speaks for every subject of that
+name, as `check` and people write it. A whole model is written as ``.``. Lines that begin with ``#``
+are comments.
 """
 
 from __future__ import annotations
@@ -59,18 +61,27 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The entries of a plan file, in its order."""
+    """The entries of a plan file, in its order.
+
+    Attributes:
+        entries: all of them.
+        path: the file.
+        test: id of the test that is being checked, which new entries are written under; empty
+            outside pytest, where a subject's name must do.
+    """
 
     entries: tuple[Entry, ...] = ()
     path: str = ""
+    test: str = ""
 
     def modules(self, test: str, precision: str) -> list[str]:
         """The modules a test keeps in float32 at a precision; empty where the plan names none."""
-        return [entry.module for entry in self.of(test, precision)]
+        return list(dict.fromkeys(entry.module for entry in self.of(test, precision)))
 
     def of(self, test: str, precision: str) -> list[Entry]:
-        """The entries of a test at a precision."""
-        return [e for e in self.entries if (e.test, e.precision) == (test, precision)]
+        """The entries at a precision of the test that is being checked, by its id or by name."""
+        called = {test, self.test} - {""}
+        return [e for e in self.entries if e.test in called and e.precision == precision]
 
     def updated(self, ran: Iterable[tuple[str, str]], found: Iterable[Entry]) -> Plan:
         """The plan with the entries of all that `ran` replaced by what was `found` for them.
@@ -177,6 +188,16 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         except SettingError as error:
             raise SettingError(f"{path}:{number}: {error}") from None
     return Plan(tuple(entries), str(path))
+
+
+def require_plan(path: str) -> None:
+    """Refuse, before any long work, a file that is there and is no plan.
+
+    Raises:
+        SettingError: see `read_plan`.
+    """
+    if Path(path).exists():
+        read_plan(path)
 
 
 def _parse(line: str) -> Entry:

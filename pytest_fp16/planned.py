@@ -16,15 +16,21 @@ from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
 
 
-def plan_of(settings: Settings) -> Plan | None:
+def plan_of(settings: Settings, test: str = "") -> Plan | None:
     """The plan that settings name; an empty one where its file is still to be written.
+
+    Args:
+        settings: of the check.
+        test: the test's id, which tells tests of one name apart; empty outside pytest.
 
     Raises:
         SettingError: a file that is no plan.
     """
     if settings.plan is None:
         return None
-    return read_plan(settings.plan) if Path(settings.plan).exists() else Plan((), settings.plan)
+    exists = Path(settings.plan).exists()
+    plan = read_plan(settings.plan) if exists else Plan((), settings.plan)
+    return replace(plan, test=test)
 
 
 def kept_by(plan: Plan, test: str, precision: str, model: nn.Module) -> tuple[str, ...]:
@@ -77,7 +83,7 @@ def extend(plan: Plan, reports: list[Report], found: Mapping[str, tuple[str, ...
         SettingError: the file cannot be written.
     """
     entries = [
-        Entry(report.name, report.precision, module, _reason(report))
+        Entry(plan.test or report.name, report.precision, module, _reason(report))
         for report in reports
         for module in found.get(report.precision, ())
         if not plan.of(report.name, report.precision)

@@ -72,7 +72,7 @@ class ConformanceSession:
         if subject.name == "model":
             subject = replace(subject, name=test.rpartition("::")[2])
         with console.progress_bar(self.config) as progress:
-            return examine(subject, settings, progress)
+            return examine(subject, settings, progress, test)
 
     def can_be_timed(self, report: Report) -> bool:
         """Whether a speed figure for this report would mean something, and can be had."""

@@ -65,7 +65,7 @@ class Pairs:
 
 
 def examine_training(
-    subject: Training, settings: Settings, progress: Progress | None = None
+    subject: Training, settings: Settings, progress: Progress | None = None, test: str = ""
 ) -> list[Report]:
     """One report per precision of `settings`, in that order.
 
@@ -82,7 +82,7 @@ def examine_training(
     with preserved_state(), preserved_generators(subject.train_data, subject.eval_data):
         found = sound(subject, device)
         store = open_store(found.subject, settings, device)
-        plan = plan_of(settings)
+        plan = plan_of(settings, test)
         planned = _planned(plan, found.subject) if plan is not None else None
         runs = Runs(found, settings, device, progress, store, planned)
         candidates = [PRECISIONS[name] for name in settings.precisions]

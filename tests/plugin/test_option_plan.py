@@ -57,6 +57,33 @@ def test_a_plan_that_cannot_be_read_is_a_usage_error(example):
 
     result = example.check("--fp16-plan=kept.txt")
 
-    assert result.ret != 0
+    assert result.ret == 4
     said = result.stdout.str() + result.stderr.str()
     assert "kept.txt:1" in said
+
+
+SAME_NAME = """
+import torch
+
+class Detour(torch.nn.Module):
+    def forward(self, x):
+        return x * FACTOR / FACTOR
+
+@fp16_equivalent(precisions=["16-true"])
+def test_same(model, data):
+    return Evaluation(model=torch.nn.Sequential(model, Detour()).eval(), data=data)
+"""
+
+
+def test_tests_of_one_name_in_two_files_keep_their_own_entries(example):
+    example.write(SAME_NAME.replace("FACTOR", "2.0"))
+    example.write(SAME_NAME.replace("FACTOR", "1e5"), "test_broken")
+
+    example.check_apart("--fp16-plan=kept.txt").assert_outcomes(passed=1, failed=1)
+    second = example.check_apart("--fp16-plan=kept.txt")
+
+    plan = (example.pytester.path / "kept.txt").read_text()
+    assert "test_broken.py::test_same[16-true]: 1 " in plan
+    assert "test_it.py" not in plan
+    second.assert_outcomes(passed=2)
+    second.stdout.no_fnmatch_line("*stale*")
