@@ -20,14 +20,15 @@ from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation_report import needs_diagnosis, report_of
 from pytest_fp16.evidence import Batch, MetricTotals
 from pytest_fp16.lane import Lane
+from pytest_fp16.metric import Accuracy
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
-from pytest_fp16.settings import Settings
+from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import check_labels, infer_task
+from pytest_fp16.task import check_labels, infer_task, require_shape
 
 _SEED = 1729
 #: Labelled inputs in the first batch from which a reference can be told from chance.
@@ -61,6 +62,7 @@ class EvaluationRun:
         settings: how to check it.
         progress: told how far the work is.
         keep: modules to keep in float32, by precision; None for those of the plan.
+        test: id of the test that asks, by which the plan knows it; empty: the subject's name.
     """
 
     def __init__(
@@ -69,9 +71,10 @@ class EvaluationRun:
         settings: Settings,
         progress: Progress | None,
         keep: Mapping[str, tuple[str, ...]] | None = None,
+        test: str = "",
     ) -> None:
         require_data(subject.data)
-        self.plan = plan_of(settings) if keep is None else None
+        self.plan = plan_of(settings, test) if keep is None else None
         self.keep = dict(keep or {})
         self.subject = subject
         self.settings = settings
@@ -102,6 +105,10 @@ class EvaluationRun:
                 self.progress(f"evaluating {self.subject.name}", number + 1, total)
         if not self.inputs:
             raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
+        if isinstance(self.totals.tally, Accuracy) and not self.totals.tally.count:
+            raise DataError(
+                f"no decision counts: every label is ignore_index ({self.subject.ignore_index})"
+            )
 
     def candidate(self, name: str, more: tuple[str, ...] = ()) -> Candidate:
         """A fresh candidate, with its modules, and more of them, kept in float32."""
@@ -124,9 +131,18 @@ class EvaluationRun:
             output = self._reference_output(inputs, _SEED + number)
             if not self.lanes:
                 self._begin(inputs, output, labels, n, _SEED + number)
+            self._require_same_kind(labels, number)
             batch = self._batch(inputs, output, labels, n, _SEED + number)
             self.totals.add(batch, batch.output, batch.logits)
             yield batch
+
+    def _require_same_kind(self, labels: Any, number: int) -> None:
+        """A batch without labels among others would count as answered right by the reference."""
+        if self.labelled and labels is None:
+            raise DataError(
+                f"batch {number} holds no labels, but those before it do; yield (inputs, labels) "
+                "or a dict with 'labels' each time, or set labelled=False"
+            )
 
     def _reference_output(self, inputs: Any, seed: int) -> Tensor:
         try:
@@ -155,6 +171,8 @@ class EvaluationRun:
             )
         self.labelled = labels is not None and self.task.kind != "embedding"
         self.totals = MetricTotals(self.task, subject)
+        if isinstance(self.totals.tally, Accuracy):
+            require_meaning(self.settings.budget)
         self._require_better_than_chance(output, labels, n)
         again = self._reference_output(inputs, seed)
         self.deterministic = bool(torch.equal(again, output))
@@ -208,13 +226,11 @@ class EvaluationRun:
         canonical = self.task.canonical_labels(labels, n) if self.labelled else None
         valid = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
         if canonical is not None and self.task.decides:
-            if canonical.shape != valid.shape:
-                raise DataError(
-                    f"labels of shape {tuple(labels.shape)} do not fit outputs of shape "
-                    f"{tuple(output.shape)}"
-                )
+            require_shape(canonical, valid.shape, labels, output)
             check_labels(self.task, canonical, logits.shape[-1])
             valid = canonical != self.task.ignore_index
+        elif canonical is not None and self.subject.metric is None:
+            require_shape(canonical, logits.flatten(1).shape, labels, output)
         if self.task.decides:
             valid &= ~logits.isnan().any(-1)
         parts = (logits, canonical, valid)
@@ -229,7 +245,7 @@ def _length(data: Any) -> int | None:
 
 
 def examine_evaluation(
-    subject: Evaluation, settings: Settings, progress: Progress | None = None
+    subject: Evaluation, settings: Settings, progress: Progress | None = None, test: str = ""
 ) -> list[Report]:
     """One report per precision of `settings`, from one pass through the data.
 
@@ -237,7 +253,7 @@ def examine_evaluation(
         FP16Error: misuse, see `check`.
     """
     with preserved_state():
-        run = EvaluationRun(subject, settings, progress)
+        run = EvaluationRun(subject, settings, progress, test=test)
         run.execute()
         reports = [report_of(run, lane) for lane in run.lanes]
         if run.plan is not None or any(map(needs_diagnosis, reports)):

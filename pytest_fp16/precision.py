@@ -13,6 +13,8 @@ from pytest_fp16.errors import PrecisionError
 if TYPE_CHECKING:
     import torch
 
+__tracebackhide__ = True  # misuse is shown at the user's own line
+
 
 @dataclass(frozen=True)
 class Precision:

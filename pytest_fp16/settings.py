@@ -13,6 +13,8 @@ from typing import Any
 
 from pytest_fp16.errors import SettingError
 
+__tracebackhide__ = True  # misuse is shown at the user's own line
+
 #: The four 16-bit precisions a test is run in unless it, or the user, names others.
 CANDIDATES = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
 
@@ -126,3 +128,19 @@ def parse_budget(value: float | str | None) -> float | str | None:
             f"budget {value!r} is negative; it is what you are willing to lose, so >= 0"
         )
     return f"{number:g}%" if match["percent"] else number
+
+
+def require_meaning(budget: float | str | None) -> None:
+    """Refuse a budget, parsed already, that no share (an accuracy, an agreement) can exceed.
+
+    Raises:
+        SettingError: it is more than all; just all says on purpose that the metric does not count.
+    """
+    if budget is None:
+        return
+    share = float(budget.rstrip("%")) / 100 if isinstance(budget, str) else budget
+    if share > 1:
+        raise SettingError(
+            f"budget {budget} is more than all of an accuracy, which could not fail then; "
+            'half a point is 0.005, half a percent of the reference "0.5%"'
+        )

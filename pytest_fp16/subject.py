@@ -8,6 +8,8 @@ from typing import Any
 
 from pytest_fp16.errors import SettingError
 
+__tracebackhide__ = True  # misuse is shown at the user's own line
+
 TASKS = ("auto", "classification", "multilabel", "regression", "embedding")
 
 
@@ -45,8 +47,7 @@ class Evaluation:
     name: str = "model"
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise SettingError(f"task must be one of {', '.join(TASKS)} (got {self.task!r})")
+        _checked(self)
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Training:
     name: str = "model"
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise SettingError(f"task must be one of {', '.join(TASKS)} (got {self.task!r})")
+        _checked(self)
+        _functions(self, "optimizer", "loss", "scheduler", "training_step")
         if self.scheduler_step not in ("epoch", "step"):
             raise SettingError(
                 f"scheduler_step must be epoch or step (got {self.scheduler_step!r})"
@@ -106,3 +107,17 @@ class Training:
             raise SettingError(
                 f"clip_grad_norm must be a positive number or None (got {self.clip_grad_norm!r})"
             )
+
+
+def _checked(subject: Evaluation | Training) -> None:
+    """What both kinds of subject refuse."""
+    if subject.task not in TASKS:
+        raise SettingError(f"task must be one of {', '.join(TASKS)} (got {subject.task!r})")
+    _functions(subject, "metric", "forward")
+
+
+def _functions(subject: Evaluation | Training, *names: str) -> None:
+    for name in names:
+        value = getattr(subject, name)
+        if value is not None and not callable(value):
+            raise SettingError(f"{name} must be a function or None (got {type(value).__name__})")

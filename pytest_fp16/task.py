@@ -140,9 +140,10 @@ def infer_task(kind: str, output: Tensor, labels: Any, n: int, ignore_index: int
     """
     if output.dim() == 0 or output.shape[0] != n:
         shape = tuple(output.shape)
+        what = "inputs" if labels is None else "labels"
         raise ModelError(
-            f"the model returned no logits per input: its output has shape {shape} for {n} inputs; "
-            "the first dimension must run over the inputs"
+            f"the model returned no logits per input: its output has shape {shape} for {n} {what}; "
+            "the first dimension must run over the inputs, and there is one label or row for each"
         )
     labels = None if labels is None else torch.as_tensor(labels)
     if kind == "auto":
@@ -197,6 +198,25 @@ def _classification(output: Tensor, labels: Tensor | None, ignore_index: int) ->
     if labels is not None:
         check_labels(task, labels, classes)
     return task
+
+
+def require_shape(canonical: Tensor, shape: torch.Size, labels: Any, output: Tensor) -> None:
+    """Refuse labels that would be broadcast.
+
+    Args:
+        canonical: the labels as `Task.canonical_labels` gives them.
+        shape: what it must be: [N, P], or [N, D] for regression.
+        labels: as the user gave them.
+        output: the raw output.
+
+    Raises:
+        DataError: it is another.
+    """
+    if canonical.shape != shape:
+        given = tuple(torch.as_tensor(labels).shape)
+        raise DataError(
+            f"labels of shape {given} do not fit outputs of shape {tuple(output.shape)}"
+        )
 
 
 def check_labels(task: Task, labels: Tensor, classes: int) -> None:

@@ -241,9 +241,11 @@ def luck(lane: Lane) -> str | None:
     error, spread = lane.outcome.moved
     if not lane.task.decides or spread <= 0 or (error / spread) ** 0.5 <= LUCK:
         return None
+    flips = lane.outcome.flips
+    how = "survived by luck" if not flips else "are not safe"
     return (
-        f"the decisions survived by luck: the outputs moved by {(error / spread) ** 0.5:.0%} of "
-        f"their own spread, with {lane.outcome.flips} flips; other data may not be so kind"
+        f"the decisions {how}: the outputs moved by {(error / spread) ** 0.5:.0%} of their own "
+        f"spread, with {flips} {'flip' if flips == 1 else 'flips'}; other data may not be so kind"
     )
 
 

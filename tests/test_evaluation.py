@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pytest_fp16 import Evaluation, Settings, Training, check
 from pytest_fp16.conformance import examine
+from pytest_fp16.errors import DataError, ModelError, SettingError
 
 
 class Graph(nn.Module):
@@ -421,3 +422,84 @@ def test_a_training_that_writes_into_its_batches_spoils_no_other_run():
     )
 
     assert all(torch.equal(part, was) for (part, _), was in zip(data, before, strict=True))
+
+
+def batch(n=40):
+    x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0))
+    return x, x[:, :3].argmax(-1)
+
+
+class First(nn.Module):
+    """The first few of the inputs, which are right by construction."""
+
+    def __init__(self, many: int = 3) -> None:
+        super().__init__()
+        self.many = many
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.many] * 1.0
+
+
+def test_a_later_batch_without_labels_is_refused_and_not_counted_as_right():
+    x, y = batch()
+    with pytest.raises(DataError, match="batch 1 holds no labels"):
+        check(Evaluation(model=First(), data=[(x, y), x]))
+
+
+def test_labels_that_are_all_padding_leave_nothing_to_decide():
+    x, y = batch()
+    with pytest.raises(DataError, match=r"no decision counts.*-100"):
+        check(Evaluation(model=First(), data=[(x, torch.full_like(y, -100))]))
+    some = torch.where(torch.arange(40) < 30, y, -100)
+    assert check(Evaluation(model=First(), data=[(x, some)])).decisions == 30
+
+
+@pytest.mark.parametrize("shape", [(40,), (40, 1), (40, 2)])
+def test_a_regression_never_broadcasts_its_labels(shape):
+    x, _ = batch()
+    with pytest.raises(DataError, match=r"labels of shape .* do not fit outputs of shape .40, 3"):
+        check(Evaluation(model=First(), data=[(x, torch.randn(shape))], task="regression"))
+
+
+@pytest.mark.parametrize("shape", [(40,), (40, 1)])
+def test_one_value_per_input_may_lie_flat_or_in_a_column(shape):
+    x, _ = batch()
+    given = Evaluation(model=First(1), data=[(x, x[:, 0].reshape(shape))], task="regression")
+    assert check(given).metric.reference == 1
+
+
+def test_labels_of_numpy_are_labels():
+    x, y = batch()
+    assert check(Evaluation(model=First(), data=[(x, y.numpy())])).metric.labelled
+
+
+@pytest.mark.parametrize("budget", [1.5, 5, "101%", "200%"])
+def test_a_budget_that_nothing_could_exceed_is_refused(budget):
+    x, y = batch()
+    subject = Evaluation(model=First(), data=[(x, y)])
+    with pytest.raises(SettingError, match="more than all"):
+        check(subject, budget=budget)
+    assert check(subject, budget=1).equivalent
+
+
+def test_a_metric_with_units_of_its_own_takes_any_budget():
+    x, y = batch()
+
+    def points(outputs, labels):
+        return 100.0 * (outputs.argmax(-1) == labels)
+
+    assert check(Evaluation(model=First(), data=[(x, y)], metric=points), budget=5).equivalent
+
+
+class Predictor:
+    """Called with inputs, as a model is, but no module."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("model", [Predictor(), lambda x: x], ids=["object", "function"])
+def test_what_wants_inputs_makes_no_model(model):
+    x, y = batch()
+    with pytest.raises(ModelError, match=r"without arguments that makes one.*forward="):
+        check(Evaluation(model=model, data=[(x, y)]))

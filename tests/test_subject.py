@@ -7,7 +7,7 @@ from pytest_fp16.subject import TASKS, Evaluation, Training
 
 
 def training(**changes):
-    given = {"model": 0, "optimizer": 0, "loss": 0, "train_data": [], "eval_data": []}
+    given = {"model": 0, "optimizer": int, "loss": int, "train_data": [], "eval_data": []}
     return Training(**(given | changes))
 
 
@@ -31,3 +31,12 @@ def test_the_scheduler_steps_per_epoch_or_per_step():
     assert training(scheduler_step="step").scheduler_step == "step"
     with pytest.raises(SettingError, match="scheduler_step must be epoch or step"):
         training(scheduler_step="batch")
+
+
+@pytest.mark.parametrize("name", ["metric", "forward", "optimizer", "loss", "scheduler"])
+def test_what_is_called_must_be_a_function(name):
+    with pytest.raises(SettingError, match=f"{name} must be a function or None .got str"):
+        training(**{name: "accuracy"})
+    if name in ("metric", "forward"):
+        with pytest.raises(SettingError, match=name):
+            Evaluation(model=0, data=[], **{name: "accuracy"})

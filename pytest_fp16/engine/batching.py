@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,8 @@ def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
 
 
 def _is_labels(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
     return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -41,12 +42,27 @@ def make_model(source: Any) -> nn.Module:
             "model must be a torch.nn.Module or a function that makes one "
             f"(got {type(source).__name__})"
         )
+    _require_no_arguments(source)
     made = source()
     if not isinstance(made, nn.Module):
         raise ModelError(
             f"the model function returned {type(made).__name__}, not a torch.nn.Module"
         )
     return getattr(made, "_orig_mod", made)
+
+
+def _require_no_arguments(source: Any) -> None:
+    """Refuse a function that wants inputs: it is a model itself, and makes none."""
+    try:
+        inspect.signature(source).bind()
+    except TypeError as error:
+        raise ModelError(
+            "model must be a torch.nn.Module or a function without arguments that makes one; "
+            f"{getattr(source, '__name__', type(source).__name__)} cannot be called so ({error}); "
+            "to call a module in a way of your own, pass it as model= and the function as forward="
+        ) from None
+    except ValueError:
+        return  # a builtin that has no signature
 
 
 def _shared(source: nn.Module) -> dict[int, Any]:

@@ -103,3 +103,19 @@ def test_no_section_in_a_quiet_summary(example):
     result = example.check("-k", "sound and bf16-true", "--no-summary")
 
     result.stdout.no_fnmatch_line("*16-bit conformance*")
+
+
+def test_misuse_of_a_subject_is_shown_at_the_users_own_line(example):
+    example.write(
+        """
+@fp16_equivalent(precisions=["16-true"])
+def test_misspelt(model, data):
+    return Evaluation(model=model, data=data, task="clasification")
+"""
+    )
+
+    result = example.check("--tb=short")
+
+    result.stdout.fnmatch_lines(["*data=data, task=*", "E *task must be one of*clasification*"])
+    for name in ("subject.py", "<string>"):
+        result.stdout.no_fnmatch_line(f"*{name}*")
