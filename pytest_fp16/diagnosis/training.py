@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.diagnosis.training_cures import Proposal, proposals
 from pytest_fp16.diagnosis.training_price import price_of
@@ -12,6 +12,7 @@ from pytest_fp16.engine.models import make_model
 from pytest_fp16.engine.order import ordered
 from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.refusal import is_missing_kernel
+from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.train import RunResult, with_last
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.report.model import Culprit, Cure
@@ -75,6 +76,9 @@ def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
         description=proposal.description,
         verdict="equivalent",
         metric=result.metric,
+        reference=reference.metric,
+        budget=allowed,
+        seed=reference.seed,
         price=price_of(runs, pairs.precision, reference.seed, proposal),
     )
 
@@ -94,29 +98,36 @@ def _allowed(runs: Runs, pairs: Pairs, reference: RunResult) -> float:
 
 def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
     """Run again up to the step that broke it, and watch that step."""
-    if result.ended == "raised":
-        return _raised(result)
-    if result.failed_at is None or result.ended == "diverged":
+    if result.ended == "diverged" or (result.failed_at is None and result.ended != "raised"):
         return None
     try:
         found = _replayed(runs, pairs, result)
     except Exception:  # the verdict stands whether or not the failure lets itself be watched
-        return None
-    if found is None:
+        found = None
+    if result.ended == "raised":
+        return _raised(result, found if isinstance(found, _Raised) else _Raised())
+    if not isinstance(found, Found):
         return None
     detail = found.detail(FORMATS[pairs.precision.dtype])
     return Culprit(
         module=found.module,
         operation=found.operation,
         mechanism=found.mechanism,
-        evidence=f"{detail}; first in epoch {result.failed_at[0] + 1}, "
-        f"step {result.failed_at[1] + 1} of seed {result.seed}",
+        evidence=detail + _when(result),
         source=found.source,
     )
 
 
-def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | None:
-    assert result.failed_at is not None
+class _Raised(NamedTuple):
+    """Where an error came from: a module, ``"<loss>"`` or ``"<optimizer>"``; the user's line."""
+
+    module: str = ""
+    source: str | None = None
+
+
+def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | _Raised | None:
+    if result.failed_at is None:
+        return None
     seed, state = result.seed, runs.state(result.seed)
     trainee = Trainee(runs.subject_for(pairs.precision), pairs.precision, seed, state, runs.place)
     origin = Origin(trainee.model)
@@ -128,24 +139,35 @@ def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | None:
             batches = with_last(ordered(runs.subject.train_data, seed, epoch))
             for step, (batch, last) in enumerate(batches):
                 origin.phase = "<loss>"
-                if (epoch, step) == result.failed_at:
-                    trainee.step(batch, last, origin)
+                watched = (epoch, step) == result.failed_at
+                try:
+                    losses.append(trainee.step(batch, last, origin if watched else None))
+                except Exception as error:  # sooner, where something of the user's counts the steps
+                    return _Raised(origin.failed_in, raised_at(error))
+                if watched:
                     return origin.found
-                losses.append(trainee.step(batch, last))
             trainee.end_epoch(sum(losses) / len(losses))
     return None
 
 
-def _raised(result: RunResult) -> Culprit:
+def _raised(result: RunResult, where: _Raised) -> Culprit:
     said = result.error or ""
     missing = is_missing_kernel(RuntimeError(said)) or "has no" in said
     overflow = "cannot be converted" in said or "overflow" in said
     return Culprit(
-        module="",
+        module=where.module,
         operation="",
         mechanism="mask-inf" if overflow and not missing else "unsupported-op",
-        evidence=said,
+        evidence=said + _when(result),
+        source=where.source,
     )
+
+
+def _when(result: RunResult) -> str:
+    if result.failed_at is None:
+        return ""
+    epoch, step = result.failed_at
+    return f"; first in epoch {epoch + 1}, step {step + 1} of seed {result.seed}"
 
 
 def _attributed(pairs: Pairs, proposal: Proposal) -> Culprit:

@@ -170,12 +170,14 @@ def _epoch(
     losses: list[float] = []
     batches = with_last(ordered(trainee.subject.train_data, seed, epoch))
     for step, (batch, last) in enumerate(batches):
-        if epoch == 0 and step == 0:
-            witness = Witness()
+        witness = Witness() if epoch == 0 and step == 0 else None
+        try:
             loss = trainee.step(batch, last, witness)
+        except Exception:
+            result.failed_at = epoch, step
+            raise
+        if witness is not None:
             result.dtypes = dict(witness.dtypes)
-        else:
-            loss = trainee.step(batch, last)
         losses.append(loss)
         guard.after_step(trainee, epoch, step, loss)
         if tell is not None:

@@ -185,8 +185,7 @@ def _cure(report: Report, cure: Cure) -> str:
         return f"{description}; not tried"
     numbers = []
     if cure.metric is not None and report.metric is not None:
-        value = figures.metric_value(report.metric, cure.metric)
-        numbers.append(f"{report.metric.name} {value}{figures.unit(report.metric)}")
+        numbers.append(_with_the_cure(report.metric, cure, cure.metric))
     if cure.flips is not None:
         of = f" of {report.decisions}" if report.decisions else ""
         numbers.append(f"{figures.plural(cure.flips, 'flip')}{of}")
@@ -196,6 +195,26 @@ def _cure(report: Report, cure: Cure) -> str:
         numbers[-1] = "inconclusive"
     price = f"; price: {figures.price(cure.price)}" if cure.price is not None else ""
     return f"{description}; tried: {', '.join(numbers)}{price}"
+
+
+def _with_the_cure(metric: Metric, cure: Cure, value: float) -> str:
+    """The metric that a cure gave; beside what it was held against, where that is its own."""
+    unit = figures.unit(metric)
+    if cure.reference is None or cure.budget is None:
+        return f"{metric.name} {figures.metric_value(metric, value)}{unit}"
+    changes = {
+        "reference": cure.reference,
+        "candidate": value,
+        "loss": cure.reference - value,
+        "budget": cure.budget,
+    }
+    own = metric.model_copy(update=changes)
+    reference, candidate = figures.metric_pair(own)
+    seed = f" with seed {cure.seed}" if cure.seed is not None else ""
+    return (
+        f"{metric.name} {candidate}{unit}, reference {reference}{unit} "
+        f"({_against_budget(own)}){seed}"
+    )
 
 
 def _forecast(report: Report) -> str:

@@ -181,7 +181,11 @@ CureKind = Literal[
 
 
 class Cure(Part):
-    """What to do about it; `verified` says that it was applied and the check passed."""
+    """What to do about it; `verified` says that it was applied and the check passed.
+
+    A training's is tried with one `seed`, that of the worst pair: `reference` is the 32-bit metric
+    of that seed, and `budget` what it may lose.
+    """
 
     kind: CureKind
     modules: list[str] = []
@@ -190,6 +194,9 @@ class Cure(Part):
     verdict: Verdict | None = None
     flips: int | None = None
     metric: Real | None = None
+    reference: Real | None = None
+    budget: Real | None = None
+    seed: int | None = None
     price: Price | None = None
 
 

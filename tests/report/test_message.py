@@ -209,6 +209,11 @@ def _cure(**changes):
             _cure(verdict="not equivalent", flips=1, metric=0.91),
             "raise the epsilon to 1e-4; tried: accuracy 91.0 %, 1 flip of 360, does not pass",
         ),
+        (
+            _cure(verified=True, metric=0.953, reference=0.96, budget=0.015, seed=2),
+            "raise the epsilon to 1e-4; tried: accuracy 95.3 %, reference 96.0 % "
+            "(loss 0.7 points, budget 1.5) with seed 2, passes",
+        ),
         (_cure(verdict="inconclusive"), "raise the epsilon to 1e-4; tried: inconclusive"),
     ],
 )
