@@ -269,17 +269,19 @@ class Trace(Interception):
         nothing if only its values are read.
         """
         name = call.known.name
-        low = [s for s in shadows_in(call.args, call.kwargs) if s.dtype in LOW]
+        compared = call.args[0]  # in float32, too: errors have entered a router's softmax
         decided = [r for r in flat(results) if isinstance(r, Shadow)]
-        if not low or (name == "_to_copy" and decided[0].is_floating_point()):
+        if not isinstance(compared, Shadow) or not compared.is_floating_point():
+            return
+        if name == "_to_copy" and decided[0].is_floating_point():
             return
         key, index = (self.recorder.where(), name), self.decisions
         self.decisions += 1
         args, kwargs = unwrap(call.args), unwrap(call.kwargs)
         if self.collect:
-            self.operands.append((key, args[0].detach().to(torch.float32)))
+            self.operands.append((key, compared.inner.detach().to(torch.float32)))
         error = predicted_error(self.errors, index, key)
-        near = near_decision(name, args, kwargs, FORMATS[low[0].dtype], error)
+        near = near_decision(name, args, kwargs, self.recorder.formats[0], error)
         if near is None or not bool(near.any()):
             return
         rows = self.recorder.any_row(near)

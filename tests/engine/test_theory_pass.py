@@ -474,6 +474,32 @@ def test_a_decision_on_a_difference_is_as_uncertain_as_what_was_subtracted():
     assert batch.undecided.sum() < N / 2
 
 
+@pytest.mark.parametrize("precision", ["16-true", "16-mixed"])
+def test_a_router_that_decides_in_float32_is_as_uncertain_as_what_it_reads(precision):
+    """Mixtures of experts take the softmax of their router in float32, then the largest."""
+
+    def forward(s, x):
+        weights, chosen = s.route(x).float().softmax(-1).topk(1, -1)
+        experts = torch.stack([expert(x) for expert in s.experts], 1)
+        taken = experts.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 5)).squeeze(1)
+        return taken * weights.to(taken.dtype)
+
+    torch.manual_seed(0)
+    experts = nn.ModuleList(nn.Linear(6, 5) for _ in range(4))
+    model = Functional(forward, route=nn.Linear(6, 4), experts=experts)
+    inputs = torch.randn(N, 6)
+    with torch.no_grad():  # input 3 stands on the edge between two experts
+        first, second = model.route(inputs[3]).topk(2).indices
+        gap = model.route.weight[first] - model.route.weight[second]
+        offset = model.route.bias[first] - model.route.bias[second]
+        inputs[3] -= (inputs[3] @ gap + offset) / gap.square().sum() * gap
+    _, batch, *_ = examined(lambda: (model, inputs), precision)
+
+    assert batch.undecided[3]
+    assert batch.undecided.sum() < N / 2
+    assert not batch.probable[3].any()
+
+
 def test_the_order_of_a_sort_matters_only_if_its_indices_are_read():
     def values(s, x):
         return s.b(torch.sort(s.a(x).repeat(1, 2), -1).values)
