@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.nominal import nominal_at
-from pytest_fp16.engine.operations import LOW, Facts, tensors
+from pytest_fp16.engine.operations import LOW, Facts, facts, tensors
 from pytest_fp16.engine.shadow import Shadow
 from pytest_fp16.theory.rounding import Format
 
@@ -18,8 +18,13 @@ from pytest_fp16.theory.rounding import Format
 def reshaped(func: OpOverload, args: Any, kwargs: Any) -> Any:
     """An operation such as transpose_: the values' shape changes, and that of their wrapper."""
     shadow = args[0]
-    inner = shadow.inner.view_as(shadow.inner)  # a leaf of autograd may not change in place
-    func(inner, *args[1:], **kwargs)
+    name = func._schema.name.partition("::")[2].removesuffix("_")
+    view = getattr(torch.ops.aten, name, None)
+    if view is not None and all(facts(getattr(view, o)).view for o in view.overloads()):
+        inner = view(shadow.inner, *args[1:], **kwargs)  # what autograd saved stays as it was
+    else:
+        inner = shadow.inner.view_as(shadow.inner)
+        func(inner, *args[1:], **kwargs)
     shadow.inner = inner
     with torch._C._DisableTorchDispatch():
         func(*args, **kwargs)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from pytest_fp16.engine.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     differentiable,
     facts,
@@ -65,33 +64,6 @@ def test_every_operation_called_exact_gives_values_it_was_given():
         assert torch.equal(values.float(), exact), name
 
 
-@pytest.mark.parametrize(
-    ("op", "args", "kwargs", "expected"),
-    [
-        (aten.add.Tensor, (HALF, WIDE), {}, (torch.float32,)),
-        (aten.add.Tensor, (HALF, torch.tensor(1.0)), {}, (torch.float16,)),
-        (aten.mul.Tensor, (HALF, HALF.bfloat16()), {}, (torch.float32,)),
-        (aten.sum.default, (HALF,), {"dtype": torch.float32}, (torch.float32,)),
-        (aten._softmax.default, (HALF, 1, False), {}, (torch.float16,)),
-        (aten.max.dim, (HALF, 1), {}, (torch.float16, torch.int64)),
-        (aten.gt.Scalar, (HALF, 0), {}, (torch.bool,)),
-        (aten._foreach_add.Scalar, ([HALF, HALF], 1.0), {}, (torch.float16, torch.float16)),
-        (aten.zeros.default, ([2],), {"dtype": torch.bfloat16}, (torch.bfloat16,)),
-    ],
-)
-def test_nominal_dtypes_are_those_of_the_program(op, args, kwargs, expected):
-    assert nominal_dtypes(op, args, kwargs) == expected
-
-
-def test_nominal_dtypes_do_not_depend_on_shapes_or_write_anything():
-    x = HALF.clone()
-
-    assert nominal_dtypes(aten.add_.Tensor, (x, torch.ones(3, dtype=torch.float16)), {}) == (
-        torch.float16,
-    )
-    assert torch.equal(x, HALF)
-
-
 def test_mixed_dtypes_are_refused_by_name():
     with pytest.raises(RuntimeError, match=r"mm: .* same dtype, but are float16 and float32"):
         require_same_dtype("mm", (HALF, WIDE.t()))
@@ -120,28 +92,15 @@ def test_who_has_a_gradient():
         library._destroy()
 
 
+def test_every_tensor_among_arguments_is_found():
+    assert [t.dtype for t in tensors(([HALF], 1), {"x": WIDE})] == [torch.float16, torch.float32]
+
+
 def test_results_are_flattened_and_rebuilt():
     out = (1, [2, (3,)], None)
 
     assert flat(out) == [1, 2, 3, None]
     assert rebuild(out, iter("abcd")) == ("a", ["b", ("c",)], "d")
-
-
-def test_promotion_where_no_meta_kernel_says_it():
-    assert promoted_low((HALF, HALF), {}) == torch.float16
-    assert promoted_low((HALF, WIDE), {}) is None
-    assert promoted_low((HALF, torch.tensor(1.0)), {}) == torch.float16
-    assert promoted_low((torch.ones(2, dtype=torch.long),), {}) is None
-    assert [t.dtype for t in tensors(([HALF], 1), {"x": WIDE})] == [torch.float16, torch.float32]
-
-
-def test_a_split_into_more_parts_than_before_keeps_its_dtype():
-    from pytest_fp16.engine.emulate import Emulation
-
-    with Emulation("cuda"):
-        for parts in (2, 5, 3):
-            made = torch.ops.aten.unsafe_split.Tensor(torch.ones(2, 4 * parts).half(), 4, 1)
-            assert [p.dtype for p in made] == [torch.float16] * parts
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.models import make_model, prepare
 from pytest_fp16.engine.rivals import SCREEN
-from pytest_fp16.engine.theory_pass import TheoryPass
-from pytest_fp16.precision import precision
-from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import infer_task
 
 N, WILD = 24, 37
 
@@ -34,21 +29,12 @@ class Head(nn.Module):
         return torch.cat([z[:, :WILD], odd, z[:, WILD + 1 :]], 1)
 
 
-def theory_of(model: nn.Module, x: Tensor) -> tuple[TheoryPass, object]:
-    cpu, wanted = torch.device("cpu"), precision("16-true")
-    with torch.no_grad():
-        out = model(x)
-    task = infer_task("auto", out, None, len(x), -100)
-    own = prepare(make_model(model), wanted, cpu)
-    subject = Evaluation(model=model, data=[x])
-    theory = TheoryPass(own, wanted, "cuda", cpu, subject, task)
-    return theory, theory.run(x, len(x), task.canonical(out), 0)
-
-
 @pytest.mark.parametrize("classes", [10, 60, 400])
-def test_classes_alike_need_no_wide_screen(classes: int) -> None:
+def test_classes_alike_need_no_wide_screen(classes, theory_of):
     torch.manual_seed(0)
-    theory, batch = theory_of(Head(classes, wild=False).eval(), torch.randn(N, 12))
+    x = torch.randn(N, 12)
+    theory, reference = theory_of(Head(classes, wild=False).eval(), x)
+    batch = theory.run(x, N, reference, 0)
     assert theory.screen.shape == (classes,)
     assert (theory.screen >= SCREEN).all()
     assert (theory.screen < 4 * SCREEN).all()
@@ -56,10 +42,11 @@ def test_classes_alike_need_no_wide_screen(classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [60, 400])
-def test_one_class_among_many_stands_out_though_it_is_never_near(classes: int) -> None:
+def test_one_class_among_many_stands_out_though_it_is_never_near(classes, theory_of):
     torch.manual_seed(0)
     model, x = Head(classes, wild=True).eval(), torch.randn(N, 12)
-    theory, batch = theory_of(model, x)
+    theory, reference = theory_of(model, x)
+    batch = theory.run(x, N, reference, 0)
     with torch.no_grad():
         z = model(x).sort(-1).values
     assert not (model(x).argsort(-1)[:, -20:] == WILD).any()  # no pass looks at it by its rank

@@ -234,6 +234,18 @@ def test_in_place_writes_and_views_share_memory():
     assert (z.inner[:, 0] == 8.0).all()
 
 
+def test_a_change_of_shape_in_place_keeps_the_gradient():
+    def program(x):
+        y = (x * 1.5).exp()  # its result is what its backward pass reads
+        y.t_()
+        y.unsqueeze_(0)
+        return y.squeeze_(0).sum(0)
+
+    trace, out = traced(program, torch.randn(BATCH, 6))
+    assert not trace.severed
+    torch.autograd.grad(out.inner.sum(), trace.recorder.leaves)
+
+
 def test_overflow_is_applied_and_its_inputs_are_marked():
     x = torch.ones(BATCH, 3)
     x[2] = 300.0
