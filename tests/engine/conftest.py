@@ -1,9 +1,10 @@
-"""A theory pass of a small model."""
+"""What several tests of the engine use."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from pytest_fp16.engine.models import make_model, prepare
 from pytest_fp16.engine.theory_pass import TheoryPass
@@ -26,3 +27,11 @@ def theory_of():
         return theory, task.canonical(out)
 
     return make
+
+
+@pytest.fixture
+def convolutional():
+    """A function that makes a model for digits with a convolution and running statistics."""
+    return lambda: nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+    )

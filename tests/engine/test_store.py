@@ -9,14 +9,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from pytest_fp16 import Settings, check
-from pytest_fp16.engine.fingerprint import Fingerprint
 from pytest_fp16.engine.order import preserved_generators
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.score import Score
@@ -238,30 +236,6 @@ def test_what_judges_runs_does_not_name_them(digits_training):
     assert key(subject) == key(subject, budget=0.5, seeds=3, resume=True, store="elsewhere")
     assert key(subject) != key(subject, target="cpu")
     assert key(subject) != key(subject, emulate="never")
-
-
-def test_sets_and_addresses_do_not_depend_on_the_process():
-    code = (
-        "from pytest_fp16.engine.fingerprint import Fingerprint\n"
-        "f = lambda x: x in {'a', 'b', 'c', 'd'} or object\n"
-        "print(Fingerprint().feed(f).feed({'x', 'y', 'z'}).feed(object()).hexdigest())"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1
-
-
-def test_a_path_is_no_setting():
-    assert Fingerprint().feed(Path("/a")).hexdigest() == Fingerprint().feed(Path("/b")).hexdigest()
-    assert Fingerprint().feed("/a").hexdigest() != Fingerprint().feed("/b").hexdigest()
 
 
 def test_a_check_that_resumes_makes_no_run_twice(digits_training, tmp_path, monkeypatch):
