@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_fp16 import Settings, check
 from pytest_fp16.conformance import examine
-from pytest_fp16.errors import DataError, ModelError, SettingError
+from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.training import training_step_functions
 
@@ -158,77 +158,6 @@ def test_progress_names_seed_precision_epoch_and_loss(digits_training):
     assert steps[-1] == told[-1][2]
 
 
-def _once(data):
-    yield from data
-
-
-BAD = {
-    "data that yields once": (
-        lambda t: {"train_data": _once(t.train_data)},
-        DataError,
-        "train_data yields once only",
-    ),
-    "no data": (lambda t: {"train_data": []}, DataError, "train_data is empty"),
-    "no evaluation data": (lambda t: {"eval_data": []}, DataError, "eval_data is empty"),
-    "data that is none": (lambda t: {"eval_data": 3}, DataError, "eval_data must yield batches"),
-    "an optimizer that is none": (
-        lambda t: {"optimizer": lambda params: "sgd"},
-        SettingError,
-        "it returned str",
-    ),
-    "no optimizer": (lambda t: {"optimizer": None}, SettingError, "configure_optimizers"),
-    "a loss per input": (
-        lambda t: {"loss": nn.CrossEntropyLoss(reduction="none")},
-        ModelError,
-        "the loss must be a scalar tensor",
-    ),
-    "a loss that is a number": (
-        lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o, t).item()},
-        ModelError,
-        "the loss must be a scalar tensor",
-    ),
-    "no loss": (lambda t: {"loss": None}, SettingError, "loss must be a function"),
-    "a loss without gradient": (
-        lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o.detach(), t)},
-        ModelError,
-        "requires no gradient",
-    ),
-    "a loss that is NaN": (
-        lambda t: {"loss": lambda o, t: o.sum() * float("nan")},
-        ModelError,
-        "the loss of the untrained float32 model is nan",
-    ),
-    "a model in 16 bits": (lambda t: {"model": lambda: t.model().half()}, ModelError, "16 bits"),
-    "no model": (lambda t: {"model": 3}, ModelError, "function that makes one"),
-    "nothing to train": (
-        lambda t: {"model": lambda: t.model().requires_grad_(False)},
-        ModelError,
-        "nothing to train",
-    ),
-    "labels out of range": (
-        lambda t: {"eval_data": [(x, y + 5) for x, y in t.eval_data]},
-        DataError,
-        "labels run from",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(digits_training, case):
-    change, error, words = BAD[case]
-    subject = digits_training(**change(digits_training()))
-    with pytest.raises(error, match=words):
-        check(subject, precision="16-true", seeds=2)
-
-
-def test_a_function_that_returns_one_module_is_copied(digits_training):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    before = model[1].weight.detach().clone()
-    report = check(digits_training(model=lambda: model), precision="16-true", seeds=3)
-    assert torch.equal(model[1].weight, before)
-    assert any("returns the same module each time" in w for w in report.warnings)
-
-
 def test_step_functions_train_a_model_of_their_own(digits_training):
     subject = digits_training()
     reference, candidate = training_step_functions(
@@ -239,3 +168,15 @@ def test_step_functions_train_a_model_of_their_own(digits_training):
     for _ in range(20):
         last = reference(), candidate()
     assert max(last) < min(first) - 0.5
+
+
+def test_what_was_noted_of_the_input_is_a_warning_of_the_report(digits_training):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    report = check(digits_training(model=lambda: model), precision="16-true", seeds=3)
+    assert any("returns the same module each time" in w for w in report.warnings)
+
+
+def test_bad_input_is_refused_before_the_first_run(digits_training, monkeypatch):
+    monkeypatch.setattr("pytest_fp16.engine.runs.train", None)
+    with pytest.raises(DataError, match="eval_data is empty"):
+        check(digits_training(eval_data=[]), precision="16-true", seeds=2)
