@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import common, data, models, pretrained
-from benchmarks.cases import PLANTED, Planted, judge
+from benchmarks.cases import Planted, judge
 from benchmarks.cases.base import Case
-from benchmarks.forecast import pairs
+from benchmarks.forecast import OPTIONS, chosen
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.diagnosis import evaluation
 from pytest_fp16.engine.models import call_as_is
@@ -125,11 +125,7 @@ def seconds_of(run: Any, repeats: int = 5) -> list[float]:
 
 def main() -> None:
     """Diagnose every planted failure and look for culprits in healthy models."""
-    options = common.options(
-        __doc__,
-        ("--target", {"choices": ("cuda", "cpu"), "default": "cuda"}),
-        ("--only", {"default": ""}),
-    )
+    options = common.options(__doc__, *OPTIONS)
     with Price() as price:
         diagnosed(options, price)
 
@@ -137,7 +133,7 @@ def main() -> None:
 def diagnosed(options: Any, price: Price) -> None:
     """All cases, and the result."""
     rows, tally, blamed, false_culprits, healthy = [], [0] * 5, [0, 0, 0], [], 0
-    for case, precision, expected in pairs(options.target, options.only, options.quick):
+    for case, precision, expected in chosen(options):
         found = common.check_case(case, precision, target=options.target)
         report = found.report
         culprit = report.culprit if report else None
@@ -194,8 +190,8 @@ def diagnosed(options: Any, price: Price) -> None:
         *("label", "said", "cure", "NaN scan blames", "comparison blames", "passes"),
     )
     common.write(
-        f"diagnosis-{options.target}",
-        f"Diagnosis of {len(PLANTED)} planted cases, target {options.target}",
+        f"diagnosis-{'held-out-' * options.held_out}{options.target}",
+        f"Diagnosis of {len({row[0] for row in rows})} planted cases, target {options.target}",
         summary,
         headers,
         rows,

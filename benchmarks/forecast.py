@@ -8,24 +8,38 @@ counted beside forecasts, on the same cases, and every error is listed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks import common
-from benchmarks.cases import HEALTHY, PLANTED, Planted, load
+from benchmarks.cases import HEALTHY, HELD_OUT, PLANTED, Planted, load
 from benchmarks.cases.base import Case
 
+OPTIONS = (
+    ("--target", {"choices": ("cuda", "cpu"), "default": "cuda"}),
+    ("--only", {"default": ""}),
+    ("--held-out", {"action": "store_true", "help": "the cases of reported.py instead"}),
+)
 
-def pairs(target: str, only: str, quick: bool) -> Iterator[tuple[Case, str, str]]:
+
+def pairs(
+    target: str, only: str, quick: bool, held_out: bool = False
+) -> Iterator[tuple[Case, str, str]]:
     """Case, precision, and whether it must be equivalent."""
     load()
     healthy, planted = list(HEALTHY.values()), list(PLANTED.values())
     if quick:
         healthy, planted = healthy[6:48:6], planted[::8]
-    for case in [*planted, *healthy]:
+    for case in HELD_OUT.values() if held_out else [*planted, *healthy]:
         if only not in case.name:
             continue
         if isinstance(case, Planted):
             yield from ((case, p, "not equivalent") for p in case.failing(target))
         yield from ((case, p, "equivalent") for p in case.sound(target))
+
+
+def chosen(options: Any) -> Iterator[tuple[Case, str, str]]:
+    """The pairs that the command line asks for."""
+    return pairs(options.target, options.only, options.quick, options.held_out)
 
 
 def group(case: Case, expected: str) -> str:
@@ -39,14 +53,10 @@ def group(case: Case, expected: str) -> str:
 
 def main() -> None:
     """Check every labelled pair and count right and wrong forecasts and verdicts."""
-    options = common.options(
-        __doc__,
-        ("--target", {"choices": ("cuda", "cpu"), "default": "cuda"}),
-        ("--only", {"default": ""}),
-    )
+    options = common.options(__doc__, *OPTIONS)
     counts: dict[str, list[int]] = {}
     wrong = []
-    for case, precision, expected in pairs(options.target, options.only, options.quick):
+    for case, precision, expected in chosen(options):
         found = common.check_case(case, precision, target=options.target)
         tally = counts.setdefault(group(case, expected), [0, 0, 0])
         tally[0] += 1
@@ -66,7 +76,7 @@ def main() -> None:
     summary = common.table(("pairs", "number", "forecast right", "verdict right"), rows)
     headers = ("case", "mechanism", "precision", "label", "forecast", "verdict", "reason given")
     common.write(
-        f"forecast-{options.target}",
+        f"forecast-{'held-out-' * options.held_out}{options.target}",
         f"Forecast and verdict against labels, target {options.target}",
         summary + "\n\nEvery pair in which forecast or verdict differ from the label:",
         headers,

@@ -48,6 +48,7 @@ CUDA_RAISE = names(
     "_log_softmax log1p log2 mse_loss nll_loss_forward prod rsqrt sinh smooth_l1_loss _softmax "
     "softplus sum renorm tan"
 )
+CUDA_PROMOTE = names("addcdiv addcmul atan2 cross dot vdot grid_sampler_2d scatter_add index_put")
 
 
 COMPOSITE = {
@@ -97,6 +98,8 @@ class CudaAutocast(TorchDispatchMode):
     ) -> Any:
         name = func.overloadpacket.__name__
         target = self.dtype if name in CUDA_LOWER else torch.float32 if name in CUDA_RAISE else None
+        if name in CUDA_PROMOTE and any(getattr(a, "dtype", None) == torch.float32 for a in args):
+            target = torch.float32
         if target is not None:
             args = _cast(tuple(args), target)
             kwargs = {k: _cast(v, target) for k, v in (kwargs or {}).items()}
@@ -250,10 +253,17 @@ def expected(case: base.Case, precision: str, policy: str) -> str:
     return "sound" if precision in case.sound(policy) else "-"
 
 
-def rows(names: str, policy: str) -> Iterator[tuple]:
-    """One row per case and precision: name, precision, label, judgement."""
+def cases(held_out: bool) -> list[base.Case]:
+    """The cases that are held out, or all others."""
     base.load()
-    for case in [*base.HEALTHY.values(), *base.PLANTED.values()]:
+    if held_out:
+        return list(base.HELD_OUT.values())
+    return [*base.HEALTHY.values(), *base.PLANTED.values()]
+
+
+def rows(names: str, policy: str, held_out: bool) -> Iterator[tuple]:
+    """One row per case and precision: name, precision, label, judgement."""
+    for case in cases(held_out):
         if names and names not in case.name:
             continue
         for precision in base.ALL:
@@ -265,20 +275,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--policy", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--held-out", action="store_true", help="the cases of reported.py instead")
     parser.add_argument("--origins", action="store_true", help="show where values first fail")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/labels-*.md")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if options.origins:
-        base.load()
-        for case in base.PLANTED.values():
-            if options.only in case.name and (failing := case.failing(options.policy)):
+        for case in cases(options.held_out):
+            if not isinstance(case, base.Planted) or options.only not in case.name:
+                continue
+            if failing := case.failing(options.policy):
                 found = origin(case, failing[0], options.policy)
                 print(case.name, failing[0], "found", *found, "label", case.module, case.operations)
         return
     lines, confirmed, differ, claimed = [], 0, 0, 0
-    for case, precision, label, found in rows(options.only, options.policy):
+    for case, precision, label, found in rows(options.only, options.policy, options.held_out):
         mark = "" if label == "-" else "agree" if label == found.word else "DIFFER"
         claimed += label != "-"
         confirmed += mark == "agree"
@@ -300,7 +312,7 @@ def main() -> None:
         from benchmarks import common
 
         common.write(
-            f"labels-{options.policy}",
+            f"labels-{'held-out-' * options.held_out}{options.policy}",
             f"Labels against the judge, {options.policy}'s autocast policy",
             f"{confirmed} of {claimed} labels confirmed, {differ} differ.",
             ("case", "precision", "label", "judge", "reference", "loss (points)", "", "note"),
