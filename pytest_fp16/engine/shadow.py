@@ -22,15 +22,18 @@ class Cell:
         noisy: rounding errors of the arithmetic have entered it.
         aliases: how many tensors look at it.
         doubt: bool [B], the inputs whose decision it holds could fall the other way; or None.
+        grid: of float32 values, the 16-bit dtype that holds each of them, because they were cast
+            up from it; or None.
     """
 
-    __slots__ = ("aliases", "depends", "doubt", "noisy")
+    __slots__ = ("aliases", "depends", "doubt", "grid", "noisy")
 
-    def __init__(self, depends: bool, noisy: bool) -> None:
+    def __init__(self, depends: bool, noisy: bool, grid: torch.dtype | None = None) -> None:
         self.depends = depends
         self.noisy = noisy
         self.aliases = 1
         self.doubt: Tensor | None = None
+        self.grid = grid
 
 
 class Shadow(Carrier):

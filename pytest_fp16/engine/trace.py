@@ -44,7 +44,9 @@ from pytest_fp16.engine.scalars import as_the_kernel_takes
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.trace_arguments import (
     as_native,
+    carries_gradient,
     dtype_of,
+    grid_of,
     narrows,
     refuse_constants,
     reshaped,
@@ -189,6 +191,7 @@ class Trace(Interception):
         if not nominal:
             fallback = promoted_low(call.args, call.kwargs) or call.kwargs.get("dtype")
         results, items, sites = [], flat(out), len(self.recorder.signature)
+        grid = grid_of(call.known, call.args, call.kwargs)
         for i, item in enumerate(items):
             if not isinstance(item, Tensor):
                 results.append(item)
@@ -199,7 +202,7 @@ class Trace(Interception):
             if shadow is None and (call.known.name, i) in READ_ON_HOST:
                 results.append(item)
             elif shadow is None:
-                results.append(Shadow(item, dtype, Cell(call.depends, noisy)))
+                results.append(Shadow(item, dtype, Cell(call.depends, noisy, grid)))
             else:
                 _update(shadow, item, call.depends, noisy)
                 results.append(shadow)
@@ -214,7 +217,7 @@ class Trace(Interception):
     def _severs(self, call: Call, items: list[Any]) -> bool:
         """Whether no result passes a gradient on; one kept for a backward pass alone need not."""
         given = any(isinstance(t, Tensor) and t.requires_grad for t in items)
-        return self.recorder.adjoint and not given and _carries_gradient(call.args)
+        return self.recorder.adjoint and not given and carries_gradient(call.args)
 
     def _rounded(
         self, call: Call, y: Tensor, fmt: Format | None, shadow: Shadow | None
@@ -296,9 +299,6 @@ def _update(shadow: Shadow, values: Tensor, depends: bool, noisy: bool) -> None:
     """A traced tensor that was written."""
     if values is not shadow.inner:
         shadow.inner = values
+    shadow.cell.grid = None
     shadow.cell.depends |= depends
     shadow.cell.noisy |= noisy
-
-
-def _carries_gradient(args: Any) -> bool:
-    return any(s.inner.requires_grad for s in shadows_in(args, {}) if s.is_floating_point())

@@ -45,6 +45,11 @@ def shadows_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Shadow]:
     return [t for t in tensors(args, kwargs) if isinstance(t, Shadow)]
 
 
+def carries_gradient(args: Any) -> bool:
+    """Whether a gradient arrives at any argument."""
+    return any(s.inner.requires_grad for s in shadows_in(args, {}) if s.is_floating_point())
+
+
 def written_targets(
     args: Any, inner_args: Any, i: int
 ) -> list[tuple[Shadow, Callable[[Tensor], None]]]:
@@ -94,10 +99,23 @@ def steps(known: Facts, args: Any, y: Tensor) -> float:
     return max(1.0, source / y.numel())
 
 
-def flushes(original: Any) -> bool:
-    """Whether a singular operation meets this argument as the format holds it."""
-    low = isinstance(original, Shadow) and original.dtype in LOW
-    return low and bool(original.cell.depends)
+def grid_of(known: Facts, args: Any, kwargs: Any) -> torch.dtype | None:
+    """The 16-bit dtype that holds a float32 result still: what was cast up, and only moved since.
+
+    A number among the arguments (the floor of a clamp) need not be one that it holds.
+    """
+    if not known.exact or any(isinstance(v, float) for v in (*args, *kwargs.values())):
+        return None
+    given = [s for s in shadows_in(args, kwargs) if s.is_floating_point()]
+    grids = {s.dtype if s.dtype in LOW else s.cell.grid for s in given}
+    return grids.pop() if len(grids) == 1 else None
+
+
+def flushes(original: Any) -> torch.dtype | None:
+    """The 16-bit dtype in whose steps a singular operation meets this argument, if in any."""
+    if not isinstance(original, Shadow) or not original.cell.depends:
+        return None
+    return original.dtype if original.dtype in LOW else original.cell.grid
 
 
 def refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> None:

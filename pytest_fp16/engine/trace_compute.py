@@ -103,8 +103,9 @@ def _attention(call: Call, recorder: Recorder) -> Any:
 
 def _flushed(original: Any, inner: Any, recorder: Recorder) -> Any:
     """An argument of a singular operation: what underflows is on the format's grid."""
-    if not flushes(original) or inner.numel() == 0:
+    dtype = flushes(original)
+    if dtype is None or inner.numel() == 0:
         return inner
-    on_grid = flush_underflow(inner, FORMATS[original.dtype])
+    on_grid = flush_underflow(inner, FORMATS[dtype])
     recorder.bent = recorder.bent or not torch.equal(on_grid.detach(), inner.detach())
     return on_grid

@@ -368,3 +368,27 @@ def test_what_a_kernel_keeps_for_its_backward_pass_severs_no_gradient():
     trace, out = traced(lambda x: F.nll_loss((x * 2).log_softmax(-1), target, weight), x)
     assert out.inner.requires_grad
     assert not trace.severed
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda x: x.clamp(min=1e-10).float().log(),
+        lambda x: 1 / x.clamp(min=1e-10).float().relu(),
+        lambda x: ((x + 1) * 1e-10).float().view(-1).log(),
+    ],
+)
+def test_a_cast_to_float32_comes_too_late_for_what_underflowed(program):
+    trace, out = traced(program, torch.zeros(BATCH))
+    assert out.inner.isinf().all()
+    assert trace.recorder.bent
+
+
+def test_a_floor_set_in_float32_holds():
+    programs = (
+        lambda x: x.float().clamp(min=1e-10).log(),
+        lambda x: (x.float() + 1e-10).log(),
+        lambda x: x.float().add_(1e-10).log(),
+    )
+    for program in programs:
+        assert traced(program, torch.zeros(BATCH))[1].inner.isfinite().all()

@@ -9,6 +9,7 @@ from pytest_fp16.engine.trace_arguments import (
     as_native,
     dtype_of,
     flushes,
+    grid_of,
     narrows,
     refuse_constants,
     reshaped,
@@ -122,11 +123,36 @@ def test_an_accumulator_rounds_once_for_each_addend():
 
 
 def test_only_16_bit_values_that_depend_on_the_input_flush():
-    assert flushes(shadow(2))
+    assert flushes(shadow(2)) == HALF
     assert not flushes(shadow(2, dtype=WIDE))
     assert not flushes(shadow(2, depends=False))  # a constant was rounded for good
     assert not flushes(torch.ones(2).half())
     assert not flushes(3.0)
+
+
+def cast_up(depends=True):
+    return Shadow(torch.rand(2), WIDE, Cell(depends, True, HALF))
+
+
+def test_what_was_cast_up_flushes_as_the_format_held_it():
+    assert grid_of(facts(aten._to_copy.default), (shadow(2),), {"dtype": WIDE}) == HALF
+    assert flushes(cast_up()) == HALF
+    assert not flushes(cast_up(depends=False))
+
+
+@pytest.mark.parametrize(
+    ("func", "args", "grid"),
+    [
+        (aten.relu.default, (cast_up(),), HALF),
+        (aten.cat.default, ([cast_up(), cast_up()], 1), HALF),
+        (aten.cat.default, ([cast_up(), shadow(2, dtype=WIDE)], 1), None),
+        (aten.clamp.default, (cast_up(), 1e-8), None),  # a floor that float32 holds
+        (aten.clamp.default, (cast_up(), 1), HALF),
+        (aten.mul.Tensor, (cast_up(), cast_up()), None),
+    ],
+)
+def test_values_that_are_only_moved_stay_on_the_grid(func, args, grid):
+    assert grid_of(facts(func), args, {}) == grid
 
 
 @pytest.mark.parametrize(
