@@ -125,9 +125,7 @@ class Folded(nn.Module):
         return self.head(F.relu(self.conv2(F.relu(self.conv1(x)))).flatten(1))
 
 
-@planted(
-    "overflow", "conv2", "_to_copy convolution conv2d", fails=FP16, family="cnn"
-)
+@planted("overflow", "conv2", "_to_copy convolution conv2d", fails=FP16, family="cnn")
 def folded_weight_too_large() -> Built:
     """A batch norm folded over a channel of tiny variance leaves a weight of a million."""
     train, test = data.digits()
@@ -279,16 +277,18 @@ class CrossCorrelation(nn.Module):
         return both / (a * b + 1e-6).sqrt() * n**0.5
 
 
-@planted(
-    "cancellation", "match", "sub", fails=TRUE, also=("precision-loss",), family="matching"
-)
+@planted("cancellation", "match", "sub", fails=TRUE, also=("precision-loss",), family="matching")
 def cross_correlation() -> Built:
     """Stereo matching: E[xy] − E[x]E[y] of pictures with little contrast on a bright ground."""
     (x, y), (u, v) = data.digits()
     bright = lambda t: 0.05 * t + 2.0  # noqa: E731
     flat = bright(x).flatten(1)
-    model = nn.Sequential()
-    match = CrossCorrelation(torch.stack([flat[y == c].mean(0) for c in range(10)]))
-    model.add_module("match", match)
-    return built(model, (bright(u), v))
+    templates = torch.stack([flat[y == c].mean(0) for c in range(10)])
 
+    def make() -> nn.Module:
+        model = nn.Sequential()
+        model.add_module("match", CrossCorrelation(templates))
+        model.add_module("body", nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 10)))
+        return model
+
+    return built(fitted(make, (bright(x), y)), (bright(u), v))

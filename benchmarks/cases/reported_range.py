@@ -176,7 +176,7 @@ class BoxNet(nn.Module):
 
 
 def rotated_boxes(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Corners, in pixels of a page, of the ink of a digit turned by an angle; whether it is wide."""
+    """Corners, in pixels of a page, of a digit's ink turned by an angle; whether it is wide."""
     random = torch.Generator().manual_seed(seed)
     columns, rows = (x[:, 0].amax(1) > 0.3).sum(1), (x[:, 0].amax(2) > 0.3).sum(1)
     half = torch.stack([columns, rows], 1) * 50.0
@@ -292,9 +292,7 @@ def notes(factor: float, silence: int = 0) -> tuple[tuple, tuple]:
     return made[0], made[1]
 
 
-@planted(
-    "overflow", "mel", "convolution conv1d", fails=FP16, moot=("bf16-true",), family="audio"
-)
+@planted("overflow", "mel", "convolution conv1d", fails=FP16, moot=("bf16-true",), family="audio")
 def spectrogram_of_integers() -> Built:
     """convmelspec: samples in the units of 16-bit audio, summed by the Fourier convolution."""
     train, test = notes(9000.0)

@@ -18,14 +18,13 @@ from benchmarks.cases.reported_range import FavorAttention, FavorNet, Modulated,
 class Step(nn.Module):
     """The day of the week of a whole number, in float32 until its sine is taken."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.zeros(()))
+
     def forward(self, day: Tensor) -> Tensor:
         phase = day.float()[:, None] * (2 * math.pi / 7) * torch.arange(1, 4, device=day.device)
-        both = torch.cat([phase.sin(), phase.cos()], -1)
-        return both.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled() else TYPE[0])
-
-
-#: The type that `Step` casts to: that of the model's weights, as diffusers ask `self.dtype`.
-TYPE = [torch.float32]
+        return torch.cat([phase.sin(), phase.cos()], -1).to(self.like.dtype)
 
 
 class WholeCalendar(Calendar):
@@ -34,10 +33,6 @@ class WholeCalendar(Calendar):
     def __init__(self) -> None:
         super().__init__()
         self.time = Step()
-
-    def forward(self, x: Tensor, day: Tensor) -> Tensor:
-        TYPE[0] = next(self.parameters()).dtype
-        return super().forward(x, day)
 
 
 @healthy()
@@ -165,7 +160,7 @@ class Zeros(nn.Module):
 
 @healthy()
 def layer_norm_of_zeros() -> Built:
-    """pytorch#41527: layer norm of zeros with an epsilon of 1e-12, which the kernel has in float32."""
+    """pytorch#41527: layer norm of zeros; the kernel has the epsilon of 1e-12 in float32."""
     train, test = data.digits()
     return built(fitted(Zeros, train), test)
 
@@ -191,7 +186,7 @@ class DepthNet(nn.Module):
 
 @healthy()
 def depth_of_the_sky() -> Built:
-    """Disparity zero: 1e8 metres in float32, infinite in float16, and 80 in both after the clamp."""
+    """Disparity zero: 1e8 metres in float32, infinite in float16, 80 in both after the clamp."""
     train, test = data.digits()
     return built(fitted(DepthNet, train), test)
 
