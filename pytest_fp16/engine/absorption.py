@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.shadow import Shadow
-from pytest_fp16.theory.rounding import Format, round_to, ulp
+from pytest_fp16.theory.rounding import Format, round_to, ulp, ulp_at
 
 #: A share of values this small that fall back leaves no trace beside ordinary rounding.
 _WORTHWHILE = 0.01
@@ -77,12 +77,12 @@ def crowded(y: Tensor, fmt: Format) -> Tensor:
     few = values.reshape(-1)[:: max(1, y.numel() // _SAMPLE)]
     if few.numel() < _CROWD:
         return y
-    low, high = torch.aminmax(few)
-    step = ulp(torch.maximum(low.abs(), high.abs()), fmt)
-    if not float((high - low) / step) * _CROWD <= few.numel():
+    low, high = (float(v) for v in torch.aminmax(few))
+    shared = (high - low) / ulp_at(max(abs(low), abs(high)), fmt)  # numbers of the format
+    if not shared * _CROWD <= few.numel():
         return y
     distinct = few.unique()
-    if float((high - low) / step) * _CROWD > len(distinct) or len(distinct) < _CROWD:
+    if len(distinct) < max(shared, 1.0) * _CROWD:
         return y
     bias = ((round_to(distinct, fmt) - distinct) / ulp(distinct, fmt)).mean()
     if float(bias.abs()) <= _BIASED / (12 * len(distinct)) ** 0.5:

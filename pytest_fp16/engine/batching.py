@@ -14,7 +14,7 @@ from pytest_fp16.errors import DataError
 _LABEL_KEYS = ("labels", "label", "targets", "target")
 
 #: Chunk sizes of the theory pass: primes, so that the batch dimension can be told from the others.
-PRIMES = (1, 5, 7, 13, 31, 61)
+PRIMES = (1, 5, 7, 13, 31, 61, 89, 127, 179, 251)
 
 
 def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:

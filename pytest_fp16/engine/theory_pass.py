@@ -34,6 +34,10 @@ from pytest_fp16.task import Task
 from pytest_fp16.theory.rounding import FORMATS, Format
 
 _CHUNK_BYTES = 512 * 2**20
+#: Inputs in a chunk, at most, unless a site has so few values that calling its kernels costs more
+#: than running them.
+_CHUNK = 61
+_FEW_VALUES = 2**16
 _AGREEMENT = 0.05
 #: Share of inputs near a discrete decision above which their errors are no longer exceptions.
 _MOST_UNDECIDED = 0.5
@@ -71,7 +75,7 @@ class TheoryPass:
     def __post_init__(self) -> None:
         self.where = Location(self.model)
         self.constants: dict[int, tuple[Tensor, Tensor]] = {}
-        self.chunk = PRIMES[-1]
+        self.chunk = _CHUNK
         self.screen = torch.empty(0)
         self.started = False
         if self.task.many or self.task.batchwise:
@@ -187,8 +191,7 @@ class TheoryPass:
         if trace.severed:
             names = ", ".join(sorted(trace.severed))
             raise NotDifferentiableError(f"no gradient passes {names}")
-        per_input = 4 * 3 * trace.recorder.values / few
-        self.chunk = max(p for p in PRIMES if p == 5 or p * per_input <= _CHUNK_BYTES)
+        self.chunk = _chunk_size(trace, few)
         alone = self._sigma(trace, canonical, reference[:few])
         values = canonical.detach()[:few]
         self.screen = measured_screen(self, trace, canonical, reference[:few])
@@ -197,7 +200,7 @@ class TheoryPass:
         self.totals.clear()
         if n == 1:
             return
-        indices, kept = chunks(n, self.chunk)[0]
+        indices, kept = chunks(n, min(self.chunk, _CHUNK))[0]
         trace, canonical = self.trace_part(inputs, n, indices, seed)
         together = self._sigma(trace, canonical, reference[:kept])
         self.totals.clear()
@@ -280,6 +283,14 @@ class TheoryPass:
         for key, (square, absolute) in sums.by_site.items():
             self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
             self.totals[key].worst += float(absolute.nan_to_num(0, 0, 0).sum()) / 2
+
+
+def _chunk_size(trace: Trace, n: int) -> int:
+    """Inputs per chunk, told from a trace of n of them."""
+    per_input = trace.recorder.values / n
+    per_site = per_input / max(1, len(trace.recorder.signature))
+    held = (p for p in PRIMES if p == 5 or p * 4 * 3 * per_input <= _CHUNK_BYTES)
+    return max(p for p in held if p <= _CHUNK or p * per_site <= _FEW_VALUES)
 
 
 def _differ(alone: Tensor, together: Tensor) -> bool:

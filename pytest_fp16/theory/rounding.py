@@ -79,6 +79,14 @@ def ulp(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     return power.clamp_(min=fmt.smallest_normal).mul_(2.0 ** (1 - fmt.significand))
 
 
+def ulp_at(x: float, fmt: Format) -> float:
+    """`ulp` of a single number, without a tensor; infinity of infinity and NaN."""
+    if not math.isfinite(x):
+        return math.inf
+    _, exponent = math.frexp(max(abs(x), fmt.smallest_normal))
+    return math.ldexp(1.0, exponent - fmt.significand)
+
+
 def round_to(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     """`x` rounded to the nearest value of `fmt`, ties to even, kept as float32."""
     return x.to(fmt.dtype).to(torch.float32)

@@ -368,6 +368,28 @@ def test_sigma_of_an_input_does_not_depend_on_its_batch(n):
     torch.testing.assert_close(part.bound, whole.bound[:n], rtol=0.02, atol=0)
 
 
+def test_only_where_sites_are_small_do_many_inputs_share_a_chunk():
+    def wide():
+        layers = (nn.Linear(20, 4096), nn.ReLU(), nn.Linear(4096, 10))
+        return nn.Sequential(*layers), torch.randn(300, 20)
+
+    def narrow():
+        return mlp()[0], torch.randn(300, 20)
+
+    theory, narrow_batch, *_ = examined(narrow, "16-true", n=300)
+    assert theory.chunk > 200
+    assert len(narrow_batch.sigma) == 300
+    assert examined(wide, "16-true", n=300)[0].chunk == 61
+
+    theory.chunk = 31
+    torch.manual_seed(0)
+    model, inputs = narrow()
+    with torch.no_grad():
+        reference = model.eval()(inputs).unsqueeze(1)
+    again = theory.run(inputs, 300, reference, seed=0)
+    torch.testing.assert_close(again.sigma, narrow_batch.sigma, rtol=1e-3, atol=0)
+
+
 def test_a_model_that_mixes_its_inputs_is_not_cut_into_chunks():
     def build():
         return (

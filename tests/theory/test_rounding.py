@@ -14,6 +14,7 @@ from pytest_fp16.theory.rounding import (
     overflow,
     round_to,
     ulp,
+    ulp_at,
 )
 
 BOTH = pytest.mark.parametrize("fmt", [FLOAT16, BFLOAT16], ids=lambda f: f.name)
@@ -51,6 +52,12 @@ def test_ulp_is_the_distance_of_the_neighbours(fmt, x):
     _, _, step = grid_around(x, fmt)
 
     assert ulp(torch.tensor([x]), fmt).item() == step
+
+
+@BOTH
+@given(x=st.one_of(any_float32, st.sampled_from([0.0, math.inf, -math.inf, math.nan])))
+def test_ulp_of_a_number_is_that_of_a_tensor(fmt, x):
+    assert ulp_at(x, fmt) == ulp(torch.tensor([x]), fmt).item()
 
 
 @BOTH
