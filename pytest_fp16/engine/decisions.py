@@ -54,8 +54,8 @@ def near_decision(
 
     def near(x: Tensor, other: Tensor) -> Tensor:
         other = other.detach().to(x.dtype)
-        if error is not None:
-            return (x - other).abs() <= DECISION_SIGMAS * error
+        if error is not None:  # of none, nothing falls the other way: masks, counts
+            return (x - other).abs() < DECISION_SIGMAS * error
         scale = torch.maximum(x.abs(), other.abs())
         return (x - other).abs() <= DECISION_ULPS * ulp(scale, fmt)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.rivals import NotDifferentiableError
 from pytest_fp16.engine.theory_batch import PROBABLE_SIGMAS, TheoryBatch
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ def noise_batch(
     """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
     task = theory.task
     generator = torch.Generator(device=theory.device).manual_seed(seed)
-    trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=not theory.totals)
+    detailed = not theory.totals
+    trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=detailed)
+    if trace.decisions and not theory.errors and _learned(theory, inputs, n, seed):
+        trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=detailed)
     plain = plain.detach()
     margin = task.margins(plain, reference)
     squares, classes = torch.zeros_like(margin), []
@@ -45,3 +49,12 @@ def noise_batch(
         undecided=undecided[:n] if len(undecided) == n else undecided.new_zeros(n),
         noisy_classes=torch.stack(classes),
     )
+
+
+def _learned(theory: TheoryPass, inputs: Any, n: int, seed: int) -> bool:
+    """Whether the errors of what the model decides on are known now: of masks there are none."""
+    try:
+        theory.learn_decisions(inputs, n, seed)
+    except NotDifferentiableError:  # a batch that cannot be cut: they stay bounded by ulps
+        return False
+    return True

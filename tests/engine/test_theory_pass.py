@@ -522,6 +522,25 @@ def test_a_router_that_decides_in_float32_is_as_uncertain_as_what_it_reads(preci
     assert not batch.probable[3].any()
 
 
+@pytest.mark.parametrize("positions", [False, True])
+def test_a_mask_is_compared_without_doubt(positions):
+    """Zeros and ones made by arithmetic: no rounding moves them, however near zero is to zero."""
+
+    def forward(s, x, mask):
+        hidden = (1.0 - mask).unsqueeze(-1) > 0
+        y = s.a(x).masked_fill(hidden, 0.0)
+        return s.b(y if positions else y.sum(1))
+
+    def build():
+        mask = (torch.arange(7) < torch.arange(1, N + 1).unsqueeze(1) % 7 + 1).float()
+        model = Functional(forward, a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+        return model, (torch.randn(N, 7, 6), mask)
+
+    theory, batch, *_ = examined(build, "16-true")
+    assert theory.method == ("random rounding" if positions else "adjoint")
+    assert not batch.undecided.any()
+
+
 def test_the_order_of_a_sort_matters_only_if_its_indices_are_read():
     def values(s, x):
         return s.b(torch.sort(s.a(x).repeat(1, 2), -1).values)
