@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 
 def pytest_configure(config):
@@ -34,8 +35,6 @@ def digits():
 @pytest.fixture
 def digits_training(digits):
     """A function that makes a small training on digits; keywords replace its parts."""
-    from torch import nn
-
     from pytest_fp16 import Training
 
     (train_x, train_y), (test_x, test_y) = digits
@@ -54,5 +53,36 @@ def digits_training(digits):
             "name": "digits",
         }
         return Training(**{**parts, **changes})
+
+    return make
+
+
+class Net(nn.Module):
+    """An encoder, the part under test in a nested module, and a head."""
+
+    def __init__(self, part, gain=1.0):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
+        self.core = nn.ModuleDict({"part": part})
+        self.head, self.gain = nn.Linear(32, 10), gain
+
+    def forward(self, x):
+        return self.head(self.core["part"](self.encoder(x) * self.gain))
+
+
+@pytest.fixture
+def make_net(digits):
+    """A function that trains a `Net` for a moment around a part."""
+    (x, y), _ = digits
+
+    def make(part, gain=1.0, steps=40):
+        torch.manual_seed(0)
+        model = Net(part, gain)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        return model.eval()
 
     return make

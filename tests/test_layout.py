@@ -12,16 +12,7 @@ ELSEWHERE = {
 }
 #: Debts, not reasons: a module leaves this table with the test file it gets.
 NOT_YET: dict[str, str] = {
-    "diagnosis/findings.py": "imported by tests/diagnosis/test_bounds.py",
-    "diagnosis/replay.py": "imported by tests/diagnosis/test_autopsy.py",
-    "diagnosis/specimen.py": "imported by tests/diagnosis/conftest.py",
-    "diagnosis/tape.py": "imported by tests/diagnosis/test_autopsy.py",
-    "diagnosis/training_cures.py": "imported by tests/diagnosis/test_training.py",
-    "diagnosis/training_price.py": "no test imports it; its callers run it",
-    "diagnosis/twin.py": "no test imports it; its callers run it",
-    "fixture.py": "run by tests/plugin/test_fixture.py",
     "report/training.py": "no test imports it; its callers run it",
-    "treatment.py": "imported by tests/diagnosis/test_evaluation.py",
 }
 
 

@@ -98,7 +98,7 @@ class Replay:
         elif entry.index is None:
             self._reshape(entry)
         else:
-            self._operate(entry)
+            self._operate(position)
 
     def _read(self, ref: Ref) -> None:
         same = torch.equal(self.value(ref).to(ref.low.dtype), ref.low)
@@ -118,11 +118,12 @@ class Replay:
             return
         self._keep(entry, entry.func(*args, **kwargs))  # type: ignore[misc]
 
-    def _operate(self, entry: Entry) -> None:
+    def _operate(self, position: int) -> None:
+        entry = self.tape.entries[position]
         assert entry.func is not None, "unreachable: play() has looked"
         assert entry.known is not None, "unreachable: play() has looked"
         if entry.random:
-            self._keep(entry, _recorded(entry))
+            self._keep(entry, self._recorded(position))
             return
         args, kwargs = self._arguments(entry)
         for i in entry.known.statistics:
@@ -133,8 +134,24 @@ class Replay:
         except Exception:
             if not self.lenient:
                 raise
-            out = _recorded(entry)
+            out = self._recorded(position)
         self._keep(entry, out)
+
+    def _recorded(self, position: int) -> list[Any]:
+        """What the 16-bit program had when an operation had run; memory that it wrote holds it."""
+        entry = self.tape.entries[position]
+        assert entry.known is not None, "unreachable: it has an index"
+        places = (entry.args[i] for i in entry.known.mutated if i < len(entry.args))
+        written = {id(ref.twin) for ref in flat(list(places)) if isinstance(ref, Ref)}
+        made: list[Any] = []
+        for result in entry.results:
+            if not isinstance(result, Ref):
+                made.append(result)
+                continue
+            low = widen(self.tape.low_at(result, position + 1))
+            drawn = id(result.twin) in written
+            made.append(self.value(result).copy_(low) if drawn else low.clone())
+        return made
 
     def _arguments(self, entry: Entry) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args = tuple(_filled(a, self.value) for a in entry.args)
@@ -185,10 +202,6 @@ def _filled(value: Any, of: Callable[[Ref], Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_filled(item, of) for item in value]
     return value
-
-
-def _recorded(entry: Entry) -> list[Any]:
-    return [r.low.clone() if isinstance(r, Ref) else r for r in entry.results]
 
 
 def _same(item: Any, recorded: Any) -> bool:

@@ -212,7 +212,9 @@ class Damage:
         if output.shape != self.wanted.shape:
             return torch.full((len(self.wanted),), math.inf, dtype=torch.float64)
         want = self._centred(self.task.canonical(self.wanted))
-        have = self._centred(self.task.canonical(output.nan_to_num(0, 0, 0)))
+        # An infinity that is wanted, of a masked class, is no value that was lost.
+        output = torch.where(self.wanted.isfinite(), output.nan_to_num(0, 0, 0), output)
+        have = self._centred(self.task.canonical(output))
         return (have - want).flatten(1).square().mean(1).sqrt()
 
     def _centred(self, logits: Tensor) -> Tensor:

@@ -9,62 +9,13 @@ from torch import nn
 
 import pytest_fp16.treatment as treatment
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.conformance import examine
 from pytest_fp16.diagnosis.origin import Raised, find_origin
-from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
-from pytest_fp16.settings import Settings
 
 
 def batches(digits, size=200):
     _, (x, y) = digits
     return list(zip(x.split(size), y.split(size), strict=True))
-
-
-def test_a_passing_test_pays_nothing(make_net, digits, monkeypatch):
-    monkeypatch.setattr(treatment, "treated", lambda *_: pytest.fail("diagnosed a healthy model"))
-    report = check(Evaluation(model=make_net(nn.GELU()), data=batches(digits)))
-    assert report.equivalent
-    assert report.culprit is None
-    assert report.cure is None
-    assert 0 < len(report.least_robust) <= 8
-
-
-def test_a_diagnosis_that_fails_is_a_warning(make_net, digits, monkeypatch):
-    def broken(patient):
-        raise ZeroDivisionError("a bug of ours")
-
-    monkeypatch.setattr(treatment, "diagnose", broken)
-    model = make_net(nn.Hardtanh(max_val=1e9), gain=1e7)
-    report = check(Evaluation(model=model, data=batches(digits)))
-    assert report.verdict == "not equivalent"
-    assert report.culprit is None
-    assert any("a bug of ours" in w for w in report.warnings)
-
-
-def test_siblings_that_were_examined_are_not_judged_again(make_net, digits, monkeypatch):
-    judged = []
-    really = treatment._judged
-
-    def watched(run, remedy, planned):
-        judged.append(remedy)
-        return really(run, remedy, planned)
-
-    monkeypatch.setattr(treatment, "_judged", watched)
-
-    class Large(nn.Module):
-        def forward(self, x):
-            return x * 1e7
-
-    model = make_net(nn.Sequential(Large(), nn.Identity()))
-    model.head = nn.Sequential(nn.LayerNorm(32), model.head)
-    settings = Settings(precisions=("16-true", "bf16-true"), target="cuda")
-    subject = Evaluation(model=model, data=batches(digits))
-    first, second = examine(subject, settings)
-    assert first.culprit.mechanism == "overflow"
-    assert second.equivalent
-    assert first.cure.verified
-    assert Remedy("bf16-true") not in judged
 
 
 def test_only_rare_inputs_fail(make_net, digits):

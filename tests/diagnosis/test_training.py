@@ -90,30 +90,6 @@ def test_a_cure_that_does_not_help_is_not_named(digits_training, monkeypatch):
     assert report.cure is None
 
 
-def kinds(subject, precision, module, mechanism, scale=None):
-    culprit = Culprit(module=module, operation="", mechanism=mechanism, evidence="")
-    model = subject.model()
-    return [p.kind for p in proposals(subject, model, PRECISIONS[precision], culprit, scale)]
-
-
-def test_what_is_proposed_follows_from_the_culprit(digits_training):
-    subject = digits_training(optimizer=adam)
-    assert kinds(subject, "16-true", "<optimizer>", "eps-underflow")[0] == "optimizer epsilon"
-    assert kinds(subject, "16-true", "<loss>", "overflow")[0] == "loss in float32"
-    assert kinds(subject, "16-true", "1", "underflow", 1024.0)[0] == "loss scale"
-    assert kinds(subject, "16-mixed", "1", "overflow") == ["keep_in_float32", "bfloat16"]
-    assert kinds(subject, "bf16-true", "1", "precision-loss") == ["keep_in_float32", "mixed"]
-    assert "loss scale" not in kinds(subject, "16-mixed", "1", "underflow", 1024.0)
-
-
-def test_a_raised_epsilon_leaves_a_sound_one_alone(digits_training):
-    def sound(params):
-        return torch.optim.Adam(params, lr=1e-3, eps=1e-2)
-
-    found = kinds(digits_training(optimizer=sound), "16-true", "<optimizer>", "absorption")
-    assert found == ["mixed", "bfloat16"]
-
-
 def chances():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))
 

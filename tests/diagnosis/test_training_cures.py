@@ -1,0 +1,151 @@
+"""What is proposed against a failed training, and that it does what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.diagnosis.training_cures import EPSILONS, proposals
+from pytest_fp16.engine.trainee import Place, Trainee, initial_state
+from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.report.model import Culprit
+
+CPU = torch.device("cpu")
+
+
+def adam(params):
+    return torch.optim.Adam(params, lr=1e-3)
+
+
+def kinds(subject, precision, module, mechanism, scale=None):
+    culprit = Culprit(module=module, operation="", mechanism=mechanism, evidence="")
+    model = subject.model()
+    return [p.kind for p in proposals(subject, model, PRECISIONS[precision], culprit, scale)]
+
+
+def test_what_is_proposed_follows_from_the_culprit(digits_training):
+    subject = digits_training(optimizer=adam)
+    assert kinds(subject, "16-true", "<optimizer>", "eps-underflow")[0] == "optimizer epsilon"
+    assert kinds(subject, "16-true", "<loss>", "overflow")[0] == "loss in float32"
+    assert kinds(subject, "16-true", "1", "underflow", 1024.0)[0] == "loss scale"
+    assert kinds(subject, "16-mixed", "1", "overflow") == ["keep_in_float32", "bfloat16"]
+    assert kinds(subject, "bf16-true", "1", "precision-loss") == ["keep_in_float32", "mixed"]
+    assert "loss scale" not in kinds(subject, "16-mixed", "1", "underflow", 1024.0)
+
+
+def test_a_raised_epsilon_leaves_a_sound_one_alone(digits_training):
+    def sound(params):
+        return torch.optim.Adam(params, lr=1e-3, eps=1e-2)
+
+    found = kinds(digits_training(optimizer=sound), "16-true", "<optimizer>", "absorption")
+    assert found == ["mixed", "bfloat16"]
+
+
+def culprit_of(module, mechanism="overflow"):
+    return Culprit(module=module, operation="", mechanism=mechanism, evidence="")
+
+
+def first(subject, kind, precision="16-true", culprit=None, scale=None):
+    found = proposals(subject, subject.model(), PRECISIONS[precision], culprit, scale)
+    return next(p for p in found if p.kind == kind)
+
+
+def test_an_epsilon_is_raised_where_it_is_smaller(digits_training):
+    subject = digits_training(optimizer=adam)
+    cure = first(subject, "optimizer epsilon", culprit=culprit_of("<optimizer>"))
+    made = cure.subject.optimizer(list(subject.model().parameters()))
+    assert [g["eps"] for g in made.param_groups] == [EPSILONS[0]]
+    assert float(torch.tensor(EPSILONS[0]).half()) > 0
+    assert "it is 1e-08" in cure.description
+
+
+def test_sgd_has_no_epsilon(digits_training):
+    assert "optimizer epsilon" not in kinds(
+        digits_training(), "16-true", "<optimizer>", "absorption"
+    )
+
+
+@pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-mixed"])
+def test_the_loss_is_computed_in_float32(digits_training, name):
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append((outputs.dtype, targets.dtype, (outputs @ outputs.t()).dtype))
+        return nn.functional.cross_entropy(outputs, targets)
+
+    subject = digits_training(loss=loss)
+    cure = first(subject, "loss in float32", name, culprit_of("<loss>"))
+    place = Place(CPU, "cuda", emulated=True)
+    state = initial_state(subject, 0)
+    trainee = Trainee(cure.subject, PRECISIONS[name], 0, state, place)
+    with trainee.installed():
+        trainee.step(subject.train_data[0])
+    assert seen == [(torch.float32, torch.int64, torch.float32)]
+    assert ("outside autocast" in cure.description) == PRECISIONS[name].mixed
+    assert not torch.is_autocast_enabled("cuda")
+
+
+def test_a_step_of_the_users_own_has_no_loss_to_replace(digits_training):
+    subject = digits_training(loss=None, training_step=lambda model, batch: model(batch[0]).sum())
+    assert "loss in float32" not in kinds(subject, "16-true", "<loss>", "overflow")
+
+
+def norms():
+    return nn.Sequential(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8)),
+        nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 10)),
+    )
+
+
+def test_a_module_then_all_norms_then_its_parent(digits_training):
+    subject = digits_training(model=norms)
+    found = proposals(subject, norms(), PRECISIONS["16-true"], culprit_of("1.1"), None)
+    kept = [p.modules for p in found if p.kind == "keep_in_float32"]
+    assert kept == [["1.1"], ["0.2", "1.1"], ["1"]]
+    found = proposals(subject, norms(), PRECISIONS["16-true"], culprit_of("1.0"), None)
+    assert [p.modules for p in found if p.kind == "keep_in_float32"] == [["1.0"], ["1"]]
+    found = proposals(subject, norms(), PRECISIONS["16-true"], culprit_of("gone"), None)
+    assert not [p for p in found if p.kind == "keep_in_float32"]
+
+
+def test_what_is_kept_computes_in_float32(digits_training):
+    subject = digits_training(model=norms)
+    cure = first(subject, "keep_in_float32", culprit=culprit_of("1.1"))
+    place = Place(CPU, "cuda", emulated=True)
+    trainee = Trainee(
+        subject, PRECISIONS["16-true"], 0, initial_state(subject, 0), place, cure.amendment
+    )
+    assert trainee.model[1][1].weight.dtype == torch.float32
+    assert trainee.model[1][0].weight.dtype == torch.float16
+
+
+def test_many_modules_are_counted_not_listed(digits_training):
+    def deep():
+        return nn.Sequential(nn.Flatten(), *(nn.LayerNorm(64) for _ in range(7)), nn.Linear(64, 10))
+
+    found = proposals(digits_training(), deep(), PRECISIONS["16-true"], culprit_of("3"), None)
+    said = [p.description for p in found if p.kind == "keep_in_float32"]
+    assert "1, 2, 3, 4 and 3 more" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("16-true", ["16-mixed", "bf16-true"]),
+        ("bf16-true", ["bf16-mixed"]),
+        ("16-mixed", ["bf16-mixed"]),
+        ("bf16-mixed", []),
+    ],
+)
+def test_other_precisions_come_last_and_range_first_where_it_is_lost(digits_training, name, others):
+    subject = digits_training()
+
+    def named(mechanism):
+        found = proposals(
+            subject, subject.model(), PRECISIONS[name], culprit_of("1", mechanism), None
+        )
+        return [p.precision.name for p in found if p.precision is not None]
+
+    assert named("absorption") == others
+    assert named("overflow") == others[::-1]

@@ -1,0 +1,121 @@
+"""After an evaluation: who is diagnosed, what a remedy is, and how it is judged."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import pytest_fp16.treatment as treatment
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.conformance import examine
+from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.errors import ModelError
+from pytest_fp16.evaluation import EvaluationRun
+from pytest_fp16.settings import Settings
+
+
+def batches(digits, size=200):
+    _, (x, y) = digits
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def test_a_passing_test_pays_nothing(make_net, digits, monkeypatch):
+    monkeypatch.setattr(treatment, "treated", lambda *_: pytest.fail("diagnosed a healthy model"))
+    report = check(Evaluation(model=make_net(nn.GELU()), data=batches(digits)))
+    assert report.equivalent
+    assert report.culprit is None
+    assert report.cure is None
+    assert 0 < len(report.least_robust) <= 8
+
+
+def test_a_diagnosis_that_fails_is_a_warning(make_net, digits, monkeypatch):
+    def broken(patient):
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr(treatment, "diagnose", broken)
+    model = make_net(nn.Hardtanh(max_val=1e9), gain=1e7)
+    report = check(Evaluation(model=model, data=batches(digits)))
+    assert report.verdict == "not equivalent"
+    assert report.culprit is None
+    assert any("a bug of ours" in w for w in report.warnings)
+
+
+def test_siblings_that_were_examined_are_not_judged_again(make_net, digits, monkeypatch):
+    judged = []
+    really = treatment._judged
+
+    def watched(run, remedy, planned):
+        judged.append(remedy)
+        return really(run, remedy, planned)
+
+    monkeypatch.setattr(treatment, "_judged", watched)
+
+    class Large(nn.Module):
+        def forward(self, x):
+            return x * 1e7
+
+    model = make_net(nn.Sequential(Large(), nn.Identity()))
+    model.head = nn.Sequential(nn.LayerNorm(32), model.head)
+    settings = Settings(precisions=("16-true", "bf16-true"), target="cuda")
+    subject = Evaluation(model=model, data=batches(digits))
+    first, second = examine(subject, settings)
+    assert first.culprit.mechanism == "overflow"
+    assert second.equivalent
+    assert first.cure.verified
+    assert Remedy("bf16-true") not in judged
+
+
+class Large(nn.Module):
+    seen: ClassVar[list] = []
+
+    def forward(self, x):
+        self.seen.append(x.dtype)
+        return (x * 1e7).clamp(-1e7, 1e7) / 1e7
+
+
+def executed(model, data, *precisions):
+    settings = Settings(precisions=precisions or ("16-true",), device="cpu")
+    run = EvaluationRun(Evaluation(model=model, data=data), settings, None, {})
+    run.execute()
+    return run
+
+
+def test_a_remedy_is_a_fresh_candidate(make_net, digits):
+    run = executed(make_net(Large()), batches(digits), "16-true")
+    kept = treatment.remedied(run, Remedy("bf16-true", ("core.part",)))
+    assert kept.precision.name == "bf16-true"
+    assert kept.model is not run.lanes[0].candidate.model
+    Large.seen.clear()
+    kept.outputs(torch.ones(2, 1, 8, 8), 0)
+    assert Large.seen == [torch.float32]
+
+
+def test_a_remedy_that_cannot_be_applied_says_so(make_net, digits):
+    run = executed(make_net(Large()), batches(digits))
+    with pytest.raises(ModelError, match="nowhere"):
+        treatment.remedied(run, Remedy("16-true", ("nowhere",)))
+
+
+def test_a_cure_is_judged_on_all_of_the_data(make_net, digits):
+    run = executed(make_net(Large()), batches(digits, size=60))
+    sick = treatment._judged(run, Remedy("16-true"), {})
+    cured = treatment._judged(run, Remedy("16-true", ("core.part",)), {})
+    assert (sick.verdict, cured.verdict) == ("not equivalent", "equivalent")
+    assert cured.inputs == len(digits[1][1])
+    # what a plan keeps comes first, in its own precision alone
+    planned = {"16-true": ("core.part",)}
+    assert treatment._judged(run, Remedy("16-true"), planned).equivalent
+
+
+def test_a_patient_brings_its_siblings_and_its_own_candidate(make_net, digits):
+    model, data = make_net(Large()), batches(digits)
+    settings = Settings(precisions=("16-true", "bf16-true"), device="cpu")
+    reports = {r.precision: r for r in examine(Evaluation(model=model, data=data), settings)}
+    run = executed(model, data, "16-true", "bf16-true")
+    lane = run.lanes[0]
+    patient = treatment.patient_of(run, lane, reports["16-true"], reports)
+    assert list(patient.siblings) == ["bf16-true"]
+    assert patient.candidate(Remedy("16-true")) is lane.candidate
+    assert patient.candidate(Remedy("16-true", ("core.part",))) is not lane.candidate
+    assert patient.emulated
