@@ -99,9 +99,12 @@ class MetricTotals:
             labels = batch.top if batch.labels is None else batch.labels
             self.tally.add(expected_right(batch.logits, labels, theory, chance), batch.valid)
         elif isinstance(self.tally, RSquared):
-            # σ belongs to a random direction of length one: D such directions make the output.
-            variance = theory.sigma[:, 0].double().square() * theory.logits.shape[-1]
-            self.tally.add(_values(theory.logits), _targets(batch), variance)
+            values, variance = theory.average, theory.scatter
+            if values is None:
+                # σ belongs to a random direction of length one: D such directions make the output.
+                values = theory.logits
+                variance = theory.sigma[:, 0].double().square() * values.shape[-1]
+            self.tally.add(_values(values), _targets(batch), variance)
         else:
             raw = self.task.raw(noisy(theory, self.task, batch.seed), batch.output.shape)
             if raw is not None:

@@ -84,3 +84,24 @@ def test_a_filter_of_the_models_own_may_reject_another_class():
     subject = Evaluation(model=model, data=[x], labelled=False)
     report = check(subject, precision="bf16-true", budget=0.02)
     assert report.verdict == report.forecast.verdict == "equivalent", str(report)
+
+
+class _Codebook(nn.Module):
+    """The nearest of eight codes: halfway between two, both are as far from the label."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.7))
+        self.codes = nn.Parameter((torch.arange(8.0) + 0.5) / 8 * 1.7)
+
+    def forward(self, x):
+        return self.codes[(x * self.scale - self.codes).abs().argmin(-1)] / self.scale
+
+
+def test_a_code_as_near_as_another_is_no_expected_loss():
+    x = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    evaluation = Evaluation(model=_Codebook(), data=[(x, x[:, 0])], task="regression")
+    report = check(evaluation, precision="bf16-true")
+    assert report.forecast.undecided > 0
+    assert abs(report.forecast.metric_loss - report.metric.loss) < 5e-4
+    assert report.forecast.verdict == report.verdict == "equivalent"

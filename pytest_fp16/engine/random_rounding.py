@@ -30,10 +30,15 @@ def noise_batch(
     plain = plain.detach()
     margin = task.margins(plain, reference)
     squares, classes = torch.zeros_like(margin), []
+    moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
     for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
         run = theory.trace(inputs, n, seed, noise=generator)[1].detach()
         squares += (task.margins(run, reference) - margin).square_()
-        classes.append(run.argmax(-1).masked_fill_(run.sum(-1).isnan(), -1))
+        if task.decides:
+            classes.append(run.argmax(-1).masked_fill_(run.sum(-1).isnan(), -1))
+        else:
+            moved += run - plain
+            moved_squares += (run - plain).square_().flatten(1).sum(1)
     # Divided by R − 2, the mean square of errors over σ is one although σ is estimated itself.
     sigma = (squares / (NOISE_RUNS - 2)).sqrt_()
     none = torch.zeros_like(margin, dtype=torch.bool)
@@ -47,7 +52,8 @@ def noise_batch(
         probable=margin > PROBABLE_SIGMAS * sigma if task.decides else none.clone(),
         overflowed=trace.recorder.overflowed,
         undecided=undecided[:n] if len(undecided) == n else undecided.new_zeros(n),
-        noisy_classes=torch.stack(classes),
+        noisy_classes=torch.stack(classes) if classes else None,
+        **({} if task.decides else _values(plain, moved / NOISE_RUNS, moved_squares / NOISE_RUNS)),
     )
 
 
@@ -58,3 +64,13 @@ def _learned(theory: TheoryPass, inputs: Any, n: int, seed: int) -> bool:
     except NotDifferentiableError:  # a batch that cannot be cut: they stay bounded by ulps
         return False
     return True
+
+
+def _values(plain: Tensor, moved: Tensor, square: Tensor) -> dict[str, Tensor]:
+    """Mean and scatter of values from how far, and how far squared, they moved on average.
+
+    Their squared error depends on both: a value that another decision inside the model moves is
+    as often moved towards the label as away from it, which σ alone does not tell.
+    """
+    scatter = square - moved.square().flatten(1).sum(1)
+    return {"average": plain + moved, "scatter": scatter.clamp(min=0)}

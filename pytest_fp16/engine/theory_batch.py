@@ -25,6 +25,8 @@ class TheoryBatch:
         overflowed, undecided: inputs that overflow somewhere, that lie near a discrete decision;
             bool, [N].
         noisy_classes: with random rounding, the class of each run, [R, N, P]; −1 where it is NaN.
+        average: of values rounded at random, the runs' mean, [N, P, C].
+        scatter: the runs' mean square distance from `average`, summed over an input's values, [N].
     """
 
     logits: Tensor
@@ -36,6 +38,8 @@ class TheoryBatch:
     overflowed: Tensor
     undecided: Tensor
     noisy_classes: Tensor | None = None
+    average: Tensor | None = None
+    scatter: Tensor | None = None
 
     def on_host(self) -> TheoryBatch:
         """The same in the memory of the CPU, where totals are kept."""

@@ -74,3 +74,25 @@ def test_values_have_a_sigma_and_no_decision(theory_of, x):
     found = noise_batch(theory, x, N, reference, 0)
     assert not bool(found.probable.any())
     assert bool((found.sigma > 0).any())
+
+
+def test_mean_and_scatter_give_the_expected_squared_error(theory_of, x, monkeypatch):
+    model = nn.Sequential(nn.Linear(10, 3)).eval()
+    theory, reference = theory_of(model, x, "bf16-true", kind="regression")
+    runs, trace = [], theory.trace
+
+    def kept(*args, **keywords):
+        found = trace(*args, **keywords)
+        if "noise" in keywords:
+            runs.append(found[1].detach().clone())
+        return found
+
+    monkeypatch.setattr(theory, "trace", kept)
+    found = noise_batch(theory, x, N, reference, 0)
+    assert found.noisy_classes is None
+    labels = torch.randn(N, 1, 3, generator=torch.Generator().manual_seed(1))
+    expected = torch.stack([(run - labels).square().flatten(1).sum(1) for run in runs]).mean(0)
+    assert len(runs) == NOISE_RUNS
+    actual = (found.average - labels).square().flatten(1).sum(1) + found.scatter
+    torch.testing.assert_close(actual, expected)
+    assert bool((found.scatter > 0).any())
