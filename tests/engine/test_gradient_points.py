@@ -122,6 +122,13 @@ def test_a_point_is_taken_at_the_references_weights():
     assert point.total.relative < 8 * FLOAT16.unit_roundoff
 
 
+def test_the_reference_keeps_its_weights():
+    exact = trainee("32-true")
+    before = exact.model.weight.detach().clone()
+    examine_point(exact, trainee("16-true"), batches(), 0, FLOAT16.unit_roundoff)
+    assert torch.equal(exact.model.weight, before)
+
+
 def test_a_bias_before_a_normalisation_has_no_meaning():
     def net():
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))

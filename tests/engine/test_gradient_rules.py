@@ -157,6 +157,11 @@ def test_a_loss_far_off(losses, told):
     assert bool(found(points=[point(losses=losses)])) == told
 
 
+def test_the_loss_that_is_furthest_off_is_told():
+    finding = only(points=[point(losses=((-9.0, -9.0), (2.0, 7.0)), step=3)])
+    assert finding.evidence == "7 where float32 gives 2, after 3 steps"
+
+
 def statistic(gain, size, lag):
     return {"norm.running_mean": (Movement(gain, size, 1.0), lag)}
 

@@ -120,6 +120,12 @@ def test_a_second_moment_that_rounds_to_zero_is_counted():
     assert found.states["exp_avg_sq"] == float("-inf")
 
 
+def test_state_that_is_zero_in_32_bits_too_says_nothing():
+    momentum = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    found = probe(*recorded(momentum, loss=lambda z, y: F.cross_entropy(z, y) * 0), 4, HALF, "cuda")
+    assert (found.states, found.zeroed, found.lost) == ({}, {}, 0)
+
+
 def test_a_second_moment_in_bfloat16_cannot_decay():
     """β2 = 0.999 takes a thousandth off at each step, less than half an ulp of bfloat16."""
 
