@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.batching import map_tensors
+from pytest_fp16.engine.gradient_evidence import epsilons_of
 from pytest_fp16.engine.operations import LOW
 from pytest_fp16.engine.trainee import Amendment
 from pytest_fp16.mixing import keep_in_float32
@@ -97,24 +98,27 @@ def _epsilons(subject: Training, precision: Precision) -> list[Proposal]:
         def optimizer(parameters: Any) -> Any:
             made = make(parameters)
             for group in made.param_groups:
-                if isinstance(group.get("eps"), float) and group["eps"] < value:
-                    group["eps"] = value
+                for name in epsilons_of(group):
+                    group[name] = max(group[name], value)
             return made
 
         return optimizer
 
     probe = make([nn.Parameter(torch.zeros(2))])
-    small = [g["eps"] for g in probe.param_groups if isinstance(g.get("eps"), float)]
+    known = {n: g[n] for g in probe.param_groups[::-1] for n in epsilons_of(g)}
+    if not known:
+        return []
+    name, least = min(known.items(), key=lambda item: item[1])
     return [
         Proposal(
             kind="optimizer epsilon",
-            description=f"set the optimizer's eps to {value:g} (it is {min(small):g})",
+            description=f"set the optimizer's {name} to {value:g} (it is {least:g})",
             subject=replace(subject, optimizer=with_epsilon(value)),
             points_to="<optimizer>",
             mechanism="eps-underflow",
         )
         for value in EPSILONS
-        if small and min(small) < value
+        if least < value
     ]
 
 

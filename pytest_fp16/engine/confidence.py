@@ -21,6 +21,9 @@ from pytest_fp16.errors import DataError
 
 #: Margins of well-trained classifiers reach 20 (a probability within 2e-9 of one).
 TRAINED_MARGIN, MOST_CONFIDENT = 20.0, 64.0
+#: Tried in this order, up to the first that float32 itself survives: a probability of 1 - 2e-9 is
+#: 1 in float32 too, and a slope that is infinite there is infinite in any format.
+MARGINS = (TRAINED_MARGIN, 10.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,14 @@ class Confidence:
         probabilities: None where outputs are logits; ``"each"`` where every output is a
             probability of its own, ``"together"`` where those of a decision add up to one.
         classes: the dimension of the classes, where there are any.
+        order: None, or where each output is taken from along that dimension, so that the right
+            one is the largest.
     """
 
     factor: Tensor
     probabilities: str | None = None
     classes: int = -1
+    order: Tensor | None = None
 
     def applied(self, t: Tensor) -> Tensor:
         """An output, made sure; one whose shape does not fit stays as it is."""
@@ -45,6 +51,8 @@ class Confidence:
             return t
         if any(f not in (1, n) for f, n in zip(factor.shape, t.shape, strict=False)):
             return t
+        if self.order is not None and self.order.shape == t.shape:
+            t = t.gather(self.classes, self.order.to(t.device))
         wide = factor.reshape(*factor.shape, *[1] * (t.dim() - factor.dim())).to(t.device)
         if self.probabilities is None:
             return t * wide.to(t.dtype)
@@ -84,13 +92,21 @@ def scaled_outputs(model: nn.Module, confidence: Confidence) -> Iterator[None]:
         handle.remove()
 
 
-def confidence_of(trainee: Trainee, batch: Any) -> Confidence | None:
-    """What makes a classifier's median margin that of a trained one; None for others.
+def confidence_of(
+    trainee: Trainee, batch: Any, wanted: float = TRAINED_MARGIN, solved: bool = False
+) -> Confidence | None:
+    """What makes a classifier's margins those of a trained one; None for others.
 
     A trained classifier is sure where it is right: decisions that are wrong so far are left as they
     are. Targets of whole numbers, or of zeros and ones, are read as classes. Outputs between zero
     and one (that add up to one, where there are classes) are read as probabilities, and their
     logarithms as logits.
+
+    Args:
+        trainee: the model, and how it is run.
+        batch: inputs and targets.
+        wanted: the margin; those that have it already keep theirs.
+        solved: whether wrong decisions are turned into right ones, too.
     """
     try:
         inputs, targets = split_batch(batch, labelled=True)
@@ -113,11 +129,30 @@ def confidence_of(trainee: Trainee, batch: Any) -> Confidence | None:
     margins, right = decisions(logits, targets)
     if margins is None or right is None:
         return None
-    margin = float(margins.median())
-    if not 0 < margin < TRAINED_MARGIN:
+    if not 0 < float(margins.median()) < wanted:
         return None
-    factor = min(TRAINED_MARGIN / margin, MOST_CONFIDENT)
-    return Confidence(torch.where(right, factor, 1.0), kind, _class_dimension(logits, targets))
+    factor = (wanted / margins).clamp(1, MOST_CONFIDENT)
+    classes = _class_dimension(logits, targets)
+    if not solved:
+        return Confidence(torch.where(right, factor, 1.0), kind, classes)
+    if targets.is_floating_point():
+        return Confidence(torch.where(right, factor, -factor), kind, classes)
+    if targets.unsqueeze(classes).dim() != logits.dim():
+        return None
+    order = _righted(logits, targets.unsqueeze(classes), classes)
+    return Confidence(factor, kind, classes, order)
+
+
+def _righted(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Where each output is taken from, so that the largest and that of the label change places."""
+    names = torch.arange(logits.shape[classes], device=logits.device)
+    shape = [1] * logits.dim()
+    shape[classes] = -1
+    order = names.reshape(shape).expand_as(logits).clone()
+    best = logits.argmax(classes, keepdim=True)
+    known = (labels >= 0) & (labels < logits.shape[classes])  # others (padding) are no decisions
+    labels = torch.where(known, labels, best)
+    return order.scatter(classes, labels, best).scatter(classes, best, labels)
 
 
 def _probabilities(outputs: Tensor, targets: Tensor) -> str | None:

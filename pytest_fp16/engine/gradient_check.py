@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.confidence import Confidence, confidence_of, scaled_outputs, scaling
+from pytest_fp16.engine.confidence import Confidence, scaling
 from pytest_fp16.engine.gradient_evidence import (
     Broke,
     Evidence,
@@ -27,13 +27,7 @@ from pytest_fp16.engine.gradient_evidence import (
     lost_epsilon,
     lost_in_the_cast,
 )
-from pytest_fp16.engine.gradient_points import (
-    BATCHES,
-    Gradients,
-    examine_point,
-    gradients,
-    scaled_gradients,
-)
+from pytest_fp16.engine.gradient_points import BATCHES, examine_point
 from pytest_fp16.engine.gradient_rules import RULES
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
@@ -42,8 +36,10 @@ from pytest_fp16.engine.origin import Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.refusal import name_of
 from pytest_fp16.engine.second_look import applied_step, exact_step, second_look
+from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.step_rules import wayward
+from pytest_fp16.engine.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
@@ -96,6 +92,7 @@ class _Check:
         self.length = min(max(total // 6, low), high, max(total, 2))
         self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
         self.stream = endless(subject, _SEED)
+        self.shares: list[tuple[int, tuple[float, int] | None]] = []
 
     def _candidate(self) -> Trainee:
         return Trainee(self.subject, self.precision, _SEED, self.state, self.place)
@@ -125,11 +122,13 @@ class _Check:
             raise
         except Exception as error:
             self._require_reference(extra[0])
+            self.evidence.raised_at = raised_at(error)
             self.evidence.raised_in = self._watched(
                 self._weights(), [extra[0]], optimize=False
             ).failed_in
             return f"{name_of(error)}: {str(error).strip()}", None
         self.evidence.points.append(point)
+        self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             return None
         origin = self._watched(self._weights(), [extra[0]], optimize=False).found
@@ -160,7 +159,7 @@ class _Check:
             if step + 1 in points and evidence.broke is None:
                 evidence.broke = self._point(candidate, extra, step + 1)
         if evidence.broke is None:
-            evidence.confident = self._confident(candidate, extra[0])
+            self._sure(candidate, extra[0])
             evidence.broke = self._together(
                 first[: 2 * half * every], snapshots, losses[: 2 * half * every]
             )
@@ -168,24 +167,18 @@ class _Check:
             evidence.lags = statistics.lags(evidence.total_steps, self.precision.dtype)
         return recorder
 
-    def _confident(self, candidate: Trainee, batch: Any) -> Broke | None:
-        """The gradient once the model is as sure as a trained one: its right logits scaled up."""
-        sure = confidence_of(self.exact, batch)
-        if sure is None:
-            return None
-        with scaled_outputs(self.exact.model, sure):
-            try:
-                finite = _all_finite(gradients(self.exact, batch, 0))
-            except Exception:
-                return None  # a loss that does not take outputs which have been changed
-            if not finite:
-                return None
-        candidate.model.load_state_dict(self.exact.model.state_dict())
-        with scaled_outputs(candidate.model, sure):
-            if _all_finite(scaled_gradients(candidate, batch, 0)):
-                return None
-        said = "the gradient of confident outputs is not finite"
-        return said, self._watched(self._weights(), [batch], optimize=False, sure=sure).found
+    def _sure(self, candidate: Trainee, batch: Any) -> None:
+        """The gradient once the model is as sure as a trained one, and has nothing wrong left."""
+        for solves in (False, True):
+            sure = breaking(self.exact, candidate, batch, solves)
+            if sure is None:
+                continue
+            origin = self._watched(self._weights(), [batch], optimize=False, sure=sure).found
+            outputs = "a batch without mistakes" if solves else "confident outputs"
+            self.evidence.confident = f"the gradient of {outputs} is not finite", origin
+            if solves:
+                self.evidence.solved = solved(candidate, self.shares, self.evidence.total_steps)
+            return
 
     def _weights(self) -> dict[str, Any]:
         """The reference's state as it is now."""
@@ -206,6 +199,7 @@ class _Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            self.evidence.raised_at = raised_at(error)
             self.evidence.raised_in = self._watched(self.state, first, optimize=True).failed_in
             return f"{name_of(error)}: {str(error).strip()}", None
         reached = float_tensors(candidate)
@@ -286,7 +280,3 @@ class _Check:
             if origin.found is not None:
                 break
         return origin
-
-
-def _all_finite(found: Gradients) -> bool:
-    return found.finite and math.isfinite(found.loss)

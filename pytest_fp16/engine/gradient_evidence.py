@@ -17,6 +17,7 @@ from pytest_fp16.engine.order import ordered
 from pytest_fp16.engine.origin import Found
 from pytest_fp16.engine.second_look import SecondLook
 from pytest_fp16.engine.statistics_probe import Lag, StatisticsRecorder
+from pytest_fp16.engine.sure_outputs import Solved
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.errors import DataError
 from pytest_fp16.subject import Training
@@ -38,9 +39,11 @@ class Evidence:
             steps.
         raised_in: the module whose step raised, ``"<loss>"`` or ``"<optimizer>"``; None where none
             did.
+        raised_at: the line of the user's code it came from, if any.
         weights: movement of the trained weights over the steps made together.
         first_losses: (reference, candidate) of each of those steps.
         confident: what was raised or lost when the model was made as sure as a trained one.
+        solved: how often a batch without mistakes will be seen, where that is what made it so.
         statistics: per buffer (and averaged weight): movement, and the share of its own size that
             a whole training would leave it behind by.
         lags: where running statistics of batch norms end.
@@ -57,9 +60,11 @@ class Evidence:
     points: list[Point] = field(default_factory=list)
     broke: Broke | None = None
     raised_in: str | None = None
+    raised_at: str | None = None
     weights: Movement | None = None
     first_losses: list[tuple[float, float]] = field(default_factory=list)
     confident: Broke | None = None
+    solved: Solved | None = None
     lags: list[Lag] = field(default_factory=list)
     statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
     lost_buffers: list[str] = field(default_factory=list)
@@ -172,10 +177,14 @@ def lost_epsilon(candidate: Trainee) -> tuple[str, float] | None:
     if candidate.cast is None:
         return None
     for group in candidate.optimizer.param_groups:
-        value = group.get("eps")
-        positive = isinstance(value, float) and value > 0
         if group.get("fused"):  # such kernels compute in float32; only the state is in 16 bits
             continue
-        if positive and not float(torch.tensor(value).to(candidate.cast)):
-            return "eps", value
+        for name in epsilons_of(group):
+            if group[name] > 0 and not float(torch.tensor(group[name]).to(candidate.cast)):
+                return name, group[name]
     return None
+
+
+def epsilons_of(group: Mapping[str, Any]) -> list[str]:
+    """The settings of an optimizer's group that are epsilons: ``eps``, or another's ``epsilon``."""
+    return [n for n, v in group.items() if n.startswith("eps") and isinstance(v, float)]

@@ -43,12 +43,17 @@ def notes(evidence: Evidence) -> list[str]:
         said.append(f"gradients that are zero but for rounding were left out: {shown}")
     if evidence.optimizer is not None:
         said.append(f"{evidence.optimizer.lost:.0%} of updates are lost to rounding (no verdict)")
+    if evidence.confident is not None and evidence.solved is not None and evidence.solved.harmless:
+        lost, origin = evidence.confident
+        where = f" ({origin.source or origin.operation})" if origin is not None else ""
+        fate = "the scaler skips its step" if evidence.solved.skipped else "none is expected"
+        said.append(f"{lost} in 16 bits{where}; {fate}")
     look = evidence.second
     if look is not None and not look.slow:
         said.append(f"weights go another way than in 32 bits, and still learn: {look.said()}")
     if evidence.epsilon is not None:
         said.append(
-            f"the optimizer's eps {evidence.epsilon[1]:g} is zero in {evidence.format.name}"
+            "the optimizer's {} {:g} is zero in {}".format(*evidence.epsilon, evidence.format.name)
         )
     return said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.finding import Finding
@@ -37,7 +38,15 @@ def _broke(evidence: Evidence) -> Finding | None:
 
 
 def _confident(evidence: Evidence) -> Finding | None:
-    return None if evidence.confident is None else _explained(evidence, *evidence.confident)
+    if evidence.confident is None:
+        return None
+    found, solved = _explained(evidence, *evidence.confident), evidence.solved
+    if solved is None:
+        return found
+    if solved.harmless:
+        return None
+    what = f"about {solved.expected:.0f} of {evidence.total_steps} steps will see such a batch"
+    return replace(found, reason=f"{found.reason}; {what}")
 
 
 def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
@@ -49,7 +58,9 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         detail = origin.detail(evidence.format)
         divides = mechanism == "eps-underflow" and module == "<optimizer>"
         if divides and evidence.epsilon is not None:
-            detail = f"eps {evidence.epsilon[1]:g} is zero in {name}"
+            zero = "{} {:g} is zero in {}".format(*evidence.epsilon, name)
+            # A user's own step may divide by something else that is zero.
+            detail = zero if origin.source is None else f"{detail}; {zero}"
         reason = f"{said} in 16 bits: {operation} in {module or 'the model'} ({detail})"
         return Finding(reason, module, operation, mechanism, detail, origin.source)
     if evidence.lost_weights and (said.startswith("the ") or said.startswith("a ")):
@@ -61,7 +72,7 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
     kind: Mechanism = "mask-inf" if "overflow" in said else "unsupported-op"
     where = "<loss>" if evidence.raised_in is None else evidence.raised_in
-    return Finding(f"a step raised {said[:200]}", where, "", kind, said[:200])
+    return Finding(f"a step raised {said[:200]}", where, "", kind, said[:200], evidence.raised_at)
 
 
 def _lost_buffers(evidence: Evidence) -> Finding | None:

@@ -7,9 +7,7 @@ then its last third again and again.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.optimizer_copy import copied_over
 from pytest_fp16.engine.trainee import Trainee, gradient_of
 from pytest_fp16.theory.gradient import Movement, movement
 
 SAMPLE = 128
+#: Steps with the gradients, their opposites and their doubles that tell what a state is made of;
+#: enlarged, so that neither weight decay nor an epsilon has a part in it.
+_TELLING, _ENLARGED = 3, 2.0**12
 
 
 class Recorder:
@@ -30,6 +32,7 @@ class Recorder:
         self.index: dict[int, Tensor] = {}
         self.steps: list[dict[int, Tensor]] = []
         self.start = {id(p): self._sample(p).clone() for p in trainee.parameters()}
+        self.states = {id(p): self._state(trainee.optimizer, p) for p in trainee.parameters()}
         self.moved: set[int] = set()
         self.handle = trainee.optimizer.register_step_pre_hook(self._hook)
 
@@ -39,6 +42,20 @@ class Recorder:
             stride = max(flat.numel() // SAMPLE, 1)
             self.index[key] = torch.arange(0, flat.numel(), stride, device=flat.device)[:SAMPLE]
         return flat[self.index[key]]
+
+    def _state(self, optimizer: Any, p: Tensor) -> dict[str, Any]:
+        """What an optimizer keeps of a parameter before its first step (Adagrad does)."""
+        held = optimizer.state.get(p, {})
+        return {
+            kind: self._sample_like(p, value).clone() if isinstance(value, Tensor) else value
+            for kind, value in held.items()
+        }
+
+    def _sample_like(self, p: Tensor, value: Tensor) -> Tensor:
+        if value.shape != p.shape:
+            return value.detach()
+        self._sample(p)
+        return value.detach().flatten()[self.index[id(p)]]
 
     def _hook(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         held = {}
@@ -66,6 +83,8 @@ class Probe:
             not zero in 32 bits; minus infinity where most are zero in 16.
         zeroed: per kind of state, the share that is zero in 16 bits and not in 32.
         lost: share of single updates that left a weight as it was although it moved in 32 bits.
+        magnitudes: the kinds of state that measure how large gradients are: steps are divided by
+            them.
     """
 
     moved: Movement
@@ -74,6 +93,7 @@ class Probe:
     states: dict[str, float]
     zeroed: dict[str, float]
     lost: float
+    magnitudes: frozenset[str] = frozenset()
 
 
 def probe(
@@ -105,20 +125,43 @@ def probe(
     moved = movement(twin.weights() - twin.start, low.weights() - low.start)
     finite = bool(low.weights().isfinite().all())
     states, zeroed = _compare_states(twin, low)
-    return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1))
+    sizes = _magnitudes(trainee.optimizer, recorder)
+    return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1), sizes)
+
+
+def _magnitudes(optimizer: Any, recorder: Recorder) -> frozenset[str]:
+    """Kinds of state that measure the size of gradients, whatever their author calls them.
+
+    They are never negative, do not feel a gradient's sign, and grow with it: a second moment, its
+    largest so far, Adamax's norm. A momentum feels the sign; averages of weights do not grow.
+    """
+    runs = []
+    for factor in (_ENLARGED, -_ENLARGED, 2 * _ENLARGED):
+        run = _Run(optimizer, recorder, torch.float32)
+        for held in recorder.steps[:_TELLING]:
+            run.step(held, factor)
+        runs.append(run.states())
+    plain, opposite, double = runs
+    found = []
+    for kind, value in plain.items():
+        some = value != 0
+        if kind not in opposite or kind not in double or not bool(some.any()):
+            continue
+        even = (opposite[kind][some] / value[some] - 1).abs() < 0.1
+        grown = double[kind][some] / value[some] > 1.5
+        if bool((value >= 0).all()) and float((even & grown).float().mean()) > 0.5:
+            found.append(kind)
+    return frozenset(found)
 
 
 class _Run:
     """A copy of an optimizer over small tensors of its own."""
 
     def __init__(self, optimizer: Any, recorder: Recorder, dtype: torch.dtype) -> None:
-        self.optimizer = copy.copy(optimizer)
-        self.optimizer.state = defaultdict(dict)
-        self.optimizer._optimizer_step_pre_hooks = type(optimizer._optimizer_step_pre_hooks)()
         self.keys: list[list[int]] = []  # per group: the parameters its one tensor is made of
         self.tensors: list[nn.Parameter] = []
         self.sizes = {key: len(start) for key, start in recorder.start.items()}
-        groups = []
+        groups, states = {}, {}
         for group in optimizer.param_groups:
             keys = [id(p) for p in group["params"] if id(p) in recorder.moved]
             own = []
@@ -127,17 +170,19 @@ class _Run:
                 own = [nn.Parameter(together.to(dtype, copy=True))]
                 self.keys.append(keys)
                 self.tensors += own
-            groups.append({**group, "params": own})
-        self.optimizer.param_groups = groups
+                states[own[0]] = _joined([recorder.states[k] for k in keys], dtype)
+            groups[id(group)] = {**group, "params": own}
+        self.optimizer = copied_over(optimizer, groups)
+        self.optimizer.state.update({t: held for t, held in states.items() if held})
         self.dtype = dtype
         self.start = self.weights()
 
-    def step(self, gradients: dict[int, Tensor]) -> None:
+    def step(self, gradients: dict[int, Tensor], factor: float = 1.0) -> None:
         for keys, tensor in zip(self.keys, self.tensors, strict=True):
             parts = [
                 gradients.get(k, torch.zeros(self.sizes[k], device=tensor.device)) for k in keys
             ]
-            tensor.grad = torch.cat(parts).to(self.dtype)
+            tensor.grad = (torch.cat(parts) * factor).to(self.dtype)
         self.optimizer.step()
 
     def weights(self) -> Tensor:
@@ -150,6 +195,16 @@ class _Run:
                 if isinstance(value, Tensor) and value.shape == tensor.shape and value.numel():
                     kinds.setdefault(kind, []).append(value.detach().float().flatten())
         return {kind: torch.cat(values) for kind, values in kinds.items()}
+
+
+def _joined(states: list[dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
+    """The states of several parameters as that of one: tensors of their shape put together."""
+    joined: dict[str, Any] = {}
+    for kind, value in states[0].items():
+        parts = [part for s in states if isinstance(part := s.get(kind), Tensor) and part.dim()]
+        whole = len(parts) == len(states)
+        joined[kind] = torch.cat(parts).to(dtype, copy=True) if whole else value
+    return joined
 
 
 def _compare_states(twin: _Run, low: _Run) -> tuple[dict[str, float], dict[str, float]]:

@@ -20,21 +20,19 @@ LOSS_GROWN = 2.0
 #: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
 STATE_DECADES = 1.5
 
-_EPS_STATES = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq", "exp_inf"})
-
 
 def epsilon(evidence: Evidence) -> Finding | None:
     """An epsilon that is zero in the format, where the second moment is zero, too."""
     probe = evidence.optimizer
     if evidence.epsilon is None or probe is None:
         return None
-    zeroed = max((s for k, s in probe.zeroed.items() if k in _EPS_STATES), default=0.0)
+    zeroed = max((s for k, s in probe.zeroed.items() if k in probe.magnitudes), default=0.0)
     if probe.finite and not zeroed:
         return None
-    value, name = evidence.epsilon[1], evidence.format.name
-    what = f"eps {value:g} is zero in {name}, and {zeroed:.0%} of the second moment is too"
+    (eps, value), name = evidence.epsilon, evidence.format.name
+    what = f"{eps} {value:g} is zero in {name}, and {zeroed:.0%} of the second moment is too"
     return Finding(
-        f"the optimizer divides by zero: {what}", "<optimizer>", "eps", "eps-underflow", what
+        f"the optimizer divides by zero: {what}", "<optimizer>", eps, "eps-underflow", what
     )
 
 
@@ -55,7 +53,8 @@ def optimizer(evidence: Evidence) -> Finding | None:
     if not probe.finite:
         what = f"a weight is not finite after {probe.broke_at} steps of the optimizer alone"
         return Finding(what, "<optimizer>", "step", "overflow", what)
-    large = [(v, k) for k, v in probe.states.items() if k in _EPS_STATES and v > STATE_DECADES]
+    sizes = {k: v for k, v in probe.states.items() if k in probe.magnitudes}
+    large = [(v, k) for k, v in sizes.items() if v > STATE_DECADES]
     if large:
         decades, kind = max(large)
         what = f"{kind} is {10**decades:.3g} times too large in the median: it cannot decay"
@@ -98,7 +97,9 @@ def slow(evidence: Evidence) -> Finding | None:
 
 def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
     what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
-    if moved.size > 1:
+    # Where a second moment is gone, its weights' steps outgrow the others: a turn, no standstill.
+    turned = bool(vanished(evidence.optimizer)[0]) and moved.gain < moved.size / 2
+    if moved.size > 1 or turned:
         what += f", though they go {moved.size:.3g} times as far"
         return _stepping(evidence, what, "the weights go another way: ")
     probe = evidence.optimizer
@@ -117,8 +118,10 @@ def _stepping(evidence: Evidence, what: str, said: str) -> Finding:
 
 def vanished(probe: Probe | None) -> tuple[str, float]:
     """(kind, share) of the optimizer's state that rounds to zero; ("", 0) where little does."""
-    zeroed = probe.zeroed if probe is not None else {}
-    known = {k: share for k, share in zeroed.items() if k in _EPS_STATES and share > 0}
+    if probe is None:
+        return "", 0.0
+    zeroed = probe.zeroed
+    known = {k: share for k, share in zeroed.items() if k in probe.magnitudes and share > 0}
     most = {k: share for k, share in zeroed.items() if share > 0.5}
     return max((known or most).items(), key=lambda item: item[1], default=("", 0.0))
 

@@ -1,6 +1,7 @@
 """The gradient check on small real trainings: what it flags, where, and what it must not."""
 
 import json
+import linecache
 from functools import partial
 
 import pytest
@@ -487,3 +488,29 @@ def test_an_error_of_the_users_own_is_raised():
 
     with pytest.raises(KeyError, match="mine"):
         check("16-true", loss=broken)
+
+
+def test_an_error_has_the_line_that_raised_it():
+    def loss(z, y):
+        return F.cross_entropy(z.masked_fill(z < -50, -1e9), y)
+
+    culprit = check("16-true", loss=loss).culprit
+    assert (culprit.module, culprit.mechanism) == ("<loss>", "mask-inf")
+    name, _, number = culprit.source.rpartition(":")
+    assert "masked_fill" in linecache.getline(name, int(number))
+
+
+def test_a_users_step_that_divides_by_zero_is_not_blamed_on_the_epsilon_alone():
+    class Sophia(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"lr": 1e-3, "eps": 1e-8})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p.sub_(1e-3 * (p.grad * 0 / (p.grad * 0).clamp(min=1e-15)))
+
+    found = check("16-true", optimizer=Sophia)
+    assert found.culprit.module == "<optimizer>"
+    assert "a divisor" in found.reason
+    assert "eps 1e-08 is zero in float16" in found.reason

@@ -19,14 +19,15 @@ from pytest_fp16.engine.step_rules import (
 from pytest_fp16.theory.gradient import Movement
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16
 
+MAGNITUDES = frozenset({"exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq"})
 HEALTHY = Movement(gain=0.95, size=1.0, length=1.0)
 SLOW = SecondLook(8, [2.0, 2.1], [1.0, 1.1], [0.5, 0.6], [1.9, 2.0])
 LEARNS = SecondLook(8, [2.0, 2.1], [1.0, 1.1], [0.5, 0.6], [0.5, 0.6])
 
 
 def probe(moved=HEALTHY, **changes):
-    given = {"finite": True, "broke_at": -1, "states": {}, "zeroed": {}, "lost": 0.25, **changes}
-    return Probe(moved, **given)
+    given = {"finite": True, "broke_at": -1, "states": {}, "zeroed": {}, "lost": 0.25}
+    return Probe(moved, **{**given, "magnitudes": MAGNITUDES, **changes})
 
 
 def evidence(fmt=FLOAT16, **known):
@@ -161,3 +162,34 @@ def test_wayward_weights_miss_their_place_by_more_than_the_way():
     assert wayward(evidence(weights=Movement(math.nan, math.nan, 1.0)))
     assert not wayward(evidence(weights=Movement(0.6, 0.6, 1.0)))  # short of it
     assert not wayward(evidence(weights=Movement(0.1, 2.0, 0.0)))  # there was no way
+
+
+def test_a_second_moment_of_any_name_that_cannot_decay():
+    known = {"states": {"power": 2.0}}
+    found = optimizer(evidence(optimizer=probe(magnitudes=frozenset({"power"}), **known)))
+    assert (found.operation, found.mechanism) == ("power", "absorption")
+    assert optimizer(evidence(optimizer=probe(**known))) is None
+
+
+def test_an_epsilon_has_the_name_its_optimizer_gives_it():
+    lost = evidence(epsilon=("epsilon", 1e-8), optimizer=probe(zeroed={"sum": 0.5}))
+    assert epsilon(lost).operation == "epsilon"
+    assert "epsilon 1e-08 is zero" in epsilon(lost).reason
+
+
+@pytest.mark.parametrize(
+    ("moved", "zeroed", "mechanism", "words"),
+    [
+        ((0.1, 0.12), {}, "absorption", "stand still"),
+        ((0.1, 0.8), {}, "absorption", "stand still"),
+        ((0.1, 0.12), {"sum": 0.1}, "absorption", "stand still"),
+        ((0.1, 0.8), {"sum": 0.1}, "underflow", "another way"),
+        ((0.1, 3.0), {"sum": 0.1}, "underflow", "another way"),
+    ],
+)
+def test_steps_that_turn_for_want_of_a_second_moment_are_no_standstill(
+    moved, zeroed, mechanism, words
+):
+    found = optimizer(evidence(optimizer=probe(Movement(*moved, 1.0), zeroed=zeroed)))
+    assert found.mechanism == mechanism
+    assert words in found.reason
