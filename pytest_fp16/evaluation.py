@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.batch import Batch
 from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
@@ -18,7 +19,6 @@ from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.refusal import first_line
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation_report import needs_diagnosis, report_of
-from pytest_fp16.evidence import Batch, MetricTotals
 from pytest_fp16.lane import Lane
 from pytest_fp16.metric import Accuracy
 from pytest_fp16.mixing import keep_in_float32
@@ -29,6 +29,7 @@ from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import check_labels, infer_task, require_shape
+from pytest_fp16.totals import MetricTotals
 
 _SEED = 1729
 #: Labelled inputs in the first batch from which a reference can be told from chance.

@@ -1,7 +1,7 @@
 """What a check remembers of the batches it has seen: totals, never the data itself.
 
-`Batch` is one batch through the reference, `Prediction` gathers what theory says of it,
-`Outcome` what the candidate really did, and how far that is from what theory said.
+`Prediction` gathers what theory says of each, `Outcome` what the candidate really did, and how far
+that is from what theory said.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pytest_fp16.batch import Batch
 from pytest_fp16.engine.theory_batch import TheoryBatch
-from pytest_fp16.expectation import expected_right, flip_chance, noisy
-from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
-from pytest_fp16.subject import Evaluation
+from pytest_fp16.expectation import flip_chance
 from pytest_fp16.task import Task
 from pytest_fp16.theory.flips import FlipCount
 from pytest_fp16.theory.margin import (
@@ -27,6 +26,7 @@ from pytest_fp16.theory.margin import (
     floating_point_error,
 )
 from pytest_fp16.theory.standardised import GRANTED_SPREAD, ErrorTotals
+from pytest_fp16.totals import MetricTotals
 
 #: Errors of the 32-bit runs themselves, relative to the largest logit: below it nothing is claimed.
 FLOAT32_NOISE = 2.0**-20
@@ -36,84 +36,6 @@ NAMED = 32
 NEAREST = 8
 #: Inputs kept for the diagnosis to look at.
 KEPT = 8
-
-
-@dataclass
-class Batch:
-    """One batch and what the reference made of it, in the CPU's memory but for the inputs.
-
-    Attributes:
-        inputs: on the device, float32.
-        raw_labels: as the user gave them, or None.
-        n: number of inputs; `first` is the position of the first one in the data.
-        output: the reference's raw output.
-        logits: canonical, [N, P, C] (regression: values [N, 1, D]).
-        labels: canonical [N, P] (regression: [N, D]), or None.
-        valid: decisions that count, bool [N, P].
-        seed: the random state its runs start from.
-    """
-
-    inputs: Any
-    raw_labels: Any
-    n: int
-    first: int
-    output: Tensor
-    logits: Tensor
-    labels: Tensor | None
-    valid: Tensor
-    seed: int
-
-    @property
-    def top(self) -> Tensor:
-        """The reference's classes, [N, P]."""
-        return self.logits.nan_to_num(nan=-torch.inf).argmax(-1)
-
-
-class MetricTotals:
-    """The subject's metric of one run, whatever kind it is."""
-
-    def __init__(self, task: Task, subject: Evaluation) -> None:
-        self.task = task
-        self.custom = subject.metric
-        self.tally: Accuracy | RSquared | Scores
-        if self.custom is not None:
-            self.tally = Scores()
-        elif task.decides:
-            self.tally = Accuracy()
-        else:
-            self.tally = RSquared()
-
-    def add(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
-        """Add what one run made of a batch: its raw and its canonical output."""
-        if isinstance(self.tally, Scores):
-            self.tally.add(user_scores(self.custom, output, batch.raw_labels, batch.n))
-        elif isinstance(self.tally, Accuracy):
-            labels = batch.top if batch.labels is None else batch.labels
-            self.tally.add(right(logits, labels), batch.valid)
-        else:
-            self.tally.add(_values(logits), _targets(batch))
-
-    def add_expected(self, batch: Batch, theory: TheoryBatch, chance: Tensor) -> None:
-        """Add what theory expects of a batch; `chance` is each decision's probability to flip."""
-        if isinstance(self.tally, Accuracy):
-            labels = batch.top if batch.labels is None else batch.labels
-            self.tally.add(expected_right(batch.logits, labels, theory, chance), batch.valid)
-        elif isinstance(self.tally, RSquared):
-            values, variance = theory.average, theory.scatter
-            if values is None:
-                # σ belongs to a random direction of length one: D such directions make the output.
-                values = theory.logits
-                variance = theory.sigma[:, 0].double().square() * values.shape[-1]
-            self.tally.add(_values(values), _targets(batch), variance)
-        else:
-            raw = self.task.raw(noisy(theory, self.task, batch.seed), batch.output.shape)
-            if raw is not None:
-                self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n))
-
-    @property
-    def value(self) -> float:
-        """The metric so far."""
-        return self.tally.value
 
 
 def lost_values(reference: Tensor, values: Tensor) -> Tensor:
@@ -129,15 +51,6 @@ def lost_values(reference: Tensor, values: Tensor) -> Tensor:
         more = here.sum(1) - (own == infinite).sum(1)
         lost += torch.minimum(more.clamp(min=0), (here & finite).sum(1))
     return lost
-
-
-def _values(logits: Tensor) -> Tensor:
-    values = logits.flatten(1)
-    return values.masked_fill(values.isnan(), torch.inf)
-
-
-def _targets(batch: Batch) -> Tensor:
-    return batch.logits.flatten(1) if batch.labels is None else batch.labels.flatten(1)
 
 
 @dataclass

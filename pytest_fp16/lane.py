@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.batch import Batch
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
@@ -21,11 +22,12 @@ from pytest_fp16.engine.refusal import (
 )
 from pytest_fp16.engine.theory_batch import TheoryBatch
 from pytest_fp16.engine.theory_pass import TheoryPass
-from pytest_fp16.evidence import KEPT, Batch, Kept, MetricTotals, Outcome, Prediction, standardised
+from pytest_fp16.evidence import KEPT, Kept, Outcome, Prediction, standardised
 from pytest_fp16.precision import Precision
 from pytest_fp16.task import Task
 from pytest_fp16.theory.margin import flips_and_ties
 from pytest_fp16.theory.standardised import ErrorTotals, mean_allowed, spread_allowed
+from pytest_fp16.totals import MetricTotals
 
 #: Inputs an ideal emulation may be run on to tell correlated rounding from a defect.
 SECOND_LOOK = 2000

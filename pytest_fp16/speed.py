@@ -87,11 +87,22 @@ def measure(
         rounds = rounds or _rounds(sum(t[-1] for t in times.values()))
         pedantic(target, setup=setup, rounds=rounds, warmup_rounds=1, iterations=1)
     kept = {name: seconds[-rounds:] for name, seconds in times.items()}
+    return _speed(kept, peaks, precision, rivals[1].name if rivals[1:] else None)
+
+
+def _speed(
+    times: Mapping[str, list[float]],
+    peaks: Mapping[str, int | None],
+    precision: str,
+    mixed: str | None,
+) -> Speed:
+    """Medians of one precision beside the reference's, and a mixed one's where there is one."""
+    own, reference = times[precision], times[REFERENCE.name]
     return Speed(
-        seconds=statistics.median(kept[precision]),
-        reference_seconds=statistics.median(kept[REFERENCE.name]),
-        speedup=ratio(kept[REFERENCE.name], kept[precision]),
-        speedup_over_mixed=ratio(kept[rivals[1].name], kept[precision]) if rivals[1:] else None,
+        seconds=statistics.median(own),
+        reference_seconds=statistics.median(reference),
+        speedup=ratio(reference, own),
+        speedup_over_mixed=ratio(times[mixed], own) if mixed is not None else None,
         peak_memory=peaks[precision],
         reference_peak_memory=peaks[REFERENCE.name],
     )

@@ -39,6 +39,24 @@ def fused_attention(
     if key.shape[-3] != query.shape[-3] and key.dim() >= 3:  # grouped queries
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = _scores(query, key, mask, causal, scale)
+    largest = scores.amax(-1, keepdim=True).detach()
+    # A row masked everywhere has no largest score; kernels give zeros there, not NaN.
+    largest = torch.where(largest == -torch.inf, torch.zeros_like(largest), largest)
+    weights = (scores - largest).exp()
+    sums = weights.sum(-1, keepdim=True)
+    if dropout:
+        weights = torch.nn.functional.dropout(weights, dropout)
+    out = round_probabilities(weights) @ value / torch.where(sums == 0, torch.ones_like(sums), sums)
+    if out.dim() == 4:  # as kernels leave it in memory, so that heads can be viewed as one
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)
+    return out, (sums.log() + largest).squeeze(-1)
+
+
+def _scores(
+    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """The scores [..., L, S]; minus infinity where a key is masked."""
     scores = (
         query
         @ key.transpose(-2, -1)
@@ -51,14 +69,4 @@ def fused_attention(
         scores = (
             scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         )
-    largest = scores.amax(-1, keepdim=True).detach()
-    # A row masked everywhere has no largest score; kernels give zeros there, not NaN.
-    largest = torch.where(largest == -torch.inf, torch.zeros_like(largest), largest)
-    weights = (scores - largest).exp()
-    sums = weights.sum(-1, keepdim=True)
-    if dropout:
-        weights = torch.nn.functional.dropout(weights, dropout)
-    out = round_probabilities(weights) @ value / torch.where(sums == 0, torch.ones_like(sums), sums)
-    if out.dim() == 4:  # as kernels leave it in memory, so that heads can be viewed as one
-        out = out.transpose(1, 2).contiguous().transpose(1, 2)
-    return out, (sums.log() + largest).squeeze(-1)
+    return scores

@@ -56,6 +56,14 @@ class Shadow(Carrier):
         """The float32 values."""
         return self.inner
 
+    def write(self, values: Tensor, depends: bool, noisy: bool) -> None:
+        """The program has put `values` here, which depend on its input, or carry errors."""
+        if values is not self.inner:
+            self.inner = values
+        self.cell.grid = None
+        self.cell.depends |= depends
+        self.cell.noisy |= noisy
+
 
 def unwrap(value: Any) -> Any:
     """The float32 values of traced tensors; lists element by element; the rest untouched."""

@@ -69,3 +69,11 @@ def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
             )
         )
     )
+
+
+def differ(alone: Tensor, together: Tensor) -> bool:
+    """Whether the logits of some inputs change with their batch, beyond the order of sums."""
+    finite = alone.isfinite() & together.detach().isfinite()
+    gap = torch.where(finite, alone - together.detach(), torch.zeros_like(alone)).abs()
+    scale = torch.where(finite, alone, torch.zeros_like(alone)).abs().amax()
+    return bool((gap > 1e-3 * scale).any())

@@ -25,7 +25,7 @@ from pytest_fp16.engine.refusal import UnsupportedOperation, first_line
 from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals, measured_screen
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
-from pytest_fp16.engine.theory_batch import TheoryBatch, concatenate
+from pytest_fp16.engine.theory_batch import TheoryBatch, concatenate, differ
 from pytest_fp16.engine.theory_sharing import Sharing
 from pytest_fp16.engine.trace import Trace
 from pytest_fp16.precision import Precision
@@ -205,7 +205,7 @@ class TheoryPass:
         together = self._sigma(trace, canonical, reference[:kept])
         self.totals.clear()
         differs = (alone - together[:few]).abs() > _AGREEMENT * alone
-        if trace.recorder.owners.shared or bool(differs.any()) or _differ(values, canonical[:few]):
+        if trace.recorder.owners.shared or bool(differs.any()) or differ(values, canonical[:few]):
             raise NotDifferentiableError("the error of an input depends on its batch")
 
     def learn_decisions(self, inputs: Any, n: int, seed: int) -> None:
@@ -291,11 +291,3 @@ def _chunk_size(trace: Trace, n: int) -> int:
     per_site = per_input / max(1, len(trace.recorder.signature))
     held = (p for p in PRIMES if p == 5 or p * 4 * 3 * per_input <= _CHUNK_BYTES)
     return max(p for p in held if p <= _CHUNK or p * per_site <= _FEW_VALUES)
-
-
-def _differ(alone: Tensor, together: Tensor) -> bool:
-    """Whether predicted logits change with the batch, by more than the order of float32 sums."""
-    finite = alone.isfinite() & together.detach().isfinite()
-    gap = torch.where(finite, alone - together.detach(), torch.zeros_like(alone)).abs()
-    scale = torch.where(finite, alone, torch.zeros_like(alone)).abs().amax()
-    return bool((gap > 1e-3 * scale).any())

@@ -204,14 +204,14 @@ class Trace(Interception):
             elif shadow is None:
                 results.append(Shadow(item, dtype, Cell(call.depends, noisy, grid)))
             else:
-                _update(shadow, item, call.depends, noisy)
+                shadow.write(item, call.depends, noisy)
                 results.append(shadow)
         if len(self.recorder.signature) > sites and self._severs(call, items):
             self.severed.add(call.known.name)
         # In-place foreach operations return nothing; their targets still have new values.
         for shadow, target in written:
             if not any(r is shadow for r in results):
-                _update(shadow, target, call.depends, False)
+                shadow.write(target, call.depends, False)
         return rebuild(out, iter(results))
 
     def _severs(self, call: Call, items: list[Any]) -> bool:
@@ -293,12 +293,3 @@ class Trace(Interception):
             result.cell.doubt = rows
         if not whole and name not in ("max", "min", "median"):
             self.undecided |= rows
-
-
-def _update(shadow: Shadow, values: Tensor, depends: bool, noisy: bool) -> None:
-    """A traced tensor that was written."""
-    if values is not shadow.inner:
-        shadow.inner = values
-    shadow.cell.grid = None
-    shadow.cell.depends |= depends
-    shadow.cell.noisy |= noisy

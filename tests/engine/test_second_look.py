@@ -2,9 +2,8 @@
 
 from functools import partial
 
-import numpy as np
+import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,25 +22,24 @@ def convolutions():
     )
 
 
-def check(name, rate, **changes):
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))[:1197]
-    x = torch.tensor(digits.images[order] / 16, dtype=torch.float32)[:, None]
-    y = torch.tensor(digits.target[order])
-    data = list(zip(x.split(64), y.split(64), strict=True))
-    given = {
-        "model": convolutions,
-        "optimizer": partial(torch.optim.Adam, lr=rate, eps=1e-4),
-        "loss": F.cross_entropy,
-        "train_data": data,
-        "eval_data": data,
-        "epochs": 5,
-        **changes,
-    }
-    return gradient_check(Training(**given), precision(name), Settings(), torch.device("cpu"))
+@pytest.fixture
+def check(digits_training):
+    """A function that makes the gradient check of a training with Adam at some rate."""
+
+    def make(name, rate, **changes):
+        given = {
+            "model": convolutions,
+            "optimizer": partial(torch.optim.Adam, lr=rate, eps=1e-4),
+            "epochs": 5,
+            **changes,
+        }
+        subject = digits_training(**given)
+        return gradient_check(subject, precision(name), Settings(), torch.device("cpu"))
+
+    return make
 
 
-def test_a_second_moment_that_vanishes_ruins_a_training_that_is_near_its_largest_rate():
+def test_a_second_moment_that_vanishes_ruins_a_training_that_is_near_its_largest_rate(check):
     """Its loss never doubles after the start, so the first steps alone do not show it."""
     found = check("16-true", 8e-3)
     assert found.verdict == "not equivalent"
@@ -55,13 +53,13 @@ def test_a_second_moment_that_vanishes_ruins_a_training_that_is_near_its_largest
         assert not any("another way" in note for note in healthy.notes)
 
 
-def test_longer_steps_are_harmless_where_the_model_learns():
+def test_longer_steps_are_harmless_where_the_model_learns(check):
     found = check("16-true", 1e-3)
     assert found.verdict == "equivalent", found.reason
     assert any("another way" in note and "still learn" in note for note in found.notes)
 
 
-def test_weights_that_run_off_do_not_stand_still():
+def test_weights_that_run_off_do_not_stand_still(check):
     """An epsilon that float16 holds, just: steps are thousands of times too long."""
     adam = partial(torch.optim.Adam, lr=1e-3, eps=1e-7)
     found = check("16-true", 0, optimizer=adam, loss=lambda z, y: F.cross_entropy(z, y) / 100)

@@ -44,3 +44,13 @@ def test_outside_a_trace_an_operation_on_it_is_an_error():
 
     with pytest.raises(RuntimeError, match="after its run had ended"):
         shadow + 1
+
+
+def test_what_is_written_takes_part_in_what_the_memory_is():
+    shadow = Shadow(torch.zeros(2), torch.float16, Cell(False, False, torch.float16))
+    values = torch.ones(2)
+    shadow.write(values, depends=True, noisy=False)
+    assert shadow.inner is values
+    assert (shadow.cell.depends, shadow.cell.noisy, shadow.cell.grid) == (True, False, None)
+    shadow.write(values, depends=False, noisy=True)  # what was there once leaves its trace
+    assert (shadow.cell.depends, shadow.cell.noisy) == (True, True)

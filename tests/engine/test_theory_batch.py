@@ -2,7 +2,7 @@
 
 import torch
 
-from pytest_fp16.engine.theory_batch import TheoryBatch, concatenate
+from pytest_fp16.engine.theory_batch import TheoryBatch, concatenate, differ
 
 
 def chunk(rows, start=0.0, bound=True):
@@ -41,3 +41,11 @@ def test_on_the_host_nothing_changes_but_the_place():
     assert held.margin.device.type == "cpu"
     assert torch.equal(held.margin, chunk(3).margin)
     assert held.noisy_classes is None
+
+
+def test_logits_differ_by_more_than_the_order_of_a_sum():
+    alone = torch.tensor([[100.0, -torch.inf], [0.0, torch.nan]])
+    assert not differ(alone, alone + 0.01)
+    assert differ(alone, alone + 0.2)
+    # what is not finite in one of them says nothing
+    assert not differ(alone, torch.tensor([[torch.inf, -torch.inf], [0.0, 3.0]]))

@@ -1,0 +1,69 @@
+"""The metric of one run over all batches: as it came out, or as theory expects it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.batch import Batch
+from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.expectation import expected_right, noisy
+from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
+from pytest_fp16.subject import Evaluation
+from pytest_fp16.task import Task
+
+
+class MetricTotals:
+    """The subject's metric of one run, whatever kind it is."""
+
+    def __init__(self, task: Task, subject: Evaluation) -> None:
+        self.task = task
+        self.custom = subject.metric
+        self.tally: Accuracy | RSquared | Scores
+        if self.custom is not None:
+            self.tally = Scores()
+        elif task.decides:
+            self.tally = Accuracy()
+        else:
+            self.tally = RSquared()
+
+    def add(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
+        """Add what one run made of a batch: its raw and its canonical output."""
+        if isinstance(self.tally, Scores):
+            self.tally.add(user_scores(self.custom, output, batch.raw_labels, batch.n))
+        elif isinstance(self.tally, Accuracy):
+            labels = batch.top if batch.labels is None else batch.labels
+            self.tally.add(right(logits, labels), batch.valid)
+        else:
+            self.tally.add(_values(logits), _targets(batch))
+
+    def add_expected(self, batch: Batch, theory: TheoryBatch, chance: Tensor) -> None:
+        """Add what theory expects of a batch; `chance` is each decision's probability to flip."""
+        if isinstance(self.tally, Accuracy):
+            labels = batch.top if batch.labels is None else batch.labels
+            self.tally.add(expected_right(batch.logits, labels, theory, chance), batch.valid)
+        elif isinstance(self.tally, RSquared):
+            values, variance = theory.average, theory.scatter
+            if values is None:
+                # σ belongs to a random direction of length one: D such directions make the output.
+                values = theory.logits
+                variance = theory.sigma[:, 0].double().square() * values.shape[-1]
+            self.tally.add(_values(values), _targets(batch), variance)
+        else:
+            raw = self.task.raw(noisy(theory, self.task, batch.seed), batch.output.shape)
+            if raw is not None:
+                self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n))
+
+    @property
+    def value(self) -> float:
+        """The metric so far."""
+        return self.tally.value
+
+
+def _values(logits: Tensor) -> Tensor:
+    values = logits.flatten(1)
+    return values.masked_fill(values.isnan(), torch.inf)
+
+
+def _targets(batch: Batch) -> Tensor:
+    return batch.logits.flatten(1) if batch.labels is None else batch.labels.flatten(1)
