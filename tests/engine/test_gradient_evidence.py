@@ -151,13 +151,13 @@ def state(weight, average, var=1.0):
 
 def compared(reached, end=None, total_steps=8):
     evidence = Evidence(FLOAT16, total_steps=total_steps)
-    ends = [state(0.0, 1.0), state(0.5, 1.5), end or state(1.0, 2.0)]
-    evidence.compare(Averaging(), (state(0.0, 1.0), reached), ends, ["body.weight"], 8)
+    ends = [state(3.0, 1.0), state(3.5, 1.5), end or state(4.0, 2.0)]
+    evidence.compare(Averaging(), (state(3.0, 1.0), reached), ends, ["body.weight"], 8)
     return evidence
 
 
 def test_weights_and_averages_are_held_against_their_32_bit_way():
-    found = compared(state(0.25, 1.1))
+    found = compared(state(3.25, 1.1))
     assert found.weights.gain == pytest.approx(0.25)
     moved, lag = found.statistics["average"]
     assert moved.gain == pytest.approx(0.1)
@@ -168,11 +168,11 @@ def test_weights_and_averages_are_held_against_their_32_bit_way():
 
 
 def test_a_longer_training_would_leave_an_average_further_behind():
-    lags = [compared(state(1.0, 1.1), total_steps=n).statistics["average"][1] for n in (8, 80)]
+    lags = [compared(state(4.0, 1.1), total_steps=n).statistics["average"][1] for n in (8, 80)]
     assert lags[0] < lags[1]
 
 
 def test_buffers_that_are_lost_are_those_finite_in_32_bits():
-    lost = state(1.0, float("inf"), float("nan"))
+    lost = state(4.0, float("inf"), float("nan"))
     assert compared(lost).lost_buffers == ["average", "norm.running_var"]
-    assert compared(lost, end=state(1.0, float("inf"), 1.0)).lost_buffers == ["norm.running_var"]
+    assert compared(lost, end=state(4.0, float("inf"), 1.0)).lost_buffers == ["norm.running_var"]

@@ -64,5 +64,7 @@ def test_a_variance_that_leaves_the_range_long_after_the_first_steps():
     assert bool(recorder.kept[-1][""][1].max() < 65504)  # not yet
     assert lags["running_var"].lost == 1
     assert lags["running_mean"].lost == 0
+    inside, _ = recorded(nn.BatchNorm1d(4, momentum=0.01), scale=200.0)
+    assert inside["running_var"].lost == 0  # it would end at 40000, and does
     bfloat16 = {lag.name: lag for lag in recorder.lags(1000, torch.bfloat16)}
     assert bfloat16["running_var"].lost == 0
