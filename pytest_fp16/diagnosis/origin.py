@@ -18,8 +18,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.damage import Damage
 from pytest_fp16.diagnosis.search import Search
-from pytest_fp16.diagnosis.specimen import Damage, Specimen
+from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.source import frames_of, raised_at
 
@@ -86,7 +87,7 @@ def find_origin(
             raise
         return _stopped(specimen, error)
     operations = specimen.operations
-    damage = Damage(specimen, failing)
+    damage = Damage(specimen.task, specimen.wanted, failing)
     if not damage.shown or not operations:
         return None
 

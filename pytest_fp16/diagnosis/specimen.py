@@ -1,4 +1,4 @@
-"""The few inputs a diagnosis looks at, the two programs on them, and the damage between."""
+"""The few inputs a diagnosis looks at, and the two programs on them."""
 
 from __future__ import annotations
 
@@ -158,69 +158,3 @@ def _exact_twins(model: nn.Module, reference: nn.Module) -> dict[int, tuple[Tens
             same = tensor.dtype not in LOW and tensor.dtype == twin.dtype
             found[id(tensor)] = (tensor, tensor if same else widen(twin.detach()))
     return found
-
-
-class Damage:
-    """How much of a failure a run of the specimen shows: 0 nothing, 1 all of it.
-
-    Where outputs were lost to NaN or infinity, it is the share of those inputs that are lost
-    again; otherwise the root mean square error, relative to the failing run's, or to the spread of
-    the outputs over the inputs where that is less: beyond it nothing is left to lose. A shift
-    common to all classes changes no decision and counts for nothing.
-    """
-
-    def __init__(self, specimen: Specimen, failing: Tensor) -> None:
-        self.task = specimen.task
-        self.wanted = specimen.wanted
-        self.lost = self._lost(failing)
-        logits = self._centred(self.task.canonical(self.wanted))
-        self.spread = float((logits - logits.mean(0, keepdim=True)).square().mean().sqrt())
-        self.full = self._errors(failing)
-        self.error = self.full.clamp(max=self.spread) if self.spread > 0 else self.full
-
-    @property
-    def shown(self) -> bool:
-        """Whether the failing run fails on these inputs at all."""
-        return bool(self.lost.any()) or bool((self.error > 0).any())
-
-    def of(self, output: Tensor) -> float:
-        """The damage of a run."""
-        if output.shape != self.wanted.shape:
-            return 1.0
-        if bool(self.lost.any()):
-            return float(self._lost(output)[self.lost].double().mean())
-        lost = self._lost(output)
-        error = torch.minimum(self._errors(output), self.error)
-        error = torch.where(lost, self.error, error)
-        total = float(self.error.square().sum())
-        return (float(error.square().sum()) / total) ** 0.5 if total > 0 else 0.0
-
-    @property
-    def relative(self) -> float:
-        """The failing run's error relative to the spread of the outputs over the inputs."""
-        error = float(self.full.square().mean().sqrt())
-        return error / self.spread if self.spread > 0 else math.inf
-
-    def _lost(self, output: Tensor) -> Tensor:
-        n = len(self.wanted)
-        if output.shape != self.wanted.shape:
-            return torch.ones(n, dtype=torch.bool)
-        return (self.wanted.isfinite() & ~output.isfinite()).reshape(n, -1).any(1)
-
-    def _errors(self, output: Tensor) -> Tensor:
-        """Root mean square error per input, [N]."""
-        if output.shape != self.wanted.shape:
-            return torch.full((len(self.wanted),), math.inf, dtype=torch.float64)
-        want = self._centred(self.task.canonical(self.wanted))
-        # An infinity that is wanted, of a masked class, is no value that was lost.
-        output = torch.where(self.wanted.isfinite(), output.nan_to_num(0, 0, 0), output)
-        have = self._centred(self.task.canonical(output))
-        return (have - want).flatten(1).square().mean(1).sqrt()
-
-    def _centred(self, logits: Tensor) -> Tensor:
-        finite = logits.isfinite()
-        values = torch.where(finite, logits, 0.0).double()
-        if not self.task.decides:
-            return values
-        count = finite.sum(-1, keepdim=True).clamp(min=1)
-        return torch.where(finite, values - values.sum(-1, keepdim=True) / count, 0.0)
