@@ -93,3 +93,8 @@ def precision(name: object) -> Precision:
 def mixes_dtypes(said: str) -> bool:
     """Whether an error says that tensors of different dtypes met where none is promoted."""
     return any(words in said for words in _MIXED_DTYPES)
+
+
+def refuses_closure(said: str) -> bool:
+    """Whether an error is torch's refusal to scale an optimizer that evaluates the loss itself."""
+    return "Closure use is not currently supported" in said

@@ -15,6 +15,7 @@ from pytest_fp16.engine.refusal import is_missing_kernel
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.train import RunResult, with_last
 from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.precision import refuses_closure
 from pytest_fp16.report.model import Culprit, Cure
 from pytest_fp16.theory.budget import within
 from pytest_fp16.theory.rounding import FORMATS
@@ -131,14 +132,14 @@ def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | _Raised | 
     seed, state = result.seed, runs.state(result.seed)
     trainee = Trainee(runs.subject_for(pairs.precision), pairs.precision, seed, state, runs.place)
     origin = Origin(trainee.model)
-    trainee.optimizer.register_step_pre_hook(lambda *_: setattr(origin, "phase", "<optimizer>"))
+    origin.watch(trainee.optimizer)
     with trainee.installed():
         for epoch in range(runs.subject.epochs):
             trainee.model.train()
             losses = []
             batches = with_last(ordered(runs.subject.train_data, seed, epoch))
             for step, (batch, last) in enumerate(batches):
-                origin.phase = "<loss>"
+                origin.begin()
                 watched = (epoch, step) == result.failed_at
                 try:
                     losses.append(trainee.step(batch, last, origin if watched else None))
@@ -155,7 +156,7 @@ def _raised(result: RunResult, where: _Raised) -> Culprit:
     missing = is_missing_kernel(RuntimeError(said)) or "has no" in said
     overflow = "cannot be converted" in said or "overflow" in said
     return Culprit(
-        module=where.module,
+        module="<optimizer>" if refuses_closure(said) else where.module,
         operation="",
         mechanism="mask-inf" if overflow and not missing else "unsupported-op",
         evidence=said + _when(result),

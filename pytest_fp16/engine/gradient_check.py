@@ -266,10 +266,10 @@ class _Check:
         trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)
         origin = Origin(trainee.model)
         trainee.model.register_forward_hook(scaling(sure))
-        trainee.optimizer.register_step_pre_hook(lambda *_: setattr(origin, "phase", "<optimizer>"))
+        origin.watch(trainee.optimizer)
         every = self.subject.accumulate
         for number, batch in enumerate(batches):
-            origin.phase = "<loss>"
+            origin.begin()
             seed = step_seed(_SEED, number // every, number % every) if optimize else 0
             seed_everything(seed)
             trainee.model.train()

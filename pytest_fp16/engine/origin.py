@@ -34,6 +34,7 @@ class Found(NamedTuple):
         largest: the largest magnitude among its arguments.
         reached: the largest magnitude that its result should have had; NaN where that is unknown.
         source: the line of the user's code that ran it; None where torch's own did, and backwards.
+        of_batch: whether it is the batch that was cast, before the model saw it.
     """
 
     module: str
@@ -42,6 +43,7 @@ class Found(NamedTuple):
     largest: float
     reached: float = math.nan
     source: str | None = None
+    of_batch: bool = False
 
     def detail(self, form: Format) -> str:
         """What happened, in words and numbers."""
@@ -51,6 +53,8 @@ class Found(NamedTuple):
             return "an operation on finite values gave NaN"
         reached = self.reached if math.isfinite(self.reached) else self.largest
         what = "result" if reached == self.reached else "largest argument"
+        if self.of_batch:
+            what = "the batch itself, inputs or targets, goes up to"
         return f"{what} {reached:.1e}, {form.name} holds {form.largest:.2e}"
 
 
@@ -61,7 +65,7 @@ class Origin(TorchDispatchMode):
     backward pass is told from hooks on the gradients of its outputs.
 
     Attributes:
-        phase: ``"<loss>"`` (forward and backward) or ``"<optimizer>"``, set by whoever runs it.
+        phase: ``"<loss>"`` (forward and backward) or ``"<optimizer>"``.
         found: the operation, or None.
         raised_in: the innermost module whose forward pass an error is leaving, or None.
     """
@@ -74,10 +78,20 @@ class Origin(TorchDispatchMode):
         self.found: Found | None = None
         self.raised_in: str | None = None
         self._followed: dict[int, Any] = {}
+        self._entered_any = False
         self._handled = sys.exc_info()[1]
         for name, module in model.named_modules():
             module.register_forward_hook(self._follow(name))
             module.register_forward_hook(self._left(name), always_call=True)
+
+    def begin(self) -> None:
+        """A step begins: nothing of the one before it says where its operations are."""
+        self.phase = self.backward_of = "<loss>"
+        self._entered_any = False
+
+    def watch(self, optimizer: Any) -> None:
+        """Tell the steps of an optimizer from the rest."""
+        optimizer.register_step_pre_hook(lambda *_: setattr(self, "phase", "<optimizer>"))
 
     def _follow(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -125,6 +139,7 @@ class Origin(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self._entered_any |= bool(self.location.stack)
         watching = self.found is None
         held, named = _copies(args, kwargs) if watching else (args, kwargs)
         out = func(*args, **kwargs)
@@ -150,7 +165,8 @@ class Origin(TorchDispatchMode):
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
         line = user_line()
         source = str(line) if line is not None else None
-        self.found = Found(self.place, name, mechanism, largest, reached, source)
+        of_batch = name == "_to_copy" and source is None and not self._entered_any
+        self.found = Found(self.place, name, mechanism, largest, reached, source, of_batch)
 
 
 def _mechanism(name: str, lost: list[Tensor], exact: list[Tensor] | None, zero: bool) -> Mechanism:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pytest_fp16.precision import mixes_dtypes
+from pytest_fp16.precision import mixes_dtypes, refuses_closure
 from pytest_fp16.report import figures
 from pytest_fp16.report.model import Culprit, Cure, Metric, Report
 
@@ -112,6 +112,11 @@ def _why(report: Report, culprit: Culprit) -> str:
     if culprit.mechanism == "unsupported-op":
         if mixes_dtypes(culprit.evidence):
             return "tensors of different dtypes meet in an operation that takes one"
+        if refuses_closure(culprit.evidence):
+            return (
+                "a gradient scaler cannot scale the steps of an optimizer that evaluates the loss "
+                "itself; evaluate it in the training step, or train in bf16-mixed, without a scaler"
+            )
         if "unsafe to autocast" in culprit.evidence:
             return "autocast refuses this operation, as it would be unsafe in 16 bits"
     return _WHY[culprit.mechanism].format(format=figures.dtype_name(report.precision))

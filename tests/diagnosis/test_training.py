@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,3 +179,64 @@ def test_an_error_late_in_a_training_is_found_where_it_was_raised(digits_trainin
     assert "masked_fill" in linecache.getline(*at(culprit.source))
     assert "cannot be converted" in culprit.evidence
     assert "; first in epoch" in culprit.evidence
+
+
+class Counted(nn.Module):
+    """Tells its loss how many steps have been made."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        self.steps += self.training
+        return (self.body(x), self.steps.clone()) if self.training else self.body(x)
+
+
+def test_a_loss_that_breaks_late_is_not_laid_to_the_module_before_it(digits_training, monkeypatch):
+    silent = GradientFindings("equivalent", "nothing found")
+    monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: silent)
+
+    def loss(outputs, targets):
+        z, steps = outputs
+        if steps > 60:
+            z = z * 6e4 * (z.detach() * 0 + 300) / 1.8e7
+        return nn.functional.cross_entropy(z, targets)
+
+    report = check(
+        digits_training(model=Counted, loss=loss, epochs=20), precision="16-true", seeds=2
+    )
+    assert report.training["ended"] == ["not finite"]
+    assert report.culprit.module == "<loss>"
+    assert "6e4" in linecache.getline(*at(report.culprit.source))
+
+
+def test_a_scaler_takes_no_closure(digits_training):
+    def lbfgs(params):
+        return torch.optim.LBFGS(params, lr=0.1, max_iter=2)
+
+    report = check(digits_training(optimizer=lbfgs, epochs=1), precision="16-mixed", seeds=2)
+    assert report.culprit.module == "<optimizer>"
+    assert "a gradient scaler cannot scale" in str(report)
+    assert "kernel for this operation" not in str(report)
+
+
+def test_targets_that_do_not_fit_are_the_batch_itself(digits_training):
+    def regression(batches):
+        return [(x, y.float()[:, None] * 3e4) for x, y in batches]
+
+    subject = digits_training(
+        model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1)),
+        loss=lambda z, t: nn.functional.smooth_l1_loss(z, t / 3e4),
+        task="regression",
+        epochs=1,
+    )
+    subject = replace(
+        subject,
+        train_data=regression(subject.train_data),
+        eval_data=regression(subject.eval_data),
+    )
+    report = check(subject, precision="16-true", seeds=2)
+    assert report.culprit.mechanism == "overflow"
+    assert "the batch itself, inputs or targets, goes up to" in report.culprit.evidence
