@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,11 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_fp16.engine.operations import Facts, facts
+from pytest_fp16.engine.recurrent import padded_by_operations
 from pytest_fp16.engine.refusal import OnTarget
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _KEYS: Any = torch._C.DispatchKey
 AUTOCAST: Any = (
@@ -77,6 +81,10 @@ class Interception(OnTarget):
     Args:
         target: the device whose refusals the program meets; None for none but this device's own.
     """
+
+    def __enter__(self) -> Self:
+        self._context.enter_context(padded_by_operations())
+        return super().__enter__()
 
     def __torch_dispatch__(
         self,

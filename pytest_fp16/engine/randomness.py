@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -17,10 +17,10 @@ import torch
 def preserved_state() -> Iterator[None]:
     """Leave the caller's global state as it was, also after an exception or Ctrl-C.
 
-    Covers: random states (Python, numpy, torch, CUDA), default dtype, grad mode, autocast (off
-    inside), TF32 and reduced-precision float32 products (off inside), determinism flags, and the
-    fast path of nn.MultiheadAttention (off inside: a fused kernel of its own would hide the
-    operations, and is not taken when anything is hooked).
+    Covers: random states (Python, numpy, torch, CUDA), default dtype, grad mode, autocast and
+    inference mode (off inside), TF32 and reduced-precision float32 products (off inside),
+    determinism flags, and the fast path of nn.MultiheadAttention (off inside: a fused kernel of its
+    own would hide the operations, and is not taken when anything is hooked).
     """
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -35,7 +35,9 @@ def preserved_state() -> Iterator[None]:
             torch.set_default_dtype(torch.float32)
             backends.mha.set_fastpath_enabled(False)
             off = torch.autocast("cpu", enabled=False)
-            with off, _autocast_off_on_accelerators(), _exact_products():
+            inference = torch.is_inference_mode_enabled()
+            normal = torch.inference_mode(False) if inference else nullcontext()
+            with normal, off, _autocast_off_on_accelerators(), _exact_products():
                 yield
         finally:
             random.setstate(python)

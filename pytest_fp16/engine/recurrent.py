@@ -1,7 +1,8 @@
 """Recurrent layers step by step, where rounding is followed.
 
 cuDNN runs a whole layer in one kernel, which rounds the state at every step out of sight. ATen's
-own kernels round in the same places, one operation each.
+own kernels round in the same places, one operation each. What their sequences are unpacked with is
+replaced where tensors are carried.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -41,3 +43,35 @@ def _without_cudnn(own: Callable[..., Any]) -> Callable[..., Any]:
             cudnn.enabled = was
 
     return run
+
+
+@contextmanager
+def padded_by_operations() -> Iterator[None]:
+    """Unpack packed sequences by operations that carry anything.
+
+    ATen's own ``_pad_packed_sequence`` writes the lengths through a raw pointer, into a tensor that
+    has no memory while values are carried.
+    """
+    home: Any = torch._VF
+    held = vars(home).get("_pad_packed_sequence")
+    home._pad_packed_sequence = _pad_packed_sequence
+    try:
+        yield
+    finally:
+        del home._pad_packed_sequence
+        if held is not None:
+            home._pad_packed_sequence = held
+
+
+def _pad_packed_sequence(
+    data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> tuple[Tensor, Tensor]:
+    """What ``torch._VF._pad_packed_sequence`` returns: sequences and their lengths."""
+    sizes = batch_sizes.tolist()
+    steps, batch = max(len(sizes), total_length), sizes[0]
+    places = [t * batch + i for t, size in enumerate(sizes) for i in range(size)]
+    padded = data.new_full((steps * batch, *data.shape[1:]), padding_value)
+    padded = padded.index_copy(0, torch.tensor(places, device=data.device), data)
+    padded = padded.view(steps, batch, *data.shape[1:])
+    lengths = torch.tensor([sum(size > i for size in sizes) for i in range(batch)])
+    return padded.transpose(0, 1) if batch_first else padded, lengths

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_fp16.engine.inference import inference_as_no_grad
 from pytest_fp16.engine.recurrent import recurrent_by_steps
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class OnTarget(TorchDispatchMode):
         if self._meets is not None:
             self._context.enter_context(assignments_as_on(self._meets))
         self._context.enter_context(recurrent_by_steps())
+        self._context.enter_context(inference_as_no_grad())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
