@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pytest_fp16 import Training
-from pytest_fp16.engine.confidence import Confidence, confidence_of, scaling
+from pytest_fp16.engine.confidence import Confidence, confidence_of, decisions, scaling
 from pytest_fp16.engine.gradient_check import gradient_check
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision
@@ -120,3 +120,30 @@ def test_one_minus_a_probability_by_hand():
     found = check("16-true", subject)
     assert (found.verdict, found.culprit.mechanism) == ("not equivalent", "eps-underflow")
     assert "confident" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "shape"),
+    [
+        ((6, 3), (6,), (6, 1)),
+        ((2, 3, 4, 5), (2, 4, 5), (2, 1, 4, 5)),
+        ((2, 7, 3), (2, 7), (2, 7, 1)),
+    ],
+)
+def test_decisions_of_each_layout(logits, targets, shape):
+    z, y = torch.randn(logits, generator=torch.Generator().manual_seed(0)), torch.zeros(targets)
+    margins, right = decisions(z, y.long())
+    assert margins.shape == right.shape == shape
+    classes = 1 if logits == (2, 3, 4, 5) else -1
+    rest = z.narrow(classes, 1, 2).amax(classes, keepdim=True)
+    assert torch.equal(right, z.narrow(classes, 0, 1) > rest)
+    scaled = scaling(Confidence(torch.where(right, 5.0, 1.0)))(None, None, z)
+    assert torch.equal(scaled, torch.where(right, 5 * z, z))
+
+
+def test_decisions_of_many_labels_and_of_none():
+    z = torch.tensor([[2.0, -1.0], [-0.5, 3.0]])
+    margins, right = decisions(z, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    assert torch.equal(margins, z.abs())
+    assert right.tolist() == [[True, False], [True, True]]
+    assert decisions(z, torch.zeros(2, 5)) == (None, None)
