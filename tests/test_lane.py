@@ -6,6 +6,7 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.conformance import examine
+from pytest_fp16.lane import is_trouble_with_dtypes
 
 ALL = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
 
@@ -92,3 +93,10 @@ def test_an_ordinary_model_is_forecast(name, target):
         method = "random rounding" if name == "in place" else "adjoint"
         assert report.forecast.method == method, report.forecast.reason
         assert report.forecast.verdict == report.verdict == "equivalent", str(report)
+
+
+def test_an_error_of_a_carrier_is_not_the_programs():
+    """torch's advice on memory that is not there speaks of a "custom kernel"."""
+    ours = RuntimeError("its data is not allocated yet. ... erroneously tracing a custom kernel")
+    assert not is_trouble_with_dtypes(ours)
+    assert is_trouble_with_dtypes(RuntimeError("expected scalar type Half but found Float"))

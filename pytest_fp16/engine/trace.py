@@ -26,7 +26,7 @@ from pytest_fp16.engine.accumulators import accumulate
 from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import widen
-from pytest_fp16.engine.interception import AUTOCAST, READ_ON_HOST, Interception
+from pytest_fp16.engine.interception import AUTOCAST, Interception
 from pytest_fp16.engine.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     DISCRETE,
@@ -51,6 +51,7 @@ from pytest_fp16.engine.trace_arguments import (
     refuse_constants,
     reshaped,
     shadows_in,
+    stays_plain,
     steps,
 )
 from pytest_fp16.engine.trace_compute import Call, Computed, compute
@@ -102,6 +103,7 @@ class Trace(Interception):
         self.recorder = recorder
         self.target = target
         self.constants = constants
+        self.kept: dict[int, tuple[Tensor, Shadow]] = {}
         self.undecided = torch.zeros_like(recorder.overflowed)
         self.opaque: set[str] = set()
         self.severed: set[str] = set()
@@ -117,15 +119,18 @@ class Trace(Interception):
             yield
 
     def adopt(self, value: Tensor) -> Shadow:
-        """Plain tensors (parameters, buffers) as traced constants, float32 twins made once."""
-        known = self.constants.get(id(value))
-        if known is None or known[0] is not value:
+        """Plain tensors as traced constants; a buffer once in each run, which may write into it."""
+        if isinstance(value, torch.nn.Parameter):
+            known = self.constants.get(id(value))
+            if known is None or known[0] is not value:
+                known = self.constants[id(value)] = (value, widen(value.detach()))
+            return Shadow(known[1], value.dtype, Cell(False, False))
+        kept = self.kept.get(id(value))
+        if kept is None or kept[0] is not value:
             wide = widen(value.detach())
-            if isinstance(value, torch.nn.Parameter):
-                self.constants[id(value)] = (value, wide)
-        else:
-            wide = known[1]
-        return Shadow(wide, value.dtype, Cell(False, False))
+            wide = wide.clone() if wide.dtype == value.dtype else wide
+            kept = self.kept[id(value)] = (value, Shadow(wide, value.dtype, Cell(False, False)))
+        return kept[1]
 
     def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """A view of the values, of the same memory cell."""
@@ -199,8 +204,8 @@ class Trace(Interception):
             shadow = owners.get(id(item))
             dtype = shadow.dtype if shadow is not None else dtype_of(item, i, nominal, fallback)
             item, noisy = self._rounded(call, item, FORMATS.get(dtype), shadow)
-            if shadow is None and (call.known.name, i) in READ_ON_HOST:
-                results.append(item)
+            if shadow is None and stays_plain(call.known.name, i, item, call.depends):
+                results.append(item.to(dtype))
             elif shadow is None:
                 results.append(Shadow(item, dtype, Cell(call.depends, noisy, grid)))
             else:

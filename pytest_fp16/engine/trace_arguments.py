@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pytest_fp16.engine.interception import read_on_host
 from pytest_fp16.engine.nominal import nominal_at
 from pytest_fp16.engine.operations import LOW, Facts, facts, tensors
 from pytest_fp16.engine.shadow import Shadow
@@ -78,6 +79,15 @@ def dtype_of(
         return item.dtype
     dtype = nominal_at(nominal, i) if nominal else fallback
     return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
+
+
+def stays_plain(name: str, i: int, result: Tensor, depends: bool) -> bool:
+    """Whether a result reaches the program as it is: composite kernels look into it.
+
+    They read some integers on the host, and ask a matrix whether it is sparse; a sparse one that
+    depends on the model's input is traced all the same.
+    """
+    return read_on_host(name, i, result) or (result.layout is not torch.strided and not depends)
 
 
 def narrows(known: Facts, args: Any, kwargs: Any) -> bool:

@@ -392,3 +392,50 @@ def test_a_floor_set_in_float32_holds():
     )
     for program in programs:
         assert traced(program, torch.zeros(BATCH))[1].inner.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_what_is_written_into_a_buffer_is_read_there(dtype):
+    cache = torch.zeros(3, BATCH, 4, dtype=dtype)
+
+    def program(x):
+        for t in range(3):
+            cache[t] = x * (t + 1)
+        return cache.sum((0, 2))
+
+    x = torch.rand(BATCH, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    cast = dtype if dtype == torch.float16 else None
+    trace, out = traced(program, x, dtype=cast)
+    torch.testing.assert_close(out.inner, 6 * x.float().sum(1), rtol=1e-2, atol=0)
+    assert out.cell.depends
+    assert out.inner.requires_grad is (dtype == torch.float16)
+    assert not cache.any(), "the model's own memory stays as it was"
+    assert trace.severed == set()
+
+
+def test_padded_sequences_are_followed():
+    lengths = torch.tensor([4, 2, 1, 4, 3])
+
+    def program(x):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+        padded, found = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=6)
+        assert torch.equal(found, lengths)
+        return padded.sum((1, 2))
+
+    x = torch.rand(BATCH, 4, 3).half()
+    out = traced(program, x)[1]
+    kept = (torch.arange(4) < lengths[:, None]).unsqueeze(-1)
+    torch.testing.assert_close(out.inner, (x.float() * kept).sum((1, 2)))
+
+
+@pytest.mark.parametrize("cast", [lambda a: a, torch.Tensor.float])
+def test_a_constant_sparse_matrix_stays_one(cast):
+    matrix = torch.eye(4).roll(1, 0).to_sparse().half()
+    x = torch.rand(4, BATCH).half()
+
+    def program(x):
+        a = cast(matrix)
+        return torch.sparse.mm(a, x.to(a.dtype)).t()
+
+    out = traced(program, x)[1]
+    torch.testing.assert_close(out.inner, x.float().roll(1, 0).t())
