@@ -21,7 +21,7 @@ from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
 from pytest_fp16.engine.emulate import Emulation, widen
-from pytest_fp16.engine.interception import Interception, read_on_host
+from pytest_fp16.engine.interception import READ_ON_HOST, Interception
 from pytest_fp16.engine.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     LOW,
@@ -206,7 +206,7 @@ class Autopsy(Interception):
         results = []
         for i, item in enumerate(flat(given)):
             own = next((o for o in owners if item is o.low or item is o.exact), None)
-            plain = not isinstance(item, Tensor) or read_on_host(known.name, i, item)
+            plain = not isinstance(item, Tensor) or (known.name, i) in READ_ON_HOST
             if own is not None or plain:
                 results.append(item if own is None else own)
                 continue

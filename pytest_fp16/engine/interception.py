@@ -28,21 +28,8 @@ AUTOCAST: Any = (
     | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
     | torch._C.DispatchKeySet(_KEYS.AutocastMPS)
 )
-
-
-def read_on_host(name: str, i: int, result: Tensor) -> bool:
-    """Whether composite kernels read or fill a result through a raw pointer: it stays plain.
-
-    The batch sizes of packed sequences are read so, and the lengths of padded ones filled: any
-    fresh integers of the CPU's may be.
-
-    Args:
-        name, i: the operation, and which of its results it is.
-        result: the result.
-    """
-    if (name, i) == ("_pack_padded_sequence", 1):
-        return True
-    return name == "empty" and result.dtype == torch.int64 and result.device.type == "cpu"
+#: Results that composite kernels read through a raw pointer: they must be plain tensors.
+READ_ON_HOST = frozenset({("_pack_padded_sequence", 1)})
 
 
 class Carrier(Tensor):

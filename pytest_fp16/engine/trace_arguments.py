@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from pytest_fp16.engine.interception import read_on_host
+from pytest_fp16.engine.interception import READ_ON_HOST
 from pytest_fp16.engine.nominal import nominal_at
 from pytest_fp16.engine.operations import LOW, Facts, facts, tensors
 from pytest_fp16.engine.shadow import Shadow
@@ -87,7 +87,7 @@ def stays_plain(name: str, i: int, result: Tensor, depends: bool) -> bool:
     They read some integers on the host, and ask a matrix whether it is sparse; a sparse one that
     depends on the model's input is traced all the same.
     """
-    return read_on_host(name, i, result) or (result.layout is not torch.strided and not depends)
+    return (name, i) in READ_ON_HOST or (result.layout is not torch.strided and not depends)
 
 
 def narrows(known: Facts, args: Any, kwargs: Any) -> bool:

@@ -413,21 +413,6 @@ def test_what_is_written_into_a_buffer_is_read_there(dtype):
     assert trace.severed == set()
 
 
-def test_padded_sequences_are_followed():
-    lengths = torch.tensor([4, 2, 1, 4, 3])
-
-    def program(x):
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
-        padded, found = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=6)
-        assert torch.equal(found, lengths)
-        return padded.sum((1, 2))
-
-    x = torch.rand(BATCH, 4, 3).half()
-    out = traced(program, x)[1]
-    kept = (torch.arange(4) < lengths[:, None]).unsqueeze(-1)
-    torch.testing.assert_close(out.inner, (x.float() * kept).sum((1, 2)))
-
-
 @pytest.mark.parametrize("cast", [lambda a: a, torch.Tensor.float])
 def test_a_constant_sparse_matrix_stays_one(cast):
     matrix = torch.eye(4).roll(1, 0).to_sparse().half()
