@@ -120,7 +120,7 @@ class Lane:
         said = None if self.done else self._predict(batch)
         if self.done:
             return
-        if self.canary is None and self.witness is None:
+        if self.canary is None and self.witness is None and not self.outcome.inputs:
             self._first(batch)
         output = None if self.done else self._run(batch)
         if output is None:
@@ -192,18 +192,26 @@ class Lane:
     def _run(self, batch: Batch) -> Tensor | None:
         witness = self.witness if self.mode == "native" and not self.outcome.inputs else None
         try:
-            return in_halves(
-                lambda inputs: self.candidate.outputs(
-                    inputs, batch.seed, emulated=self.mode == "emulated", witness=witness
-                ),
-                batch,
-            ).cpu()
+            try:
+                return self._outputs(batch, witness)
+            except NotImplementedError as error:
+                if witness is None:
+                    raise
+                output = self._outputs(batch, None)  # it may be the witness that was in the way
+                self.witness = None
+                self.warnings.append(f"what ran in 16 bits was not seen: {first_line(error)}")
+                return output
         except Exception as error:
             if is_out_of_memory(error):
                 self.no_memory = first_line(error)
             else:
                 self._fail(error)
             return None
+
+    def _outputs(self, batch: Batch, witness: Witness | None) -> Tensor:
+        run = self.candidate.outputs
+        options: dict[str, Any] = {"emulated": self.mode == "emulated", "witness": witness}
+        return in_halves(lambda inputs: run(inputs, batch.seed, **options), batch).cpu()
 
     def _keep(self, batch: Batch) -> None:
         """Keep a few inputs, those that went wrong if any did, for the diagnosis to look at."""

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 
-from pytest_fp16 import Evaluation, Settings
+from pytest_fp16 import Evaluation, Settings, check
 from pytest_fp16.conformance import examine
 from pytest_fp16.lane import is_trouble_with_dtypes
 
@@ -100,3 +101,36 @@ def test_an_error_of_a_carrier_is_not_the_programs():
     ours = RuntimeError("its data is not allocated yet. ... erroneously tracing a custom kernel")
     assert not is_trouble_with_dtypes(ours)
     assert is_trouble_with_dtypes(RuntimeError("expected scalar type Half but found Float"))
+
+
+class _Applied(HigherOrderOperator):
+    def __init__(self):
+        super().__init__("applied_in_a_test")
+
+    def __call__(self, function, x):
+        return super().__call__(function, x)
+
+
+def test_an_operator_that_takes_a_function_is_run_where_it_cannot_be_followed():
+    """No mode may see ``flex_attention`` and its like: the model still runs in 16 bits."""
+    applied = _Applied()
+    applied.py_impl(torch._C.DispatchKey.CompositeExplicitAutograd)(lambda function, x: function(x))
+    applied.fallthrough(torch._C.DispatchKey.AutocastCPU)
+    applied.fallthrough(torch._C.DispatchKey.AutogradCPU)
+
+    class Applies(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(applied(torch.tanh, self.first(x)))
+
+    torch.manual_seed(0)
+    made = Evaluation(model=Applies().eval(), data=[torch.randn(8, 6)] * 2, labelled=False)
+    for emulate in ("auto", "never"):
+        report = check(made, emulate=emulate, budget=0.2)
+        assert report.verdict == "equivalent"
+        assert report.run.mode == "native"
+        assert report.forecast.method == "unavailable"
+        assert any("was not seen" in w and "0x" not in w for w in report.warnings)

@@ -54,7 +54,9 @@ def name_of(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, cut to a sensible length; its class if it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else name_of(error)
+    if not lines:
+        return name_of(error)
+    return lines[0].split(" and mode <")[0][:200]  # torch goes on with the address of our mode
 
 
 def is_missing_kernel(error: BaseException) -> bool:
