@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_fp16.engine.autocast import own_regions, target_autocast
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
@@ -81,14 +82,43 @@ def require_float32(model: nn.Module) -> None:
     """Refuse a model that cannot be a 32-bit reference.
 
     Raises:
-        ModelError: a parameter is in 16 bits already, or parameters are not on one device.
+        ModelError: parameters in 16 bits already, not there yet, quantised, or frozen in a graph.
     """
+    _require_castable(model)
     low = [n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]
     if low:
         raise ModelError(
             f"the model is in 16 bits already ({low[0]} is {model.get_parameter(low[0]).dtype}, "
             f"{len(low)} such); pass the float32 model, the check makes its own 16-bit copies"
         )
+
+
+def _require_castable(model: nn.Module) -> None:
+    """Refuse what no precision can cast."""
+    for name, module in model.named_modules():
+        what = name or "the model itself"
+        if any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False)))):
+            raise ModelError(
+                f"{what} is a lazy module without weights yet; call the model on one batch first"
+            )
+        if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
+            raise ModelError(
+                f"{what} is frozen TorchScript, whose weights are constants that cannot be cast; "
+                "pass the module as it was before torch.jit.freeze"
+            )
+    quantised = next((n for n, v in model.state_dict().items() if _is_quantised(v)), None)
+    if quantised is not None:
+        raise ModelError(
+            f"the model is quantised already ({quantised} holds integers); pass the float32 model "
+            "it was made from"
+        )
+
+
+def _is_quantised(value: Any) -> bool:
+    """Whether a part of a state is, or packs, a tensor of integers with a scale."""
+    if isinstance(value, Tensor):
+        return value.is_quantized
+    return isinstance(value, (tuple, list)) and any(map(_is_quantised, value))
 
 
 def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:

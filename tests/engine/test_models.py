@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.models import (
     Location,
     autocast,
@@ -86,6 +87,34 @@ def test_a_model_in_16_bits_cannot_be_the_reference():
     with pytest.raises(ModelError, match=r"weight is torch\.bfloat16, 2 such"):
         require_float32(nn.Linear(2, 2).bfloat16())
     require_float32(nn.Linear(2, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*quantized.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*TypedStorage.*:UserWarning")
+def test_a_quantised_model_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ModelError, match=r"quantised already \(0\._packed_params.*float32 model"):
+        check(Evaluation(model=quantised, data=[torch.randn(2, 4)], labelled=False))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_frozen_graph_is_refused():
+    inner = torch.jit.trace(nn.Linear(4, 4).eval(), torch.randn(2, 4))
+    model = nn.Sequential(torch.jit.freeze(inner), nn.ReLU())
+    with pytest.raises(ModelError, match=r"^0 is frozen TorchScript.*before torch\.jit\.freeze"):
+        check(Evaluation(model=model, data=[torch.randn(2, 4)], labelled=False))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_a_lazy_module_without_weights_is_refused():
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    data = [torch.randn(2, 4)]
+    with pytest.raises(ModelError, match=r"^0 is a lazy module without weights yet"):
+        check(Evaluation(model=model, data=data, labelled=False))
+    model(*data)
+    assert check(Evaluation(model=model, data=data, labelled=False)).verdict == "equivalent"
 
 
 def test_inputs_are_cast_where_the_whole_model_is():
