@@ -56,7 +56,7 @@ PRECISIONS = {
 _MIXED_DTYPES = (
     "same dtype", "same data type", "same scalar type", "the same type", "dtypes match",
     "expected scalar type", "expected dtype", "not match weight dtype", "dtype to be equal",
-    "and weight type", "and bias type", "different dtypes",
+    "and weight type", "and bias type", "different dtypes", "input must have the type torch.",
 )  # fmt: skip
 
 ALIASES = {"no": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
