@@ -38,8 +38,8 @@ def test_without_a_predicted_error_near_is_a_few_ulps(fmt):
     assert near("gt", x, 1.0, fmt=fmt, error=None) == [True, False]
 
 
-def test_an_error_of_zero_leaves_only_ties():
-    assert near("gt", torch.tensor([1.0, 1 + 1e-6]), 1.0, error=0.0) == [True, False]
+def test_values_without_error_leave_nothing_open_not_even_ties():
+    assert near("gt", torch.tensor([1.0, 1 + 1e-6]), 1.0, error=0.0) == [False, False]
 
 
 @pytest.mark.parametrize(
