@@ -232,11 +232,10 @@ class Location:
     def __init__(self, model: nn.Module) -> None:
         self.stack: list[str] = []
         for name, module in model.named_modules():
-            try:
-                module.register_forward_pre_hook(self._enter(name))
-                module.register_forward_hook(self._leave, always_call=True)
-            except RuntimeError:  # scripted modules take no hooks; their parent's name will do
-                continue
+            # By the class: a scripted module refuses hooks by its own name, and runs them where it
+            # is called from Python (what it holds runs under its name).
+            nn.Module.register_forward_pre_hook(module, self._enter(name))
+            nn.Module.register_forward_hook(module, self._leave, always_call=True)
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:

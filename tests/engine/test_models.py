@@ -190,6 +190,18 @@ def test_location_follows_the_modules_and_survives_an_exception():
     assert where() == ""
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_location_knows_a_scripted_module_by_its_name():
+    model = nn.Sequential(nn.Sequential(nn.ReLU()), nn.Identity())
+    model[0] = torch.jit.script(model[0])
+    where, seen = Location(model), []
+    nn.Module.register_forward_pre_hook(model[0], lambda *_: seen.append(where()))
+    model[1].register_forward_pre_hook(lambda *_: seen.append(where()))
+    model(torch.ones(2))
+    assert seen == ["0", "1"]
+    assert where() == ""
+
+
 def test_dtypes_are_counted():
     model = nn.Sequential(nn.Linear(2, 2).half(), nn.BatchNorm1d(2))
 
