@@ -30,6 +30,7 @@ from pytest_fp16.engine.gradient_evidence import (
 from pytest_fp16.engine.gradient_points import BATCHES, examine_point
 from pytest_fp16.engine.gradient_rules import RULES
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
+from pytest_fp16.engine.guards import Guard, Guards, lost_guards
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators, step_seed
 from pytest_fp16.engine.origin import Origin
@@ -109,10 +110,17 @@ class _Check:
         with candidate.installed():
             evidence.broke = self._point(candidate, extra, 0)
             if evidence.broke is None:
+                evidence.guards = self._guards(extra[0])
+            if evidence.broke is None:
                 self._probe(self._trajectory(candidate, extra, first))
                 if evidence.broke is None:
                     self._second_look(extra)
         return evidence
+
+    def _guards(self, batch: Any) -> dict[Any, Guard]:
+        fresh = Trainee(self.subject, self.precision, _SEED, self.state, self.place)
+        seed_everything(0)
+        return lost_guards(fresh, batch, self.evidence.format)
 
     def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
         roundoff = self.evidence.format.unit_roundoff
@@ -144,7 +152,9 @@ class _Check:
         evidence, exact = self.evidence, self.exact
         recorder = Recorder(exact)
         statistics = StatisticsRecorder(exact.model)
-        losses = []
+        losses, witness = [], None
+        if evidence.guards:
+            witness = Guards(exact.model, self.precision.dtype, evidence.guards)
         every = self.subject.accumulate
         points = {max(self.length // 3, 1), self.length}
         half = self.together // 2
@@ -152,7 +162,9 @@ class _Check:
         for step in range(self.length):
             held = first[step * every : (step + 1) * every]
             held = held or list(itertools.islice(self.stream, every))
-            losses += exact_step(exact, held, _SEED, step)
+            losses += exact_step(exact, held, _SEED, step, witness)
+            if witness is not None:
+                witness.step()
             statistics.keep()
             if step + 1 in (half, 2 * half):
                 snapshots.append(float_tensors(exact))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import all_tensors
 from pytest_fp16.engine.gradient_points import Point
+from pytest_fp16.engine.guards import Guard
 from pytest_fp16.engine.optimizer_probe import Probe
 from pytest_fp16.engine.order import ordered
 from pytest_fp16.engine.origin import Found
@@ -44,6 +45,7 @@ class Evidence:
         first_losses: (reference, candidate) of each of those steps.
         confident: what was raised or lost when the model was made as sure as a trained one.
         solved: how often a batch without mistakes will be seen, where that is what made it so.
+        guards: constants of the loss or the model that are zero in the format, and what they guard.
         statistics: per buffer (and averaged weight): movement, and the share of its own size that
             a whole training would leave it behind by.
         lags: where running statistics of batch norms end.
@@ -65,6 +67,7 @@ class Evidence:
     first_losses: list[tuple[float, float]] = field(default_factory=list)
     confident: Broke | None = None
     solved: Solved | None = None
+    guards: dict[Any, Guard] = field(default_factory=dict)
     lags: list[Lag] = field(default_factory=list)
     statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
     lost_buffers: list[str] = field(default_factory=list)

@@ -12,6 +12,9 @@ from pytest_fp16.theory.gradient import Noise, best_loss_scale
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradient_evidence import Evidence
 
+#: Notes on guards: more of them say nothing new.
+_GUARDS = 3
+
 
 def worst_tensor(point: Point) -> tuple[str, Noise | None]:
     """The parameter tensor with the largest error for what is allowed."""
@@ -48,6 +51,12 @@ def notes(evidence: Evidence) -> list[str]:
         where = f" ({origin.source or origin.operation})" if origin is not None else ""
         fate = "the scaler skips its step" if evidence.solved.skipped else "none is expected"
         said.append(f"{lost} in 16 bits{where}; {fate}")
+    for guard in [g for g in evidence.guards.values() if g.terms][:_GUARDS]:
+        where = f" ({guard.line})" if guard.line else f" in {guard.module or 'the model'}"
+        said.append(
+            f"{guard.constant:g}, which guards {guard.operation}{where}, is zero in "
+            f"{evidence.format.name}; the least it was added to in 32 bits is {guard.least:.2g}"
+        )
     look = evidence.second
     if look is not None and not look.slow:
         said.append(f"weights go another way than in 32 bits, and still learn: {look.said()}")

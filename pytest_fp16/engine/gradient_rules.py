@@ -13,6 +13,7 @@ from pytest_fp16.engine.origin import Found
 from pytest_fp16.engine.step_rules import epsilon, optimizer, ran_off, slow, weights
 from pytest_fp16.precision import refuses_closure
 from pytest_fp16.report.model import Mechanism
+from pytest_fp16.theory.decline import arrives
 from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
 
 if TYPE_CHECKING:
@@ -149,6 +150,23 @@ def _loss(evidence: Evidence) -> Finding | None:
     return None
 
 
+def _guards(evidence: Evidence) -> Finding | None:
+    """A guard that is lost, where what it guards goes to zero before the training ends."""
+    name = evidence.format.name
+    for guard in evidence.guards.values():
+        at = arrives(guard.terms, evidence.format.smallest_subnormal / 2, evidence.total_steps)
+        if at is None or guard.operation is None:
+            continue
+        what = (
+            f"{guard.constant:g} is zero in {name}, and what it is added to falls steadily, to "
+            f"{guard.least:.2g} after {len(guard.terms)} steps: to zero after about {at} of "
+            f"{evidence.total_steps}"
+        )
+        reason = f"{guard.operation} loses its guard: {what}"
+        return Finding(reason, guard.module, guard.operation, "eps-underflow", what, guard.line)
+    return None
+
+
 def _statistics(evidence: Evidence) -> Finding | None:
     weights = evidence.weights
     led = weights is not None and weights.distance > STATISTIC_DISTANCE
@@ -205,6 +223,7 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _total_noise,
     _tensor_noise,
     _loss,
+    _guards,
     _statistics,
     _lags,
     optimizer,

@@ -66,13 +66,15 @@ def losses(trainee: Trainee, batches: Sequence[Any]) -> list[float]:
     return [gradients(trainee, batch, seed).loss for seed, batch in enumerate(batches)]
 
 
-def exact_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int) -> list[float]:
+def exact_step(
+    trainee: Trainee, batches: Sequence[Any], seed: int, step: int, witness: Any = None
+) -> list[float]:
     """One optimizer step of the reference, with the seeds of the training's own."""
     found = []
     for number, batch in enumerate(batches):
         seed_everything(step_seed(seed, step, number))
         trainee.model.train()
-        found.append(trainee.step(batch))
+        found.append(trainee.step(batch, witness=witness))
     return found
 
 

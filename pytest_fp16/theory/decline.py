@@ -1,0 +1,38 @@
+"""When a quantity that falls during a training arrives at a threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import StatisticsError, correlation, linear_regression
+
+#: Share of the variance of the logarithms that a straight line must explain.
+STRAIGHT = 0.95
+_LEAST = 8
+
+
+def arrives(values: Sequence[float], threshold: float, total: int) -> int | None:
+    """The step at which an exponential decline reaches a threshold; None where it does not.
+
+    Only what falls on a straight line in logarithms over the later half of the steps seen is
+    extrapolated: a smallest value that merely jumps about is no decline.
+
+    Args:
+        values: one per step; NaN where there was none.
+        threshold: what it should stay above.
+        total: steps of the whole training.
+    """
+    half = len(values) // 2
+    known = [(step, v) for step, v in enumerate(values) if step >= half and not math.isnan(v)]
+    if len(known) < _LEAST or any(v <= 0 for _, v in known):
+        return None
+    steps, logs = [float(s) for s, _ in known], [math.log(v) for _, v in known]
+    try:
+        slope, start = linear_regression(steps, logs)
+        straight = correlation(steps, logs) ** 2
+    except StatisticsError:  # all the same
+        return None
+    if slope >= 0 or straight < STRAIGHT:
+        return None
+    step = math.ceil((math.log(threshold) - start) / slope)
+    return step if step <= total else None

@@ -1,0 +1,41 @@
+"""When a quantity that falls arrives at a threshold."""
+
+import math
+
+import pytest
+import torch
+
+from pytest_fp16.theory.decline import arrives
+
+
+def decline(steps, rate=0.1, noise=0.0):
+    random = torch.Generator().manual_seed(0)
+    jitter = noise * torch.randn(steps, generator=random)
+    return [math.exp(-rate * step + float(j)) for step, j in enumerate(jitter)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_an_exponential_decline_is_extrapolated(noise):
+    assert arrives(decline(40, noise=noise), 1e-8, 1000) == pytest.approx(184, rel=0.05)
+    assert arrives(decline(40, noise=noise), 1e-8, 100) is None
+
+
+def test_what_jumps_about_is_no_decline():
+    assert arrives(decline(40, rate=0.02, noise=0.5), 1e-8, 10**6) is None
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0] * 40, decline(40, rate=-0.1), [], [0.0] * 40, [math.nan] * 40, decline(6)]
+)
+def test_what_does_not_fall_never_arrives(values):
+    assert arrives(values, 1e-8, 10**6) is None
+
+
+def test_steps_without_a_value_are_left_out():
+    values = [v if step % 3 else math.nan for step, v in enumerate(decline(60))]
+    assert arrives(values, 1e-8, 1000) == pytest.approx(184, abs=2)
+
+
+def test_the_first_half_is_not_asked():
+    values = [1.0] * 30 + decline(30)
+    assert arrives(values, 1e-8, 1000) == pytest.approx(30 + 184, abs=2)
