@@ -71,7 +71,12 @@ def breaking(
         return None
     candidate.model.load_state_dict(reference.model.state_dict())
     with scaled_outputs(candidate.model, sure):
-        lost = not _finite(scaled_gradients(candidate, batch, 0))
+        try:
+            lost = not _finite(scaled_gradients(candidate, batch, 0))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return None  # outputs of no real run: an error they cause says nothing
     return sure if lost else None
 
 

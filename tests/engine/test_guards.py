@@ -1,6 +1,7 @@
 """Constants that are zero in the format, and what they guard."""
 
 import linecache
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,11 +12,14 @@ from torch.nn import functional as F
 from pytest_fp16 import Training
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.gradient_check import gradient_check
-from pytest_fp16.engine.guards import Guards
+from pytest_fp16.engine.guards import Guards, lost_guards
+from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
+from pytest_fp16.theory.rounding import FORMATS
 
 HALF = torch.float16
+EMULATED = Place(torch.device("cpu"), "cuda", emulated=True)
 X = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.25, 3.0]])
 
 USED = {
@@ -127,3 +131,16 @@ def test_a_guard_that_is_held_is_not_spoken_of():
     found = checked(partial(likelihood, eps=1e-3), 80)
     assert found.verdict == "equivalent", found.reason
     assert not any("guards" in n for n in found.notes)
+
+
+def test_a_loss_that_counts_its_calls_may_end_the_search():
+    subject = training(likelihood, 2)
+    trainee = Trainee(subject, precision("16-true"), 0, initial_state(subject, 0), EMULATED)
+
+    def ends(outputs, y):
+        raise RuntimeError("called once too often")
+
+    trainee.subject = replace(subject, loss=ends)
+    assert lost_guards(trainee, subject.train_data[0], FORMATS[HALF]) == {}
+    trainee.subject = subject
+    assert len(lost_guards(trainee, subject.train_data[0], FORMATS[HALF])) == 1

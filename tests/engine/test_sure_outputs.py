@@ -132,3 +132,12 @@ def test_the_share_of_mistakes():
     assert size == 64
     assert trainee.model.training
     assert wrong_share(trainee, [(x, x)]) is None
+
+
+def test_an_error_that_changed_outputs_cause_is_no_finding():
+    def strict(z, y):
+        if z.dtype == torch.float16 and bool((z.argmax(-1) == y).all()):
+            raise ValueError("nothing left to learn")
+        return F.cross_entropy(z, y)
+
+    assert found_by(training(strict)).verdict == "equivalent"
