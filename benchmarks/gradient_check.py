@@ -3,7 +3,8 @@
 Claimed: at least 90 % of the failures flagged before training, at most one false flag, and at most
 5 % of the cost of the full comparison: both precisions trained, emulated, over the eight seeds of
 the default allowance. (False flags are two by now: both true precisions of one training, whose
-gate has a gradient that 16 bits bend, and no metric feels.) Also given: the share of four pairs, about the fewest that settle a verdict.
+gate has a gradient that 16 bits bend, and no metric feels.) Also given: the share of four pairs,
+about the fewest that settle a verdict.
 """
 
 from __future__ import annotations
