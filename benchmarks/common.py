@@ -24,7 +24,16 @@ from benchmarks.data import batches
 
 #: Where results go; another machine's can be kept apart.
 RESULTS = Path(os.environ.get("FP16_RESULTS") or Path(__file__).parent / "results")
-_PACKAGES = ("pytest-fp16", "torch", "numpy", "scipy", "pytest", "transformers")
+_PACKAGES = (
+    "pytest-fp16",
+    "torch",
+    "numpy",
+    "scipy",
+    "pytest",
+    "transformers",
+    "timm",
+    "torchvision",
+)
 
 
 def _processor() -> str:

@@ -23,7 +23,7 @@ from pytest_fp16.engine.operations import (
     Facts,
     facts,
     flat,
-    missing_on_cuda,
+    missing_kernel,
     rebuild,
     require_same_dtype,
     tensors,
@@ -88,10 +88,10 @@ class Emulation(OnTarget):
 
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Raise UnsupportedOperation where the target is known to have no kernel."""
-        if self.target == "cuda" and missing_on_cuda(known.name, args):
+        if missing_kernel(known.name, args, self.target):
             low = next((t.dtype for t in tensors(args, kwargs) if t.dtype in LOW), None)
             if low is not None:
-                raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), "cuda")
+                raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), self.target)
 
 
 def _touches_low(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

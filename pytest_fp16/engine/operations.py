@@ -95,12 +95,19 @@ NO_CUDA_KERNEL = frozenset(
     """.split()
 )
 
+#: CUDA has them in float16 for sizes that are powers of two; a CPU, which emulates, for none.
+_TRANSFORMS = frozenset({"_fft_r2c", "_fft_c2r", "_fft_c2c"})
+
 #: Rows from which CUDA's cdist for p = 2 becomes a matrix product, which has 16-bit kernels.
 _CDIST_BY_PRODUCT = 25
 
 
-def missing_on_cuda(name: str, args: Sequence[Any]) -> bool:
-    """Whether CUDA has no 16-bit kernel for an operation on these arguments."""
+def missing_kernel(name: str, args: Sequence[Any], target: str) -> bool:
+    """Whether a target is known to have no 16-bit kernel for an operation on these arguments."""
+    if name in _TRANSFORMS:
+        return bool(args[0].device.type == "cpu")
+    if target != "cuda":
+        return False
     if name == "_cdist_forward" and len(args) > 2 and args[2] == 2.0:
         mode = args[3] if len(args) > 3 and args[3] is not None else 0
         many = max(args[0].shape[-2], args[1].shape[-2]) > _CDIST_BY_PRODUCT

@@ -26,6 +26,7 @@ _MISSING_KERNEL = (
     "not implemented for '",
     "Low precision dtypes not supported",
     "Unsupported dtype",
+    "FFT doesn't support tensors of type",
 )
 
 

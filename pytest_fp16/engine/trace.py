@@ -34,7 +34,7 @@ from pytest_fp16.engine.operations import (
     Facts,
     as_called,
     flat,
-    missing_on_cuda,
+    missing_kernel,
     rebuild,
     require_same_dtype,
 )
@@ -179,8 +179,8 @@ class Trace(Interception):
             return
         name = call.known.name
         require_same_dtype(name, call.args)
-        if self.target == "cuda" and missing_on_cuda(name, call.args):
-            raise UnsupportedOperation(name, str(low).removeprefix("torch."), "cuda")
+        if missing_kernel(name, call.args, self.target):
+            raise UnsupportedOperation(name, str(low).removeprefix("torch."), self.target)
         if call.known.exact:
             refuse_constants(call.func, call.args, call.kwargs, FORMATS[low])
 

@@ -131,3 +131,26 @@ def test_an_error_is_told_by_its_first_line_or_else_by_its_class():
     assert first_line(ValueError("\nwhat\nwhere")) == "what"
     assert first_line(RuntimeError()) == "RuntimeError"
     assert len(first_line(ValueError("x" * 999))) == 200
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_a_fourier_transform_without_a_kernel_is_named_itself(target):
+    """``stft`` reaches the kernel where ``fft`` asks for the dtype: emulated, it went on wide."""
+
+    class Spectrum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("window", torch.hann_window(16))
+            self.head = nn.Linear(9 * 9, 4)
+
+        def forward(self, x):
+            options = {"window": self.window, "return_complex": True, "center": False}
+            return self.head(torch.stft(x, 16, 4, **options).abs().flatten(1))
+
+    torch.manual_seed(0)
+    made = Evaluation(model=Spectrum().eval(), data=[torch.randn(8, 48)], labelled=False)
+    report = check(made, precision="16-true", target=target)
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert report.culprit.operation == "_fft_r2c"
+    assert report.culprit.mechanism == "unsupported-op"
+    assert report.run.unsupported
