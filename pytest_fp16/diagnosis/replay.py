@@ -149,8 +149,9 @@ class Replay:
                 made.append(result)
                 continue
             low = widen(self.tape.low_at(result, position + 1))
-            drawn = id(result.twin) in written
-            made.append(self.value(result).copy_(low) if drawn else low.clone())
+            memory = self.value(result) if id(result.twin) in written else low
+            same = memory is not low and memory.shape == low.shape
+            made.append(memory.copy_(low) if same else low.clone())
         return made
 
     def _arguments(self, entry: Entry) -> tuple[tuple[Any, ...], dict[str, Any]]:
