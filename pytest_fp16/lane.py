@@ -18,8 +18,9 @@ from pytest_fp16.engine.refusal import (
     UnsupportedOperation,
     first_line,
     is_missing_kernel,
-    name_of,
+    told,
 )
+from pytest_fp16.engine.source import raised_by_program
 from pytest_fp16.engine.theory_batch import TheoryBatch
 from pytest_fp16.engine.theory_pass import TheoryPass
 from pytest_fp16.evidence import KEPT, Kept, Outcome, Prediction, standardised
@@ -144,8 +145,8 @@ class Lane:
         except Exception as error:
             if is_out_of_memory(error):
                 self.forecast_missing = f"no memory for the theory pass ({first_line(error)})"
-            elif isinstance(error, UnsupportedOperation) or is_trouble_with_dtypes(error):
-                self.forecast_failure = f"{name_of(error)}: {first_line(error)}"
+            elif isinstance(error, UnsupportedOperation) or stops_the_program(error):
+                self.forecast_failure = told(error)
             else:
                 self.forecast_missing = (
                     f"the theory pass cannot follow this model ({type(error).__name__}: "
@@ -186,7 +187,7 @@ class Lane:
 
     def _fail(self, error: BaseException | None) -> None:
         if error is not None:
-            self.failure = f"{name_of(error)}: {first_line(error)}"
+            self.failure = told(error)
             self.failure_error = error.with_traceback(error.__traceback__)
 
     def _run(self, batch: Batch) -> Tensor | None:
@@ -278,6 +279,11 @@ def in_halves(run: Callable[[Any], Tensor], batch: Batch) -> Tensor:
     half = batch.n // 2
     parts = [list(range(half)), list(range(half, batch.n))]
     return torch.cat([run(take(batch.inputs, batch.n, part)) for part in parts])
+
+
+def stops_the_program(error: BaseException) -> bool:
+    """Whether what a trace met would stop the 16-bit program too, rather than the trace alone."""
+    return is_trouble_with_dtypes(error) or raised_by_program(error)
 
 
 def is_trouble_with_dtypes(error: BaseException) -> bool:

@@ -81,6 +81,45 @@ MODELS = {
 }
 
 
+class Checked(nn.Module):
+    """Validates its probabilities, as torch.distributions does: to float32's accuracy."""
+
+    def __init__(self, check):
+        super().__init__()
+        self.layer, self.check = nn.Linear(6, 10), check
+
+    def forward(self, x):
+        probabilities = (8 * self.layer(x)).softmax(-1)
+        self.check(probabilities)
+        return probabilities
+
+
+def asserts(p):
+    assert torch.allclose(p.sum(-1), torch.ones_like(p[:, 0]), atol=1e-5)
+
+
+def names_what_it_was_given(p):
+    if ((p.sum(-1) - 1).abs() > 1e-5).any():
+        raise ValueError(f"{type(p).__name__} of {p.dtype} is no distribution: {p[0]}")
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (asserts, "AssertionError"),
+        (names_what_it_was_given, "Tensor of torch.float16 is no distribution: tensor("),
+    ],
+)
+def test_a_check_in_the_model_that_rounded_values_fail_is_forecast(check, said):
+    torch.manual_seed(0)
+    model, x = Checked(check).eval(), torch.randn(60, 6)
+    data = [(x, model(x).argmax(-1))]
+    true, mixed = examine(Evaluation(model=model, data=data), Settings(("16-true", "16-mixed")))
+    assert true.verdict == true.forecast.verdict == "not equivalent"
+    assert said in true.forecast.reason
+    assert mixed.verdict == mixed.forecast.verdict == "equivalent"
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", ["cuda", "cpu"])
 def test_an_ordinary_model_is_forecast(name, target):

@@ -15,7 +15,7 @@ from pytest_fp16.diagnosis.digits import (
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.diagnosis.why import Why, format_of
-from pytest_fp16.engine.refusal import first_line, name_of
+from pytest_fp16.engine.refusal import first_line, told
 from pytest_fp16.report.model import Culprit, Mechanism
 
 _TOO_LARGE = "cannot be converted"
@@ -25,7 +25,7 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     """The culprit where the program raised."""
     said = first_line(found.error)
     mechanism: Mechanism = "unsupported-op"
-    evidence = f"it raised {name_of(found.error)}: {said}"
+    evidence = f"it raised {told(found.error)}"
     if _TOO_LARGE in said:
         mechanism = "mask-inf"
         evidence = f"a constant beyond the range of {dtype_name}: {said}"
@@ -53,8 +53,7 @@ def misled(found: Raised, error: BaseException, watched: list[Operation]) -> Cul
         return None
     culprit = _why(born, watched, lost=False).culprit()
     at = found.operation if found.operation == watched[-1].name else "the program"
-    said = first_line(error)
-    evidence = f"{culprit.evidence}; so {at} raised {name_of(error)}: {said}"
+    evidence = f"{culprit.evidence}; so {at} raised {told(error)}"
     return culprit.model_copy(update={"evidence": evidence})
 
 

@@ -61,6 +61,10 @@ def near_decision(
 
     if name in _COMPARISONS:
         return near(x, torch.as_tensor(rest[0] if rest else kwargs["other"], device=x.device))
+    if name == "equal":
+        return near(x, rest[0]) if x.shape == rest[0].shape else None
+    if name == "allclose":
+        return near((x - rest[0]).abs(), _tolerance(rest[0], *rest[1:3], **kwargs))
     if name in ("sign", "sgn", "heaviside"):
         return near(x, torch.zeros_like(x))
     if name in ("bucketize", "searchsorted"):
@@ -69,6 +73,11 @@ def near_decision(
         shift = 0.5 if name == "round" else 0.0
         return near(x - shift, (x - shift).round())
     return _near_rank(name, x, rest, kwargs, near) if name in _SEARCHES else None
+
+
+def _tolerance(other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, **_: object) -> Tensor:
+    """How far a value may be from another to be called close, as ``torch.allclose`` has it."""
+    return other.abs().mul(rtol).add(atol)
 
 
 _Near = Callable[[Tensor, Tensor], Tensor]

@@ -37,6 +37,10 @@ class Carrier(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
+    def __init_subclass__(cls) -> None:
+        """Carriers are tensors to a program that says in a message what it was given."""
+        cls.__name__ = "Tensor"
+
     @classmethod
     def like(cls, shown: Tensor, dtype: torch.dtype) -> Any:
         """A carrier shaped like `shown`, of the dtype the program sees; it carries nothing yet."""
@@ -56,6 +60,12 @@ class Carrier(Tensor):
         with _disable_current_modes():
             return self.shown().detach().to(self.dtype)
 
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        """What the program would print, such as in the text of an exception."""
+        self.was_read()
+        with _disable_current_modes():
+            return repr(self.native())
+
     def numpy(self, *, force: bool = False) -> Any:
         """What the program would read on the host."""
         self.was_read()
@@ -72,7 +82,7 @@ class Carrier(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        raise RuntimeError(f"{func} was called on a {cls.__name__} after its run had ended")
+        raise RuntimeError(f"{func} was called on a {cls.__qualname__} after its run had ended")
 
 
 class Interception(OnTarget):

@@ -50,7 +50,7 @@ STEPWISE = frozenset(
 DISCRETE = frozenset(
     """
     argmax argmin argsort sort topk kthvalue mode median floor ceil round trunc sign sgn heaviside
-    gt lt ge le eq ne bucketize searchsorted max min _to_copy
+    gt lt ge le eq ne bucketize searchsorted max min _to_copy allclose equal
     """.split()
 )
 

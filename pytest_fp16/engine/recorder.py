@@ -53,7 +53,14 @@ class Recorder:
         self.contributions = Contributions(self.owners, self.device, self.formats)
         self.overflowed = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
 
-    def site(self, y: Tensor, fmt: Format, operation: str, steps: float = 1.0) -> Tensor:
+    def site(
+        self,
+        y: Tensor,
+        fmt: Format,
+        operation: str,
+        steps: float = 1.0,
+        fixed: Tensor | None = None,
+    ) -> Tensor:
         """`y`, rounded here to `fmt`: recorded, bent to its range, with noise where asked for.
 
         Args:
@@ -61,6 +68,7 @@ class Recorder:
             fmt: the format it is rounded to.
             operation: which operation made it.
             steps: roundings per value (more than one where a kernel accumulates in 16 bits).
+            fixed: one where a value has its rounding error already, zero elsewhere; or None.
         """
         if y.numel() == 0:
             return y
@@ -80,13 +88,15 @@ class Recorder:
             return y
         if self.noise is not None:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
-            return y + error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
+            error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
+            return y + (error if fixed is None else error.mul_(1 - fixed))
         if self.adjoint:
             if not y.requires_grad:
                 leaf = y.detach().requires_grad_()
                 self.leaves.append(leaf)
                 y = leaf.clone()
-            y.register_hook(self.contributions.hook(y, fmt, key, steps, finite))
+            hook = self.contributions.hook(y, fmt, key, steps, finite, fixed)
+            y.register_hook(hook)
         return y
 
     def _within_range(self, y: Tensor, fmt: Format, totals: SiteTotals) -> tuple[Tensor, bool]:

@@ -60,6 +60,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].split(" and mode <")[0][:200]  # torch goes on with the address of our mode
 
 
+def told(error: BaseException) -> str:
+    """An exception in one line: its class, and its text if it has one."""
+    name, line = name_of(error), first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 def is_missing_kernel(error: BaseException) -> bool:
     """Whether an error of ATen says that an operation has no kernel for a dtype."""
     return isinstance(error, (RuntimeError, NotImplementedError)) and any(

@@ -154,7 +154,13 @@ class Contributions:
         self.sums = {f: Sums(zeros.clone(), zeros.clone()) for f in self.formats}
 
     def hook(
-        self, y: Tensor, fmt: Format, key: SiteKey, steps: float, finite: bool
+        self,
+        y: Tensor,
+        fmt: Format,
+        key: SiteKey,
+        steps: float,
+        finite: bool,
+        fixed: Tensor | None = None,
     ) -> Callable[[Tensor | None], None]:
         """A gradient hook that adds the contribution of the site with values `y`.
 
@@ -164,12 +170,15 @@ class Contributions:
             key: module and operation.
             steps: roundings per value (more than one where a kernel accumulates in 16 bits).
             finite: whether all values are known to be finite.
+            fixed: one where a value has its rounding error already, zero elsewhere; or None.
         """
         values, own = y.detach(), self.formats[0]
         served = self.formats if fmt == own else (fmt,) * len(self.formats)
         spacings = {f: spacing(values, f, finite) for f in set(served)}
         if steps != 1.0:
             spacings = {f: at.mul_(steps**0.5) for f, at in spacings.items()}
+        if fixed is not None:
+            spacings = {f: at.mul_(1 - fixed) for f, at in spacings.items()}
 
         def add(gradient: Tensor | None) -> None:
             if gradient is None:  # one result of an operation whose other results alone are used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -87,6 +88,20 @@ def frames_of(error: BaseException) -> list[tuple[FrameType, int]]:
         found.append((step.tb_frame, step.tb_lineno))
         step = step.tb_next
     return found[::-1]
+
+
+def raised_by_program(error: BaseException) -> bool:
+    """Whether a statement of the program raised it: neither a kernel nor this package."""
+    while error.__context__ is not None:  # what was caught, to raise another in its place
+        error = error.__context__
+    step = error.__traceback__
+    if step is None:
+        return False
+    while step.tb_next is not None:
+        step = step.tb_next
+    code = step.tb_frame.f_code
+    raises = dis.opname[code.co_code[step.tb_lasti]] == "RAISE_VARARGS"
+    return raises and not code.co_filename.startswith(_OWN)
 
 
 def raised_at(error: BaseException) -> str | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 
-from pytest_fp16.engine.absorption import absorbed, accumulated, crowded, operands_of
+from pytest_fp16.engine.absorption import accumulated, certain_errors, operands_of
 from pytest_fp16.engine.accumulators import accumulate
 from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
@@ -38,7 +38,7 @@ from pytest_fp16.engine.operations import (
     rebuild,
     require_same_dtype,
 )
-from pytest_fp16.engine.recorder import Recorder, largest_magnitude
+from pytest_fp16.engine.recorder import Recorder
 from pytest_fp16.engine.refusal import UnsupportedOperation
 from pytest_fp16.engine.scalars import as_the_kernel_takes
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
@@ -162,10 +162,8 @@ class Trace(Interception):
         )
         self._refuse(call)
         nominal = nominal_dtypes(func, args, kwargs)
-        for cell in cells:
-            if cell.doubt is not None:
-                self.undecided |= cell.doubt
         results = self._wrap(call, compute(call, self.recorder), nominal)
+        self._use_doubts(call, cells, results)
         if call.noisy and known.name in DISCRETE:
             self._watch_decision(call, results)
         return results
@@ -233,19 +231,21 @@ class Trace(Interception):
         if fmt is None or y.dtype != torch.float32 or not rounds:
             return y, call.depends and call.noisy
         aliased = shadow is not None and shadow.cell.aliases > 1
+        fixed = None
         if call.depends and not aliased:
-            y = self._certain_error(call, y, fmt)
+            y, fixed = self._certain_error(call, y, fmt)
         # A constant, and the cast of a value no rounding error has entered, round for good.
         if not call.depends or (known.exact and not call.noisy):
             rounded = y.to(fmt.dtype).to(torch.float32)
         else:
-            rounded = self._site(call, y.clone() if aliased else y, fmt)
+            rounded = self._site(call, y.clone() if aliased else y, fmt, fixed)
         # Views look on: the new values must reach the memory they share.
         y = y.copy_(rounded) if aliased else rounded
         return y, call.depends and (call.noisy or not known.exact)
 
-    def _certain_error(self, call: Call, y: Tensor, fmt: Format) -> Tensor:
-        """Rounding whose outcome is no matter of chance, applied to the values."""
+    def _certain_error(self, call: Call, y: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None]:
+        """Rounding whose outcome is no matter of chance, applied; which values that settles."""
+        fixed = None
         if call.known.stepwise:
             low_args = as_native(call.args)
             low_kwargs = {k: as_native(v) for k, v in call.kwargs.items()}
@@ -253,22 +253,28 @@ class Trace(Interception):
             moved = accumulated(y, partial(run, low_args, low_kwargs, self.target))
         else:
             operands = operands_of(call.known.name, call.args, fmt.dtype)
-            moved = y
-            if operands and largest_magnitude(y.detach()) < fmt.overflow_threshold:
-                moved = absorbed(y, operands, fmt)
-            if moved is y and not call.known.exact:
-                moved = crowded(y, fmt)
+            moved, fixed = certain_errors(y, operands, fmt, call.known.exact)
         self.recorder.bent |= moved is not y
-        return moved
+        return moved, fixed
 
-    def _site(self, call: Call, y: Tensor, fmt: Format) -> Tensor:
+    def _site(self, call: Call, y: Tensor, fmt: Format, fixed: Tensor | None) -> Tensor:
         self.dtypes[fmt.name] = self.dtypes.get(fmt.name, 0) + 1
         known = call.known
         if known.opaque:
             self.opaque.add(known.name)
-        return self.recorder.site(y, fmt, known.name, steps(known, call.args, y))
+        return self.recorder.site(y, fmt, known.name, steps(known, call.args, y), fixed)
 
     # -- decisions ----------------------------------------------------------------------------
+
+    def _use_doubts(self, call: Call, cells: list[Cell], results: Any) -> None:
+        """Inputs that hang on a decision in doubt; all of them, if the program branches on it."""
+        for doubt in (c.doubt for c in cells if c.doubt is not None):
+            self.undecided |= doubt
+            for result in (r for r in flat(results) if isinstance(r, Shadow)):
+                if result.dtype is torch.bool and result.cell.doubt is None:
+                    result.cell.doubt = doubt
+            if call.known.name == "_local_scalar_dense":
+                self.undecided |= True
 
     def _watch_decision(self, call: Call, results: Any) -> None:
         """Note whose value lies so near a decision that rounding could change it.
@@ -293,6 +299,8 @@ class Trace(Interception):
         if near is None or not bool(near.any()):
             return
         rows = self.recorder.any_row(near)
+        if not decided:  # the program reads it, and branches
+            rows = torch.ones_like(rows)
         whole = [r for r in decided if not r.is_floating_point()]
         for result in whole:
             result.cell.doubt = rows

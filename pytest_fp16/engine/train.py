@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.models import parameter_dtypes
 from pytest_fp16.engine.order import ordered
-from pytest_fp16.engine.refusal import first_line, name_of
+from pytest_fp16.engine.refusal import told
 from pytest_fp16.engine.score import Score, score
 from pytest_fp16.engine.trainee import Amendment, Place, Trainee
 from pytest_fp16.errors import DataError
@@ -134,18 +134,14 @@ def train(
                 if not result.score.finite and not result.broke:
                     result.ended = "nan"
     except torch.OutOfMemoryError as error:
-        result.ended, result.error = "out of memory", _said(error)
+        result.ended, result.error = "out of memory", told(error)
     except Exception as error:
-        result.ended, result.error = "raised", _said(error)
+        result.ended, result.error = "raised", told(error)
     if trainee is not None:
         result.steps, result.skipped = trainee.applied, trainee.skipped
         result.scale = trainee.scale
         result.state_dtypes = _state_dtypes(trainee)
     return result
-
-
-def _said(error: Exception) -> str:
-    return f"{name_of(error)}: {first_line(error)}"
 
 
 def _epochs(trainee: Trainee, seed: int, result: RunResult, tell: Told | None) -> None:

@@ -57,6 +57,15 @@ def test_integer_parts_change_at_integers_and_rounding_between(name, expected):
     assert near(name, torch.tensor([1.98, 1.52, 1.25])) == expected
 
 
+def test_what_is_called_close_or_equal_changes_at_its_tolerance():
+    x = torch.tensor([1.0, 1.4, 1.45, 1.55, 1.7, 1.0])
+    close = near("allclose", x, torch.ones(6), 0.2, atol=0.3)
+    assert close == [False, False, True, True, False, False]
+    assert near("allclose", torch.tensor([1.0, 1.1]), torch.ones(2)) == [True, False]
+    assert near("equal", x, torch.ones(6)) == [True, False, False, False, False, True]
+    assert near("equal", x, torch.ones(5)) is None
+
+
 def test_signs_change_at_zero():
     for name in ("sign", "sgn"):
         assert near(name, torch.tensor([-0.05, 0.05, 0.5])) == [True, True, False]

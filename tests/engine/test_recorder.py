@@ -56,6 +56,18 @@ def test_noise_is_a_rounding_error(fmt):
     torch.testing.assert_close(many - y, 4 * (noisy - y), rtol=1e-3, atol=1e-6)
 
 
+def test_a_value_that_has_its_error_already_gets_no_other():
+    y, fixed = values(4), torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(BATCH, 4)
+    told = recorder()
+    with torch.enable_grad():
+        told.site(y, FLOAT16, "add", 1.0, fixed).sum().backward()
+    chance = (ulp(y, FLOAT16) * (1 - fixed)).square().sum(1)
+    torch.testing.assert_close(told.contributions.sums[FLOAT16].square, chance)
+
+    noisy = recorder(noise=torch.Generator().manual_seed(0)).site(y, FLOAT16, "add", 1.0, fixed)
+    assert torch.equal(noisy == y, fixed == 1)
+
+
 def test_neither_noise_nor_gradients_leaves_the_values():
     y = values(4)
     assert torch.equal(recorder(adjoint=False).site(y, FLOAT16, "mul"), y)

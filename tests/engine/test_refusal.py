@@ -13,6 +13,7 @@ from pytest_fp16.engine.refusal import (
     first_line,
     name_of,
     require_in_range,
+    told,
 )
 
 HALF, BRAIN = torch.float16, torch.bfloat16
@@ -131,6 +132,8 @@ def test_an_error_is_told_by_its_first_line_or_else_by_its_class():
     assert first_line(ValueError("\nwhat\nwhere")) == "what"
     assert first_line(RuntimeError()) == "RuntimeError"
     assert len(first_line(ValueError("x" * 999))) == 200
+    assert told(ValueError("what")) == "ValueError: what"
+    assert told(AssertionError()) == "AssertionError"
 
 
 @pytest.mark.parametrize("target", ["cuda", "cpu"])

@@ -25,7 +25,8 @@ class Head(nn.Module):
         if not self.wild:
             return z
         large = 2000 * (1 + x[:, :1].abs())
-        odd = (large + z[:, WILD : WILD + 1]) - large - 6.0
+        # More than half the spacing there, or it would be lost for certain.
+        odd = (large + (z[:, WILD : WILD + 1] + 3.3)) - large - 9.3
         return torch.cat([z[:, :WILD], odd, z[:, WILD + 1 :]], 1)
 
 

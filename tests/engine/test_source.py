@@ -7,8 +7,15 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.conformance import examine
+from pytest_fp16.engine.interception import Carrier
 from pytest_fp16.engine.models import call_as_is
-from pytest_fp16.engine.source import calling_line, entrance, raised_at, user_line
+from pytest_fp16.engine.source import (
+    calling_line,
+    entrance,
+    raised_at,
+    raised_by_program,
+    user_line,
+)
 
 
 class Asks(nn.Module):
@@ -49,6 +56,41 @@ def test_what_a_module_of_torchs_own_does_is_called_by_no_line_of_the_users():
     exec(compile("def forward(ask): return ask()", nn.modules.linear.__file__, "exec"), torchs)
     assert torchs["forward"](user_line) is not None
     assert torchs["forward"](calling_line) is None
+
+
+def test_whether_the_program_itself_raised():
+    def kernel():
+        torch.ones(2) @ torch.ones(3)
+
+    def states():
+        raise ValueError("no")
+
+    def asserts():
+        assert not torch.ones(2).all()
+
+    def says_it_again():
+        try:
+            kernel()
+        except RuntimeError as error:
+            raise ValueError("no") from error
+
+    def ours():
+        torch.nn.functional.linear(Carrier.like(torch.ones(2), torch.float16), torch.ones(2))
+
+    told = {}
+    for function in (kernel, states, asserts, says_it_again, ours):
+        try:
+            function()
+        except Exception as error:
+            told[function.__name__] = raised_by_program(error)
+    assert told == {
+        "kernel": False,
+        "states": True,
+        "asserts": True,
+        "says_it_again": False,
+        "ours": False,
+    }
+    assert not raised_by_program(ValueError("never raised"))
 
 
 def test_where_an_exception_came_from():

@@ -229,6 +229,22 @@ def batch_size_written_in():
     return model, torch.randn(N, 6)
 
 
+def masked_rows(constant=-3e4):
+    """Attention whose padded rows are masked whole: what is left there is up to the mask."""
+
+    def forward(s, x):
+        blank = x[..., :1] < 0
+        scores = s.q(x) @ s.k(x).mT / 4 + (blank | blank.mT).to(x.dtype) * constant
+        return s.head((scores.softmax(-1) @ s.v(x)).flatten(1))
+
+    parts = {n: nn.Linear(6, 16) for n in "qkv"}
+    return Functional(forward, **parts, head=nn.Linear(128, 5)), torch.randn(N, 8, 6)
+
+
+def rows_masked_by_a_billion():
+    return masked_rows(-1e9)
+
+
 def read_on_the_host():
     def forward(s, x):
         y = s.a(x)
@@ -255,7 +271,7 @@ def regression():
 REVERSE = (
     mlp, residual, attention, fused_attention, lstm, embedding, branches_on_dtype, float32_island,
     spectrum, writes, several_inputs_to_a_dict, graph, unet, as_wide_as_a_chunk, windows, traced,
-    regression,
+    regression, masked_rows,
 )  # fmt: skip
 RANDOM = (time_first, packed, one_graph, batch_size_written_in, tokens)
 PRECISIONS = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
@@ -296,8 +312,14 @@ def examined(build, name, n=N, seed=0):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
-@pytest.mark.parametrize("name", PRECISIONS)
-@pytest.mark.parametrize("build", REVERSE, ids=lambda b: b.__name__)
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        *((b, p) for b in REVERSE for p in PRECISIONS),
+        *((rows_masked_by_a_billion, p) for p in ("bf16-true", "bf16-mixed")),
+    ],
+    ids=lambda v: getattr(v, "__name__", v),
+)
 def test_reverse_mode_predicts_the_error_of_the_16_bit_program(build, name):
     theory, batch, error, reference, candidate = examined(build, name)
     z = (error / batch.sigma).double().numpy()

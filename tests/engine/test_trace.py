@@ -305,6 +305,23 @@ def test_decisions_count_where_they_are_used(program, expected):
         assert not trace.undecided.any()
 
 
+@pytest.mark.parametrize(
+    "branch",
+    [
+        lambda y: (y > 2.0).all(),
+        lambda y: ((y > 2.0) | (y < -1.0)).any(-1)[3],
+        lambda y: torch.allclose(y, torch.tensor(1.1), atol=0.9),
+        lambda y: torch.equal(y, torch.full_like(y, 2.0)),
+    ],
+)
+def test_all_inputs_hang_on_a_decision_that_the_program_branches_on(branch):
+    rows = torch.tensor([[2.0], [5.0], [6.0], [7.0], [8.0]])
+    trace, _ = traced(lambda t: t * 2 if bool(branch(t * 1.0)) else t * 3, rows)
+    assert trace.undecided.all()
+    far, _ = traced(lambda t: t * 2 if bool(branch(t * 1.0)) else t * 3, rows + 30)
+    assert not far.undecided.any()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_scripted_and_functional_programs_are_traced():
     layer = torch.jit.script(nn.Sequential(nn.Linear(6, 4), nn.Tanh())).half()
