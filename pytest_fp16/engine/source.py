@@ -16,6 +16,8 @@ import torch
 _OWN = str(Path(__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
 _MODULES = str(Path(torch.__file__).parent / "nn" / "modules")
+#: Parts of torch that check what a program gives them; others raise where dispatch fails.
+_CHECKED = tuple(str(Path(torch.__file__).parent / part) for part in ("distributions", "nn"))
 _LIBRARY = str(Path(traceback.__file__).parent)
 
 
@@ -91,7 +93,7 @@ def frames_of(error: BaseException) -> list[tuple[FrameType, int]]:
 
 
 def raised_by_program(error: BaseException) -> bool:
-    """Whether a statement of the program raised it: neither a kernel nor this package."""
+    """Whether a statement of the program raised it: no kernel, no dispatcher, nor this package."""
     while error.__context__ is not None:  # what was caught, to raise another in its place
         error = error.__context__
     step = error.__traceback__
@@ -100,8 +102,9 @@ def raised_by_program(error: BaseException) -> bool:
     while step.tb_next is not None:
         step = step.tb_next
     code = step.tb_frame.f_code
-    raises = dis.opname[code.co_code[step.tb_lasti]] == "RAISE_VARARGS"
-    return raises and not code.co_filename.startswith(_OWN)
+    if dis.opname[code.co_code[step.tb_lasti]] != "RAISE_VARARGS":
+        return False
+    return code.co_filename.startswith(_CHECKED) or not code.co_filename.startswith((_OWN, _TORCH))
 
 
 def raised_at(error: BaseException) -> str | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 
-from pytest_fp16.engine.absorption import accumulated, certain_errors, operands_of
-from pytest_fp16.engine.accumulators import accumulate
 from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import widen
@@ -43,7 +40,6 @@ from pytest_fp16.engine.refusal import UnsupportedOperation
 from pytest_fp16.engine.scalars import as_the_kernel_takes
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.trace_arguments import (
-    as_native,
     carries_gradient,
     dtype_of,
     grid_of,
@@ -54,7 +50,7 @@ from pytest_fp16.engine.trace_arguments import (
     stays_plain,
     steps,
 )
-from pytest_fp16.engine.trace_compute import Call, Computed, compute
+from pytest_fp16.engine.trace_compute import Call, Computed, certain_error, compute
 from pytest_fp16.theory.rounding import FORMATS, Format
 
 _CONSTANT = frozenset(
@@ -233,7 +229,9 @@ class Trace(Interception):
         aliased = shadow is not None and shadow.cell.aliases > 1
         fixed = None
         if call.depends and not aliased:
-            y, fixed = self._certain_error(call, y, fmt)
+            moved, fixed = certain_error(call, y, fmt, self.target)
+            self.recorder.bent |= moved is not y
+            y = moved
         # A constant, and the cast of a value no rounding error has entered, round for good.
         if not call.depends or (known.exact and not call.noisy):
             rounded = y.to(fmt.dtype).to(torch.float32)
@@ -242,20 +240,6 @@ class Trace(Interception):
         # Views look on: the new values must reach the memory they share.
         y = y.copy_(rounded) if aliased else rounded
         return y, call.depends and (call.noisy or not known.exact)
-
-    def _certain_error(self, call: Call, y: Tensor, fmt: Format) -> tuple[Tensor, Tensor | None]:
-        """Rounding whose outcome is no matter of chance, applied; which values that settles."""
-        fixed = None
-        if call.known.stepwise:
-            low_args = as_native(call.args)
-            low_kwargs = {k: as_native(v) for k, v in call.kwargs.items()}
-            run = partial(accumulate, call.known.name, call.func)
-            moved = accumulated(y, partial(run, low_args, low_kwargs, self.target))
-        else:
-            operands = operands_of(call.known.name, call.args, fmt.dtype)
-            moved, fixed = certain_errors(y, operands, fmt, call.known.exact)
-        self.recorder.bent |= moved is not y
-        return moved, fixed
 
     def _site(self, call: Call, y: Tensor, fmt: Format, fixed: Tensor | None) -> Tensor:
         self.dtypes[fmt.name] = self.dtypes.get(fmt.name, 0) + 1

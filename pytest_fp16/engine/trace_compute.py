@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pytest_fp16.engine.absorption import accumulated, certain_errors, operands_of
+from pytest_fp16.engine.accumulators import accumulate
 from pytest_fp16.engine.emulate import widen
 from pytest_fp16.engine.operations import ATTENTION, LOW, Facts, differentiable, flat, functional
 from pytest_fp16.engine.recorder import Recorder
 from pytest_fp16.engine.shadow import Shadow, unwrap
-from pytest_fp16.engine.trace_arguments import flushes, written_targets
+from pytest_fp16.engine.trace_arguments import as_native, flushes, written_targets
 from pytest_fp16.engine.wide import attention, run_wide
-from pytest_fp16.theory.rounding import FORMATS, flush_underflow
+from pytest_fp16.theory.rounding import FORMATS, Format, flush_underflow
 
 _SINGULAR = frozenset(
     "div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split()
@@ -109,3 +111,22 @@ def _flushed(original: Any, inner: Any, recorder: Recorder) -> Any:
     on_grid = flush_underflow(inner, FORMATS[dtype])
     recorder.bent = recorder.bent or not torch.equal(on_grid.detach(), inner.detach())
     return on_grid
+
+
+def certain_error(call: Call, y: Tensor, fmt: Format, target: str) -> tuple[Tensor, Tensor | None]:
+    """Rounding of a result whose outcome is no matter of chance, applied; what that settles.
+
+    Args:
+        call: the operation.
+        y: its float32 result, before any rounding.
+        fmt: the format it is rounded to.
+        target: whose accumulators are meant.
+
+    Returns:
+        As of `certain_errors`.
+    """
+    known = call.known
+    if not known.stepwise:
+        return certain_errors(y, operands_of(known.name, call.args, fmt.dtype), fmt, known.exact)
+    args, kwargs = as_native(call.args), {k: as_native(v) for k, v in call.kwargs.items()}
+    return accumulated(y, lambda: accumulate(known.name, call.func, args, kwargs, target)), None

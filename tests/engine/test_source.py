@@ -74,11 +74,17 @@ def test_whether_the_program_itself_raised():
         except RuntimeError as error:
             raise ValueError("no") from error
 
+    def checked():
+        torch.distributions.Categorical(probs=torch.tensor([float("nan")]))
+
+    def dispatched():
+        torch.ops.aten.no_such_operator(torch.ones(2))
+
     def ours():
         torch.nn.functional.linear(Carrier.like(torch.ones(2), torch.float16), torch.ones(2))
 
     told = {}
-    for function in (kernel, states, asserts, says_it_again, ours):
+    for function in (kernel, states, asserts, says_it_again, checked, dispatched, ours):
         try:
             function()
         except Exception as error:
@@ -88,6 +94,8 @@ def test_whether_the_program_itself_raised():
         "states": True,
         "asserts": True,
         "says_it_again": False,
+        "checked": True,
+        "dispatched": False,
         "ours": False,
     }
     assert not raised_by_program(ValueError("never raised"))
