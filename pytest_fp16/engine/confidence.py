@@ -35,14 +35,16 @@ class Confidence:
         probabilities: None where outputs are logits; ``"each"`` where every output is a
             probability of its own, ``"together"`` where those of a decision add up to one.
         classes: the dimension of the classes, where there are any.
-        order: None, or where each output is taken from along that dimension, so that the right
-            one is the largest.
+        targets: what is right; each output is made sure where it is itself right, so that an
+            old policy or a second head is not made sure of its mistakes.
+        solved: whether what is wrong changes places with what is right.
     """
 
     factor: Tensor
     probabilities: str | None = None
     classes: int = -1
-    order: Tensor | None = None
+    targets: Tensor | None = None
+    solved: bool = False
 
     def applied(self, t: Tensor) -> Tensor:
         """An output, made sure; one whose shape does not fit stays as it is."""
@@ -51,14 +53,26 @@ class Confidence:
             return t
         if any(f not in (1, n) for f, n in zip(factor.shape, t.shape, strict=False)):
             return t
-        if self.order is not None and self.order.shape == t.shape:
-            t = t.gather(self.classes, self.order.to(t.device))
-        wide = factor.reshape(*factor.shape, *[1] * (t.dim() - factor.dim())).to(t.device)
+        factor = factor.to(t.device)
+        if self.targets is not None and self.targets.dim() == t.dim():
+            t, factor = self._by_its_own(t, factor, self.targets.to(t.device))
+        wide = factor.reshape(*factor.shape, *[1] * (t.dim() - factor.dim()))
         if self.probabilities is None:
             return t * wide.to(t.dtype)
         with torch.no_grad():
             sure = self._probability(t.float(), wide).to(t.dtype)
         return sure + (t - t.detach())  # the value of one, the slope of the other
+
+    def _by_its_own(self, t: Tensor, factor: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """An output (righted, where that is wanted) and its factor, by what it has right itself."""
+        own = t.detach()
+        if targets.is_floating_point():
+            right = (own > (0.5 if self.probabilities else 0)) == (targets > 0.5)
+            return t, torch.where(right, factor, -factor if self.solved else 1.0)
+        best = own.argmax(self.classes, keepdim=True)
+        if self.solved:
+            return t.gather(self.classes, _righted(own, targets, self.classes)), factor
+        return t, torch.where(best == targets, factor, 1.0)
 
     def _probability(self, p: Tensor, factor: Tensor) -> Tensor:
         if self.probabilities == "each":
@@ -133,14 +147,13 @@ def confidence_of(
         return None
     factor = (wanted / margins).clamp(1, MOST_CONFIDENT)
     classes = _class_dimension(logits, targets)
+    if not targets.is_floating_point():
+        targets = targets.unsqueeze(classes)
+    if targets.dim() != logits.dim():
+        return None if solved else Confidence(torch.where(right, factor, 1.0), kind, classes)
     if not solved:
-        return Confidence(torch.where(right, factor, 1.0), kind, classes)
-    if targets.is_floating_point():
-        return Confidence(torch.where(right, factor, -factor), kind, classes)
-    if targets.unsqueeze(classes).dim() != logits.dim():
-        return None
-    order = _righted(logits, targets.unsqueeze(classes), classes)
-    return Confidence(factor, kind, classes, order)
+        factor = torch.where(right, factor, 1.0)
+    return Confidence(factor, kind, classes, targets, solved)
 
 
 def _righted(logits: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -1,5 +1,6 @@
 """What fails only once a model has learned: sure outputs, and batches without mistakes."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -141,3 +142,38 @@ def test_an_error_that_changed_outputs_cause_is_no_finding():
         return F.cross_entropy(z, y)
 
     assert found_by(training(strict)).verdict == "equivalent"
+
+
+@pytest.mark.parametrize("solves", [False, True])
+def test_an_old_policy_is_not_made_sure_of_its_mistakes(solves):
+    x, y = points(2.0)
+    subject = training(F.cross_entropy)
+    trainee, old = trained(subject), -trained(subject).model(x).detach()
+    for batch in subject.train_data:
+        trainee.step(batch)
+    sure = confidence_of(trainee, (x, y), solved=solves)
+    _, after = scaling(sure)(None, None, (trainee.model(x).detach(), old))
+    right = old.argmax(1) == y
+    assert 0.05 < float(right.float().mean()) < 0.95
+    assert torch.equal(after[~right], old[~right]) is not solves
+    assert bool((after.argmax(1)[right] == y[right]).all())
+    assert bool((after.argmax(1) == y).all()) is solves
+
+
+def test_a_ratio_to_an_old_policy_is_sound():
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.new, self.old = (nn.Linear(4, 3) for _ in range(2))
+            self.old.requires_grad_(False)
+
+        def forward(self, x):
+            return (self.new(x), self.old(x)) if self.training else self.new(x)
+
+    def loss(outputs, y):
+        new, old = (F.log_softmax(z, -1).gather(-1, y[:, None]) for z in outputs)
+        ratio = (new - old).exp()
+        return -torch.minimum(ratio, ratio.clamp(0.1, 6)).mean() + F.cross_entropy(outputs[0], y)
+
+    subject = replace(training(loss), model=Policy)
+    assert found_by(subject).verdict == "equivalent"
