@@ -6,6 +6,22 @@ by analysis and confirmed by `benchmarks.cases.judge` before the tool first saw 
 `benchmarks/README.md` says how the first look went and what was mended after it.
 """
 
-from benchmarks.cases import reported_digits, reported_more, reported_range, reported_sound
+from benchmarks.cases import (
+    reported_decisions,
+    reported_digits,
+    reported_more,
+    reported_range,
+    reported_signals,
+    reported_sound,
+    reported_unusual,
+)
 
-__all__ = ["reported_digits", "reported_more", "reported_range", "reported_sound"]
+__all__ = [
+    "reported_decisions",
+    "reported_digits",
+    "reported_more",
+    "reported_range",
+    "reported_signals",
+    "reported_sound",
+    "reported_unusual",
+]

@@ -246,69 +246,6 @@ def favor_features() -> Built:
     return built(fitted(make, train), test)
 
 
-class ConvMel(nn.Module):
-    """A log mel spectrogram by convolution with a Fourier basis."""
-
-    def __init__(self, floor: float, size: int = 64, bands: int = 12) -> None:
-        super().__init__()
-        angle = torch.outer(torch.arange(size // 2), torch.arange(size)) * (6.283185 / size)
-        window = torch.hann_window(size)
-        basis = torch.cat([angle.cos() * window, angle.sin() * window])
-        self.register_buffer("basis", basis[:, None])
-        edges = torch.linspace(0, size // 2, bands + 2)
-        place = torch.arange(size // 2)
-        up = (place - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-        down = (edges[2:, None] - place) / (edges[2:] - edges[1:-1])[:, None]
-        self.register_buffer("filters", torch.minimum(up, down).clamp(min=0))
-        self.floor = floor
-
-    def forward(self, wave: Tensor) -> Tensor:
-        real, imaginary = F.conv1d(wave[:, None], self.basis, stride=32).chunk(2, 1)
-        power = real.pow(2) + imaginary.pow(2)
-        return torch.log10((self.filters @ power).clamp(min=self.floor))
-
-
-class Listener(nn.Module):
-    """A spectrogram, a one-dimensional convolution, a mean, a head."""
-
-    def __init__(self, floor: float, shift: float) -> None:
-        super().__init__()
-        self.mel, self.shift = ConvMel(floor), shift
-        self.conv, self.head = nn.Conv1d(12, 32, 3, padding=1), nn.Linear(32, 8)
-
-    def forward(self, wave: Tensor) -> Tensor:
-        x = (self.mel(wave) - self.shift) / 2
-        return self.head(F.relu(self.conv(x)).mean(-1))
-
-
-def notes(factor: float, silence: int = 0) -> tuple[tuple, tuple]:
-    """Tones in units of a factor, the first samples silent, and which of eight pitches it is."""
-    made = []
-    for count, seed in ((900, 0), (400, 1)):
-        wave, pitch = data.tones(count, seed=seed)
-        wave = wave.clone() * factor
-        wave[:, :silence] = 0
-        made.append((wave, pitch // 3))
-    return made[0], made[1]
-
-
-@planted("overflow", "mel", "convolution conv1d", fails=FP16, moot=("bf16-true",), family="audio")
-def spectrogram_of_integers() -> Built:
-    """convmelspec: samples in the units of 16-bit audio, summed by the Fourier convolution."""
-    train, test = notes(9000.0)
-    return built(fitted(lambda: Listener(1e-2, 9.0), train, epochs=30), test)
-
-
-@planted(
-    "eps-underflow", "mel", "clamp clamp_min log10", fails=FP16, family="audio",
-    also=("underflow",),
-)  # fmt: skip
-def log_floor_of_silence() -> Built:
-    """The floor of 1e-10 under a logarithm is zero in float16, and silence minus infinity."""
-    train, test = notes(1.0, silence=128)
-    return built(fitted(lambda: Listener(1e-10, 0.0), train, epochs=30), test)
-
-
 class Decoder(nn.Module):
     """Upsample, convolve, normalise in groups, twice, beside an identity."""
 

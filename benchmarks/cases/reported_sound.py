@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from benchmarks import data
-from benchmarks.cases.base import FP16, Built, built, fitted, healthy
+from benchmarks.cases.base import Built, built, fitted, healthy
 from benchmarks.cases.reported_digits import Calendar, dated
 from benchmarks.cases.reported_range import FavorAttention, FavorNet, Modulated, StyleNet
 
@@ -191,76 +191,6 @@ def depth_of_the_sky() -> Built:
     return built(fitted(DepthNet, train), test)
 
 
-class Equilibrium(nn.Module):
-    """A fixed point, iterated until it moves by less than 1e-4 or 30 times."""
-
-    def __init__(self, dim: int = 48) -> None:
-        super().__init__()
-        self.give, self.keep = nn.Linear(64, dim), nn.Linear(dim, dim, bias=False)
-        with torch.no_grad():
-            self.keep.weight.mul_(0.4)
-        self.head = nn.Linear(dim, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        given = self.give(x.flatten(1))
-        z = torch.zeros_like(given)
-        for _ in range(30):
-            new = torch.tanh(given + 0.5 * self.keep(z))
-            moved, z = (new - z).abs().max(), new
-            if moved < 1e-4:
-                break
-        return self.head(z)
-
-
-@healthy()
-def equilibrium_until_it_rests() -> Built:
-    """A deep equilibrium model: in 16 bits it stops after another number of steps."""
-    train, test = data.digits()
-    return built(fitted(Equilibrium, train), test)
-
-
-class TreeAsProducts(nn.Module):
-    """A decision tree by two matrix products and comparisons, as compilers of trees write it."""
-
-    def __init__(self, tree: object, features: int) -> None:
-        super().__init__()
-        inner = [i for i, left in enumerate(tree.children_left) if left >= 0]
-        leaves = [i for i, left in enumerate(tree.children_left) if left < 0]
-        pick, paths = torch.zeros(features, len(inner)), torch.zeros(len(inner), len(leaves))
-        for column, node in enumerate(inner):
-            pick[tree.feature[node], column] = 1
-            for sign, child in ((1, tree.children_left[node]), (-1, tree.children_right[node])):
-                for leaf in _below(tree, child):
-                    paths[column, leaves.index(leaf)] = sign
-        votes = torch.tensor(tree.value[leaves][:, 0], dtype=torch.float32)
-        self.register_buffer("pick", pick)
-        self.register_buffer("limits", torch.tensor(tree.threshold[inner], dtype=torch.float32))
-        self.register_buffer("paths", paths)
-        self.register_buffer("depth", (paths > 0).float().sum(0))
-        self.register_buffer("votes", votes / votes.sum(1, keepdim=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        left = (x.flatten(1) @ self.pick <= self.limits).to(x.dtype)
-        return (left @ self.paths == self.depth).to(x.dtype) @ self.votes
-
-
-def _below(tree: object, node: int) -> list[int]:
-    if tree.children_left[node] < 0:
-        return [node]
-    return _below(tree, tree.children_left[node]) + _below(tree, tree.children_right[node])
-
-
-@healthy()
-def decision_tree_as_products() -> Built:
-    """Hummingbird: comparisons of whole numbers with halves, all of them exact in 16 bits."""
-    from sklearn.tree import DecisionTreeClassifier
-
-    (x, y), (u, v) = data.digits()
-    tree = DecisionTreeClassifier(max_depth=7, random_state=0)
-    tree.fit((x * 16).flatten(1).numpy(), y.numpy())
-    return built(TreeAsProducts(tree.tree_, 64), (u * 16, v))
-
-
 class Generator(nn.Module):
     """Weight norm and spectral norm, as parametrisations."""
 
@@ -318,35 +248,3 @@ def function_of_its_own() -> Built:
     """A custom autograd function, and a product in place."""
     train, test = data.digits()
     return built(fitted(Efficient, train), test)
-
-
-class Codebook(nn.Module):
-    """Each place is replaced by the nearest of 24 code vectors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.Conv2d(1, 8, 2, stride=2)
-        self.codes, self.quantise = nn.Embedding(24, 8), False
-        self.up = nn.Sequential(nn.Conv2d(8, 32, 1), nn.ReLU(), nn.Conv2d(32, 4, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.down(x).permute(0, 2, 3, 1)
-        distance = (z[..., None, :] - self.codes.weight).square().sum(-1)
-        near = self.codes(distance.argmin(-1)) if self.quantise else z
-        return F.pixel_shuffle(self.up(near.permute(0, 3, 1, 2)), 2)
-
-
-@healthy("regression", precisions=FP16)
-def nearest_code_vector() -> Built:
-    """A quantised autoencoder: a code as near as another may change, and the picture does not."""
-    from sklearn.cluster import KMeans
-
-    (x, _), (u, _) = data.digits()
-
-    model = fitted(Codebook, (x, x), loss=F.mse_loss, epochs=40)
-    with torch.no_grad():
-        places = model.down(x).permute(0, 2, 3, 1).reshape(-1, 8)
-        means = KMeans(24, n_init=1, random_state=0).fit(places.numpy()).cluster_centers_
-        model.codes.weight.copy_(torch.from_numpy(means))
-    model.quantise = True
-    return built(model, (u, u))
