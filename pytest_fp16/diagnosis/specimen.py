@@ -68,7 +68,9 @@ class Specimen:
         self.task = task
         self.sample = sample
         self.where = Location(candidate.model)
-        emulation = Emulation(candidate.target) if emulated else None
+        emulation = (
+            Emulation(candidate.target, mixed=candidate.precision.mixed) if emulated else None
+        )
         self.program = Program(emulation, _exact_twins(candidate.model, reference), self.where)
         with torch.no_grad(), quiet():
             seed_everything(sample.seed)

@@ -91,7 +91,9 @@ class Candidate:
             witness: a mode that sees the operations of the program, such as a `Witness`.
         """
         seed_everything(seed)
-        emulation = Emulation(self.target, opaque) if emulated else nullcontext()
+        emulation = (
+            Emulation(self.target, opaque, self.precision.mixed) if emulated else nullcontext()
+        )
         with torch.no_grad(), quiet(), autocast(self.precision, self.device, self.target):
             with emulation, witness or nullcontext():
                 output = call(self.model, inputs, self.precision, self.subject.forward)

@@ -32,6 +32,7 @@ from pytest_fp16.engine.refusal import (
     OnTarget,
     UnsupportedOperation,
     is_missing_kernel,
+    require_own_agreement,
 )
 from pytest_fp16.engine.scalars import as_the_kernel_takes
 from pytest_fp16.engine.wide import attention, run_wide
@@ -44,12 +45,14 @@ class Emulation(OnTarget):
         target: ``"cuda"`` or ``"cpu"``: the device whose kernels are meant.
         opaque: ``"native"`` runs kernels from outside ATen as they are, in 16 bits; ``"rounded"``
             runs them in float32 and rounds their results (what a sound kernel would give).
+        mixed: the program runs under autocast.
     """
 
-    def __init__(self, target: str = "cuda", opaque: str = "native") -> None:
+    def __init__(self, target: str = "cuda", opaque: str = "native", mixed: bool = False) -> None:
         super().__init__(target)
         self.target = target
         self.opaque = opaque
+        self.mixed = mixed
 
     def __torch_dispatch__(
         self,
@@ -71,6 +74,8 @@ class Emulation(OnTarget):
     ) -> Any:
         """One operation with 16-bit arguments or results."""
         self.require_kernel(known, args, kwargs)
+        if known.foreign and not self.mixed:
+            require_own_agreement(func, known.name, args, kwargs)
         # Moving values, and accumulating in 16 bits, is what the native kernel does exactly; it
         # also refuses what the device refuses (a constant that does not fit the format).
         if known.exact or known.stepwise or (known.opaque and self.opaque == "native"):

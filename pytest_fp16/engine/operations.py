@@ -146,6 +146,7 @@ class Facts:
         mutated_names: names of the keyword arguments it writes.
         exact: it moves, selects or compares values, and never rounds one.
         opaque: a kernel from outside ATen, whose arithmetic is its own.
+        foreign: a kernel from outside ATen, whatever its arithmetic: it refuses what it likes.
         statistics: positions of running statistics written without an alias annotation.
         reshapes: it changes the shape or strides of its first argument in place.
     """
@@ -157,6 +158,7 @@ class Facts:
     exact: bool
     stepwise: bool
     opaque: bool
+    foreign: bool
     random: bool
     statistics: tuple[int, ...]
     reshapes: bool
@@ -183,6 +185,7 @@ def facts(op: OpOverload) -> Facts:
         exact=name in _EXACT and namespace in _TRANSPARENT,
         stepwise=name in STEPWISE,
         opaque=namespace not in _TRANSPARENT,
+        foreign=namespace not in ("aten", "prims", "prim"),
         random=name in _RANDOM,
         statistics=(3, 4) if full in _WRITES_STATISTICS else (),
     )

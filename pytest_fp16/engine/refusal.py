@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pytest_fp16.engine.inference import inference_as_no_grad
 from pytest_fp16.engine.recurrent import recurrent_by_steps
@@ -71,6 +72,32 @@ def is_missing_kernel(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, NotImplementedError)) and any(
         words in str(error) for words in _MISSING_KERNEL
     )
+
+
+def require_own_agreement(func: Any, name: str, args: Any, kwargs: Any) -> None:
+    """Let a kernel from outside ATen say itself whether it takes tensors of several dtypes.
+
+    In float32, where it is followed, it would not notice. One that writes its arguments is not
+    asked, and what it lacks here it need not lack on the target. Under autocast it may have casts
+    of its own for the target: do not ask there.
+
+    Args:
+        func, name: the kernel.
+        args, kwargs: what the 16-bit program hands to it.
+
+    Raises:
+        RuntimeError: it refuses them.
+    """
+    given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    dtypes = {t.dtype for t in given if t.is_floating_point()}
+    if len(dtypes) < 2 or not dtypes & _LOW.keys() or func._schema.is_mutable:
+        return
+    try:
+        func(*args, **kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        if not is_missing_kernel(error):
+            said = f"{name} refuses tensors of different dtypes: {first_line(error)}"
+            raise RuntimeError(said) from None
 
 
 def require_in_range(number: Any, dtype: torch.dtype) -> None:

@@ -145,6 +145,7 @@ class TheoryPass:
             **options,
         )
         trace = Trace(recorder, self.target, self.constants, self.errors, collect)
+        trace.mixed = self.precision.mixed
         self.where.reset()
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype

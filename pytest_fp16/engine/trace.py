@@ -36,16 +36,17 @@ from pytest_fp16.engine.operations import (
     require_same_dtype,
 )
 from pytest_fp16.engine.recorder import Recorder
-from pytest_fp16.engine.refusal import UnsupportedOperation
+from pytest_fp16.engine.refusal import UnsupportedOperation, require_own_agreement
 from pytest_fp16.engine.scalars import as_the_kernel_takes
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.trace_arguments import (
-    carries_gradient,
+    as_native,
     dtype_of,
     grid_of,
     narrows,
     refuse_constants,
     reshaped,
+    severs,
     shadows_in,
     stays_plain,
     steps,
@@ -81,6 +82,7 @@ class Trace(Interception):
         opaque: kernels from outside ATen that ran.
         severed: operations that no gradient passes.
         dtypes: how many operations gave each 16-bit dtype.
+        mixed: the program runs under autocast.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Trace(Interception):
         self.opaque: set[str] = set()
         self.severed: set[str] = set()
         self.dtypes: dict[str, int] = {}
+        self.mixed = False
 
     # -- the interception ---------------------------------------------------------------------
 
@@ -173,6 +176,8 @@ class Trace(Interception):
             return
         name = call.known.name
         require_same_dtype(name, call.args)
+        if call.known.foreign and not self.mixed:
+            require_own_agreement(call.func, name, as_native(call.args), as_native(call.kwargs))
         if missing_kernel(name, call.args, self.target):
             raise UnsupportedOperation(name, str(low).removeprefix("torch."), self.target)
         if call.known.exact:
@@ -205,18 +210,14 @@ class Trace(Interception):
             else:
                 shadow.write(item, call.depends, noisy)
                 results.append(shadow)
-        if len(self.recorder.signature) > sites and self._severs(call, items):
+        rounded = len(self.recorder.signature) > sites
+        if rounded and self.recorder.adjoint and severs(call.args, items):
             self.severed.add(call.known.name)
         # In-place foreach operations return nothing; their targets still have new values.
         for shadow, target in written:
             if not any(r is shadow for r in results):
                 shadow.write(target, call.depends, False)
         return rebuild(out, iter(results))
-
-    def _severs(self, call: Call, items: list[Any]) -> bool:
-        """Whether no result passes a gradient on; one kept for a backward pass alone need not."""
-        given = any(isinstance(t, Tensor) and t.requires_grad for t in items)
-        return self.recorder.adjoint and not given and carries_gradient(call.args)
 
     def _rounded(
         self, call: Call, y: Tensor, fmt: Format | None, shadow: Shadow | None

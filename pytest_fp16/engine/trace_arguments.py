@@ -38,6 +38,8 @@ def as_native(value: Any) -> Any:
         return value.native()
     if isinstance(value, (list, tuple)):
         return [as_native(item) for item in value]
+    if isinstance(value, dict):
+        return {key: as_native(item) for key, item in value.items()}
     return value
 
 
@@ -46,9 +48,11 @@ def shadows_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Shadow]:
     return [t for t in tensors(args, kwargs) if isinstance(t, Shadow)]
 
 
-def carries_gradient(args: Any) -> bool:
-    """Whether a gradient arrives at any argument."""
-    return any(s.inner.requires_grad for s in shadows_in(args, {}) if s.is_floating_point())
+def severs(args: Any, results: list[Any]) -> bool:
+    """Whether a gradient arrives, and no result passes it on."""
+    given = any(isinstance(t, Tensor) and t.requires_grad for t in results)
+    arrives = (s.inner.requires_grad for s in shadows_in(args, {}) if s.is_floating_point())
+    return not given and any(arrives)
 
 
 def written_targets(

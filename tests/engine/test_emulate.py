@@ -404,6 +404,29 @@ def test_a_meta_kernel_stricter_than_the_real_one_does_not_decide(dtype):
         library._destroy()
 
 
+def test_a_kernel_from_outside_refuses_two_dtypes_itself():
+    library = torch.library.Library("fp16test", "FRAGMENT")
+    library.define("agree(Tensor x, Tensor y) -> Tensor")
+
+    def agree(x, y):
+        if x.dtype != y.dtype:
+            raise RuntimeError("x and y should be alike")
+        return x + y
+
+    library.impl("agree", agree, "CPU")
+    x, y = normal(3, dtype=torch.float16), torch.ones(3)
+    try:
+        for opaque in ("native", "rounded"):
+            with torch.no_grad(), Emulation(opaque=opaque):
+                assert torch.ops.fp16test.agree(x, x).dtype == torch.float16
+                with pytest.raises(RuntimeError, match="agree refuses tensors of different dtypes"):
+                    torch.ops.fp16test.agree(x, y)
+        with torch.no_grad(), Emulation(opaque="rounded", mixed=True):
+            assert torch.ops.fp16test.agree(x, y).isfinite().all()  # autocast may cast before it
+    finally:
+        library._destroy()
+
+
 def test_float32_programs_pass_untouched():
     x = torch.randn(5, 6)
 
