@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.regions import checkpoints_on_cuda, cuda_regions, custom_inputs
+from pytest_fp16.engine.regions import checkpoints_on_cuda, cuda_regions, custom_inputs, is_on
 
 _TO_LOW = """
     _convolution _convolution.deprecated conv1d conv2d conv3d conv_tbc conv_transpose1d
@@ -114,11 +114,11 @@ def own_regions(device: str, target: str) -> Iterator[None]:
     if device != "cpu" or target != "cuda" or torch.cuda.is_available():
         yield
         return
-    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+    leave = torch.autocast.__exit__
 
     def entered(self: Any) -> Any:
         region = ExitStack()
-        if self.device == "cuda" and self._enabled and not _installed:
+        if self.device == "cuda" and is_on(self) and not _installed:
             region.enter_context(target_autocast("cpu", self.fast_dtype, "cuda"))
         vars(self).setdefault("_fp16_regions", []).append(region)
         return enter(self)  # type: ignore[no-untyped-call]
@@ -130,6 +130,7 @@ def own_regions(device: str, target: str) -> Iterator[None]:
             vars(self)["_fp16_regions"].pop().close()
 
     with cuda_regions():
+        enter = torch.autocast.__enter__
         torch.autocast.__enter__, torch.autocast.__exit__ = entered, left  # type: ignore
         try:
             yield

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
-from collections.abc import Iterator
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import DefaultDeviceType
+
+#: Frames from one that asks of a region up to the function that its decorator put around another.
+_NESTED = 5
 
 
 @contextmanager
@@ -31,9 +38,9 @@ def cuda_regions() -> Iterator[None]:
     """Let ``torch.autocast("cuda")`` be entered where there is no CUDA, as on the target.
 
     A model may enter it itself, and gradient checkpointing does; torch would switch it off with a
-    warning.
+    warning. One that decorates a function was made, and switched off, when its module was imported.
     """
-    own = torch.autocast.__init__
+    own, enter = torch.autocast.__init__, torch.autocast.__enter__
 
     @functools.wraps(own)  # nested, its signature is still that of torch's
     def made(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
@@ -43,16 +50,59 @@ def cuda_regions() -> Iterator[None]:
             given.arguments["enabled"] = False  # or else it asks for a device
         own(*given.args, **given.kwargs)
         if device_type == "cuda":
-            self._enabled = enabled
+            self._enabled, self._asked = enabled, enabled
+
+    def entered(self: Any) -> Any:
+        was, self._enabled = self._enabled, is_on(self)
+        try:
+            return enter(self)  # type: ignore[no-untyped-call]
+        finally:
+            self._enabled = was
 
     if torch.cuda.is_available():
         yield
         return
     torch.autocast.__init__ = made  # type: ignore[method-assign]
+    torch.autocast.__enter__ = entered  # type: ignore[method-assign]
     try:
         yield
     finally:
         torch.autocast.__init__ = own  # type: ignore[method-assign]
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+def is_on(region: torch.autocast) -> bool:
+    """Whether a region that is being entered is on, or would be where there is CUDA."""
+    if region._enabled or region.device != "cuda" or hasattr(region, "_asked"):
+        return bool(region._enabled)
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_NESTED):
+        if frame is None:
+            break
+        if frame.f_locals.get("autocast_instance") is region:
+            return _asked_for(frame.f_locals.get("func"), type(region))  # type: ignore[arg-type]
+        frame = frame.f_back
+    return False
+
+
+@functools.cache
+def _asked_for(function: Callable[..., Any] | None, region: type[torch.autocast]) -> bool:
+    """Whether the decorator of a function, as it is written, asks for a region that is on.
+
+    torch keeps no trace of it. What is not written out (``enabled=flag``) is left off.
+    """
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return False
+    asked = []
+    for made in getattr(tree, "decorator_list", ()):
+        if isinstance(made, ast.Call) and ast.unparse(made.func).endswith("autocast"):
+            at = list(inspect.signature(region).parameters).index("enabled")
+            given = {k.arg: k.value for k in made.keywords}
+            value = given.get("enabled", made.args[at] if len(made.args) > at else None)
+            asked.append(value is None or (isinstance(value, ast.Constant) and bool(value.value)))
+    return bool(asked) and all(asked)
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from contextlib import suppress
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import DefaultDeviceType
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.regions import checkpoints_on_cuda, cuda_regions, custom_inputs
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="torch's own do it on CUDA")
@@ -74,3 +76,82 @@ def test_inputs_for_cuda_are_cast_where_they_are():
         assert found[2] == "text"
         assert cast(x, "cpu", torch.bfloat16).dtype == torch.bfloat16
     assert torch.amp.autocast_mode._cast(x, "cuda", torch.float16).dtype == torch.float32
+
+
+FLAG = True
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+
+    @torch.autocast("cuda", dtype=torch.float16)
+    def on():
+        return torch.is_autocast_enabled("cuda")
+
+    @torch.autocast("cuda", torch.float16, True)
+    def on_by_position():
+        return torch.is_autocast_enabled("cuda")
+
+    @torch.cuda.amp.autocast()
+    def on_of_old():
+        return torch.is_autocast_enabled("cuda")
+
+    @torch.autocast("cuda", enabled=False)
+    def off():
+        return torch.is_autocast_enabled("cuda")
+
+    @torch.cuda.amp.autocast(False)
+    def off_of_old():
+        return torch.is_autocast_enabled("cuda")
+
+    @torch.autocast("cuda", enabled=FLAG)
+    def unknown():
+        return torch.is_autocast_enabled("cuda")
+
+    kept = torch.autocast("cuda")
+    written_nowhere = kept(eval("lambda: torch.is_autocast_enabled('cuda')"))
+
+
+@no_cuda
+@pytest.mark.parametrize("function", [on, on_by_position, on_of_old])
+def test_a_decorator_made_at_import_is_on_where_it_is_written_so(function):
+    assert not function()
+    with cuda_regions():
+        assert function()
+        assert not torch.is_autocast_enabled("cuda")
+    assert not function()
+
+
+@no_cuda
+@pytest.mark.parametrize("function", [off, off_of_old, unknown, written_nowhere])
+def test_a_decorator_that_is_off_or_not_written_out_stays_off(function):
+    with cuda_regions(), torch.autocast("cuda"):
+        assert torch.is_autocast_enabled("cuda")
+        assert not function()
+        assert torch.is_autocast_enabled("cuda")
+        with kept:
+            assert not torch.is_autocast_enabled("cuda")
+
+
+@no_cuda
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true"])
+def test_a_decorated_forward_runs_in_16_bits(precision):
+    """Where the model is cast to bfloat16, too: the region is float16's."""
+
+    class Decorated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 64), nn.Linear(64, 5)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+
+            @torch.autocast("cuda", dtype=torch.float16)
+            def forward(self, x):
+                return self.last(self.first(x) * 3000)
+
+    torch.manual_seed(0)
+    model, x = Decorated().eval(), torch.randn(40, 6) * 30
+    report = check(Evaluation(model=model, data=[(x, model(x).argmax(-1))]), precision=precision)
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert report.run.dtypes["float16"] > 0
+    assert report.culprit.mechanism == "overflow"
