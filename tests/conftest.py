@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
+
+settings.register_profile("shared-cores", deadline=None)  # the first call of a kernel is slow
+settings.load_profile("shared-cores")
 
 
 def pytest_configure(config):

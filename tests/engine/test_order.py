@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -87,7 +87,6 @@ def test_what_a_model_draws_depends_on_the_step_alone():
     assert len(set(map(float, plain))) == len(plain)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 999)] * 3), min_size=2, max_size=9, unique=True))
 def test_steps_have_seeds_of_their_own(places):
     seeds = [step_seed(*place) for place in places]
