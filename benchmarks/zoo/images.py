@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -55,6 +56,11 @@ def _of_torchvision(
     return Architecture(name, kind, "torchvision", partial(_torchvision, name, **more), inputs)
 
 
+def _detected(model: Any, inputs: Any) -> Any:
+    """The classes of all anchors, before boxes are chosen: how many are left differs by image."""
+    return model.head(list(model.backbone(inputs).values()))["cls_logits"]
+
+
 ALL = (
     *(
         Architecture(n, "vision", "timm", partial(_timm, n), partial(image, s, 6 if s < 224 else 3))
@@ -71,6 +77,14 @@ ALL = (
         partial(image, 64, 4),
         num_classes=5,
         weights_backbone=None,
+    ),
+    Architecture(
+        "ssdlite320_mobilenet_v3_large",
+        "detection",
+        "torchvision",
+        partial(_torchvision, "ssdlite320_mobilenet_v3_large", weights_backbone=None),
+        partial(image, 128, 4),
+        forward=_detected,
     ),
     _of_torchvision("video", "r3d_18", partial(drawn, 4, 3, 4, 32, 32), num_classes=CLASSES),
 )
