@@ -191,10 +191,11 @@ class Trace(Interception):
         """The results as traced tensors, after rounding; targets that were written updated."""
         out, written = computed
         owners = {id(target): shadow for shadow, target in written}
-        fallback = None
-        if not nominal:
-            fallback = promoted_low(call.args, call.kwargs) or call.kwargs.get("dtype")
+        fallback = None if nominal else promoted_low(call.args, call.kwargs)
+        fallback = fallback or call.kwargs.get("dtype")
         results, items, sites = [], flat(out), len(self.recorder.signature)
+        # Asked before what is written becomes the start of a gradient.
+        severed = self.recorder.adjoint and severs(call.args, items)
         grid = grid_of(call.known, call.args, call.kwargs)
         for i, item in enumerate(items):
             if not isinstance(item, Tensor):
@@ -210,8 +211,7 @@ class Trace(Interception):
             else:
                 shadow.write(item, call.depends, noisy)
                 results.append(shadow)
-        rounded = len(self.recorder.signature) > sites
-        if rounded and self.recorder.adjoint and severs(call.args, items):
+        if severed and len(self.recorder.signature) > sites:
             self.severed.add(call.known.name)
         # In-place foreach operations return nothing; their targets still have new values.
         for shadow, target in written:

@@ -544,6 +544,21 @@ def test_a_router_that_decides_in_float32_is_as_uncertain_as_what_it_reads(preci
     assert not batch.probable[3].any()
 
 
+def test_what_is_scaled_in_place_before_any_rounding_has_a_gradient():
+    """Embeddings times the root of their width, in place: the first rounding of many a model."""
+
+    def forward(s, x):
+        y = s.embed(x)
+        y *= 5.7
+        return s.head(y.mean(1).tanh())
+
+    def build():
+        model = Functional(forward, embed=nn.Embedding(30, 16), head=nn.Linear(16, 5))
+        return model, torch.randint(0, 30, (N, 7))
+
+    assert examined(build, "16-true")[0].method == "adjoint"
+
+
 @pytest.mark.parametrize("positions", [False, True])
 def test_a_mask_is_compared_without_doubt(positions):
     """Zeros and ones made by arithmetic: no rounding moves them, however near zero is to zero."""
