@@ -50,7 +50,8 @@ def usual_scans(case: Case, precision: str) -> tuple[list[str], list[str]]:
         want = reference[name]
         if bool(want.isfinite().all()) and not bool(out.isfinite().all()):
             broken.append(name)
-        if not torch.allclose(out.float(), want, rtol=1e-3, atol=1e-5):
+        alike = out.shape == want.shape  # a module may be given the inputs that were chosen for it
+        if not alike or not torch.allclose(out.float(), want, rtol=1e-3, atol=1e-5):
             differ.append(name)
     return broken, differ
 
