@@ -48,6 +48,8 @@ def near_decision(
         reduced; None where there is nothing to decide.
     """
     x, rest = args[0], args[1:]
+    if name in _COMPARISONS and rest and rest[0] is x:
+        return None  # with itself, which is how ``isfinite`` asks for NaN
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
         return None
     x = x.detach()

@@ -66,6 +66,12 @@ class Carrier(Tensor):
         with _disable_current_modes():
             return repr(self.native())
 
+    def __format__(self, spec: str) -> str:
+        """What the program would write: one value as a number, which torch does for its own."""
+        self.was_read()
+        with _disable_current_modes():
+            return format(self.native(), spec)
+
     def numpy(self, *, force: bool = False) -> Any:
         """What the program would read on the host."""
         self.was_read()

@@ -31,6 +31,13 @@ def test_a_comparison_is_near_where_its_sides_are(name):
     assert near(name, x, other=torch.tensor(1.0)) == [False, True, True, False]
 
 
+@pytest.mark.parametrize("name", ["eq", "ne", "ge"])
+def test_a_value_is_no_decision_beside_itself(name):
+    x = torch.tensor([0.0, torch.nan])
+    assert near(name, x, x) is None
+    assert near(name, x, x.clone()) == [True, False]
+
+
 @pytest.mark.parametrize("fmt", [FLOAT16, BFLOAT16])
 def test_without_a_predicted_error_near_is_a_few_ulps(fmt):
     ulps = 2 * fmt.unit_roundoff  # of one

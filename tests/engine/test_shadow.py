@@ -39,6 +39,15 @@ def test_what_the_program_reads_on_the_host():
     assert shadow.native().dtype == torch.float16
 
 
+def test_a_value_is_written_into_a_text_as_a_number():
+    """Mixtures of experts look one up by name: ``experts[f"expert_{index}"]``."""
+    shadow = Shadow(torch.tensor([3, 7]), torch.int64, Cell(True, False))
+    one = Shadow(torch.tensor(3), torch.int64, Cell(True, False))
+
+    assert f"expert_{one} {one:03d}" == f"expert_{torch.tensor(3)} {torch.tensor(3):03d}"
+    assert f"{shadow}" == "tensor([3, 7])"
+
+
 def test_outside_a_trace_an_operation_on_it_is_an_error():
     shadow = wrap_inputs(torch.ones(2), torch.float16)
 
