@@ -59,7 +59,8 @@ def near_decision(
         if error is not None:  # of none, nothing falls the other way: masks, counts
             return (x - other).abs() < DECISION_SIGMAS * error
         scale = torch.maximum(x.abs(), other.abs())
-        return (x - other).abs() <= DECISION_ULPS * ulp(scale, fmt)
+        gap = (x - other).abs()  # of an infinity: nothing is near it
+        return gap.isfinite() & (gap <= DECISION_ULPS * ulp(scale, fmt))
 
     if name in _COMPARISONS:
         return near(x, torch.as_tensor(rest[0] if rest else kwargs["other"], device=x.device))
