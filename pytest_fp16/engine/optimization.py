@@ -9,14 +9,51 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.lightning import configured, is_lightning
+from pytest_fp16.engine.optimizer_copy import copied_over
 from pytest_fp16.errors import SettingError
 from pytest_fp16.subject import Training
 
 
 def needs_closure(optimizer: Any) -> bool:
-    """Whether an optimizer asks for the loss itself (LBFGS)."""
+    """Whether an optimizer asks for the loss itself (LBFGS), whatever its signature says."""
     parameter = inspect.signature(optimizer.step).parameters.get("closure")
-    return parameter is not None and parameter.default is inspect.Parameter.empty
+    if parameter is None or parameter.default is inspect.Parameter.empty:
+        return parameter is not None
+    # One by hand may say closure=None, and assert that there is one: a copy of it is asked.
+    own = not type(optimizer).__module__.startswith("torch.")
+    return own and _stepped(optimizer, False) is None and _stepped(optimizer, True) is not None
+
+
+def needs_gradients_too(optimizer: Any) -> bool:
+    """Whether one that takes the loss expects gradients before its step (SAM as it is known)."""
+    if type(optimizer).__module__.startswith("torch."):
+        return False
+    with_them, without = _stepped(optimizer, True), _stepped(optimizer, True, known=False)
+    return with_them is not None and (without is None or not torch.equal(with_them, without))
+
+
+def _stepped(optimizer: Any, closed: bool, known: bool = True) -> torch.Tensor | None:
+    """Where a copy of an optimizer goes in one step from zero; None where that raises an error.
+
+    Args:
+        optimizer: any.
+        closed: whether it is given the loss.
+        known: whether there is a gradient before.
+    """
+    tensor = nn.Parameter(torch.zeros(2))
+    groups = {id(group): {**group, "params": [tensor]} for group in optimizer.param_groups}
+
+    def closure() -> torch.Tensor:
+        tensor.grad = torch.ones(2)
+        return torch.zeros(())
+
+    if known:
+        closure()
+    try:
+        copied_over(optimizer, groups).step(*([closure] if closed else []))
+    except Exception:
+        return None
+    return tensor.detach()
 
 
 def optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:

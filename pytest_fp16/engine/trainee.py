@@ -27,7 +27,7 @@ from pytest_fp16.engine.batching import (
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.lightning import is_lightning, own_loss
 from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, make_model
-from pytest_fp16.engine.optimization import needs_closure, optimization
+from pytest_fp16.engine.optimization import needs_closure, needs_gradients_too, optimization
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
@@ -122,6 +122,7 @@ class Trainee:
         scaled = precision.mixed and precision.dtype_name == "float16"
         self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None
         self.closure = needs_closure(self.optimizer)
+        self.primed = self.closure and needs_gradients_too(self.optimizer)
         self.pending: list[Any] = []
         self.applied = self.skipped = 0
         self.index = -1  # of the batch within its epoch
@@ -258,6 +259,7 @@ class Trainee:
         if len(self.pending) < self.subject.accumulate and not last:
             return float(self.loss(batch).detach())
         batches, self.pending = self.pending, []
+        losses: list[float] = []
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
@@ -268,13 +270,18 @@ class Trainee:
                 total += loss.detach() / len(batches)
             self._unscale()
             self._clip()
+            losses.append(float(total))
             return total
 
-        loss: Any = self.optimizer.step(closure)
+        if self.primed:
+            closure()
+        self.optimizer.step(closure)
+        if not losses:  # one that had no use for it
+            closure()
         self.applied += 1
         if self.scheduler is not None and self.scheduler_step == "step":
             self.scheduler.step()
-        return float(loss)
+        return losses[0]
 
     def end_epoch(self, mean_loss: float) -> None:
         """Step a scheduler that goes by epochs."""

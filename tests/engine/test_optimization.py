@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.engine.optimization import needs_closure, optimization
+from pytest_fp16 import check
+from pytest_fp16.engine.optimization import needs_closure, needs_gradients_too, optimization
 from pytest_fp16.errors import SettingError
 
 
@@ -72,3 +73,66 @@ def test_a_lightning_module_brings_both_and_the_user_may_replace_them(digits_tra
 def test_what_is_neither_says_what_to_pass(digits_training, changes, said):
     with pytest.raises(SettingError, match=said):
         optimization(digits_training(**changes), nn.Linear(2, 2))
+
+
+class Sharp(torch.optim.Optimizer):
+    """SAM as it is widely copied: closure=None, and an assertion; gradients come before it."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+        self.base = torch.optim.SGD(self.param_groups, lr=lr)
+        self.param_groups = self.base.param_groups
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is not None, "sharpness-aware minimisation needs a closure"
+        held = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in held]).norm()
+        for p in held:
+            self.state[p]["old"] = p.clone()
+            p.add_(p.grad * 0.05 / (norm + 1e-12))
+        torch.enable_grad()(closure)()
+        for p in held:
+            p.copy_(self.state[p]["old"])
+        self.base.step()
+
+
+class Evaluates(Sharp):
+    """The same, which makes its first gradient itself."""
+
+    def step(self, closure):
+        torch.enable_grad()(closure)()
+        super().step(closure)
+
+
+class ByHand(torch.optim.SGD):
+    """Takes a closure, and needs none."""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "asks", "primed"),
+    [
+        (torch.optim.SGD, False, False),
+        (torch.optim.LBFGS, True, False),
+        (ByHand, False, False),
+        (Sharp, True, True),
+        (Evaluates, True, False),
+    ],
+)
+def test_who_asks_for_the_loss_and_who_for_gradients_before(optimizer, asks, primed):
+    weight = nn.Parameter(torch.ones(3))
+    made = optimizer([weight], lr=0.1)
+    assert needs_closure(made) is asks
+    assert (asks and needs_gradients_too(made)) is primed
+    assert torch.equal(weight.detach(), torch.ones(3))
+
+
+@pytest.mark.parametrize("optimizer", [Sharp, Evaluates])
+def test_a_sharpness_aware_training(digits_training, optimizer):
+    report = check(
+        digits_training(optimizer=lambda params: optimizer(params, lr=0.3), epochs=2),
+        precision="16-true",
+        seeds=2,
+    )
+    assert report.verdict != "not equivalent"
+    assert report.metric.reference > 0.5
