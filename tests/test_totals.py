@@ -63,14 +63,16 @@ def test_a_decision_that_may_flip_is_right_with_that_probability():
     assert run.value == pytest.approx(0.75, abs=0.01)
 
 
-def test_values_are_judged_by_r_squared_and_their_scatter_counts():
-    values = logits()[..., :1]
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_values_are_judged_by_r_squared_and_their_scatter_counts(outputs):
+    values = logits()[..., :outputs]
     labels = values[:, 0]
     exact, scattered = totals("regression"), totals("regression")
     nobody = torch.zeros(N, 1).double()
     known = batch(values, labels)
     exact.add(known, values[:, 0], values)
     assert exact.value == pytest.approx(1.0)
+    # σ is that of one direction of the output, of which there are as many as values.
     scattered.add_expected(known, theory(values, 0.5, values[..., 0]), nobody)
     assert scattered.value == pytest.approx(1 - 0.25 / float(labels.double().var()), abs=0.01)
 
