@@ -33,7 +33,11 @@ def traced(model: nn.Module, inputs: Any, precision: str) -> dict[str, Tensor]:
     model, convert, context = judge.prepared(model, precision, "cuda")
     for name, module in model.named_modules():
         if name:
-            module.register_forward_hook(lambda _, __, out, name=name: found.setdefault(name, out))
+
+            def keep(_: Any, __: Any, out: Any, name: str = name) -> None:
+                found.setdefault(name, out)  # returned, it would take the place of a later output
+
+            nn.Module.register_forward_hook(module, keep)  # by the class: scripted ones refuse
     with context, suppress(RuntimeError, ValueError, NotImplementedError, TypeError):
         judge.called(model, inputs, convert)
     return {k: v for k, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}

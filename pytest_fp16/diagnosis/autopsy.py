@@ -121,7 +121,15 @@ class Autopsy(Interception):
         """A view, made in both worlds."""
         source = args[0]
         entry = self._begin(func, known, args, kwargs, None) if source.fate.made else None
-        lows = flat(made := func(*low(args), **{k: low(v) for k, v in kwargs.items()}))
+        try:
+            lows = flat(made := func(*low(args), **{k: low(v) for k, v in kwargs.items()}))
+        except RuntimeError:  # a view of numbers as complex ones, which are not there in bfloat16
+            stopped = Operation(len(self.operations), known.name, self.program.where())
+            self.operations.append(stopped)
+            if stopped.index < self.until:
+                self.raised, stopped.line = stopped, user_line()
+                raise
+            lows = flat(made := func(*exact(args), **{k: exact(v) for k, v in kwargs.items()}))
         exacts = lows
         if source.exact is not source.low:
             exacts = flat(func(*exact(args), **{k: exact(v) for k, v in kwargs.items()}))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin
 
 
@@ -129,3 +130,21 @@ def test_a_program_that_stops(make_net, specimen, part, operation):
 
 def test_no_origin_where_nothing_is_wrong(specimen):
     assert find_origin(specimen(nn.Sequential(nn.Flatten(), nn.ReLU()))) is None
+
+
+class _ComplexRotary(nn.Module):
+    def forward(self, x):
+        turn = torch.polar(torch.ones(4), torch.arange(4.0))
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * turn).flatten(-2)
+
+
+def test_a_view_that_the_format_lacks_is_named_itself():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), _ComplexRotary(), nn.Linear(8, 3)).eval()
+    x = torch.randn(80, 6)
+    report = check(Evaluation(model=model, data=[x], labelled=False), precision="bf16-mixed")
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    found = report.culprit
+    assert (found.module, found.operation) == ("1", "view_as_complex")
+    assert found.mechanism == "unsupported-op"
+    assert report.cure.verified, str(report)
