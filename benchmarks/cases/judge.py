@@ -238,8 +238,9 @@ def origin(case: base.Case, precision: str, policy: str = "cuda") -> tuple[str, 
     model, convert, context = prepared(model, precision, policy)
     stack = [""]
     for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda _, __, name=name: stack.append(name))
-        module.register_forward_hook(lambda *_: stack.pop() and None)
+        enter = lambda _, __, name=name: stack.append(name)  # noqa: E731
+        nn.Module.register_forward_pre_hook(module, enter)  # by the class: scripted ones refuse
+        nn.Module.register_forward_hook(module, lambda *_: stack.pop() and None)
     mode = _Origin(stack)
     with context, mode, suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
         for inputs, _ in data:
