@@ -9,9 +9,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, data, models, pretrained
 from benchmarks.cases.base import ALL
+
+if TYPE_CHECKING:
+    from pytest_fp16.report.model import Report
 
 
 def subjects(quick: bool) -> Iterator[tuple]:
@@ -24,13 +28,55 @@ def subjects(quick: bool) -> Iterator[tuple]:
     yield "crepe", pretrained.crepe("full"), pretrained.crepe_data(20 if quick else 360)
 
 
+class Tally:
+    """Rows of the table, and what they add up to."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.spreads: list[float] = []
+        self.exceeded = self.inputs = self.flips_fit = 0
+
+    def add(self, name: str, precision: str, report: Report, seconds: float) -> None:
+        """The report of one model in one precision."""
+        figures = report.standardised
+        if figures is None:
+            self.rows.append((name, precision, report.error or "no figures"))
+            return
+        allowed = report.forecast.flips_allowed
+        self.spreads.append(figures.spread)
+        self.exceeded += figures.bound_exceeded
+        self.inputs += report.inputs
+        self.flips_fit += report.flips <= allowed
+        self.rows.append(
+            (
+                *(name, precision, report.inputs, f"{figures.spread:.2f}"),
+                *(f"{figures.mean:+.2f}", f"{figures.median_abs / 0.6745:.2f}"),
+                *(figures.bound_exceeded, report.flips, allowed),
+                *(f"{report.forecast.certified.bounded or 0:.1%}", report.verdict),
+                f"{seconds:.0f}",
+            )
+        )
+
+    @property
+    def summary(self) -> str:
+        """All pairs in a sentence."""
+        within = sum(0.7 <= s <= 1.5 for s in self.spreads)
+        return (
+            f"{common.share(within, len(self.rows))} pairs have a root mean square between 0.7 and "
+            f"1.5 (from {min(self.spreads):.2f} to {max(self.spreads):.2f}, "
+            f"median {statistics.median(self.spreads):.2f}); the worst-case bound was exceeded "
+            f"{self.exceeded} times in {self.inputs:,} inputs; flips within flips allowed in "
+            f"{common.share(self.flips_fit, len(self.rows))}."
+        )
+
+
 def main() -> None:
     """Check each model in each precision and compare errors with predictions."""
     options = common.options(__doc__, ("--only", {"default": ""}))
-    rows, spreads, medians, exceeded, inputs, flips_fit = [], [], [], 0, 0, 0
     from pytest_fp16 import Evaluation, Settings
     from pytest_fp16.conformance import examine
 
+    tally = Tally()
     for name, model, batches in subjects(options.quick):
         if options.only not in name:
             continue
@@ -39,46 +85,18 @@ def main() -> None:
         reports = examine(subject, Settings(precisions=ALL))
         seconds = time.perf_counter() - start
         for precision, report in zip(ALL, reports, strict=True):
-            if report.standardised is None:
-                rows.append((name, precision, report.error or "no figures"))
-                print(rows[-1], flush=True)
-                continue
-            figures = report.standardised
-            allowed = report.forecast.flips_allowed
-            spreads.append(figures.spread)
-            medians.append(figures.median_abs)
-            exceeded += figures.bound_exceeded
-            inputs += report.inputs
-            flips_fit += report.flips <= allowed
-            rows.append(
-                (
-                    *(name, precision, report.inputs, f"{figures.spread:.2f}"),
-                    *(f"{figures.mean:+.2f}", f"{figures.median_abs / 0.6745:.2f}"),
-                    *(figures.bound_exceeded, report.flips, allowed),
-                    *(f"{report.forecast.certified.bounded or 0:.1%}", report.verdict),
-                    f"{seconds:.0f}",
-                )
-            )
-            print(rows[-1], flush=True)
-    if not spreads:
+            tally.add(name, precision, report, seconds)
+            print(tally.rows[-1], flush=True)
+    if not tally.spreads:
         print("no check gave figures")
         return
-    within = sum(0.7 <= s <= 1.5 for s in spreads)
-    summary = (
-        f"{common.share(within, len(rows))} pairs have a root mean square between 0.7 and 1.5 "
-        f"(from {min(spreads):.2f} to {max(spreads):.2f}, "
-        f"median {statistics.median(spreads):.2f}); "
-        f"the worst-case bound was exceeded {exceeded} times in {inputs:,} inputs; flips within "
-        f"flips allowed in {common.share(flips_fit, len(rows))}."
-    )
     headers = (
         *("model", "precision", "inputs", "rms", "mean", "median / 0.6745", "bound exceeded"),
         *("flips", "allowed", "bounded", "verdict", "seconds for all four"),
     )
     name = f"calibration-{options.only}" if options.only else "calibration"
-    common.write(
-        name, "Calibration of σ", summary, headers, rows, quick=options.quick
-    )  # fmt: skip
+    title, quick = "Calibration of σ", options.quick
+    common.write(name, title, tally.summary, headers, tally.rows, quick=quick)
 
 
 if __name__ == "__main__":

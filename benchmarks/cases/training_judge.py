@@ -17,6 +17,7 @@ import math
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -140,6 +141,29 @@ def judge(
     return "sound" if mean <= max(0.015, spread) else word, mean, ""
 
 
+def chosen(options: argparse.Namespace) -> list[TrainingCase]:
+    """The cases that are asked for."""
+    found = [c for c in CASES.values() if options.only in c.name]
+    found = [c for c in found if c.name in HELD_OUT or not options.held_out]
+    reported = REPORTED | REPORTED_MORE | REPORTED_SOUND | REPORTED_STEPS
+    return [c for c in found if c.name in reported or not options.reported]
+
+
+def judged(case: TrainingCase, every: bool) -> Iterator[tuple[str, ...]]:
+    """A row per precision that has a label, or per every one."""
+    start = time.perf_counter()
+    twins = [train(case, "32-true", seed) for seed in range(SEEDS)]
+    before = statistics.mean(m for m, _ in twins)
+    for precision in (p for p in PRECISIONS if every or p in (*case.fails, *case.sound)):
+        label = "broken" if precision in case.fails else "sound"
+        label = label if precision in (*case.fails, *case.sound) else "none"
+        word, loss, note = judge(case, precision, twins)
+        mark = "DIFFER" if label not in (word, "none") else "agree" if word == label else ""
+        row = (case.name, precision, label, word, f"{before:.1%}", f"{100 * loss:.4g}", mark, note)
+        print(" ".join(f"{c:<20}" for c in row), f"{time.perf_counter() - start:.1f}s", flush=True)
+        yield row
+
+
 def main() -> None:
     """Judge every claimed pair and show where label and judge differ."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -151,43 +175,17 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    lines, differ = [], 0
-    chosen = [c for c in CASES.values() if options.only in c.name]
-    chosen = [c for c in chosen if c.name in HELD_OUT or not options.held_out]
-    reported = REPORTED | REPORTED_MORE | REPORTED_SOUND | REPORTED_STEPS
-    for case in (c for c in chosen if c.name in reported or not options.reported):
-        start = time.perf_counter()
-        twins = [train(case, "32-true", seed) for seed in range(SEEDS)]
-        before = statistics.mean(m for m, _ in twins)
-        every = (p for p in PRECISIONS if options.every or p in (*case.fails, *case.sound))
-        for precision in every:
-            label = "broken" if precision in case.fails else "sound"
-            label = label if precision in (*case.fails, *case.sound) else "none"
-            word, loss, note = judge(case, precision, twins)
-            mark = "agree" if word == label else "DIFFER"
-            differ += word != label and label != "none"
-            row = (
-                case.name,
-                precision,
-                label,
-                word,
-                f"{before:.1%}",
-                f"{100 * loss:.2f}",
-                mark,
-                note,
-            )
-            lines.append(row)
-            print(
-                " ".join(f"{c:<20}" for c in row), f"{time.perf_counter() - start:.1f}s", flush=True
-            )
-    print(f"{len(lines) - differ} of {len(lines)} labels confirmed, {differ} differ")
+    lines = [row for case in chosen(options) for row in judged(case, options.every)]
+    differ = sum(row[6] == "DIFFER" for row in lines)
+    said = f"{len(lines) - differ} of {len(lines)} labels confirmed, {differ} differ"
+    print(said)
     if options.write:
         from benchmarks import common
 
         common.write(
             "labels-training",
             "Training labels against the judge",
-            f"{len(lines) - differ} of {len(lines)} labels confirmed, {differ} differ.",
+            f"{said}.",
             ("case", "precision", "label", "judge", "32-bit metric", "loss (points)", "", "note"),
             lines,
         )
