@@ -24,6 +24,7 @@ from pytest_fp16.diagnosis import evaluation
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.evaluation import EvaluationRun
 from pytest_fp16.evaluation_report import report_of
+from pytest_fp16.report.model import Report
 from pytest_fp16.treatment import patient_of
 
 
@@ -100,6 +101,11 @@ class Price:
         self.total = [self.total[0] + seconds, self.total[1] + plain]
         return f"{seconds / plain:.1f}" if plain else "-"
 
+    @property
+    def ratio(self) -> float:
+        """What `total` adds up to."""
+        return self.total[0] / self.total[1] if self.total[1] else 0.0
+
 
 def real_models(price: Price) -> list[tuple[str, str]]:
     """Explanations of sound models: nothing is concentrated, so the search is at its longest."""
@@ -135,60 +141,92 @@ def main() -> None:
         diagnosed(options, price)
 
 
+class Tally:
+    """Rows of the table, and what they add up to.
+
+    Attributes:
+        marks: pairs with module, operation, mechanism, a verified cure and its kind right.
+        blamed: modules that a scan for NaN blames, a comparison, and all there are.
+        false: healthy pairs with a culprit though nothing was wrong; `healthy` counts them all.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.rows: list[tuple[Any, ...]] = []
+        self.marks = [0] * 5
+        self.blamed = [0, 0, 0]
+        self.false: list[str] = []
+        self.healthy = 0
+
+    def sound(self, case: Case, precision: str, report: Report | None) -> None:
+        """A pair that is equivalent: nobody is to blame."""
+        if isinstance(case, Planted) or report is None:
+            return
+        self.healthy += 1
+        if report.culprit is not None and report.verdict == "equivalent" and not report.warnings:
+            self.false.append(f"{case.name} {precision}: {report.culprit.module}")
+
+    def failing(self, case: Planted, precision: str, report: Report | None, passes: str) -> bool:
+        """A pair that fails; whether all that is said of it is right."""
+        culprit = report.culprit if report else None
+        cure = report.cure if report else None
+        marks = (
+            culprit is not None and culprit.module == case.module,
+            culprit is not None and culprit.operation in case.operations,
+            culprit is not None and culprit.mechanism in (case.mechanism, *case.also),
+            cure is not None and cure.verified,
+            cure is not None and cure.kind in case.cures(precision, self.target),
+        )
+        nan_scan, layers = usual_scans(case, precision)
+        every = len(dict(case.build()[0].named_modules())) - 1
+        self.marks = [t + m for t, m in zip(self.marks, marks, strict=True)]
+        scans = (len(nan_scan), len(layers), every)
+        self.blamed = [t + n for t, n in zip(self.blamed, scans, strict=True)]
+        self.rows.append(
+            (
+                *(case.name, precision, *("yes" if m else "NO" for m in marks[:4])),
+                f"{case.module}: {case.operations[0]}, {case.mechanism}",
+                f"{culprit.module}: {culprit.operation}, {culprit.mechanism}"
+                if culprit
+                else "none",
+                f"{cure.kind} {' '.join(cure.modules)}" if cure else "none",
+                *(len(nan_scan), len(layers), passes),
+            )
+        )
+        return all(marks[:4])
+
+    @property
+    def summary(self) -> str:
+        """All pairs in a few sentences."""
+        module, operation, mechanism, verified, kind = (
+            common.share(m, len(self.rows)) for m in self.marks
+        )
+        return (
+            f"Culprit module right in {module}, operation in {operation}, mechanism in {mechanism}; "
+            f"a verified cure in {verified}, of an expected kind in {kind}. "
+            f"Culprits named on passing healthy pairs without a warning: {len(self.false)} of "
+            f"{self.healthy}. Modules blamed over the same failures: by a NaN and infinity scan "
+            f"{self.blamed[0]}, by a layer-by-layer comparison (rtol 1e-3) {self.blamed[1]}, of "
+            f"{self.blamed[2]}. "
+        )
+
+
 def diagnosed(options: Any, price: Price) -> None:
     """All cases, and the result."""
-    rows, tally, blamed, false_culprits, healthy = [], [0] * 5, [0, 0, 0], [], 0
+    tally = Tally(options.target)
     for case, precision, expected in chosen(options):
         found = common.check_case(case, precision, target=options.target)
-        report = found.report
-        culprit = report.culprit if report else None
         if expected == "equivalent":
-            if not isinstance(case, Planted):
-                healthy += 1
-                if culprit is not None and report.verdict == "equivalent" and not report.warnings:
-                    false_culprits.append(f"{case.name} {precision}: {culprit.module}")
-            continue
-        cure = report.cure if report else None
-        nan_scan, layers = usual_scans(case, precision)
-        module = culprit is not None and culprit.module == case.module
-        mechanisms = (case.mechanism, *case.also)
-        marks = (
-            module,
-            culprit is not None and culprit.operation in case.operations,
-            culprit is not None and culprit.mechanism in mechanisms,
-            cure is not None and cure.verified,
-            cure is not None and cure.kind in case.cures(precision, options.target),
-        )
-        tally = [t + bool(m) for t, m in zip(tally, marks, strict=True)]
-        blamed[0] += len(nan_scan)
-        blamed[1] += len(layers)
-        blamed[2] += len(dict(case.build()[0].named_modules())) - 1
-        said = f"{culprit.module}: {culprit.operation}, {culprit.mechanism}" if culprit else "none"
-        wanted = f"{case.module}: {case.operations[0]}, {case.mechanism}"
-        cured = f"{cure.kind} {' '.join(cure.modules)}" if cure else "none"
-        row = (
-            case.name,
-            precision,
-            *("yes" if m else "NO" for m in marks[:4]),
-            wanted,
-            said,
-            cured,
-        )
-        rows.append((*row, len(nan_scan), len(layers), price.of(precision)))
-        if not all(marks[:4]):
-            print(*row, found.error, sep=" | ", flush=True)
-    n = len(rows)
-    ratio = price.total[0] / price.total[1] if price.total[1] else 0.0
+            tally.sound(case, precision, found.report)
+        elif not tally.failing(case, precision, found.report, price.of(precision)):
+            print(*tally.rows[-1], found.error, sep=" | ", flush=True)
+    small = price.ratio
+    price.total = [0.0, 0.0]
     real = ", ".join(f"{name} {passes}" for name, passes in real_models(price))
-    summary = (
-        f"Culprit module right in {common.share(tally[0], n)}, operation in "
-        f"{common.share(tally[1], n)}, mechanism in {common.share(tally[2], n)}; a verified cure "
-        f"in {common.share(tally[3], n)}, of an expected kind in {common.share(tally[4], n)}. "
-        f"Culprits named on passing healthy pairs without a warning: {len(false_culprits)} of "
-        f"{healthy}. Modules blamed over the same failures: by a NaN and infinity scan "
-        f"{blamed[0]}, by a layer-by-layer comparison (rtol 1e-3) {blamed[1]}, of {blamed[2]}. "
-        f"Explanations before cures cost {ratio:.1f} plain forward passes of the inputs they look "
-        f"at over these small models, and of real ones (claimed: 10) {real}."
+    summary = tally.summary + (
+        f"Explanations before cures cost {small:.1f} plain forward passes of the inputs they look "
+        f"at over these small models, and of real ones (claimed: 10) {real}; {price.ratio:.1f} over "
+        "these together."
     )
     headers = (
         *("case", "precision", "module", "operation", "mechanism", "cure verified"),
@@ -196,11 +234,12 @@ def diagnosed(options: Any, price: Price) -> None:
     )
     common.write(
         f"diagnosis-{'held-out-' * options.held_out}{options.target}",
-        f"Diagnosis of {len({row[0] for row in rows})} planted cases, target {options.target}",
+        f"Diagnosis of {len({row[0] for row in tally.rows})} planted cases, "
+        f"target {options.target}",
         summary,
         headers,
-        rows,
-        "\n".join(f"- {line}" for line in false_culprits),
+        tally.rows,
+        "\n".join(f"- {line}" for line in tally.false),
         quick=options.quick or bool(options.only),
     )
 
