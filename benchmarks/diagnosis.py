@@ -202,8 +202,8 @@ class Tally:
             common.share(m, len(self.rows)) for m in self.marks
         )
         return (
-            f"Culprit module right in {module}, operation in {operation}, mechanism in {mechanism}; "
-            f"a verified cure in {verified}, of an expected kind in {kind}. "
+            f"Culprit module right in {module}, operation in {operation}, mechanism in "
+            f"{mechanism}; a verified cure in {verified}, of an expected kind in {kind}. "
             f"Culprits named on passing healthy pairs without a warning: {len(self.false)} of "
             f"{self.healthy}. Modules blamed over the same failures: by a NaN and infinity scan "
             f"{self.blamed[0]}, by a layer-by-layer comparison (rtol 1e-3) {self.blamed[1]}, of "
@@ -225,8 +225,8 @@ def diagnosed(options: Any, price: Price) -> None:
     real = ", ".join(f"{name} {passes}" for name, passes in real_models(price))
     summary = tally.summary + (
         f"Explanations before cures cost {small:.1f} plain forward passes of the inputs they look "
-        f"at over these small models, and of real ones (claimed: 10) {real}; {price.ratio:.1f} over "
-        "these together."
+        f"at over these small models, and of real ones (claimed: 10) {real}; "
+        f"{price.ratio:.1f} over these together."
     )
     headers = (
         *("case", "precision", "module", "operation", "mechanism", "cure verified"),

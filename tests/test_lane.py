@@ -120,6 +120,41 @@ def test_a_check_in_the_model_that_rounded_values_fail_is_forecast(check, said):
     assert mixed.verdict == mixed.forecast.verdict == "equivalent"
 
 
+class Rests(nn.Module):
+    """Iterates until the whole batch has come to rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.again.weight.mul_(0.5)
+
+    def forward(self, x):
+        x = self.first(x)
+        state = torch.zeros_like(x)
+        for _ in range(30):
+            before, state = state, torch.tanh(x + self.again(state))
+            if (state - before).abs().max() < 2e-4:
+                break
+        return self.head(state)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_a_loop_that_stops_by_a_value_leaves_theory_its_force(precision):
+    torch.manual_seed(0)
+    model, x = Rests().eval(), torch.randn(200, 6)
+    with torch.no_grad():
+        data = [(x, model(x).argmax(-1))]
+    report = check(Evaluation(model=model, data=data), precision=precision)
+    assert report.forecast.method == "random rounding"
+    assert any("branches" in note for note in report.forecast.notes)
+    assert report.verdict == report.forecast.verdict == "equivalent", str(report)
+    assert report.forecast.undecided == 0
+    assert report.forecast.flips_allowed < 20
+    assert report.standardised is not None
+    assert 0.5 < report.standardised.spread < 1.5
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("target", ["cuda", "cpu"])
 def test_an_ordinary_model_is_forecast(name, target):

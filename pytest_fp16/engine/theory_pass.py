@@ -203,6 +203,7 @@ class TheoryPass:
             return
         indices, kept = chunks(n, min(self.chunk, _CHUNK))[0]
         trace, canonical = self.trace_part(inputs, n, indices, seed)
+        _require_one_path(trace)
         together = self._sigma(trace, canonical, reference[:kept])
         self.totals.clear()
         differs = (alone - together[:few]).abs() > _AGREEMENT * alone
@@ -240,6 +241,7 @@ class TheoryPass:
         sharing = Sharing(self, seed)
         for indices, kept in chunks(n, self.chunk):
             trace, canonical = self.trace_part(inputs, n, indices, seed, detailed=not self.totals)
+            _require_one_path(trace)
             rows = reference[indices[:kept]]
             sums = self.backward(trace, canonical, self.task.seeds(rows))[self.format]
             self.record(sums)
@@ -284,6 +286,12 @@ class TheoryPass:
         for key, (square, absolute) in sums.by_site.items():
             self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
             self.totals[key].worst += float(absolute.nan_to_num(0, 0, 0).sum()) / 2
+
+
+def _require_one_path(trace: Trace) -> None:
+    """Raise NotDifferentiableError where rounding may lead the program another way."""
+    if trace.branches:
+        raise NotDifferentiableError("the program branches on a value that rounding could change")
 
 
 def _chunk_size(trace: Trace, n: int) -> int:

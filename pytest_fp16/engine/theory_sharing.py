@@ -84,7 +84,8 @@ class Sharing:
             own, logits = follower.trace_part(inputs, n, indices, self.seed, **options)
         except Exception:  # whatever it is, the follower's own pass will meet and report it
             return None
-        if own.recorder.signature == trace.recorder.signature and logits.shape == canonical.shape:
+        same = own.recorder.signature == trace.recorder.signature and not own.branches
+        if same and logits.shape == canonical.shape:
             return own, logits
         if not before:
             follower.totals.clear()

@@ -79,6 +79,7 @@ class Trace(Interception):
         operands: what the decisions compared, if it is kept.
         decisions: how many there were.
         undecided: inputs that lie near a discrete decision, bool [batch].
+        branches: the program branches on a decision that rounding could change.
         opaque: kernels from outside ATen that ran.
         severed: operations that no gradient passes.
         dtypes: how many operations gave each 16-bit dtype.
@@ -103,6 +104,7 @@ class Trace(Interception):
         self.constants = constants
         self.kept: dict[int, tuple[Tensor, Shadow]] = {}
         self.undecided = torch.zeros_like(recorder.overflowed)
+        self.branches = False
         self.opaque: set[str] = set()
         self.severed: set[str] = set()
         self.dtypes: dict[str, int] = {}
@@ -254,14 +256,16 @@ class Trace(Interception):
     # -- decisions ----------------------------------------------------------------------------
 
     def _use_doubts(self, call: Call, cells: list[Cell], results: Any) -> None:
-        """Inputs that hang on a decision in doubt; all of them, if the program branches on it."""
-        for doubt in (c.doubt for c in cells if c.doubt is not None):
+        """Inputs that hang on a decision in doubt, or the whole program where it branches on it."""
+        doubts = [c.doubt for c in cells if c.doubt is not None]
+        if call.known.name == "_local_scalar_dense":
+            self.branches |= bool(doubts)
+            return
+        for doubt in doubts:
             self.undecided |= doubt
             for result in (r for r in flat(results) if isinstance(r, Shadow)):
                 if result.dtype is torch.bool and result.cell.doubt is None:
                     result.cell.doubt = doubt
-            if call.known.name == "_local_scalar_dense":
-                self.undecided |= True
 
     def _watch_decision(self, call: Call, results: Any) -> None:
         """Note whose value lies so near a decision that rounding could change it.
@@ -285,9 +289,10 @@ class Trace(Interception):
         near = near_decision(name, args, kwargs, self.recorder.formats[0], error)
         if near is None or not bool(near.any()):
             return
+        if not decided:  # the program reads it on the host
+            self.branches = True
+            return
         rows = self.recorder.any_row(near)
-        if not decided:  # the program reads it, and branches
-            rows = torch.ones_like(rows)
         whole = [r for r in decided if not r.is_floating_point()]
         for result in whole:
             result.cell.doubt = rows

@@ -315,11 +315,13 @@ def test_decisions_count_where_they_are_used(program, expected):
         lambda y: torch.equal(y, torch.full_like(y, 2.0)),
     ],
 )
-def test_all_inputs_hang_on_a_decision_that_the_program_branches_on(branch):
+def test_a_program_that_branches_on_a_decision_in_doubt_is_told(branch):
     rows = torch.tensor([[2.0], [5.0], [6.0], [7.0], [8.0]])
     trace, _ = traced(lambda t: t * 2 if bool(branch(t * 1.0)) else t * 3, rows)
-    assert trace.undecided.all()
+    assert trace.branches
+    assert not trace.undecided.all()  # where it goes is for runs rounded at random to see
     far, _ = traced(lambda t: t * 2 if bool(branch(t * 1.0)) else t * 3, rows + 30)
+    assert not far.branches
     assert not far.undecided.any()
 
 
