@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from typing import Any
 
 import torch
@@ -19,9 +21,35 @@ def needs_closure(optimizer: Any) -> bool:
     parameter = inspect.signature(optimizer.step).parameters.get("closure")
     if parameter is None or parameter.default is inspect.Parameter.empty:
         return parameter is not None
-    # One by hand may say closure=None, and assert that there is one: a copy of it is asked.
-    own = not type(optimizer).__module__.startswith("torch.")
-    return own and _stepped(optimizer, False) is None and _stepped(optimizer, True) is not None
+    # One by hand may say closure=None, and assert that there is one: then a copy of it is asked.
+    if not _insists(type(optimizer)):
+        return False
+    return _stepped(optimizer, False) is None and _stepped(optimizer, True) is not None
+
+
+def _insists(kind: type) -> bool:
+    """Whether the step of an optimizer, as it is written, checks that it is given the loss.
+
+    A step can have effects of its own (it may count, or log): no other optimizer is tried out.
+    """
+    try:
+        step = ast.parse(textwrap.dedent(inspect.getsource(kind.step)))  # type: ignore[attr-defined]
+    except (OSError, TypeError, SyntaxError):
+        return False
+    return any(
+        isinstance(node, ast.Assert) or (isinstance(node, ast.If) and _raises(node))
+        for node in ast.walk(step)
+        if "closure" in _names(getattr(node, "test", None))
+    )
+
+
+def _raises(node: ast.If) -> bool:
+    return any(isinstance(statement, ast.Raise) for statement in node.body)
+
+
+def _names(node: ast.AST | None) -> set[str]:
+    found = ast.walk(node) if node is not None else ()
+    return {n.id for n in found if isinstance(n, ast.Name)}
 
 
 def needs_gradients_too(optimizer: Any) -> bool:

@@ -105,8 +105,25 @@ class Evaluates(Sharp):
         super().step(closure)
 
 
+class Raises(Sharp):
+    """The same, with an exception."""
+
+    def step(self, closure=None):
+        if closure is None:
+            raise RuntimeError("a closure is needed")
+        super().step(closure)
+
+
 class ByHand(torch.optim.SGD):
-    """Takes a closure, and needs none."""
+    """Takes a closure, and needs none; nobody tries it out."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        if closure is not None:
+            torch.enable_grad()(closure)()
+        ByHand.steps += 1
+        super().step()
 
 
 @pytest.mark.parametrize(
@@ -116,6 +133,7 @@ class ByHand(torch.optim.SGD):
         (torch.optim.LBFGS, True, False),
         (ByHand, False, False),
         (Sharp, True, True),
+        (Raises, True, True),
         (Evaluates, True, False),
     ],
 )
@@ -125,6 +143,7 @@ def test_who_asks_for_the_loss_and_who_for_gradients_before(optimizer, asks, pri
     assert needs_closure(made) is asks
     assert (asks and needs_gradients_too(made)) is primed
     assert torch.equal(weight.detach(), torch.ones(3))
+    assert ByHand.steps == 0
 
 
 @pytest.mark.parametrize("optimizer", [Sharp, Evaluates])
