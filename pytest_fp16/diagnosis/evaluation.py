@@ -113,9 +113,13 @@ def diagnose(patient: Patient) -> Diagnosis:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Free what the frames of an exception hold: a failed pass may fill a device's memory."""
-    if error is not None:
+    """Free what the frames of an exception hold: a failed pass may fill a device's memory.
+
+    So may an earlier one, after which the pass was tried again.
+    """
+    while error is not None:
         traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def explained(patient: Patient) -> Explanation:
