@@ -13,7 +13,6 @@ import importlib.util
 import math
 import statistics
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +48,13 @@ class Tally:
     spreads: list[float] = field(default_factory=list)
     squares: float = 0.0
     count: int = 0
+
+    def take(self, reports: list[Any]) -> None:
+        """Count the checks of one architecture; none where it crashed."""
+        self.checks += len(PRECISIONS)
+        self.crashed += 0 if reports else len(PRECISIONS)
+        for report in reports:
+            self.add(report)
 
     def add(self, report: Any) -> None:
         """Count one report."""
@@ -89,13 +95,17 @@ def passed(model: Architecture, made: tuple[Any, Any]) -> float:
         return common.clock(lambda: model.outputs(*made), repeats=2)
 
 
-def examined(one: Architecture, tally: Tally) -> tuple[Any, ...]:
-    """Check one architecture: its row of the table."""
+def one_of(index: int) -> tuple[tuple[Any, ...], list[Any]]:
+    """`examined` of an architecture of `ALL`, which a process can be handed the index of."""
+    return examined(ALL[index])
+
+
+def examined(one: Architecture) -> tuple[tuple[Any, ...], list[Any]]:
+    """Check one architecture: its row of the table, and its reports; none where it crashed."""
     from pytest_fp16 import Evaluation, Settings
     from pytest_fp16.conformance import examine
 
-    named = (one.name, one.kind, one.library)
-    tally.checks += len(PRECISIONS)
+    labels = (one.name, one.kind, one.library)
     try:
         made = one.build()
         alone = passed(one, made)
@@ -110,18 +120,16 @@ def examined(one: Architecture, tally: Tally) -> tuple[Any, ...]:
         start = time.perf_counter()
         reports = examine(subject, Settings(precisions=PRECISIONS, budget=BUDGET))
     except Exception as error:
-        tally.crashed += len(PRECISIONS)
-        return (*named, f"crashed: {type(error).__name__}: {error}"[:120], *[""] * 7)
+        return (*labels, f"crashed: {type(error).__name__}: {error}"[:120], *[""] * 7), []
     seconds = time.perf_counter() - start
-    for report in reports:
-        tally.add(report)
-    return (
-        *(*named, _verdicts(reports), _forecasts(reports)),
+    row = (
+        *(*labels, _verdicts(reports), _forecasts(reports)),
         " / ".join(dict.fromkeys(r.forecast.method for r in reports)),
         *(f"{r.standardised.spread:.2f}" if r.standardised else "—" for r in reports),
         f"{seconds:.1f}",
         f"{seconds / alone:.0f}",
     )
+    return row, reports
 
 
 def _verdicts(reports: list[Any]) -> str:
@@ -138,24 +146,23 @@ def _forecasts(reports: list[Any]) -> str:
 
 def main() -> None:
     """Check every architecture of a library, or of all."""
-    libraries = sorted({one.library for one in ALL})
+    known = sorted({one.library for one in ALL})
     options = common.options(
         __doc__,
-        ("--library", {"default": "", "choices": ["", *libraries]}),
+        ("--library", {"default": "", "choices": ["", *known]}),
         ("--only", {"default": "", "help": "names, separated by commas"}),
     )
     wanted = options.only.split(",") if options.only else QUICK if options.quick else ()
-    tally, rows, absent = Tally(), [], set()
-    for one in ALL:
-        if options.library not in ("", one.library) or (wanted and one.name not in wanted):
-            continue
-        if importlib.util.find_spec(one.library) is None:
-            absent.add(one.library)
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            rows.append(examined(one, tally))
-        print(rows[-1], flush=True)
+    tally, rows = Tally(), []
+    every = [i for i, one in enumerate(ALL) if options.library in ("", one.library)]
+    every = [i for i in every if not wanted or ALL[i].name in wanted]
+    libraries = {ALL[i].library for i in every}
+    absent = {name for name in libraries if importlib.util.find_spec(name) is None}
+    here = [i for i in every if ALL[i].library not in absent]
+    for row, reports in common.spread(one_of, here, options):
+        tally.take(reports)
+        rows.append(row)
+        print(row, flush=True)
     notes = [f"{name} is not installed: left out." for name in sorted(absent)]
     notes.append(
         "Figures under a precision are the root mean square of error over σ; “—” where the program "

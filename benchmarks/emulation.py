@@ -8,7 +8,10 @@ a GPU with ``--device cuda`` (prices are the CPU's alone).
 
 from __future__ import annotations
 
+import argparse
 import math
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,43 +19,94 @@ from torch import nn
 
 from benchmarks import common
 from benchmarks.cases import judge
-from benchmarks.cases.base import ALL
+from benchmarks.cases.base import ALL, named
 from benchmarks.cost import subjects
-from benchmarks.forecast import pairs
+from benchmarks.forecast import Labels, by_case, pairs
 
 
-def compare(quick: bool, only: str, device: str) -> tuple[list, str]:
-    """Emulated against native, one case and precision after another."""
-    rows, same, total, flips_near, errors_near, with_error = [], 0, 0, 0, 0, 0
-    for case, precision, _ in pairs(device, only, quick):
+@dataclass(frozen=True)
+class Compared:
+    """A case in one precision, emulated and native.
+
+    Attributes:
+        verdicts, flips, errors: of the emulated check, then of the native one.
+        ratio: emulated error over native error, both in σ; None where there is none.
+    """
+
+    case: str
+    precision: str
+    verdicts: tuple[str, str]
+    flips: tuple[int | None, int | None]
+    errors: tuple[str, str]
+    ratio: float | None
+
+    @property
+    def near(self) -> bool:
+        """Flips are near coincidences that both runs toss alike or apart: Poisson on the sum."""
+        one, other = self.flips
+        if one is None or other is None:
+            return True
+        return abs(one - other) <= 3 * math.sqrt(one + other + 1)
+
+    @property
+    def alike(self) -> bool:
+        """Whether the errors are within 10 %."""
+        return self.ratio is None or 0.9 <= self.ratio <= 1.1
+
+    @property
+    def odd(self) -> bool:
+        """Whether there is anything to show."""
+        same = self.verdicts[0] == self.verdicts[1]
+        return not (same and self.near and self.alike) or any(self.errors)
+
+    @property
+    def line(self) -> tuple[Any, ...]:
+        """As the table shows it."""
+        ratio = "" if self.ratio is None else f"{self.ratio:.2f}"
+        said = (*self.verdicts, *self.flips, ratio, self.errors[0] or self.errors[1])
+        return (self.case, self.precision, *said)
+
+
+def compared(labels: Labels, device: str) -> list[Compared]:
+    """Emulated against native, in each precision of a case."""
+    case, found = named(labels[0]), []
+    for precision, _ in labels[1]:
         said = [
             common.check_case(case, precision, device=device, target=device, emulate=mode)
             for mode in ("always", "never")
         ]
-        total += 1
-        same += said[0].verdict == said[1].verdict
-        emulated, native = (s.report for s in said)
-        flips = [r.flips if r and r.flips is not None else None for r in (emulated, native)]
-        # Flips are near coincidences that both runs toss alike or apart: Poisson on the sum.
-        near = None in flips or abs(flips[0] - flips[1]) <= 3 * math.sqrt(sum(flips) + 1)
-        flips_near += near
         spreads = [
-            r.standardised.spread if r and r.standardised else None for r in (emulated, native)
+            s.report.standardised.spread if s.report and s.report.standardised else None
+            for s in said
         ]
         ratio = spreads[0] / spreads[1] if None not in spreads and spreads[1] else None
-        if ratio is not None and math.isfinite(ratio):
-            with_error += 1
-            errors_near += 0.9 <= ratio <= 1.1
-        odd = said[0].verdict != said[1].verdict or not near
-        odd = odd or (ratio is not None and not 0.9 <= ratio <= 1.1)
-        if odd or said[0].error or said[1].error:
-            words = (said[0].verdict, said[1].verdict, *flips, f"{ratio:.2f}" if ratio else "")
-            rows.append((case.name, precision, *words, said[0].error or said[1].error))
-            print(*rows[-1], sep=" | ", flush=True)
-    return rows, (
-        f"Same verdict on {common.share(same, total)} pairs; flip counts within sampling noise on "
-        f"{common.share(flips_near, total)}; error within 10 % on "
-        f"{common.share(errors_near, with_error)}."
+        found.append(
+            Compared(
+                case.name,
+                precision,
+                (said[0].verdict, said[1].verdict),
+                tuple(s.report.flips if s.report else None for s in said),
+                (said[0].error, said[1].error),
+                ratio if ratio is not None and math.isfinite(ratio) else None,
+            )
+        )
+    return found
+
+
+def compare(options: argparse.Namespace) -> tuple[list, str]:
+    """One case after another: what differs, and a summary."""
+    items = by_case(pairs(options.device, options.only, options.quick))
+    every: list[Compared] = []
+    for found in common.spread(partial(compared, device=options.device), items, options):
+        every += found
+        for one in (one for one in found if one.odd):
+            print(*one.line, sep=" | ", flush=True)
+    share, with_error = common.share, [one for one in every if one.ratio is not None]
+    same = sum(one.verdicts[0] == one.verdicts[1] for one in every)
+    return [one.line for one in every if one.odd], (
+        f"Same verdict on {share(same, len(every))} pairs; flip counts within sampling noise on "
+        f"{share(sum(one.near for one in every), len(every))}; error within 10 % on "
+        f"{share(sum(one.alike for one in with_error), len(with_error))}."
     )
 
 
@@ -100,7 +154,7 @@ def main() -> None:
         costs, price = prices(options.quick)
         torch.set_num_threads(options.threads)
         table = common.table(("model", "precision", "float32", "emulated", "native"), costs)
-    rows, agreement = compare(options.quick, options.only, options.device)
+    rows, agreement = compare(options)
     headers = ("case", "precision", "emulated", "native", "flips", "native flips", "error", "")
     common.write(
         "emulation" if options.device == "cpu" else "emulation-cuda",

@@ -7,12 +7,15 @@ counted beside forecasts, on the same cases, and every error is listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from benchmarks import common
 from benchmarks.cases import HEALTHY, HELD_OUT, PLANTED, Planted, load
-from benchmarks.cases.base import Case
+from benchmarks.cases.base import Case, named
 
 OPTIONS = (
     ("--target", {"choices": ("cuda", "cpu"), "default": "cuda"}),
@@ -42,6 +45,16 @@ def chosen(options: Any) -> Iterator[tuple[Case, str, str]]:
     return pairs(options.target, options.only, options.quick, options.held_out)
 
 
+#: A case by name, and its precisions with what each must be: what a process is handed.
+Labels = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def by_case(found: Iterable[tuple[Case, str, str]]) -> list[Labels]:
+    """Pairs gathered by case, whose precisions share a pass."""
+    grouped = groupby(found, key=lambda pair: pair[0].name)
+    return [(name, tuple((p, label) for _, p, label in those)) for name, those in grouped]
+
+
 def group(case: Case, expected: str) -> str:
     """Which of the claims a pair belongs to."""
     if not isinstance(case, Planted):
@@ -51,24 +64,52 @@ def group(case: Case, expected: str) -> str:
     return "no kernel" if case.mechanism == "unsupported-op" else "planted"
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What was said of a pair, beside its label."""
+
+    case: str
+    precision: str
+    label: str
+    forecast: str
+    verdict: str
+    reason: str
+
+    @property
+    def line(self) -> tuple[str, ...]:
+        """As the table shows it."""
+        case = named(self.case)
+        mechanism = case.mechanism if isinstance(case, Planted) else ""
+        said = (self.precision, self.label, self.forecast, self.verdict, self.reason[:110])
+        return (self.case, mechanism, *said)
+
+
+def judged(labels: Labels, target: str) -> list[Judged]:
+    """Check a case in each of its precisions."""
+    case, found = named(labels[0]), []
+    for precision, label in labels[1]:
+        said = common.check_case(case, precision, target=target)
+        forecast = said.report.forecast if said.report else None
+        why = said.error or (forecast.reason if forecast else said.report.error) or ""
+        found.append(Judged(case.name, precision, label, said.forecast, said.verdict, why))
+    return found
+
+
 def main() -> None:
     """Check every labelled pair and count right and wrong forecasts and verdicts."""
     options = common.options(__doc__, *OPTIONS)
     counts: dict[str, list[int]] = {}
     wrong = []
-    for case, precision, expected in chosen(options):
-        found = common.check_case(case, precision, target=options.target)
-        tally = counts.setdefault(group(case, expected), [0, 0, 0])
-        tally[0] += 1
-        tally[1] += found.forecast == expected
-        tally[2] += found.verdict == expected
-        if found.forecast != expected or found.verdict != expected:
-            forecast = found.report.forecast if found.report else None
-            why = found.error or (forecast.reason if forecast else found.report.error) or ""
-            label = case.mechanism if isinstance(case, Planted) else ""
-            line = (case.name, label, precision, expected, found.forecast, found.verdict, why[:110])
-            wrong.append(line)
-            print(*line, sep=" | ", flush=True)
+    check = partial(judged, target=options.target)
+    for said in common.spread(check, by_case(chosen(options)), options):
+        for one in said:
+            tally = counts.setdefault(group(named(one.case), one.label), [0, 0, 0])
+            tally[0] += 1
+            tally[1] += one.forecast == one.label
+            tally[2] += one.verdict == one.label
+            if one.forecast != one.label or one.verdict != one.label:
+                wrong.append(one.line)
+                print(*one.line, sep=" | ", flush=True)
     rows = [
         (name, n, common.share(forecast, n), common.share(verdict, n))
         for name, (n, forecast, verdict) in counts.items()

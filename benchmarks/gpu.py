@@ -1,12 +1,14 @@
 """Everything that is worth a GPU, in one command: ``python benchmarks/gpu.py`` on a CUDA machine.
 
-Runs, one after the other, each under a time limit of its own: the tests marked ``gpu``; emulation
-against the GPU's native kernels; verdicts and forecasts on the labelled cases, natively; the
-calibration of predicted errors; speed and memory; the study of δ against Γ; and, in what time is
-left, the paper's table. Results go to ``benchmarks/results/cuda``, apart from a CPU's. What has
-finished is noted there in ``steps.json`` at once, with each step's output in a ``.log`` beside it,
-and is not done again by a second run; the table keeps every single training, so that a machine
-taken away costs it one at most. A step that was stopped leaves its log and is run again.
+First, side by side in a few processes each, what measures no time: the tests marked ``gpu``; the
+product's own main job on the example; the judges of the labels on native kernels; emulation against
+these; forecasts, verdicts and diagnoses, natively; the gradient check; the calibration of predicted
+errors; the architectures. Then, one after the other, speed and memory, the study of δ against Γ
+and, in what time is left, the paper's table. Results go to ``benchmarks/results/cuda``, apart from
+a CPU's. What has finished is noted there in ``steps.json`` at once, with each step's output in a
+``.log`` beside it, and is not done again by a second run; the table keeps every single training, so
+that a machine taken away costs it one at most. A step that was stopped leaves its log and is run
+again.
 
     python benchmarks/gpu.py --dry-run                 # list the steps, start nothing
     python benchmarks/gpu.py --minutes 25 --fashion /path/to/fashion-mnist
@@ -17,9 +19,6 @@ missing is left out and says so. The package itself may be used from the checkou
 path, and its plugin is named to pytest. Python 3.10 and torch 2.6 upwards. The data are the four
 files of Fashion-MNIST, in the folder ``--fashion`` names, and the trained models of
 ``benchmarks/.cache`` where they have been brought along (else they are trained on the spot).
-
-No GPU was at hand when this was written: some steps have been run on a CPU, and this
-script with ``--dry-run`` and with its steps replaced in its tests.
 """
 
 from __future__ import annotations
@@ -54,6 +53,8 @@ class Step:
         minutes: when it is stopped; a step that stores as it goes loses nothing by it.
         needs: packages without which it is left out.
         fashion: whether it needs Fashion-MNIST.
+        timed: whether it measures time, and so runs alone.
+        spreads: whether it takes ``--workers`` and ``--minutes``.
     """
 
     name: str
@@ -61,14 +62,21 @@ class Step:
     minutes: float
     needs: tuple[str, ...] = _LIBRARY
     fashion: bool = False
+    timed: bool = False
+    spreads: bool = False
 
 
-def _tests() -> Step:
-    command = ["-m", "pytest", "tests", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-rfEs"]
+def _pytest(name: str, minutes: float, *arguments: str) -> Step:
+    command = ["-m", "pytest", *arguments, "-p", "no:cacheprovider"]
     plugins = importlib.metadata.entry_points(group="pytest11")
     if all(plugin.name != "fp16" for plugin in plugins):
         command += ["-p", "pytest_fp16.plugin"]
-    return Step("tests", tuple(command), 6, (*_LIBRARY, "pytest", "pytest_benchmark"))
+    return Step(name, tuple(command), minutes, (*_LIBRARY, "pytest", "pytest_benchmark"))
+
+
+def _spread(name: str, minutes: float, module: str, *arguments: str) -> Step:
+    command = ("-m", f"benchmarks.{module}", *arguments)
+    return Step(name, command, minutes, fashion=True, spreads=True)
 
 
 def steps(epochs: int, seeds: int, minutes: float, cifar: str | None) -> list[Step]:
@@ -76,13 +84,25 @@ def steps(epochs: int, seeds: int, minutes: float, cifar: str | None) -> list[St
     table = ["-m", "benchmarks.paper", "--device", "cuda", "--epochs", str(epochs)]
     table += ["--seeds", str(seeds), *(["--data", cifar] if cifar else [])]
     return [
-        _tests(),
-        Step("emulation", ("-m", "benchmarks.emulation", "--device", "cuda"), 6, fashion=True),
-        Step("forecast", ("-m", "benchmarks.forecast", "--target", "cuda"), 5, fashion=True),
-        Step("calibration", ("-m", "benchmarks.calibration"), 4, fashion=True),
-        Step("speed", ("-m", "benchmarks.speed", "--device", "cuda"), 4),
-        Step("mnist", ("-m", "benchmarks.paper.mnist"), 4, (*_LIBRARY, "matplotlib"), True),
-        Step("paper", tuple(table), minutes, fashion=not cifar),
+        _pytest("tests", 6, "tests", "-m", "gpu", "-q", "-rfEs"),
+        _spread("labels", 5, "cases.judge", "--device", "cuda", "--write"),
+        _spread("labels-held-out", 5, "cases.judge", "--device", "cuda", "--held-out", "--write"),
+        _spread("labels-training", 5, "cases.training_judge", "--device", "cuda", "--write"),
+        _spread("emulation", 6, "emulation", "--device", "cuda"),
+        _spread("forecast", 5, "forecast"),
+        _spread("forecast-held-out", 5, "forecast", "--held-out"),
+        _spread("diagnosis", 6, "diagnosis"),
+        _spread("diagnosis-held-out", 6, "diagnosis", "--held-out"),
+        _spread("gradient-check", 5, "gradient_check", "--device", "cuda"),
+        _spread("calibration", 5, "calibration"),
+        _spread("architectures", 5, "architectures"),
+        replace(_pytest("example", 4, "examples/digits", "--fp16-conformance", "-v"), timed=True),
+        Step("speed", ("-m", "benchmarks.speed", "--device", "cuda"), 4, timed=True),
+        Step(
+            *("mnist", ("-m", "benchmarks.paper.mnist"), 4, (*_LIBRARY, "matplotlib"), True),
+            timed=True,
+        ),
+        Step("paper", tuple(table), minutes, fashion=not cifar, timed=True),
     ]
 
 
@@ -122,33 +142,44 @@ class Notes:
         scratch.replace(self.path)
 
 
-def run(step: Step, seconds: float, environment: dict[str, str], log: Path) -> tuple[str, float]:
-    """Run a step into its log; how it ended, and after how many seconds.
+class Running:
+    """A step that has been started, writing into its log."""
 
-    A step that is out of time is interrupted first, as by Ctrl-C, and killed with all it started
-    when it has not gone after ten seconds.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [sys.executable, *step.command],
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def __init__(self, step: Step, seconds: float, environment: dict[str, str], log: Path) -> None:
+        self.step, self.start = step, time.monotonic()
+        self.end = self.start + seconds
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w", encoding="utf-8") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *step.command],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended or is out of time."""
+        return self.process.poll() is not None or time.monotonic() > self.end
+
+    def ended(self) -> tuple[str, float]:
+        """Wait for it: how it ended, and after how many seconds.
+
+        A step that is out of time is interrupted first, as by Ctrl-C, and killed with all it
+        started when it has not gone after ten seconds.
+        """
         try:
-            code = process.wait(seconds)
+            code = self.process.wait(max(0.0, self.end - time.monotonic()))
             ended = {0: "finished", UNFINISHED: "unfinished"}.get(code, f"exit code {code}")
         except subprocess.TimeoutExpired:
             ended = "out of time"
-            _stop(process)
+            _stop(self.process)
         except BaseException:
-            _stop(process)
+            _stop(self.process)
             raise
-    return ended, time.monotonic() - start
+        return ended, time.monotonic() - self.start
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -202,12 +233,65 @@ def _plan(chosen: Sequence[Step], notes: Notes, options: argparse.Namespace) -> 
         print(f"{step.name:12} up to {step.minutes:3.0f} min  {state:16}  {command}")
 
 
-def _with_limit(step: Step, left: float) -> Step:
-    """The paper's table, told to start no training it has no time for, so that it is written."""
+def _with_limit(step: Step, left: float, workers: int) -> Step:
+    """A step that is told its time, so that it ends by itself and writes what it has."""
+    if step.spreads:
+        more = ("--workers", str(workers), "--minutes", f"{max(left / 60 - 0.3, 0.3):.1f}")
+        return replace(step, command=(*step.command, *more))
     if step.name != "paper":
         return step
     spare = max(left / 60 - 2, 0.5)
     return replace(step, command=(*step.command, "--minutes", f"{spare:.1f}"))
+
+
+class Session:
+    """The steps of one run of this script, within its time."""
+
+    def __init__(self, options: argparse.Namespace, notes: Notes, card: str) -> None:
+        self.options, self.notes, self.card = options, notes, card
+        self.end = time.monotonic() + 60 * options.minutes
+        self.environment = _environment(options.fashion)
+
+    def start(self, step: Step, workers: int) -> Running | None:
+        """Start a step; None, with a note of why, where it cannot be run."""
+        left = self.end - time.monotonic()
+        why = obstacle(step, self.options.fashion) or ("no time left" if left < 20 else "")
+        if why:
+            self.notes.write(step.name, ended="left out", why=why)
+            print(f"{step.name}: left out, {why}", flush=True)
+            return None
+        limit = min(60 * step.minutes, left)
+        told = _with_limit(step, limit, workers)
+        return Running(told, limit, self.environment, RESULTS / f"{step.name}.log")
+
+    def finish(self, running: Running) -> None:
+        """Wait for a step and note what came of it."""
+        ended, took = running.ended()
+        name = running.step.name
+        self.notes.write(name, ended=ended, seconds=round(took), device=self.card)
+        print(f"{name}: {ended} after {took:.0f} s", flush=True)
+
+    def together(self, steps: Sequence[Step]) -> None:
+        """Steps that measure no time, side by side."""
+        spread = sum(step.spreads for step in steps)
+        workers = max(1, round(1.5 * (os.cpu_count() or 1) / max(1, spread)))
+        started = [running for step in steps if (running := self.start(step, workers))]
+        try:
+            while started:
+                over = [r for r in started if r.over]
+                for running in over:
+                    self.finish(running)
+                started = [r for r in started if r not in over]
+                time.sleep(0.1)
+        finally:
+            for running in started:
+                _stop(running.process)
+
+    def alone(self, steps: Sequence[Step]) -> None:
+        """Steps that measure time, one after the other."""
+        for step in steps:
+            if running := self.start(step, 1):
+                self.finish(running)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -222,23 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here; --dry-run lists the steps")
     card = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    end = time.monotonic() + 60 * options.minutes
-    for step in chosen:
-        if notes.done(step.name) and not options.again:
-            continue
-        left = end - time.monotonic()
-        why = obstacle(step, options.fashion) or ("no time left" if left < 20 else "")
-        if why:
-            notes.write(step.name, ended="left out", why=why)
-            print(f"{step.name}: left out, {why}", flush=True)
-            continue
-        limit = min(60 * step.minutes, left)
-        environment = _environment(options.fashion)
-        ended, took = run(
-            _with_limit(step, limit), limit, environment, RESULTS / f"{step.name}.log"
-        )
-        notes.write(step.name, ended=ended, seconds=round(took), device=card)
-        print(f"{step.name}: {ended} after {took:.0f} s", flush=True)
+    session = Session(options, notes, card)
+    wanted = [step for step in chosen if options.again or not notes.done(step.name)]
+    session.together([step for step in wanted if not step.timed])
+    session.alone([step for step in wanted if step.timed])
     return 0 if all(notes.done(step.name) for step in chosen) else 1
 
 

@@ -10,6 +10,8 @@ about the fewest that settle a verdict.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from benchmarks.cases.training_reported_sound import REPORTED_SOUND
 from benchmarks.cases.training_reported_steps import REPORTED_STEPS
 
 
-def flagged(case: TrainingCase, precision: str) -> tuple[Any, float]:
+def flagged(case: TrainingCase, precision: str, device: str) -> tuple[Any, float]:
     """The findings and the seconds they took."""
     from pytest_fp16.engine.gradient_check import gradient_check
     from pytest_fp16.precision import precision as named
@@ -31,7 +33,7 @@ def flagged(case: TrainingCase, precision: str) -> tuple[Any, float]:
 
     subject = case.training()
     start = time.perf_counter()
-    findings = gradient_check(subject, named(precision), Settings(), torch.device("cpu"))
+    findings = gradient_check(subject, named(precision), Settings(), torch.device(device))
     return findings, time.perf_counter() - start
 
 
@@ -49,6 +51,50 @@ def pair_seconds(case: TrainingCase, precision: str) -> float:
     return time.perf_counter() - start
 
 
+@dataclass(frozen=True)
+class Checked:
+    """One training in one precision.
+
+    Attributes:
+        row: as the table shows it, but for the last column.
+        seconds: of the check, and of one pair of runs where that was asked for.
+    """
+
+    row: tuple[str, ...]
+    seconds: tuple[float, float | None]
+    reason: str
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the label says otherwise."""
+        return bool(self.row[4])
+
+    @property
+    def share(self) -> str:
+        """Of the cost of four pairs."""
+        check, pair = self.seconds
+        return "" if pair is None else f"{check / (4 * pair):.1%}"
+
+
+def checked(item: tuple[str, bool], device: str) -> list[Checked]:
+    """A training, by name, in each precision that has a label; timed where that is asked for."""
+    (name, timed), found = item, []
+    case = CASES[name]
+    for precision in (*case.fails, *case.sound):
+        findings, seconds = flagged(case, precision, device)
+        label = "fails" if precision in case.fails else "sound"
+        verdict = "flagged" if findings.verdict == "not equivalent" else "passed"
+        mark = "" if (verdict == "flagged") == (label == "fails") else "WRONG"
+        culprit = findings.culprit
+        where = f"{culprit.module or '(model)'} {culprit.operation}" if culprit else ""
+        why = culprit.mechanism if culprit else ""
+        wanted = timed and precision in ("16-true", "16-mixed")
+        pair = pair_seconds(case, precision) if wanted else None
+        row = (name, precision, label, verdict, mark, where, why, f"{seconds:.2f}")
+        found.append(Checked(row, (seconds, pair), findings.reason[:150]))
+    return found
+
+
 def _of(what: str, rows: list[tuple[Any, ...]]) -> str:
     """A sentence on some of the rows; nothing where there are none."""
     if not rows:
@@ -61,56 +107,59 @@ def _of(what: str, rows: list[tuple[Any, ...]]) -> str:
     )
 
 
+def summary(every: list[Checked]) -> str:
+    """All pairs in a few sentences."""
+    rows = [one.row for one in every]
+    planted = [row for row in rows if row[2] == "fails"]
+    healthy = [row for row in rows if row[2] == "sound"]
+    failing = {row[0] for row in planted}
+    text = (
+        f"Planted failures flagged: {common.share(sum(not r[4] for r in planted), len(planted))} "
+        f"pairs of case and precision of {len(failing)} trainings. False flags: "
+        f"{common.share(sum(bool(r[4]) for r in healthy), len(healthy))} pairs, from "
+        f"{len({r[0] for r in healthy} - failing)} healthy trainings and the other precisions of "
+        "the planted ones."
+    )
+    text += _of("the trainings held out", [r for r in rows if r[0] in HELD_OUT])
+    names = REPORTED | REPORTED_MORE | REPORTED_SOUND | REPORTED_STEPS
+    text += _of("the trainings after public reports", [r for r in rows if r[0] in names])
+    timed = [one.seconds for one in every if one.seconds[1] is not None]
+    if timed:
+        ratio = sum(check for check, _ in timed) / sum(4 * pair for _, pair in timed)
+        text += (
+            f" Cost against eight pairs of runs: {ratio / 2:.1%}, against four {ratio:.1%}, over "
+            f"{len(timed)} timed checks."
+        )
+    return text
+
+
 def main() -> None:
     """Flag every labelled pair, and time a few healthy ones against their training."""
     options = common.options(
-        main.__doc__, ("--only", {"default": ""}), ("--time", {"type": int, "default": 8})
+        main.__doc__,
+        ("--only", {"default": ""}),
+        ("--time", {"type": int, "default": 4, "help": "trainings to time"}),
+        ("--device", {"choices": ("cpu", "cuda"), "default": "cpu"}),
     )
-    rows, hits, planted, false, healthy = [], 0, 0, 0, 0
-    spent = full = 0.0
-    timed = 0
-    for case in (c for c in CASES.values() if options.only in c.name):
-        for precision in (*case.fails, *case.sound):
-            findings, seconds = flagged(case, precision)
-            wrong = findings.verdict == "not equivalent"
-            if precision in case.fails:
-                planted, hits = planted + 1, hits + wrong
-            else:
-                healthy, false = healthy + 1, false + wrong
-            share = ""
-            if not case.fails and timed < options.time and precision in ("16-true", "16-mixed"):
-                one = pair_seconds(case, precision)
-                spent, full, timed = spent + seconds, full + 4 * one, timed + 1
-                share = f"{seconds / (4 * one):.1%}"
-            label = "fails" if precision in case.fails else "sound"
-            culprit = findings.culprit
-            where = f"{culprit.module or '(model)'} {culprit.operation}" if culprit else ""
-            why = culprit.mechanism if culprit else ""
-            verdict = "flagged" if wrong else "passed"
-            mark = "" if wrong == (label == "fails") else "WRONG"
-            rows.append(
-                (case.name, precision, label, verdict, mark, where, why, f"{seconds:.2f}", share)
-            )
-            print(*rows[-1], findings.reason[:150] if wrong or mark else "", sep=" | ", flush=True)
-    failing = {c.name for c in CASES.values() if c.fails}
-    sound = {c.name for c in CASES.values() if not c.fails}
-    summary = (
-        f"Planted failures flagged: {common.share(hits, planted)} pairs of case and precision "
-        f"of {len(failing)} trainings. False flags: {common.share(false, healthy)} pairs, from "
-        f"{len(sound)} healthy trainings and the other precisions of the planted ones."
-    )
-    summary += _of("the trainings held out", [r for r in rows if r[0] in HELD_OUT])
-    names = REPORTED | REPORTED_MORE | REPORTED_SOUND | REPORTED_STEPS
-    reported = [r for r in rows if r[0] in names]
-    summary += _of("the trainings after public reports", reported)
-    if full:
-        summary += (
-            f" Cost against eight pairs of runs: {spent / full / 2:.1%}, against four "
-            f"{spent / full:.1%}, over {timed} timed cases."
-        )
+    names = [case.name for case in CASES.values() if options.only in case.name]
+    timed = [name for name in names if not CASES[name].fails][: options.time]
+    timed = timed if options.device == "cpu" else []
+    items = [(name, name in timed) for name in names]
+    every: list[Checked] = []
+    for found in common.spread(partial(checked, device=options.device), items, options):
+        every += found
+        for one in found:
+            said = one.reason if one.wrong or one.row[3] == "flagged" else ""
+            print(*one.row, one.share, said, sep=" | ", flush=True)
     head = ("case", "precision", "label", "verdict", "", "where", "why", "seconds", "of 4 pairs")
-    title, quick = "The gradient check on labelled trainings", options.quick or bool(options.only)
-    common.write("gradient-check", title, summary, head, rows, quick=quick)
+    common.write(
+        "gradient-check" + "-cuda" * (options.device == "cuda"),
+        "The gradient check on labelled trainings",
+        summary(every),
+        head,
+        [(*one.row, one.share) for one in every],
+        quick=options.quick or bool(options.only),
+    )
 
 
 if __name__ == "__main__":

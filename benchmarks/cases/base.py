@@ -166,6 +166,12 @@ def load() -> None:
         importlib.import_module(f"benchmarks.cases.{name}")
 
 
+def named(name: str) -> Case:
+    """The case of that name, whichever register it is in."""
+    load()
+    return {**HEALTHY, **PLANTED, **HELD_OUT}[name]
+
+
 def _fingerprint(model: nn.Module, recipe: Any) -> str:
     own = {t for m in model.modules() for t in type(m).__mro__ if t.__module__[:10] == "benchmarks"}
     source = "".join(inspect.getsource(t) for t in sorted(own, key=lambda t: t.__qualname__))

@@ -7,17 +7,18 @@ CUDA's autocast lists instead of the CPU's, because most labels are claimed for 
 needed to know which operations its autocast lifts to float32. What a CPU cannot tell is whether
 CUDA has a 16-bit kernel where the CPU has none, or the other way round.
 
-    python -m benchmarks.cases.judge [--policy cpu|cuda] [--only NAME] [--write]
+With ``--device cuda`` the kernels are those of a GPU, its autocast is real, and that is known too.
+
+    python -m benchmarks.cases.judge [--policy cpu|cuda] [--device cuda] [--only NAME] [--write]
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,24 +117,34 @@ def lower_recurrent(model: nn.Module, dtype: torch.dtype) -> None:
         cell.register_forward_pre_hook(lambda _, inputs: _cast(inputs, dtype))
 
 
+def moved(value: Any, device: str) -> Any:
+    """An input on the device."""
+    if isinstance(value, (list, tuple)) and not isinstance(value, rnn.PackedSequence):
+        return type(value)(moved(v, device) for v in value)
+    return value.to(device) if hasattr(value, "to") else value
+
+
 def prepared(
-    model: nn.Module, precision: str, policy: str = "cpu"
+    model: nn.Module, precision: str, policy: str = "cpu", device: str = "cpu"
 ) -> tuple[nn.Module, Callable[[Any], Any], ExitStack]:
     """A copy of the model as it runs in one precision, how its inputs are cast, and its context."""
-    model, context = copy.deepcopy(model), ExitStack()
+    model, context = copy.deepcopy(model).to(device), ExitStack()
     context.enter_context(torch.no_grad())
+    there = partial(moved, device=device)
     if precision == "32-true":
-        return model, lambda x: x, context
+        return model, there, context
     dtype = FORMATS[precision.split("-")[0]]
     if precision.endswith("true"):
-        return model.to(dtype), lambda x: _cast(x, dtype), context
-    if policy == "cuda":
+        return model.to(dtype), lambda x: _cast(there(x), dtype), context
+    if device != "cpu":
+        context.enter_context(torch.autocast(device, dtype))
+    elif policy == "cuda":
         lower_recurrent(model, dtype)
         context.enter_context(CudaAutocast(dtype))
         context.enter_context(Composites(dtype))
     else:
         context.enter_context(torch.autocast("cpu", dtype))
-    return model, lambda x: x, context
+    return model, there, context
 
 
 def called(model: nn.Module, inputs: Any, convert: Callable[[Any], Any]) -> Tensor:
@@ -144,12 +155,14 @@ def called(model: nn.Module, inputs: Any, convert: Callable[[Any], Any]) -> Tens
     return model(*(convert(x) for x in inputs))
 
 
-def run(model: nn.Module, data: list, precision: str, policy: str = "cpu") -> list[Tensor]:
-    """Outputs of every batch in one precision, as float32."""
-    model, convert, context = prepared(model, precision, policy)
+def run(
+    model: nn.Module, data: list, precision: str, policy: str = "cpu", device: str = "cpu"
+) -> list[Tensor]:
+    """Outputs of every batch in one precision, as float32 on the CPU."""
+    model, convert, context = prepared(model, precision, policy, device)
     with context:
         outputs = [called(model, inputs, convert) for inputs, _ in data]
-    return [o.float() for o in outputs]
+    return [o.float().cpu() for o in outputs]
 
 
 def metric(task: str, outputs: list[Tensor], labels: list[Tensor]) -> float:
@@ -186,14 +199,14 @@ class Judgement:
     note: str = ""
 
 
-def judge(case: base.Case, precision: str, policy: str = "cpu") -> Judgement:
-    """Whether a case is broken in one precision, by the native kernels of this CPU."""
+def judge(case: base.Case, precision: str, policy: str = "cpu", device: str = "cpu") -> Judgement:
+    """Whether a case is broken in one precision, by a device's native kernels."""
     model, data = case.build()
-    reference = run(model, data, "32-true")
+    reference = run(model, data, "32-true", device=device)
     task, labels = case.task, [y for _, y in data]
     before = 1.0 if task == "embedding" else metric(task, reference, labels)
     try:
-        candidate = run(model, data, precision, policy)
+        candidate = run(model, data, precision, policy, device)
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         return Judgement("broken", before, 1.0, str(error).split("\n")[0][:70])
     if not all(bool(o.isfinite().all()) for o in reference):
@@ -265,63 +278,68 @@ def cases(held_out: bool) -> list[base.Case]:
     return [*base.HEALTHY.values(), *base.PLANTED.values()]
 
 
-def rows(names: str, policy: str, held_out: bool) -> Iterator[tuple]:
-    """One row per case and precision: name, precision, label, judgement."""
+Row = tuple[str, str, str, str, str, str, str, str]
+
+
+def rows(name: str, policy: str, device: str) -> list[Row]:
+    """Name, precision, label, judgement and its figures, for each precision of a case."""
+    case, lines = base.named(name), []
+    for precision in base.ALL:
+        label, found = expected(case, precision, policy), judge(case, precision, policy, device)
+        mark = "" if label == "-" else "agree" if label == found.word else "DIFFER"
+        figures = (f"{found.reference:.1%}", f"{100 * found.loss:.2f}")
+        lines.append((name, precision, label, found.word, *figures, mark, found.note))
+    return lines
+
+
+def show_origins(only: str, policy: str, held_out: bool) -> None:
+    """Where the values of every planted case first fail, beside its label."""
     for case in cases(held_out):
-        if names and names not in case.name:
+        if not isinstance(case, base.Planted) or only not in case.name:
             continue
-        for precision in base.ALL:
-            yield case, precision, expected(case, precision, policy), judge(case, precision, policy)
+        if failing := case.failing(policy):
+            found = origin(case, failing[0], policy)
+            print(case.name, failing[0], "found", *found, "label", case.module, case.operations)
 
 
 def main() -> None:
     """Judge every case and show where label and judge differ."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--policy", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--held-out", action="store_true", help="the cases of reported.py instead")
-    parser.add_argument("--origins", action="store_true", help="show where values first fail")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/labels-*.md")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    if options.origins:
-        for case in cases(options.held_out):
-            if not isinstance(case, base.Planted) or options.only not in case.name:
-                continue
-            if failing := case.failing(options.policy):
-                found = origin(case, failing[0], options.policy)
-                print(case.name, failing[0], "found", *found, "label", case.module, case.operations)
-        return
-    lines, confirmed, differ, claimed = [], 0, 0, 0
-    for case, precision, label, found in rows(options.only, options.policy, options.held_out):
-        mark = "" if label == "-" else "agree" if label == found.word else "DIFFER"
-        claimed += label != "-"
-        confirmed += mark == "agree"
-        differ += mark == "DIFFER"
-        line = (
-            case.name,
-            precision,
-            label,
-            found.word,
-            f"{found.reference:.1%}",
-            f"{100 * found.loss:.2f}",
-            mark,
-            found.note,
-        )
-        lines.append(line)
-        print(" ".join(f"{cell:<12}" for cell in line), flush=True)
-    print(f"{confirmed} of {claimed} labels confirmed, {differ} differ")
-    if options.write:
-        from benchmarks import common
+    from benchmarks import common
 
-        common.write(
-            f"labels-{'held-out-' * options.held_out}{options.policy}",
-            f"Labels against the judge, {options.policy}'s autocast policy",
-            f"{confirmed} of {claimed} labels confirmed, {differ} differ.",
-            ("case", "precision", "label", "judge", "reference", "loss (points)", "", "note"),
-            lines,
-        )
+    options = common.options(
+        main.__doc__,
+        ("--policy", {"choices": ("cpu", "cuda"), "default": "cuda"}),
+        ("--device", {"choices": ("cpu", "cuda"), "default": "cpu", "help": "whose kernels"}),
+        ("--only", {"default": "", "help": "cases whose name contains this"}),
+        ("--held-out", {"action": "store_true", "help": "the cases of reported.py instead"}),
+        ("--origins", {"action": "store_true", "help": "show where values first fail"}),
+        ("--write", {"action": "store_true", "help": "write benchmarks/results/labels-*.md"}),
+    )
+    if options.origins:
+        show_origins(options.only, options.policy, options.held_out)
+        return
+    policy = "cuda" if options.device == "cuda" else options.policy
+    wanted = [case.name for case in cases(options.held_out) if options.only in case.name]
+    lines: list[Row] = []
+    judged = partial(rows, policy=policy, device=options.device)
+    for found in common.spread(judged, wanted, options):
+        lines += found
+        for line in found:
+            print(" ".join(f"{cell:<12}" for cell in line), flush=True)
+    marks = [line[6] for line in lines]
+    claimed, differ = sum(map(bool, marks)), marks.count("DIFFER")
+    said = f"{marks.count('agree')} of {claimed} labels confirmed, {differ} differ"
+    print(said)
+    whose = f"{policy}{'-native' * (options.device == 'cuda')}"
+    kernels = "a GPU's kernels" if options.device == "cuda" else f"{policy}'s autocast policy"
+    common.write(
+        f"labels-{'held-out-' * options.held_out}{whose}",
+        f"Labels against the judge, {kernels}",
+        f"{said}.",
+        ("case", "precision", "label", "judge", "reference", "loss (points)", "", "note"),
+        lines,
+        quick=not options.write,
+    )
 
 
 if __name__ == "__main__":

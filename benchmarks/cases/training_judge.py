@@ -6,7 +6,7 @@ or the mean loss of the metric is above 2 points and twice the spread of the 32-
 when the mean loss is at most 1.5 points or that spread; *near* in between, and then no label is
 claimed.
 
-    python -m benchmarks.cases.training_judge [--only NAME] [--write]
+    python -m benchmarks.cases.training_judge [--only NAME] [--device cuda] [--write]
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import inspect
 import math
 import statistics
 import time
-import warnings
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,10 +35,10 @@ PRECISIONS = ("16-true", "bf16-true", "16-mixed", "bf16-mixed")
 FORMATS = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32}
 
 
-def _cast(x: Any, dtype: torch.dtype | None) -> Any:
+def _cast(x: Any, dtype: torch.dtype | None, device: str) -> Any:
     if isinstance(x, tuple):
-        return tuple(_cast(part, dtype) for part in x)
-    return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+        return tuple(_cast(part, dtype, device) for part in x)
+    return x.to(device, dtype) if dtype is not None and x.is_floating_point() else x.to(device)
 
 
 def _outputs(model: nn.Module, x: Any) -> Any:
@@ -58,16 +57,16 @@ def _asks(optimizer: torch.optim.Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def train(case: TrainingCase, precision: str, seed: int) -> tuple[float, bool]:
+def train(case: TrainingCase, precision: str, seed: int, device: str = "cpu") -> tuple[float, bool]:
     """(metric, whether all stayed finite) of one native run."""
     given = case.build()
     torch.manual_seed(seed)
     model: nn.Module = given["model"]()
     dtype = FORMATS[precision.split("-")[0]]
     mixed = precision.endswith("mixed")
-    model = model if mixed else model.to(dtype)
+    model = model.to(device) if mixed else model.to(device, dtype)
     cast = None if mixed else dtype
-    scaler = torch.amp.GradScaler("cpu", enabled=precision == "16-mixed")
+    scaler = torch.amp.GradScaler(device, enabled=precision == "16-mixed")
     optimizer = given["optimizer"](model.parameters())
     schedule = given["scheduler"](optimizer) if given.get("scheduler") else None
     every, last = given.get("accumulate", 1), 0.0
@@ -78,11 +77,11 @@ def train(case: TrainingCase, precision: str, seed: int) -> tuple[float, bool]:
         index = index if given["epochs"] > 1 else range(len(data))
         for step, i in enumerate(index):
             x, y = data[i]
-            x, y = _cast(x, cast), _cast(y, cast)
+            x, y = _cast(x, cast, device), _cast(y, cast, device)
 
             def closure(x: Any = x, y: Any = y) -> torch.Tensor:
                 optimizer.zero_grad()
-                with torch.autocast("cpu", dtype, enabled=mixed):
+                with torch.autocast(device, dtype, enabled=mixed):
                     loss = _loss(given, model, x, y)
                 loss.backward()
                 return loss
@@ -90,7 +89,7 @@ def train(case: TrainingCase, precision: str, seed: int) -> tuple[float, bool]:
             if _asks(optimizer):
                 last = float(optimizer.step(closure))
                 continue
-            with torch.autocast("cpu", dtype, enabled=mixed):
+            with torch.autocast(device, dtype, enabled=mixed):
                 loss = _loss(given, model, x, y)
             scaler.scale(loss).backward()
             last = float(loss)
@@ -105,17 +104,20 @@ def train(case: TrainingCase, precision: str, seed: int) -> tuple[float, bool]:
                     schedule.step()
         if schedule is not None and given.get("scheduler_step") != "step":
             schedule.step()
-    return _score(case, given, model.eval(), precision, last)
+    return _score(given, model.eval(), precision, last)
 
 
 @torch.no_grad()
 def _score(
-    case: TrainingCase, given: dict[str, Any], model: nn.Module, precision: str, last: float
+    given: dict[str, Any], model: nn.Module, precision: str, last: float
 ) -> tuple[float, bool]:
+    device = str(next(model.parameters()).device)
     dtype, mixed = FORMATS[precision.split("-")[0]], precision.endswith("mixed")
-    with torch.autocast("cpu", dtype, enabled=mixed):
+    with torch.autocast(device.split(":")[0], dtype, enabled=mixed):
         cast = None if mixed else dtype
-        outputs = [_outputs(model, _cast(x, cast)).float() for x, _ in given["eval_data"]]
+        outputs = [
+            _outputs(model, _cast(x, cast, device)).float().cpu() for x, _ in given["eval_data"]
+        ]
     finite = math.isfinite(last) and all(bool(o.isfinite().all()) for o in outputs)
     finite = finite and all(bool(p.isfinite().all()) for p in model.parameters())
     labels = [y for _, y in given["eval_data"]]
@@ -123,13 +125,13 @@ def _score(
 
 
 def judge(
-    case: TrainingCase, precision: str, twins: list[tuple[float, bool]]
+    case: TrainingCase, precision: str, twins: list[tuple[float, bool]], device: str
 ) -> tuple[str, float, str]:
     """(broken, sound or near; mean loss; a note)."""
     losses = []
     for seed, (reference, _) in enumerate(twins):
         try:
-            score, finite = train(case, precision, seed)
+            score, finite = train(case, precision, seed, device)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             return "broken", 1.0, str(error).split("\n")[0][:60]
         if not finite:
@@ -149,46 +151,50 @@ def chosen(options: argparse.Namespace) -> list[TrainingCase]:
     return [c for c in found if c.name in reported or not options.reported]
 
 
-def judged(case: TrainingCase, every: bool) -> Iterator[tuple[str, ...]]:
+def judged(name: str, every: bool, device: str) -> list[tuple[str, ...]]:
     """A row per precision that has a label, or per every one."""
+    case, rows = CASES[name], []
     start = time.perf_counter()
-    twins = [train(case, "32-true", seed) for seed in range(SEEDS)]
+    twins = [train(case, "32-true", seed, device) for seed in range(SEEDS)]
     before = statistics.mean(m for m, _ in twins)
     for precision in (p for p in PRECISIONS if every or p in (*case.fails, *case.sound)):
         label = "broken" if precision in case.fails else "sound"
         label = label if precision in (*case.fails, *case.sound) else "none"
-        word, loss, note = judge(case, precision, twins)
+        word, loss, note = judge(case, precision, twins, device)
         mark = "DIFFER" if label not in (word, "none") else "agree" if word == label else ""
         row = (case.name, precision, label, word, f"{before:.1%}", f"{100 * loss:.4g}", mark, note)
         print(" ".join(f"{c:<20}" for c in row), f"{time.perf_counter() - start:.1f}s", flush=True)
-        yield row
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
     """Judge every claimed pair and show where label and judge differ."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--held-out", action="store_true", help="those of training_heldout only")
-    parser.add_argument("--reported", action="store_true", help="those of training_reported only")
-    parser.add_argument("--every", action="store_true", help="every precision, labelled or not")
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    lines = [row for case in chosen(options) for row in judged(case, options.every)]
+    from benchmarks import common
+
+    options = common.options(
+        main.__doc__,
+        ("--only", {"default": "", "help": "cases whose name contains this"}),
+        ("--held-out", {"action": "store_true", "help": "those of training_heldout only"}),
+        ("--reported", {"action": "store_true", "help": "those of training_reported only"}),
+        ("--every", {"action": "store_true", "help": "every precision, labelled or not"}),
+        ("--device", {"choices": ("cpu", "cuda"), "default": "cpu", "help": "whose kernels"}),
+        ("--write", {"action": "store_true", "help": "write benchmarks/results/labels-…"}),
+    )
+    judging = partial(judged, every=options.every, device=options.device)
+    found = common.spread(judging, [case.name for case in chosen(options)], options)
+    lines = [row for rows in found for row in rows]
     differ = sum(row[6] == "DIFFER" for row in lines)
     said = f"{len(lines) - differ} of {len(lines)} labels confirmed, {differ} differ"
     print(said)
-    if options.write:
-        from benchmarks import common
-
-        common.write(
-            "labels-training",
-            "Training labels against the judge",
-            f"{said}.",
-            ("case", "precision", "label", "judge", "32-bit metric", "loss (points)", "", "note"),
-            lines,
-        )
+    common.write(
+        "labels-training" + "-cuda" * (options.device == "cuda"),
+        f"Training labels against the judge, native kernels of {options.device}",
+        f"{said}.",
+        ("case", "precision", "label", "judge", "32-bit metric", "loss (points)", "", "note"),
+        lines,
+        quick=not options.write,
+    )
 
 
 if __name__ == "__main__":

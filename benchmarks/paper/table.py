@@ -170,7 +170,6 @@ def _options() -> argparse.Namespace:
         ("--batch", {"type": int, "default": 256}),
         ("--train", {"type": int, "default": None, "help": "images to train on"}),
         ("--test", {"type": int, "default": None, "help": "images to test on"}),
-        ("--minutes", {"type": float, "default": float("inf"), "help": "start none after these"}),
         ("--store", {"type": Path, "default": common.RESULTS / "paper.jsonl"}),
     )
 

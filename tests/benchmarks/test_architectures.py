@@ -25,7 +25,8 @@ SOUND = Architecture("sound", "vision", "torch", network, image)
 
 def test_a_sound_architecture_keeps_every_claim():
     tally = Tally()
-    row = examined(SOUND, tally)
+    row, reports = examined(SOUND)
+    tally.take(reports)
     assert row[:6] == ("sound", "vision", "torch", "equivalent", "the same", "adjoint")
     assert len(row) == COLUMNS
     assert tally.checks == tally.forecast == tally.agreed == tally.passed == tally.judged == 3
@@ -39,7 +40,8 @@ def test_what_breaks_is_counted():
             return torch.linalg.inv(x[:, 0] + 30 * torch.eye(32, dtype=x.dtype)).flatten(1)
 
     tally = Tally()
-    row = examined(Architecture("solves", "vision", "torch", Solves, image), tally)
+    row, reports = examined(Architecture("solves", "vision", "torch", Solves, image))
+    tally.take(reports)
     assert row[3].startswith("16-true: RuntimeError: linalg_inv_ex has no float16 kernel")
     assert row[6] == "—"
     assert (tally.agreed, tally.ran) == (3, 1)  # mixed precision leaves it in float32
@@ -47,7 +49,8 @@ def test_what_breaks_is_counted():
     def missing():
         raise OSError("no such configuration")
 
-    row = examined(Architecture("missing", "vision", "torch", missing, image), tally)
+    row, reports = examined(Architecture("missing", "vision", "torch", missing, image))
+    tally.take(reports)
     assert row[3] == "crashed: OSError: no such configuration"
     assert len(row) == COLUMNS
     assert (tally.checks, tally.crashed) == (6, 3)

@@ -23,7 +23,7 @@ def machine(tmp_path, monkeypatch):
     def step(name, code="", **more):
         wrote = f"open({str(diary)!r}, 'a').write({name!r} + ' ')"
         command = ("-c", f"import sys, time; {wrote}; print('said'); {code}")
-        return gpu.Step(name, command, **{"minutes": 1, "needs": (), **more})
+        return gpu.Step(name, command, **{"minutes": 1, "needs": (), "timed": True, **more})
 
     def install(*made):
         monkeypatch.setattr(gpu, "steps", lambda *_: list(made))
@@ -105,6 +105,38 @@ def test_a_step_out_of_time_is_stopped_with_its_children(machine, tmp_path):
     assert machine.noted()["slow"]["ended"] == "out of time"
     assert machine.noted()["next"]["ended"] == "finished"
     assert gone(int(child.read_text()))
+
+
+def test_what_measures_no_time_runs_side_by_side_and_first(machine, tmp_path):
+    met = [tmp_path / name for name in "ab"]
+
+    def meets(mine, other):
+        wait = f"import os\nwhile not os.path.exists({str(other)!r}): time.sleep(0.05)"
+        return f"open({str(mine)!r}, 'w').close(); exec({wait!r})"
+
+    machine.install(
+        machine.step("alone"),
+        machine.step("a", meets(*met), timed=False),
+        machine.step("b", meets(*reversed(met)), timed=False),
+        machine.step("slow", "time.sleep(60)", timed=False, minutes=2 / 60),
+    )
+    start = time.monotonic()
+    assert gpu.main([]) == 1
+    assert time.monotonic() - start < 30
+    ended = {name: facts["ended"] for name, facts in machine.noted().items()}
+    assert ended == {
+        "a": "finished", "b": "finished", "slow": "out of time", "alone": "finished",
+    }  # fmt: skip
+    assert machine.diary()[-1] == "alone"
+
+
+def test_what_spreads_learns_its_processes_and_its_time(machine, monkeypatch):
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 8)
+    machine.install(
+        *(machine.step(n, "print(sys.argv[1:])", timed=False, spreads=True) for n in "ab")
+    )
+    assert gpu.main([]) == 0
+    assert "['--workers', '6', '--minutes', '0.7']" in (gpu.RESULTS / "a.log").read_text()
 
 
 def test_what_cannot_be_run_is_left_out_and_says_why(machine, tmp_path):
