@@ -19,6 +19,9 @@ missing is left out and says so. The package itself may be used from the checkou
 path, and its plugin is named to pytest. Python 3.10 and torch 2.6 upwards. The data are the four
 files of Fashion-MNIST, in the folder ``--fashion`` names, and the trained models of
 ``benchmarks/.cache`` where they have been brought along (else they are trained on the spot).
+
+No GPU was at hand so far: the steps have been run on a CPU, and this script with ``--dry-run`` and
+with its steps replaced in its tests.
 """
 
 from __future__ import annotations
