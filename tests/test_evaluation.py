@@ -503,3 +503,47 @@ def test_what_wants_inputs_makes_no_model(model):
     x, y = batch()
     with pytest.raises(ModelError, match=r"without arguments that makes one.*forward="):
         check(Evaluation(model=model, data=[(x, y)]))
+
+
+class Propagated(nn.Module):
+    """A graph network: features go along the edges of a matrix that the model holds."""
+
+    def __init__(self, layout, island=False):
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        edges = (torch.rand(60, 60, generator=random) < 0.05).float() + torch.eye(60)
+        self.register_buffer("edges", edges.to_sparse(layout=layout))
+        self.first, self.head, self.island = nn.Linear(20, 16), nn.Linear(16, 4), island
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        if not self.island:
+            return self.head(torch.sparse.mm(self.edges, x))
+        with torch.autocast("cuda", enabled=False):
+            x = torch.sparse.mm(self.edges.float(), x.float())
+        return self.head(x.to(self.head.weight.dtype))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+@pytest.mark.parametrize(
+    ("layout", "island", "verdicts"),
+    [
+        (torch.sparse_coo, False, ("not equivalent", "not equivalent")),
+        (torch.sparse_coo, True, ("equivalent", "equivalent")),
+        (torch.sparse_csr, False, ("equivalent", "equivalent")),
+    ],
+)
+def test_a_sparse_matrix_needs_float32_unless_its_rows_are_compressed(layout, island, verdicts):
+    torch.manual_seed(0)
+    model, x = Propagated(layout, island).eval(), torch.randn(60, 20)
+    data = [(x, model(x).argmax(-1))]
+    reports = examine(
+        Evaluation(model=model, data=data),
+        Settings(precisions=("16-true", "bf16-mixed"), budget=0.1, emulate="always"),
+    )
+    assert tuple(r.verdict for r in reports) == verdicts
+    assert tuple(r.forecast.verdict for r in reports) == verdicts
+    for report in (r for r in reports if r.error):
+        assert "_sparse_addmm has no" in report.error
+        assert report.culprit.mechanism == "unsupported-op"

@@ -28,7 +28,7 @@ _TO_LOW = """
 """  # the recurrent layers stand for cuDNN's, which casts its inputs, states and weights
 
 #: A matrix product inside their kernels is what autocast sees; here they are one operation.
-_COMPOSED = "affine_grid_generator"
+_COMPOSED = "affine_grid_generator _sparse_addmm"
 
 _TO_FLOAT32 = """
     acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan

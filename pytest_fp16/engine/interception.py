@@ -44,8 +44,13 @@ class Carrier(Tensor):
     @classmethod
     def like(cls, shown: Tensor, dtype: torch.dtype) -> Any:
         """A carrier shaped like `shown`, of the dtype the program sees; it carries nothing yet."""
+        compressed = shown.layout not in (torch.strided, torch.sparse_coo)  # rows have no strides
         return torch.Tensor._make_wrapper_subclass(
-            cls, shown.shape, strides=shown.stride(), dtype=dtype, device=shown.device
+            cls,
+            shown.shape,
+            strides=None if compressed else shown.stride(),
+            dtype=dtype,
+            device=shown.device,
         )
 
     def shown(self) -> Tensor:

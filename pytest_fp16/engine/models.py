@@ -68,9 +68,27 @@ def _require_no_arguments(source: Any) -> None:
 
 
 def _shared(source: nn.Module) -> dict[int, Any]:
-    """The memo of a copy that shares scripted functions: they have no state, and no copies."""
+    """The memo of a copy, by id: what ``deepcopy`` itself has no way with.
+
+    Scripted functions are shared: they have no state, and no copies. Sparse tensors have no storage
+    of their own to copy, but clones.
+    """
     held = [value for module in source.modules() for value in vars(module).values()]
-    return {id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)}
+    memo: dict[int, Any] = {
+        id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)
+    }
+    kept = (*held, *source.parameters(), *source.buffers())
+    for tensor in (t for t in kept if isinstance(t, Tensor) and t.layout in _SPARSE):
+        copied = tensor.detach().clone()
+        parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if parameter else copied
+    return memo
+
+
+_SPARSE = (
+    *(torch.sparse_coo, torch.sparse_csr, torch.sparse_csc),
+    *(torch.sparse_bsr, torch.sparse_bsc),
+)
 
 
 def complex_tensors(model: nn.Module) -> list[str]:

@@ -98,6 +98,15 @@ NO_CUDA_KERNEL = frozenset(
 #: CUDA has them in float16 for sizes that are powers of two; a CPU, which emulates, for none.
 _TRANSFORMS = frozenset({"_fft_r2c", "_fft_c2r", "_fft_c2c"})
 
+#: With one sparse COO matrix, CUDA has them from 32 bits up, with compressed rows (CSR) from 16:
+#: "addmm_sparse_cuda" and "bmm_sparse_cuda" are "not implemented for 'Half'".
+_SPARSE = frozenset(
+    "mm mv bmm addmm addmv baddbmm _sparse_addmm hspmm _sparse_softmax _sparse_log_softmax".split()
+)
+
+#: Of torchvision, on CUDA: in float16, not in bfloat16 ("nms_kernel", "roi_align_forward_kernel").
+_NO_BFLOAT16 = frozenset({"nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})
+
 #: Rows from which CUDA's cdist for p = 2 becomes a matrix product, which has 16-bit kernels.
 _CDIST_BY_PRODUCT = 25
 
@@ -112,7 +121,18 @@ def missing_kernel(name: str, args: Sequence[Any], target: str) -> bool:
         mode = args[3] if len(args) > 3 and args[3] is not None else 0
         many = max(args[0].shape[-2], args[1].shape[-2]) > _CDIST_BY_PRODUCT
         return not (mode == 1 or (mode == 0 and many))
+    if name in _SPARSE:
+        return sum(map(_is_coo, args)) == 1
+    if name in _NO_BFLOAT16:
+        return any(t.dtype is torch.bfloat16 for t in tensors(args, {}))
     return name in NO_CUDA_KERNEL
+
+
+def _is_coo(value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    followed = vars(value).get("inner", value)  # what carries a trace's values looks strided
+    return bool(followed.layout is torch.sparse_coo)
 
 
 #: Families whose operations round as ATen's own do; anything else is an opaque kernel.

@@ -113,6 +113,14 @@ def test_a_carrier_has_the_shape_and_dtype_the_program_sees():
     assert torch.equal(native, (values - 1).half())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo])
+def test_a_carrier_of_sparse_values_has_their_shape(layout):
+    carrier = Carrier.like(torch.eye(3, 4).to_sparse(layout=layout), torch.float16)
+    assert carrier.shape == (3, 4)
+    assert carrier.dtype is torch.float16
+
+
 def test_what_the_program_reads_on_the_host_is_what_it_sees_and_is_told():
     carrier = Plus(torch.tensor([1.0, 2.0 + 2**-13]), torch.float16)
     with Counted():

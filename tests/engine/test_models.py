@@ -65,6 +65,24 @@ def test_a_scripted_function_in_a_model_is_shared_by_its_copies():
     assert ours.part is not model.part
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo])
+def test_sparse_tensors_of_a_model_are_copied(layout):
+    model = nn.Linear(4, 4)
+    model.register_buffer("graph", torch.eye(4).to_sparse(layout=layout))
+    model.mask = nn.Parameter(torch.eye(4).to_sparse(layout=layout), requires_grad=False)
+    model.plain = torch.eye(4).to_sparse(layout=layout)
+    copied = make_model(model)
+    for name in ("graph", "mask", "plain"):
+        mine, theirs = getattr(copied, name), getattr(model, name)
+        assert mine is not theirs
+        assert type(mine) is type(theirs)
+        assert mine.layout is layout
+        assert torch.equal(mine.to_dense(), theirs.to_dense())
+    assert "graph" in dict(copied.named_buffers())
+    assert "mask" in dict(copied.named_parameters())
+
+
 def test_a_compiled_model_is_its_own_module():
     model = nn.Linear(2, 2)
     wrapper = nn.Module()

@@ -6,6 +6,7 @@ from pytest_fp16.engine.operations import (
     facts,
     flat,
     functional,
+    missing_kernel,
     rebuild,
     require_same_dtype,
     tensors,
@@ -114,7 +115,37 @@ def test_results_are_flattened_and_rebuilt():
     ],
 )
 def test_cdist_is_a_matrix_product_on_cuda_where_there_are_many_rows(rows, p, mode, missing):
-    from pytest_fp16.engine.operations import missing_kernel
-
     x = torch.zeros(rows, 3)
     assert missing_kernel("_cdist_forward", (x, x, p, mode), "cuda") is missing
+
+
+@pytest.mark.parametrize(
+    ("name", "sparse", "missing"),
+    [
+        ("_sparse_addmm", 1, True),
+        ("mm", 0, True),
+        ("mm", 1, True),
+        ("bmm", 0, True),
+        ("_sparse_softmax", 0, True),
+        ("mul", 0, False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.strided])
+def test_products_with_coo_matrices_need_32_bits_on_cuda(name, sparse, missing, layout):
+    args = [HALF.new_ones(4, 4) for _ in range(3)]
+    args[sparse] = args[sparse].to_sparse(layout=layout) if layout != torch.strided else args[0]
+    assert missing_kernel(name, args, "cuda") is (missing and layout is torch.sparse_coo)
+    assert not missing_kernel(name, args, "cpu")
+
+
+def test_a_product_of_two_coo_matrices_has_a_kernel_in_16_bits():
+    both = [HALF.new_ones(4, 4).to_sparse()] * 2
+    assert not missing_kernel("mm", both, "cuda")
+
+
+@pytest.mark.parametrize("name", ["nms", "roi_align"])
+def test_torchvisions_boxes_have_no_bfloat16_on_cuda(name):
+    assert missing_kernel(name, (WIDE.bfloat16(), WIDE, 0.5), "cuda")
+    assert not missing_kernel(name, (HALF, HALF, 0.5), "cuda")
+    assert not missing_kernel(name, (WIDE.bfloat16(), WIDE, 0.5), "cpu")
