@@ -84,7 +84,8 @@ _SAME_DTYPE: dict[str, tuple[int, ...]] = {
 }
 _SAME_DTYPE_ATTENTION = (0, 1, 2)
 
-#: No float16 or bfloat16 kernel on CUDA: the libraries behind them offer none.
+#: No float16 or bfloat16 kernel on CUDA: the libraries behind them offer none, or nobody has asked.
+#: `benchmarks.kernels` holds this table against torch's own of what each device supports.
 NO_CUDA_KERNEL = frozenset(
     """
     _linalg_svd _linalg_eigh linalg_eigvalsh linalg_eig linalg_cholesky_ex linalg_inv_ex
@@ -92,6 +93,16 @@ NO_CUDA_KERNEL = frozenset(
     linalg_solve_triangular triangular_solve _linalg_solve_ex _linalg_det _linalg_slogdet
     cholesky cholesky_inverse cholesky_solve geqrf ormqr linalg_householder_product
     _cdist_forward _pdist_forward histc _ctc_loss
+    linalg_pinv linalg_ldl_solve lu_unpack sparse_sampled_addmm angle polar igamma igammac
+    special_zeta special_ndtri special_log_ndtr special_erfcx special_airy_ai
+    special_spherical_bessel_j0 special_bessel_j0 special_bessel_j1 special_bessel_y0
+    special_bessel_y1 special_modified_bessel_i0 special_modified_bessel_i1
+    special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
+    special_scaled_modified_bessel_k1 special_chebyshev_polynomial_t special_chebyshev_polynomial_u
+    special_chebyshev_polynomial_v special_chebyshev_polynomial_w special_hermite_polynomial_h
+    special_hermite_polynomial_he special_laguerre_polynomial_l special_legendre_polynomial_p
+    special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u
+    special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w
     """.split()
 )
 
@@ -104,8 +115,9 @@ _SPARSE = frozenset(
     "mm mv bmm addmm addmv baddbmm _sparse_addmm hspmm _sparse_softmax _sparse_log_softmax".split()
 )
 
-#: Of torchvision, on CUDA: in float16, not in bfloat16 ("nms_kernel", "roi_align_forward_kernel").
-_NO_BFLOAT16 = frozenset({"nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})
+#: CUDA has them in float16, not in bfloat16: there are no such complex numbers, and torchvision's
+#: "nms_kernel" and "roi_align_forward_kernel" are "not implemented for 'BFloat16'".
+_NO_BFLOAT16 = frozenset({"complex", "nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})
 
 #: Rows from which CUDA's cdist for p = 2 becomes a matrix product, which has 16-bit kernels.
 _CDIST_BY_PRODUCT = 25

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.operations import (
     differentiable,
     facts,
@@ -149,3 +150,20 @@ def test_torchvisions_boxes_have_no_bfloat16_on_cuda(name):
     assert missing_kernel(name, (WIDE.bfloat16(), WIDE, 0.5), "cuda")
     assert not missing_kernel(name, (HALF, HALF, 0.5), "cuda")
     assert not missing_kernel(name, (WIDE.bfloat16(), WIDE, 0.5), "cpu")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.linalg.pinv(x),
+        lambda x: torch.special.log_ndtr(x),
+        lambda x: torch.special.bessel_j0(x),
+        lambda x: torch.angle(x),
+        lambda x: torch.igamma(x.abs(), x.abs()),
+    ],
+)
+def test_what_no_gpu_computes_in_16_bits_is_refused(function):
+    with Emulation("cuda"), pytest.raises(RuntimeError, match="has no float16 kernel on cuda"):
+        function(HALF)
+    with Emulation("cuda"):
+        assert function(WIDE).isfinite().all()
