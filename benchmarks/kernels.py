@@ -2,7 +2,8 @@
 
 Torch's own tests hold, for each operation, the dtypes that it supports on each device. Every such
 operation is called here in float16 and in bfloat16, on the inputs torch made for it, under an
-emulation of CUDA, and must be refused where CUDA has no kernel and run where it has one. Needs
+emulation of CUDA, and must be refused where CUDA has no kernel and run where it has one. They hold
+CUDA's autocast lists, too: each operation of these must give the dtype that it gives there. Needs
 ``expecttest``, which torch's tables are imported with; no GPU.
 """
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks import common
+from pytest_fp16.engine.autocast import target_autocast
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.refusal import is_missing_kernel
 
@@ -106,6 +108,35 @@ def called(op: Any, dtype: torch.dtype) -> Called:
     return Called(name, str(dtype).removeprefix("torch."), supported, refused, ran, said, other)
 
 
+def cast() -> tuple[int, int, list[str]]:
+    """How many operations of CUDA's autocast lists were called, gave their dtype, and the others.
+
+    Those that only a GPU has, or that torch lists without their arguments, are not called.
+    """
+    from torch.testing._internal.autocast_test_lists import AutocastTestLists
+
+    lists, nn = AutocastTestLists(torch.device("cpu")), torch._C._nn
+    half, single = torch.float16, torch.float32
+    wanted = [(torch, op, half) for op in lists.torch_fp16]
+    wanted += [(torch, op, single) for op in lists.torch_fp32 + lists.torch_need_autocast_promote]
+    wanted += [(nn, op, half) for op in lists.nn_fp16] + [(nn, op, single) for op in lists.nn_fp32]
+    wanted += [(torch._C._linalg, op, half) for op in lists.linalg_fp16]
+    wanted += [(Tensor, op, half) for op in lists.methods_fp16]
+    wanted += [(Tensor, op, single) for op in lists.methods_fp32]
+    wanted += [(torch, op, op[2]) for op in lists.torch_expect_builtin_promote]
+    asked, wrong = 0, []
+    for home, (name, args, *more), dtype in wanted:
+        if name.startswith("cudnn") or name in ("einsum", "equal"):
+            continue
+        kwargs = more[0] if more and isinstance(more[0], dict) else {}
+        with torch.no_grad(), target_autocast("cpu", half, "cuda"), Emulation("cuda", mixed=True):
+            out = next(t for t in tree_leaves(getattr(home, name)(*args, **kwargs)))
+        asked += 1
+        if out.dtype != dtype:
+            wrong.append(f"{name} gives {out.dtype}, there {dtype}")
+    return asked, asked - len(wrong), wrong
+
+
 def main() -> None:
     """Call every operation and list those that are not as torch's table has them."""
     options = common.options(__doc__, ("--only", {"default": ""}))
@@ -119,7 +150,12 @@ def main() -> None:
     summary = (
         f"{len(judged)} pairs of operation and format of {len(table)} operations. Refused where "
         f"CUDA has no kernel: {share(sum(one.right for one in lacking), len(lacking))}. Run where "
-        f"it has one: {share(sum(one.right for one in having), len(having))}. The others:"
+        f"it has one: {share(sum(one.right for one in having), len(having))}. "
+    )
+    asked, agree, wrong = cast()
+    summary += (
+        f"Of CUDA's autocast lists {share(agree, asked)} operations give the dtype they give "
+        X.\n\nKernels that differ:"
     )
     common.write(
         *("kernels", "Kernels that CUDA lacks, against torch's own table", summary),

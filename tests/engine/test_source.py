@@ -75,7 +75,8 @@ def test_whether_the_program_itself_raised():
             raise ValueError("no") from error
 
     def checked():
-        torch.distributions.Categorical(probs=torch.tensor([float("nan")]))
+        # torch.compile, once used, switches such checks off for the rest of the process.
+        torch.distributions.Categorical(torch.tensor([float("nan")]), validate_args=True)
 
     def dispatched():
         torch.ops.aten.no_such_operator(torch.ones(2))
