@@ -154,9 +154,10 @@ def main() -> None:
     )
     asked, agree, wrong = cast()
     summary += (
-        f"Of CUDA's autocast lists {share(agree, asked)} operations give the dtype they give "
-        X.\n\nKernels that differ:"
+        f"Of CUDA's autocast lists {share(agree, asked)} operations give the dtype they do there"
     )
+    summary += f": not {'; '.join(wrong)}." if wrong else "."
+    summary += "\n\nKernels that differ:"
     common.write(
         *("kernels", "Kernels that CUDA lacks, against torch's own table", summary),
         ("operation", "format", "CUDA has it", "calls refused", "ran", "refusal"),
