@@ -89,6 +89,7 @@ class Emulation(OnTarget):
                 return func(*args, **kwargs)
             if known.name in ATTENTION:
                 return _attention(func, args, kwargs)
+        require_same_dtype(known.name, args, self.target)
         return _widened(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs)
 
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -125,7 +126,6 @@ def widen(value: Any) -> Any:
 
 
 def _widened(func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    require_same_dtype(known.name, args)
     nominal = nominal_dtypes(func, args, kwargs)
     wide_args = tuple(widen(a) for a in args)
     wide_kwargs = {k: widen(v) for k, v in kwargs.items()}
@@ -168,7 +168,7 @@ def _write_back(
 
 
 def _attention(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    require_same_dtype(facts(func).name, args)
+    require_same_dtype(facts(func).name, args, "cuda")  # whichever: attention knows no exception
     dtype = args[0].dtype
     round_probabilities: Callable[[Tensor], Tensor] = lambda p: p.to(dtype).to(torch.float32)  # noqa: E731
     wide = [widen(a) for a in args], {k: widen(v) for k, v in kwargs.items()}

@@ -81,8 +81,29 @@ _SAME_DTYPE: dict[str, tuple[int, ...]] = {
     "mkldnn_rnn_layer": (0, 1, 2, 3, 4, 5, 6),
     "_thnn_fused_lstm_cell": (0, 1, 2),
     "_thnn_fused_gru_cell": (0, 1, 2),
+    "linalg_cross": (0, 1),
+    "index_reduce": (0, 3),
+    "allclose": (0, 1),
+    "complex": (0, 1),
+    "binary_cross_entropy": (0, 1),
+    "multi_margin_loss": (0, 4),
+    "_embedding_bag": (0, 6),
+    "_embedding_bag_forward_only": (0, 6),
+    "_sparse_addmm": (0, 1, 2),
 }
 _SAME_DTYPE_ATTENTION = (0, 1, 2)
+#: Input, weight and bias of normalisations, which take no weights narrower than their input.
+_NORMALISES: dict[str, tuple[int, ...]] = {
+    "native_layer_norm": (0, 2, 3),
+    "native_group_norm": (0, 1, 2),
+    "native_batch_norm": (0, 1, 2),
+    "cudnn_batch_norm": (0, 1, 2),
+    "_native_batch_norm_legit": (0, 1, 2),
+    "_native_batch_norm_legit_no_training": (0, 1, 2),
+    "_batch_norm_with_update": (0, 1, 2),
+}
+#: On CUDA these take no wider ones either: "expected scalar type Half but found Float".
+_EXACTLY_ON_CUDA = frozenset({"native_layer_norm", "native_group_norm"})
 
 #: No float16 or bfloat16 kernel on CUDA: the libraries behind them offer none, or nobody has asked.
 #: `benchmarks.kernels` holds this table against torch's own of what each device supports.
@@ -243,23 +264,26 @@ def tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
             yield from (item for item in value if isinstance(item, Tensor))
 
 
-def require_same_dtype(name: str, args: Sequence[Any]) -> None:
+def require_same_dtype(name: str, args: Sequence[Any], target: str) -> None:
     """Raise what the 16-bit program would raise where an operation refuses mixed dtypes.
+
+    Args:
+        name, args: the operation and its positional arguments.
+        target: the device whose kernels are meant.
 
     Raises:
         RuntimeError: two floating arguments that must agree do not.
     """
-    positions = _SAME_DTYPE_ATTENTION if name in ATTENTION else _SAME_DTYPE.get(name)
-    if positions is None:
+    normalises = _NORMALISES.get(name, ())
+    positions = normalises or _SAME_DTYPE.get(name, ())
+    positions = _SAME_DTYPE_ATTENTION if name in ATTENTION else positions
+    given = [args[i] for i in positions if i < len(args)]
+    found = {t.dtype for t in given if isinstance(t, Tensor) and t.is_floating_point()}
+    exactly = target == "cuda" and name in _EXACTLY_ON_CUDA
+    if len(found) < 2 or (normalises and args[0].dtype in LOW and not exactly):
         return
-    found = {
-        args[i].dtype
-        for i in positions
-        if i < len(args) and isinstance(args[i], Tensor) and args[i].is_floating_point()
-    }
-    if len(found) > 1:
-        names = " and ".join(sorted(str(d).removeprefix("torch.") for d in found))
-        raise RuntimeError(f"{name}: the tensors must have the same dtype, but are {names}")
+    names = " and ".join(sorted(str(d).removeprefix("torch.") for d in found))
+    raise RuntimeError(f"{name}: the tensors must have the same dtype, but are {names}")
 
 
 @cache

@@ -179,7 +179,7 @@ class Trace(Interception):
         if low is None:
             return
         name = call.known.name
-        require_same_dtype(name, call.args)
+        require_same_dtype(name, call.args, self.target)
         if call.known.foreign and not self.mixed:
             require_own_agreement(call.func, name, as_native(call.args), as_native(call.kwargs))
         if missing_kernel(name, call.args, self.target):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.operations import (
@@ -68,12 +69,69 @@ def test_every_operation_called_exact_gives_values_it_was_given():
 
 def test_mixed_dtypes_are_refused_by_name():
     with pytest.raises(RuntimeError, match=r"mm: .* same dtype, but are float16 and float32"):
-        require_same_dtype("mm", (HALF, WIDE.t()))
-    require_same_dtype("mm", (HALF, HALF.t()))
-    require_same_dtype("add", (HALF, WIDE))
+        require_same_dtype("mm", (HALF, WIDE.t()), "cuda")
+    require_same_dtype("mm", (HALF, HALF.t()), "cuda")
+    require_same_dtype("add", (HALF, WIDE), "cuda")
     classes = torch.zeros(len(HALF), dtype=torch.long)
+    args = (HALF, classes, torch.ones(HALF.shape[1]), 1, -100)
     with pytest.raises(RuntimeError, match="same dtype"):
-        require_same_dtype("nll_loss_forward", (HALF, classes, torch.ones(HALF.shape[1]), 1, -100))
+        require_same_dtype("nll_loss_forward", args, "cuda")
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+@pytest.mark.parametrize(
+    ("call", "wide_input", "wide_weights"),
+    [
+        (lambda x, w: F.layer_norm(x, [3], w, w), True, {"cuda": True, "cpu": False}),
+        (lambda x, w: F.group_norm(x, 1, w, w), True, {"cuda": True, "cpu": False}),
+        (lambda x, w: F.batch_norm(x, None, None, w, w, True), True, {}),
+    ],
+    ids=["layer", "group", "batch"],
+)
+def test_normalisations_refuse_weights_of_another_dtype_as_the_target_does(
+    call, wide_input, wide_weights, target
+):
+    half, wide = torch.ones(3).half(), torch.ones(3)
+
+    def refused(x, w):
+        try:
+            with Emulation(target):
+                call(x, w)
+        except RuntimeError as error:
+            return "same dtype" in str(error)
+        return False
+
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert not refused(x.half(), half)
+    assert not refused(x, wide)
+    assert refused(x, half) is wide_input
+    assert refused(x.half(), wide) is wide_weights.get(target, False)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b: torch.linalg.cross(a, b),
+        lambda a, b: torch.allclose(a, b),
+        lambda a, b: a.index_reduce(0, torch.arange(2), b, "amax"),
+        lambda a, b: F.binary_cross_entropy(a.sigmoid(), b),
+        lambda a, b: F.embedding_bag(torch.zeros(2, 3).long(), a, per_sample_weights=b, mode="sum"),
+    ],
+)
+def test_what_natively_refuses_mixed_dtypes_does_so_emulated(call):
+    for pair in ((HALF, WIDE), (WIDE, HALF)):
+        with pytest.raises(RuntimeError):
+            call(*pair)
+        with Emulation("cuda"), pytest.raises(RuntimeError, match="same dtype"):
+            call(*pair)
+
+
+@pytest.mark.parametrize("loss", [F.huber_loss, F.soft_margin_loss])
+def test_some_losses_are_as_narrow_as_the_outputs(loss):
+    native = loss(HALF, WIDE)
+    with Emulation("cuda"):
+        emulated = loss(HALF, WIDE)
+    assert native.dtype == emulated.dtype == torch.float16
 
 
 def test_out_operations_have_a_functional_twin():

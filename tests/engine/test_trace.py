@@ -311,7 +311,7 @@ def test_decisions_count_where_they_are_used(program, expected):
     [
         lambda y: (y > 2.0).all(),
         lambda y: ((y > 2.0) | (y < -1.0)).any(-1)[3],
-        lambda y: torch.allclose(y, torch.tensor(1.1), atol=0.9),
+        lambda y: torch.allclose(y, torch.tensor(1.1).to(y.dtype), atol=0.9),
         lambda y: torch.equal(y, torch.full_like(y, 2.0)),
     ],
 )
