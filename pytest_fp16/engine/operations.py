@@ -23,7 +23,8 @@ _EXACT = frozenset(
     clamp clamp_max clamp_min clone combinations constant_pad_nd contiguous copy copysign cummax
     cummin detach diag_embed diagonal_scatter embedding empty empty_like empty_strided eq
     expand_copy
-    eye fill flip floor fmax fmin full full_like gather ge gt hardtanh heaviside im2col index
+    eye fill flip floor fmax fmin full full_like gather ge gt hardshrink hardtanh heaviside im2col
+    index
     index_copy index_fill index_select isclose isfinite isin isinf isnan kthvalue le lift
     lift_fresh lift_fresh_copy logical_and logical_not logical_or logical_xor lt masked_fill
     masked_scatter masked_select max max_pool2d_with_indices max_pool3d_with_indices maximum median

@@ -37,7 +37,7 @@ from pytest_fp16.engine.operations import (
 )
 from pytest_fp16.engine.recorder import Recorder
 from pytest_fp16.engine.refusal import UnsupportedOperation, require_own_agreement
-from pytest_fp16.engine.scalars import as_the_kernel_takes
+from pytest_fp16.engine.scalars import as_the_kernel_takes, on_the_grid, vanished
 from pytest_fp16.engine.shadow import Cell, Shadow, unwrap
 from pytest_fp16.engine.trace_arguments import (
     as_native,
@@ -158,6 +158,9 @@ class Trace(Interception):
         known = as_called(known, args, kwargs)
         cells = [s.cell for s in shadows_in(args, kwargs)]
         moves = known.name not in _CONSTANT
+        if known.exact:
+            given, (args, kwargs) = args, on_the_grid(func, args, kwargs)
+            self.recorder.bent |= vanished(given, args)
         call = Call(
             *(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs),
             depends=moves and any(c.depends for c in cells),

@@ -86,6 +86,36 @@ def test_plain_tensors_are_adopted_wherever_they_stand():
     assert float(total.values) == 4  # four values of zero, carried as one
 
 
+class Scaled(torch.Tensor):
+    """Whole numbers and a scale, as quantised weights are kept."""
+
+    @staticmethod
+    def __new__(cls, numbers, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype)
+
+    def __init__(self, numbers, scale):
+        self.numbers, self.scale = numbers, scale
+
+    def __tensor_flatten__(self):
+        return ["numbers", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        plain = (a.numbers.to(a.scale.dtype) * a.scale if isinstance(a, cls) else a for a in args)
+        return func(*plain, **(kwargs or {}))
+
+
+def test_a_wrapper_says_what_is_computed_with_carriers():
+    weight = Scaled(torch.tensor([2, 4], dtype=torch.int8), torch.tensor(0.5))
+
+    with torch.no_grad(), Counted() as run:
+        out = torch.exp(torch.zeros(2)) + weight
+
+    assert isinstance(out, Plus)
+    assert run.seen[-1] == ("operate", "add")
+    assert out.values.tolist() == [1 + 2, 1 + 3]  # a weight of one and two, carried one larger
+
+
 def test_operations_run_below_autocast_which_has_acted():
     dtypes = []
 

@@ -448,3 +448,18 @@ def test_a_constant_sparse_matrix_stays_one(cast, layout):
 
     out = traced(program, x)[1]
     torch.testing.assert_close(out.inner, x.float().roll(1, 0).t())
+
+
+def test_jagged_tensors_are_followed():
+    w = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).half()
+    offsets = torch.tensor([0, 2, 3, 7, 8, 12])
+
+    def program(x):
+        nested = torch.nested.nested_tensor_from_jagged(x, offsets)
+        return (nested @ w).sin().to_padded_tensor(0.0).sum((1, 2))
+
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(1)).half()
+    trace, out = traced(program, x)
+
+    assert torch.allclose(out.inner, program(x).float(), atol=0.02)
+    assert "sin" in site_names(trace)
