@@ -207,7 +207,7 @@ def judge(case: base.Case, precision: str, policy: str = "cpu", device: str = "c
     before = 1.0 if task == "embedding" else metric(task, reference, labels)
     try:
         candidate = run(model, data, precision, policy, device)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
         return Judgement("broken", before, 1.0, str(error).split("\n")[0][:70])
     if not all(bool(o.isfinite().all()) for o in reference):
         return Judgement("invalid", before, 0.0, "the reference is not finite")
@@ -255,7 +255,7 @@ def origin(case: base.Case, precision: str, policy: str = "cuda") -> tuple[str, 
         nn.Module.register_forward_pre_hook(module, enter)  # by the class: scripted ones refuse
         nn.Module.register_forward_hook(module, lambda *_: stack.pop() and None)
     mode = _Origin(stack)
-    with context, mode, suppress(RuntimeError, NotImplementedError, TypeError, ValueError):
+    with context, mode, suppress(RuntimeError, TypeError, ValueError, IndexError):
         for inputs, _ in data:
             called(model, inputs, convert)
     return mode.found

@@ -7,21 +7,37 @@ by analysis and confirmed by `benchmarks.cases.judge` before the tool first saw 
 """
 
 from benchmarks.cases import (
+    reported_attention,
     reported_decisions,
+    reported_detectors,
     reported_digits,
+    reported_forms,
+    reported_generators,
+    reported_idioms,
+    reported_layers,
     reported_more,
+    reported_oddities,
     reported_range,
     reported_signals,
     reported_sound,
+    reported_traps,
     reported_unusual,
 )
 
 __all__ = [
+    "reported_attention",
     "reported_decisions",
+    "reported_detectors",
     "reported_digits",
+    "reported_forms",
+    "reported_generators",
+    "reported_idioms",
+    "reported_layers",
     "reported_more",
+    "reported_oddities",
     "reported_range",
     "reported_signals",
     "reported_sound",
+    "reported_traps",
     "reported_unusual",
 ]
