@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.batching import map_tensors, split_batch
 from pytest_fp16.engine.models import call_as_is, main_output
 from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.errors import DataError
 
 #: Margins of well-trained classifiers reach 20 (a probability within 2e-9 of one).
@@ -130,7 +131,7 @@ def confidence_of(
         ((targets == 0) | (targets == 1)).all() or not targets.is_floating_point()
     ):
         return None
-    with torch.no_grad():
+    with torch.no_grad(), untouched(trainee.model):
         try:
             placed = trainee.placed(inputs)
             logits = main_output(call_as_is(trainee.model, placed, trainee.subject.forward))

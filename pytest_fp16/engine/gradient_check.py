@@ -42,6 +42,7 @@ from pytest_fp16.engine.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.step_rules import wayward
 from pytest_fp16.engine.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.untouched import count_alike
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
@@ -276,6 +277,8 @@ class _Check:
             sure: what is done to the outputs.
         """
         trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)
+        if not optimize:
+            count_alike(trainee.model, self.exact.model)
         origin = Origin(trainee.model)
         trainee.model.register_forward_hook(scaling(sure))
         origin.watch(trainee.optimizer)

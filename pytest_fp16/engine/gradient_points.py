@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.trainee import Trainee, gradient_of
+from pytest_fp16.engine.untouched import follow, untouched
 from pytest_fp16.theory.gradient import (
     RHO_TENSOR,
     RHO_TOTAL,
@@ -76,12 +77,11 @@ class Point:
 
 
 def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gradients:
-    """Loss and gradients of a batch; parameters, buffers and random state stay as they are."""
+    """Loss and gradients of a batch; whatever else the model keeps stays as it is."""
     model = trainee.model.train()
-    held = {n: b.detach().clone() for n, b in model.named_buffers()}
     trainee.optimizer.zero_grad()
     seed_everything(seed)
-    with trainee.place.arithmetic(trainee.precision):
+    with untouched(model), trainee.place.arithmetic(trainee.precision):
         loss = trainee.loss(trainee.placed(batch))
         # A scaler's factor is a float32 tensor: a float16 loss is promoted before it is scaled.
         (loss * torch.tensor(scale, device=loss.device) if scale != 1 else loss).backward()
@@ -91,10 +91,6 @@ def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gr
         if p.requires_grad and p.grad is not None
     }
     trainee.optimizer.zero_grad()
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name in held:
-                buffer.copy_(held[name])
     return Gradients(float(loss.detach()), found, scale)
 
 
@@ -115,7 +111,7 @@ def examine_point(
     reference: Trainee, candidate: Trainee, batches: Sequence[Any], step: int, unit_roundoff: float
 ) -> Point:
     """Compare both trainees' gradients at the reference's weights."""
-    candidate.model.load_state_dict(reference.model.state_dict())
+    follow(candidate.model, reference.model)
     seeds = range(len(batches))
     exact = [gradients(reference, b, s) for b, s in zip(batches, seeds, strict=True)]
     nudged = _nudged(reference, batches[:TRIED])

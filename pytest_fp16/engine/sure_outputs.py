@@ -24,6 +24,7 @@ from pytest_fp16.engine.confidence import (
 from pytest_fp16.engine.gradient_points import Gradients, gradients, scaled_gradients
 from pytest_fp16.engine.models import call_as_is, main_output
 from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.engine.untouched import follow, untouched
 from pytest_fp16.theory.solved import expected_solved, share
 
 
@@ -69,7 +70,7 @@ def breaking(
             break
     else:
         return None
-    candidate.model.load_state_dict(reference.model.state_dict())
+    follow(candidate.model, reference.model)
     with scaled_outputs(candidate.model, sure):
         try:
             lost = not _finite(scaled_gradients(candidate, batch, 0))
@@ -89,7 +90,7 @@ def wrong_share(trainee: Trainee, batches: Sequence[Any]) -> tuple[float, int] |
     training, model = trainee.model.training, trainee.model.eval()
     wrong = count = 0
     try:
-        with torch.no_grad():
+        with torch.no_grad(), untouched(model):
             for batch in batches:
                 inputs, targets = split_batch(trainee.placed(batch), labelled=True)
                 outputs = main_output(call_as_is(model, inputs, trainee.subject.forward))

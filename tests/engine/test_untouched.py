@@ -1,0 +1,128 @@
+"""A forward pass that leaves no trace in what a model keeps beside its weights."""
+
+from collections import deque
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Training
+from pytest_fp16.engine.gradient_check import gradient_check
+from pytest_fp16.engine.untouched import count_alike, follow, untouched
+from pytest_fp16.precision import precision
+from pytest_fp16.settings import Settings
+
+
+class Keeper(nn.Module):
+    """Keeps something in every way there is."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 3)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("replaced", torch.zeros(3))
+        self.plain, self.count, self.ratio = torch.zeros(3), 0, 1.0
+        self.queue, self.recent, self.named = [], deque(maxlen=2), {}
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.mean.lerp_(x.mean(0), 0.5)
+            self.replaced = x.mean(0)
+            self.plain += 1
+            self.frozen.weight.lerp_(self.body.weight, 0.5)
+        self.count += 1
+        self.ratio *= 0.5
+        self.queue.append(x)
+        self.recent.append(x)
+        self.named["last"] = x
+        self.lazy = x
+        return self.body(x)
+
+
+def kept(model):
+    tensors = {k: v.clone() for k, v in model.state_dict().items()}
+    sizes = [len(held) for held in (model.queue, model.recent, model.named)]
+    return tensors | {"plain": model.plain.clone()}, (model.count, model.ratio, sizes)
+
+
+def test_everything_is_as_it_was():
+    model = Keeper()
+    before, counts = kept(model)
+    with untouched(model):
+        model(torch.ones(2, 3))
+        assert kept(model)[1] == (1, 0.5, [1, 1, 1])
+    after, counted = kept(model)
+    assert [n for n in before if not torch.equal(after[n], before[n])] == []
+    assert counted == counts
+    assert not hasattr(model, "lazy")
+
+
+def test_it_is_after_an_error_too():
+    model = Keeper()
+    with pytest.raises(RuntimeError, match="size of tensor"), untouched(model):
+        model(torch.ones(2, 4))
+    assert (model.count, len(model.queue)) == (0, 0)
+
+
+def test_a_follower_has_the_state_and_the_counts():
+    leader, model = Keeper(), Keeper()
+    leader(torch.ones(2, 3))
+    follow(model, leader)
+    assert (model.count, model.ratio) == (1, 0.5)
+    assert torch.equal(model.mean, leader.mean)
+    assert model.queue == []
+
+
+def test_modules_of_another_kind_keep_their_numbers():
+    model = nn.Sequential(nn.Dropout(0.1))
+    count_alike(model, nn.Sequential(nn.LeakyReLU(0.5)))
+    assert model[0].p == 0.1
+
+
+class Mean(nn.Module):
+    """Evaluates with the plain mean of its weights since some step."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.body, self.mean = nn.Linear(4, 3), nn.Linear(4, 3).requires_grad_(False)
+        self.start, self.step = start, 0
+
+    def forward(self, x):
+        self.step += 1
+        with torch.no_grad():
+            for kept, new in zip(self.mean.parameters(), self.body.parameters(), strict=True):
+                kept += (new - kept) / max(1, self.step - self.start)
+        return self.body(x) if self.training else self.mean(x)
+
+
+class Annealed(nn.Module):
+    """A second output whose weight grows with the steps that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.other, self.step = nn.Linear(4, 3), nn.Linear(4, 3), 0
+
+    def forward(self, x):
+        self.step += self.training
+        return self.body(x) + 0.2 * min(self.step, 50) * self.other(x)
+
+
+@pytest.mark.parametrize("make", [partial(Mean, 20), Annealed])
+@pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-mixed"])
+def test_the_check_leaves_averages_and_counts_alone(make, name):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 4, generator=generator)
+    y = x[:, :3].argmax(-1)
+    data = list(zip(x.split(32), y.split(32), strict=True))
+    subject = Training(
+        model=make,
+        optimizer=partial(torch.optim.SGD, lr=0.01),
+        loss=nn.functional.cross_entropy,
+        train_data=data,
+        eval_data=data,
+        epochs=6,
+    )
+    found = gradient_check(subject, precision(name), Settings(), torch.device("cpu"))
+    assert found.verdict == "equivalent", found.reason
