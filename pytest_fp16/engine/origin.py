@@ -74,7 +74,8 @@ class Origin(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = "<loss>"
         self.location = Location(model)
-        self.backward_of = "<loss>"
+        self._backward_of: dict[int, str] = {}
+        self._last = "<loss>"
         self.found: Found | None = None
         self.raised_in: str | None = None
         self._followed: dict[int, Any] = {}
@@ -86,7 +87,8 @@ class Origin(TorchDispatchMode):
 
     def begin(self) -> None:
         """A step begins: nothing of the one before it says where its operations are."""
-        self.phase = self.backward_of = "<loss>"
+        self.phase = self._last = "<loss>"
+        self._backward_of.clear()
         self._entered_any = False
 
     def watch(self, optimizer: Any) -> None:
@@ -117,7 +119,7 @@ class Origin(TorchDispatchMode):
         return hook
 
     def _entered(self, name: str) -> None:
-        self.backward_of = name
+        self._last = self._backward_of[torch._C._current_graph_task_id()] = name
 
     @property
     def place(self) -> str:
@@ -126,20 +128,23 @@ class Origin(TorchDispatchMode):
             return self.phase
         if self.location.stack:
             return self.location()
-        return self.backward_of
+        # A loss may have a backward pass of its own (a gradient penalty): each pass begins in it.
+        return self._backward_of.get(torch._C._current_graph_task_id(), "<loss>")
 
     @property
     def failed_in(self) -> str:
         """Where a step that raised an error was: a module, the loss, or the optimizer."""
         if self.raised_in is not None and self.phase == "<loss>":
             return self.raised_in
-        return self.place
+        return self.phase if self.phase != "<loss>" else self._last
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         self._entered_any |= bool(self.location.stack)
+        if torch._C._current_graph_task_id() < 0:  # forwards
+            self._last = "<loss>"
         watching = self.found is None
         held, named = _copies(args, kwargs) if watching else (args, kwargs)
         out = func(*args, **kwargs)

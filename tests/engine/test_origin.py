@@ -117,3 +117,26 @@ def test_an_operation_over_many_tensors_has_the_name_it_has_over_one():
 
     seen = found(step, half(1.0, 1.0), half(1.0, 0.0), half(1.0, 0.0))
     assert (seen.operation, seen.mechanism) == ("addcdiv", "eps-underflow")
+
+
+class Penalised(nn.Module):
+    """Returns where it was asked, so that a loss can ask for the slope there."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 1)
+        nn.init.zeros_(self.body.weight)
+
+    def forward(self, x):
+        x = x.requires_grad_(True)
+        return self.body(x), x
+
+
+def test_a_backward_pass_that_follows_another_begins_in_the_loss():
+    model = Penalised()
+    origin = Origin(model)
+    with origin:
+        z, x = model(torch.ones(2, 3))
+        (slope,) = torch.autograd.grad(z.sum(), x, create_graph=True)
+        (slope.square().sum(-1).sqrt().mean() + z.sum()).backward()
+    assert (origin.found.module, origin.found.operation) == ("<loss>", "div")
