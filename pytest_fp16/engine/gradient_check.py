@@ -27,7 +27,7 @@ from pytest_fp16.engine.gradient_evidence import (
     lost_epsilon,
     lost_in_the_cast,
 )
-from pytest_fp16.engine.gradient_points import BATCHES, examine_point
+from pytest_fp16.engine.gradient_points import BATCHES, beyond_range, examine_point
 from pytest_fp16.engine.gradient_rules import RULES
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.guards import Guard, Guards, lost_guards
@@ -140,6 +140,8 @@ class _Check:
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             return None
+        if beyond_range(point) and step < self.length:
+            return None  # what is trained does not feel it, and it may return into the range
         origin = self._watched(self._weights(), [extra[0]], optimize=False).found
         what = "gradient" if not point.finite else "loss"
         return f"the {what} is not finite", origin

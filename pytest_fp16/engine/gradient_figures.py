@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from pytest_fp16.engine.gradient_points import Point
+from pytest_fp16.engine.gradient_points import Point, beyond_range
 from pytest_fp16.precision import Precision
 from pytest_fp16.theory.gradient import Noise, best_loss_scale
 
@@ -57,9 +57,14 @@ def notes(evidence: Evidence) -> list[str]:
             f"{guard.constant:g}, which guards {guard.operation}{where}, is zero in "
             f"{evidence.format.name}; the least it was added to in 32 bits is {guard.least:.2g}"
         )
+    beyond = [str(p.step) for p in evidence.points if beyond_range(p)]
+    if beyond:
+        after = " and ".join(beyond)
+        said.append(f"the loss is infinite in 16 bits after {after} steps, its gradient is not")
     look = evidence.second
     if look is not None and not look.slow:
-        said.append(f"weights go another way than in 32 bits, and still learn: {look.said()}")
+        what = "weights or gradients go another way than in 32 bits, and still learn"
+        said.append(f"{what}: {look.said()}")
     if evidence.epsilon is not None:
         said.append(
             "the optimizer's {} {:g} is zero in {}".format(*evidence.epsilon, evidence.format.name)

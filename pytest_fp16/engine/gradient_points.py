@@ -163,9 +163,18 @@ def _nudged(trainee: Trainee, batches: Sequence[Any]) -> list[Gradients]:
     return found
 
 
+def beyond_range(point: Point) -> bool:
+    """Whether a 16-bit loss is infinite where all of its gradients are finite."""
+    lost = [c for r, c in point.losses if math.isfinite(r) and not math.isfinite(c)]
+    return point.finite and bool(lost) and all(map(math.isinf, lost))
+
+
 def loss_is_off(point: Point, unit_roundoff: float) -> bool:
-    """Whether the 16-bit loss is far from the 32-bit one: half of it, beyond rounding."""
-    return any(
+    """Whether the 16-bit loss is far from the 32-bit one: half of it, beyond rounding.
+
+    An infinite one with finite gradients is none: `beyond_range` says it.
+    """
+    return not beyond_range(point) and any(
         math.isfinite(r) and not abs(c - r) <= 0.5 * abs(r) + 16 * unit_roundoff * max(abs(r), 1e-3)
         for r, c in point.losses
     )

@@ -151,6 +151,7 @@ def _epochs(trainee: Trainee, seed: int, result: RunResult, tell: Told | None) -
         losses = _epoch(trainee, seed, epoch, result, guard, tell)
         trainee.end_epoch(result.losses[-1])
         guard.after_epoch(trainee, epoch, losses)
+    guard.at_the_end()
     if trainee.scaler is not None and trainee.applied == 0:
         raise _Ended("collapsed scale", (trainee.subject.epochs - 1, trainee.skipped - 1))
 
@@ -203,6 +204,7 @@ class Guard:
 
     def __init__(self, model: nn.Module) -> None:
         self.first: float | None = None
+        self.beyond: tuple[int, int] | None = None
         self.in_a_row = 0
         self.applied = 0
         self.finite = {n for n, b in model.named_buffers() if all_finite([b])}
@@ -210,12 +212,17 @@ class Guard:
     def after_step(self, trainee: Trainee, epoch: int, step: int, loss: float) -> None:
         """Raises `_Ended` where the loss or a parameter is lost, or no step is applied any more.
 
-        A scaler skips the steps of a loss that is not finite, so there a single one is no end.
+        A scaler skips the steps of a loss that is not finite, so there a single one is no end. Nor
+        is an infinite one whose gradient is finite (a sum that leaves the range): what is trained
+        does not feel it, and it may return.
         """
-        if self.first is None and math.isfinite(loss):
-            self.first = loss
-        if trainee.scaler is None and not math.isfinite(loss):
-            raise _Ended("nan", (epoch, step))
+        if math.isfinite(loss):
+            self.beyond = None
+            self.first = loss if self.first is None else self.first
+        elif trainee.scaler is None:
+            self.beyond = self.beyond or (epoch, step)
+            if math.isnan(loss):
+                raise _Ended("nan", (epoch, step))
         if trainee.scaler is not None:
             skipping = trainee.applied == self.applied and not trainee.pending
             self.in_a_row = self.in_a_row + 1 if skipping else 0
@@ -231,10 +238,17 @@ class Guard:
         buffers = [b for n, b in trainee.model.named_buffers() if n in self.finite]
         if not all_finite(buffers):
             raise _Ended("nan", at)
-        tail = losses[-max(1, len(losses) // 4) :]
+        tail = [loss for loss in losses[-max(1, len(losses) // 4) :] if math.isfinite(loss)]
+        if not tail:
+            return
         mean = sum(tail) / len(tail)
         if self.first is not None and mean > self.first + (DIVERGED - 1) * abs(self.first):
             raise _Ended("diverged", at)
+
+    def at_the_end(self) -> None:
+        """Raises `_Ended` where the loss stayed infinite."""
+        if self.beyond is not None:
+            raise _Ended("nan", self.beyond)
 
 
 def all_finite(tensors: list[Any]) -> bool:

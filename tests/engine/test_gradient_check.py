@@ -486,3 +486,27 @@ def test_a_users_step_that_divides_by_zero_is_not_blamed_on_the_epsilon_alone():
     assert found.culprit.module == "<optimizer>"
     assert "a divisor" in found.reason
     assert "eps 1e-08 is zero in float16" in found.reason
+
+
+def test_a_sum_that_leaves_the_range_and_returns_is_a_note(digits):
+    (x, _), _ = digits
+    data = [(part, 16 * part.flatten(1)) for part in x.split(64)]
+    subject = Training(
+        model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 64)),
+        optimizer=partial(torch.optim.SGD, lr=1e-5, momentum=0.9),
+        loss=partial(F.mse_loss, reduction="sum"),
+        train_data=data,
+        eval_data=data,
+        epochs=20,
+        task="regression",
+    )
+    found = gradient_check(subject, precision("16-true"), Settings(), CPU)
+    assert found.verdict == "equivalent", found.reason
+    assert any("loss is infinite in 16 bits after 0" in note for note in found.notes)
+
+
+def test_a_loss_that_stays_beyond_the_range_is_none(digits_training):
+    subject = digits_training(loss=lambda outputs, _: (outputs - 300).square().mean() / 1e5)
+    found = gradient_check(subject, precision("16-true"), Settings(), CPU)
+    assert "the loss is not finite" in found.reason
+    assert found.culprit.mechanism == "overflow"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -230,3 +231,19 @@ def test_native_training_on_a_gpu(digits_training, convolutional, name):
     native, emulated = run(subject, name, place=place), run(subject, name)
     assert native.ended == "finished", native.error
     assert native.metric == pytest.approx(emulated.metric, abs=0.03)
+
+
+def test_a_sum_that_leaves_the_range_and_returns_is_no_end(digits_training):
+    """What is trained feels the gradient, which is finite all along."""
+
+    def summed(outputs, targets):
+        wanted = 3 * nn.functional.one_hot(targets, 10).to(outputs.dtype)
+        return 300 * (outputs - wanted).square().sum()
+
+    given = {"loss": summed, "optimizer": partial(torch.optim.SGD, lr=3e-6, momentum=0.9)}
+    subject = digits_training(**given, epochs=6)
+    result = run(subject, "16-true")
+    assert result.ended == "finished"
+    assert math.isinf(result.losses[0])
+    assert math.isfinite(result.losses[-1])
+    assert abs(result.metric - run(subject).metric) < 0.03
