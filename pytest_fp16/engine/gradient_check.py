@@ -28,7 +28,7 @@ from pytest_fp16.engine.gradient_evidence import (
     lost_in_the_cast,
 )
 from pytest_fp16.engine.gradient_points import BATCHES, beyond_range, examine_point
-from pytest_fp16.engine.gradient_rules import RULES
+from pytest_fp16.engine.gradient_rules import RULES, doubtful, tensor_noise, total_noise
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.guards import Guard, Guards, lost_guards
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
@@ -36,7 +36,7 @@ from pytest_fp16.engine.order import preserved_generators, step_seed
 from pytest_fp16.engine.origin import Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.refusal import name_of
-from pytest_fp16.engine.second_look import applied_step, exact_step, second_look
+from pytest_fp16.engine.second_look import applied_step, exact_step, measured, second_look
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.step_rules import wayward
@@ -227,17 +227,20 @@ class _Check:
         return None
 
     def _second_look(self, extra: list[Any]) -> None:
-        """Where weights go another way, and nothing else is wrong: do they learn?"""
-        evidence = self.evidence
-        if not wayward(evidence) or any(rule(evidence) for rule in RULES):
+        """Where weights or gradients go another way, and nothing else is wrong: do they learn?"""
+        evidence, doubt = self.evidence, doubtful(self.evidence)
+        rules = [rule for rule in RULES if not doubt or rule not in (total_noise, tensor_noise)]
+        if not (wayward(evidence) or doubt) or any(rule(evidence) for rule in rules):
             return
         fresh = Trainee(self.subject, REFERENCE, _SEED, self.state, self.exact.place)
         streams = self.stream, self._again()
         steps = self.length, min(2 * self.length, evidence.total_steps)
         try:
-            evidence.second = second_look(
-                (fresh, self.exact), self._candidate(), streams, extra, _SEED, steps
-            )
+            candidate = self._candidate()
+            look = second_look((fresh, self.exact), candidate, streams, extra, _SEED, steps)
+            if doubt and look.slow:
+                look = measured(look, self.exact, candidate)
+            evidence.second = look
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -94,7 +94,28 @@ def _bad_total(noise: Noise) -> bool:
     return loud or not low <= noise.gain <= high
 
 
-def _total_noise(evidence: Evidence) -> Finding | None:
+def doubtful(evidence: Evidence) -> bool:
+    """Whether gradients are bent, and none has vanished: does the model learn with them?"""
+    found = [rule(evidence) for rule in (_total, _tensor)]
+    return {f.mechanism for f in found if f is not None} == {"precision-loss"}
+
+
+def _excused(evidence: Evidence) -> bool:
+    """Whether a longer look showed that the model learns with gradients that are bent."""
+    return evidence.second is not None and evidence.second.kept_up and doubtful(evidence)
+
+
+def total_noise(evidence: Evidence) -> Finding | None:
+    """All gradients together."""
+    return None if _excused(evidence) else _total(evidence)
+
+
+def tensor_noise(evidence: Evidence) -> Finding | None:
+    """One tensor's gradient: the worst of many must be bad at most points."""
+    return None if _excused(evidence) else _tensor(evidence)
+
+
+def _total(evidence: Evidence) -> Finding | None:
     bad = [p for p in evidence.points if _bad_total(p.total)]
     if not bad:
         return None
@@ -117,8 +138,7 @@ def _bad_tensor(noise: Noise) -> bool:
     return (noise.excess > 1 and noise.relative > RELATIVE) or vanishes
 
 
-def _tensor_noise(evidence: Evidence) -> Finding | None:
-    """The worst of many must be bad at most points: one outlier is no verdict."""
+def _tensor(evidence: Evidence) -> Finding | None:
     empty = {n for p in evidence.points for n in p.meaningless}
     names = dict.fromkeys(n for p in evidence.points for n in p.tensors)
     bad = []
@@ -128,7 +148,8 @@ def _tensor_noise(evidence: Evidence) -> Finding | None:
             bad.append((max(seen, key=lambda n: n.excess), name))
     if not bad:
         return None
-    noise, name = max(bad, key=lambda item: item[0].excess)
+    # A gradient that has vanished comes before one that is bent.
+    noise, name = max(bad, key=lambda item: (_kind(item[0]) == "underflow", item[0].excess))
     what = (
         f"the error of {name} is {noise.rho:.2g} of its batch noise (allowed {noise.allowed:.2g}), "
         f"gain {noise.gain:.2f}, {noise.zeroed:.0%} of its entries vanish"
@@ -220,8 +241,8 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _confident,
     _lost_buffers,
     epsilon,
-    _total_noise,
-    _tensor_noise,
+    total_noise,
+    tensor_noise,
     _loss,
     _guards,
     _statistics,

@@ -11,17 +11,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 import torch
 
 from pytest_fp16.engine.gradient_points import gradients
-from pytest_fp16.engine.order import step_seed
+from pytest_fp16.engine.order import preserved_generators, step_seed
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.score import score
 from pytest_fp16.engine.trainee import Trainee
-from pytest_fp16.theory.gradient import learns_slowly
+from pytest_fp16.engine.untouched import untouched
+from pytest_fp16.theory.gradient import learns_slowly, learnt
 
 _RETRIES = 40
 
@@ -35,6 +37,7 @@ class SecondLook:
         start, half, end: the reference's losses before, after half of the steps (None where the
             training has no twice as many) and after all.
         candidate: the candidate's after all.
+        metric: (reference's, candidate's, resolution) of the metric after all, where it was asked.
     """
 
     steps: int
@@ -42,13 +45,23 @@ class SecondLook:
     half: list[float] | None
     end: list[float]
     candidate: list[float]
+    metric: tuple[float, float, float] | None = None
 
     @property
     def slow(self) -> bool:
         """Whether 16 bits learn at less than half the speed, or not at all."""
         if not all(map(math.isfinite, self.candidate)):
             return True
+        if self.metric is not None:
+            reference, candidate, resolution = self.metric
+            if reference - candidate <= resolution:
+                return False
         return learns_slowly(self.start, self.half, self.end, self.candidate)
+
+    @property
+    def kept_up(self) -> bool:
+        """Whether 32 bits have learnt, and 16 bits too."""
+        return learnt(self.start, self.end) and not self.slow
 
     def said(self) -> str:
         """The losses in words."""
@@ -127,3 +140,25 @@ def second_look(
     return SecondLook(
         whole, start, half if whole >= 2 * made else None, losses(trained, held), reached
     )
+
+
+def measured(look: SecondLook, trained: Trainee, candidate: Trainee) -> SecondLook:
+    """The look with the metric of both, where it can be taken.
+
+    Near its end a loss without noise is as small as 16 bits can tell, and the gradient with it.
+    """
+    subject, found = trained.subject, []
+    try:
+        with preserved_generators(subject.eval_data):
+            for trainee in (trained, candidate):
+                with untouched(trainee.model):
+                    place, precision = trainee.place, trainee.precision
+                    found.append(score(subject, trainee.model, precision, place, None)[0])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return look  # what is wrong with the evaluation is said where it is made
+    reference, low = found
+    if not (reference.finite and low.finite):
+        return look
+    return replace(look, metric=(reference.value, low.value, reference.resolution))

@@ -239,12 +239,17 @@ def learns_slowly(
             steps (None if unknown) and after all.
         candidate: its losses after all steps.
     """
-    if not _above(start, end):
+    if not learnt(start, end):
         return False  # the reference itself has learnt nothing to speak of
-    learnt, lost = fmean(start) - fmean(end), fmean(candidate) - fmean(end)
-    if lost > learnt / 2 and _above(candidate, end):
+    progress, lost = fmean(start) - fmean(end), fmean(candidate) - fmean(end)
+    if lost > progress / 2 and _above(candidate, end):
         return True
     return half is not None and _above(half, end) and _above(candidate, half)
+
+
+def learnt(start: Sequence[float], end: Sequence[float]) -> bool:
+    """Whether losses of the same batches have fallen, beyond what the batches scatter."""
+    return _above(start, end)
 
 
 def _above(larger: Sequence[float], smaller: Sequence[float]) -> bool:

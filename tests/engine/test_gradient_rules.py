@@ -6,9 +6,10 @@ import pytest
 
 from pytest_fp16.engine.gradient_evidence import Evidence
 from pytest_fp16.engine.gradient_points import Point
-from pytest_fp16.engine.gradient_rules import RULES
+from pytest_fp16.engine.gradient_rules import RULES, doubtful
 from pytest_fp16.engine.optimizer_probe import Probe
 from pytest_fp16.engine.origin import Found
+from pytest_fp16.engine.second_look import SecondLook
 from pytest_fp16.engine.statistics_probe import Lag
 from pytest_fp16.theory.gradient import Movement, Noise
 from pytest_fp16.theory.rounding import FLOAT16
@@ -187,3 +188,37 @@ def test_running_statistics_of_a_whole_training():
     assert found(lags=[Lag("norm.running_var", 0.4, 0.1)]) == []
     lost = Lag("norm.running_var", math.nan, 0.1, lost=0.25)
     assert only(lags=[lag, lost]).mechanism == "overflow"
+
+
+BENT = noise(rho=25.0, gain=0.26, relative=0.8)
+VANISHED = noise(rho=25.0, gain=0.0, relative=1.0, zeroed=1.0, zeroed_norm=1.0)
+
+
+def look(start, end, candidate):
+    return SecondLook(20, start, None, end, candidate)
+
+
+def test_a_bent_gradient_is_no_fault_where_the_model_learns_with_it():
+    assert doubtful(Evidence(FLOAT16, points=[point(gate=BENT)]))
+    assert only(points=[point(gate=BENT)]).mechanism == "precision-loss"
+    learns = look([2.0, 2.1], [0.5, 0.6], [0.5, 0.6])
+    assert not found(points=[point(gate=BENT)], second=learns)
+    assert not found(points=[point(total=LOUD)], second=learns)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        look([2.0, 2.1], [0.5, 0.6], [1.9, 2.0]),  # learns too slowly with it
+        look([2.0, 2.2], [2.1, 2.1], [2.1, 2.1]),  # nothing has learnt: no answer
+    ],
+)
+def test_a_bent_gradient_is_one_where_nothing_shows_that_it_learns(second):
+    first, *_ = found(points=[point(head_weight=BENT)], second=second)
+    assert (first.module, first.operation) == ("head", "backward")
+
+
+def test_a_gradient_that_vanished_is_one_whatever_else_learns():
+    evidence = {"points": [point(gate=BENT, head_weight=VANISHED)]}
+    assert not doubtful(Evidence(FLOAT16, **evidence))
+    assert found(**evidence, second=look([2.0, 2.1], [0.5, 0.6], [0.5, 0.6]))

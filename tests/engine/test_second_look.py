@@ -1,5 +1,7 @@
 """Weights that go another way than in 32 bits: harmless where the model learns, and only there."""
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -102,3 +104,35 @@ def test_a_batch_that_the_scaler_makes_try_again_is_counted_once():
     assert trainee.skipped > 0
     assert trainee.applied == 1
     assert float(trainee.model.seen) == 1
+
+
+class Gated(nn.Module):
+    """A gate at zero before a clamp at the very edge of the pixels: 16 bits bend its gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        self.gate, self.head = nn.Parameter(torch.zeros(())), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        h = (x + self.gate * self.body(x)).clamp(0, 1)
+        return self.head(h + ((h * 15).round() / 15 - h).detach())
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-true"])
+def test_a_gradient_that_16_bits_bend_does_no_harm_where_the_model_learns(check, name):
+    found = check(
+        name, 0, model=Gated, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9), epochs=10
+    )
+    assert found.verdict == "equivalent", found.reason
+
+
+def test_a_loss_at_the_end_of_what_16_bits_can_tell_is_left_to_the_metric():
+    look = SecondLook(20, [0.1, 0.12], [1.5e-5, 1.4e-5], [6e-6, 5e-6], [1.8e-5, 1.9e-5])
+    assert look.slow
+    assert not look.kept_up
+    assert replace(look, metric=(0.95, 0.949, 0.01)).kept_up
+    assert replace(look, metric=(0.95, 0.9, 0.01)).slow
+    lost = replace(look, candidate=[math.nan], metric=(0.95, 0.95, 0.01))
+    assert lost.slow
