@@ -100,7 +100,7 @@ def scaling(confidence: Confidence | None) -> Any:
 @contextmanager
 def scaled_outputs(model: nn.Module, confidence: Confidence) -> Iterator[None]:
     """Make what the model returns sure."""
-    handle = model.register_forward_hook(scaling(confidence))
+    handle = nn.Module.register_forward_hook(model, scaling(confidence))  # scripted ones, too
     try:
         yield
     finally:

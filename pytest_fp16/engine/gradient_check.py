@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_fp16.engine.confidence import Confidence, scaling
 from pytest_fp16.engine.gradient_evidence import (
@@ -285,7 +285,7 @@ class _Check:
         if not optimize:
             count_alike(trainee.model, self.exact.model)
         origin = Origin(trainee.model)
-        trainee.model.register_forward_hook(scaling(sure))
+        nn.Module.register_forward_hook(trainee.model, scaling(sure))
         origin.watch(trainee.optimizer)
         every = self.subject.accumulate
         for number, batch in enumerate(batches):

@@ -111,6 +111,8 @@ class Evidence:
                 self.lost_buffers.append(name)
             if name in followed or name in self.lost_buffers:
                 continue
+            if len({t.shape for t in (begin[name], middle[name], end[name], reached[name])}) > 1:
+                continue  # a memory that grows is no average
             moved = movement(end[name] - begin[name], reached[name] - start[name])
             if not moved.length:
                 continue

@@ -82,8 +82,9 @@ class Origin(TorchDispatchMode):
         self._entered_any = False
         self._handled = sys.exc_info()[1]
         for name, module in model.named_modules():
-            module.register_forward_hook(self._follow(name))
-            module.register_forward_hook(self._left(name), always_call=True)
+            # A scripted module's own method refuses; the hook is called all the same.
+            nn.Module.register_forward_hook(module, self._follow(name))
+            nn.Module.register_forward_hook(module, self._left(name), always_call=True)
 
     def begin(self) -> None:
         """A step begins: nothing of the one before it says where its operations are."""

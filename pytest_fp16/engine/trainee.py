@@ -26,7 +26,13 @@ from pytest_fp16.engine.batching import (
 )
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.lightning import is_lightning, own_loss
-from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, make_model
+from pytest_fp16.engine.models import (
+    applied_loss,
+    autocast,
+    call_as_is,
+    make_model,
+    require_float32,
+)
 from pytest_fp16.engine.optimization import needs_closure, needs_gradients_too, optimization
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
@@ -69,9 +75,15 @@ class Amendment:
 
 
 def initial_state(subject: Training, seed: int) -> dict[str, Any]:
-    """The float32 weights and buffers every precision of a seed starts from."""
+    """The float32 weights and buffers every precision of a seed starts from.
+
+    Raises:
+        ModelError: a model that cannot be trained in both.
+    """
     seed_everything(seed)
-    return {k: _copied(v) for k, v in make_model(subject.model).state_dict().items()}
+    model = make_model(subject.model)
+    require_float32(model)
+    return {k: _copied(v) for k, v in model.state_dict().items()}
 
 
 def gradient_of(parameter: Tensor) -> Tensor:

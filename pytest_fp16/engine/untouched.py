@@ -46,6 +46,11 @@ def _kept(model: nn.Module) -> list[Tensor]:
 
 def follow(model: nn.Module, leader: nn.Module) -> None:
     """Give a model the state of another, and the numbers that its modules have counted to."""
+    for own, other in zip(model.modules(), leader.modules(), strict=False):
+        for name, there in other._buffers.items():
+            here = own._buffers.get(name)
+            if there is not None and here is not None and here.shape != there.shape:
+                own._buffers[name] = there.detach().to(here.dtype, copy=True)
     model.load_state_dict(leader.state_dict())
     count_alike(model, leader)
 

@@ -262,3 +262,9 @@ def test_a_sparse_gradient_is_read_as_a_dense_one():
     embedding(torch.tensor([1, 1, 4])).sum().backward()
     assert embedding.weight.grad.is_sparse
     assert gradient_of(embedding.weight).tolist() == [[0] * 3, [2] * 3, [0] * 3, [0] * 3, [1] * 3]
+
+
+def test_a_training_of_a_lazy_model_is_refused(digits_training):
+    lazy = digits_training(model=lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)))
+    with pytest.raises(ModelError, match="lazy module without weights yet"):
+        initial_state(lazy, 0)

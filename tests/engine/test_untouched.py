@@ -75,6 +75,14 @@ def test_a_follower_has_the_state_and_the_counts():
     assert model.queue == []
 
 
+def test_a_memory_that_has_grown_is_followed():
+    leader, model = Keeper(), Keeper().to(torch.bfloat16)
+    leader.replaced = torch.ones(5, 3)
+    follow(model, leader)
+    assert torch.equal(model.replaced, torch.ones(5, 3, dtype=torch.bfloat16))
+    assert leader.replaced.dtype == torch.float32
+
+
 def test_modules_of_another_kind_keep_their_numbers():
     model = nn.Sequential(nn.Dropout(0.1))
     count_alike(model, nn.Sequential(nn.LeakyReLU(0.5)))
@@ -109,9 +117,25 @@ class Annealed(nn.Module):
         return self.body(x) + 0.2 * min(self.step, 50) * self.other(x)
 
 
-@pytest.mark.parametrize("make", [partial(Mean, 20), Annealed])
-@pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-mixed"])
-def test_the_check_leaves_averages_and_counts_alone(make, name):
+class Memory(nn.Module):
+    """Keeps the inputs that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.zeros(0, 4))
+
+    def forward(self, x):
+        if self.training:
+            self.seen = torch.cat([self.seen, x.detach()])[-100:]
+        return self.body(x)
+
+
+def scripted():
+    return torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+
+
+def found(make, name):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(512, 4, generator=generator)
     y = x[:, :3].argmax(-1)
@@ -124,5 +148,16 @@ def test_the_check_leaves_averages_and_counts_alone(make, name):
         eval_data=data,
         epochs=6,
     )
-    found = gradient_check(subject, precision(name), Settings(), torch.device("cpu"))
-    assert found.verdict == "equivalent", found.reason
+    return gradient_check(subject, precision(name), Settings(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("make", [partial(Mean, 20), Annealed, Memory])
+@pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-mixed"])
+def test_the_check_leaves_what_a_model_keeps_alone(make, name):
+    answer = found(make, name)
+    assert answer.verdict == "equivalent", answer.reason
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and says so from inside, too
+def test_the_check_follows_a_scripted_model():
+    assert found(scripted, "16-true").verdict == "equivalent"
