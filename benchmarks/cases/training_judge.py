@@ -26,7 +26,11 @@ from benchmarks.cases.judge import metric
 from benchmarks.cases.training import TrainingCase
 from benchmarks.cases.training_heldout import CASES, HELD_OUT
 from benchmarks.cases.training_reported import REPORTED
+from benchmarks.cases.training_reported_losses import REPORTED_LOSSES
+from benchmarks.cases.training_reported_models import REPORTED_MODELS
 from benchmarks.cases.training_reported_more import REPORTED_MORE
+from benchmarks.cases.training_reported_optimizers import REPORTED_OPTIMIZERS
+from benchmarks.cases.training_reported_others import REPORTED_OTHERS
 from benchmarks.cases.training_reported_sound import REPORTED_SOUND
 from benchmarks.cases.training_reported_steps import REPORTED_STEPS
 
@@ -147,7 +151,16 @@ def chosen(options: argparse.Namespace) -> list[TrainingCase]:
     """The cases that are asked for."""
     found = [c for c in CASES.values() if options.only in c.name]
     found = [c for c in found if c.name in HELD_OUT or not options.held_out]
-    reported = REPORTED | REPORTED_MORE | REPORTED_SOUND | REPORTED_STEPS
+    reported = (
+        REPORTED
+        | REPORTED_MORE
+        | REPORTED_SOUND
+        | REPORTED_STEPS
+        | REPORTED_LOSSES
+        | REPORTED_MODELS
+        | REPORTED_OPTIMIZERS
+        | REPORTED_OTHERS
+    )
     return [c for c in found if c.name in reported or not options.reported]
 
 
