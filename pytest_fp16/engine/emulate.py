@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.accumulators import accumulate
+from pytest_fp16.engine.interception import is_wrapper
 from pytest_fp16.engine.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     ATTENTION,
@@ -62,6 +63,8 @@ class Emulation(OnTarget):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if any(is_wrapper(t) for t in tensors(args, kwargs)):
+            return NotImplemented  # its turn: what it computes with comes back here
         if not _touches_low(args, kwargs):
             return func(*args, **kwargs)
         known = facts(func)

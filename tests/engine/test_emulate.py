@@ -449,3 +449,19 @@ def test_widen_touches_16_bit_values_alone():
     assert widen(torch.bfloat16) == torch.float32
     assert widen(torch.float64) == torch.float64
     assert math.isclose(widen(0.5), 0.5)
+
+
+def test_jagged_tensors_are_emulated():
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)).half()
+    offsets = torch.tensor([0, 2, 3, 7, 8, 12])
+
+    def program():
+        nested = torch.nested.nested_tensor_from_jagged(x, offsets)
+        return (nested * 3).sin().to_padded_tensor(0.0)
+
+    with torch.no_grad(), Emulation("cuda"):
+        emulated = program()
+
+    assert emulated.dtype == torch.float16
+    rounded = (x.float() * 3).half().float().sin().half()
+    assert torch.equal(emulated[0, :2], rounded[:2])
