@@ -15,16 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from benchmarks.cases.training import TrainingCase
-from benchmarks.cases.training_heldout import CASES, HELD_OUT
-from benchmarks.cases.training_reported import REPORTED
-from benchmarks.cases.training_reported_losses import REPORTED_LOSSES
-from benchmarks.cases.training_reported_models import REPORTED_MODELS
-from benchmarks.cases.training_reported_more import REPORTED_MORE
-from benchmarks.cases.training_reported_optimizers import REPORTED_OPTIMIZERS
-from benchmarks.cases.training_reported_others import REPORTED_OTHERS
-from benchmarks.cases.training_reported_sound import REPORTED_SOUND
-from benchmarks.cases.training_reported_steps import REPORTED_STEPS
+from benchmarks.cases.training import TrainingCase, load
 
 
 def flagged(case: TrainingCase, precision: str, device: str) -> tuple[Any, float]:
@@ -81,7 +72,7 @@ class Checked:
 def checked(item: tuple[str, bool], device: str) -> list[Checked]:
     """A training, by name, in each precision that has a label; timed where that is asked for."""
     (name, timed), found = item, []
-    case = CASES[name]
+    case = load()[name]
     for precision in (*case.fails, *case.sound):
         findings, seconds = flagged(case, precision, device)
         label = "fails" if precision in case.fails else "sound"
@@ -122,18 +113,9 @@ def summary(every: list[Checked]) -> str:
         f"{len({r[0] for r in healthy} - failing)} healthy trainings and the other precisions of "
         "the planted ones."
     )
-    text += _of("the trainings held out", [r for r in rows if r[0] in HELD_OUT])
-    names = (
-        REPORTED
-        | REPORTED_MORE
-        | REPORTED_SOUND
-        | REPORTED_STEPS
-        | REPORTED_LOSSES
-        | REPORTED_MODELS
-        | REPORTED_OPTIMIZERS
-        | REPORTED_OTHERS
-    )
-    text += _of("the trainings after public reports", [r for r in rows if r[0] in names])
+    cases = load()
+    for origin in ("held out", "reported"):
+        text += _of(f"the trainings {origin}", [r for r in rows if cases[r[0]].origin == origin])
     timed = [one.seconds for one in every if one.seconds[1] is not None]
     if timed:
         ratio = sum(check for check, _ in timed) / sum(4 * pair for _, pair in timed)
@@ -152,8 +134,9 @@ def main() -> None:
         ("--time", {"type": int, "default": 4, "help": "trainings to time"}),
         ("--device", {"choices": ("cpu", "cuda"), "default": "cpu"}),
     )
-    names = [case.name for case in CASES.values() if options.only in case.name]
-    timed = [name for name in names if not CASES[name].fails][: options.time]
+    cases = load()
+    names = [name for name in cases if options.only in name]
+    timed = [name for name in names if not cases[name].fails][: options.time]
     timed = timed if options.device == "cpu" else []
     items = [(name, name in timed) for name in names]
     every: list[Checked] = []

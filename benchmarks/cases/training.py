@@ -9,6 +9,7 @@ no code with pytest-fp16; they were never fitted to its verdicts.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,13 @@ class TrainingCase:
     sound: tuple[str, ...]
     about: str
 
+    @property
+    def origin(self) -> str:
+        """Where it was written: ``"planted"``, ``"held out"`` or, after others, ``"reported"``."""
+        home = self.build.__module__.rpartition(".")[2]
+        kinds = {"training_heldout": "held out", "training": "planted"}
+        return kinds.get(home, "reported")
+
     def training(self, **changes: Any) -> Any:
         """What a user would hand in."""
         from pytest_fp16 import Training
@@ -40,6 +48,18 @@ class TrainingCase:
 
 
 CASES: dict[str, TrainingCase] = {}
+#: The modules in which there are more.
+MODULES = (
+    *("heldout", "reported", "reported_losses", "reported_models", "reported_more"),
+    *("reported_optimizers", "reported_others", "reported_sound", "reported_steps"),
+)
+
+
+def load() -> dict[str, TrainingCase]:
+    """The cases of all modules, by name."""
+    for name in MODULES:
+        importlib.import_module(f"benchmarks.cases.training_{name}")
+    return CASES
 
 
 def case(fails: str = "", sound: str = "") -> Callable[..., Any]:

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from benchmarks import data
 from benchmarks.cases.training import (
-    CASES,
     MIXED,
     SGD,
     TRUE,
@@ -27,8 +26,6 @@ from benchmarks.cases.training import (
     text,
 )
 from benchmarks.data import batches
-
-_KNOWN = set(CASES)
 
 
 @case("16-true", "16-mixed bf16-mixed")
@@ -182,6 +179,3 @@ def mean_of_words() -> dict:
             return self.head(self.words(ids).mean(1))
 
     return text(Bag, optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9))
-
-
-HELD_OUT = frozenset(set(CASES) - _KNOWN)

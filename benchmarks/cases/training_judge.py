@@ -23,16 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.cases.judge import metric
-from benchmarks.cases.training import TrainingCase
-from benchmarks.cases.training_heldout import CASES, HELD_OUT
-from benchmarks.cases.training_reported import REPORTED
-from benchmarks.cases.training_reported_losses import REPORTED_LOSSES
-from benchmarks.cases.training_reported_models import REPORTED_MODELS
-from benchmarks.cases.training_reported_more import REPORTED_MORE
-from benchmarks.cases.training_reported_optimizers import REPORTED_OPTIMIZERS
-from benchmarks.cases.training_reported_others import REPORTED_OTHERS
-from benchmarks.cases.training_reported_sound import REPORTED_SOUND
-from benchmarks.cases.training_reported_steps import REPORTED_STEPS
+from benchmarks.cases.training import TrainingCase, load
 
 SEEDS = 3
 PRECISIONS = ("16-true", "bf16-true", "16-mixed", "bf16-mixed")
@@ -149,24 +140,14 @@ def judge(
 
 def chosen(options: argparse.Namespace) -> list[TrainingCase]:
     """The cases that are asked for."""
-    found = [c for c in CASES.values() if options.only in c.name]
-    found = [c for c in found if c.name in HELD_OUT or not options.held_out]
-    reported = (
-        REPORTED
-        | REPORTED_MORE
-        | REPORTED_SOUND
-        | REPORTED_STEPS
-        | REPORTED_LOSSES
-        | REPORTED_MODELS
-        | REPORTED_OPTIMIZERS
-        | REPORTED_OTHERS
-    )
-    return [c for c in found if c.name in reported or not options.reported]
+    found = [case for case in load().values() if options.only in case.name]
+    found = [case for case in found if case.origin == "held out" or not options.held_out]
+    return [case for case in found if case.origin == "reported" or not options.reported]
 
 
 def judged(name: str, every: bool, device: str) -> list[tuple[str, ...]]:
     """A row per precision that has a label, or per every one."""
-    case, rows = CASES[name], []
+    case, rows = load()[name], []
     start = time.perf_counter()
     twins = [train(case, "32-true", seed, device) for seed in range(SEEDS)]
     before = statistics.mean(m for m, _ in twins)

@@ -24,12 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import data
-from benchmarks.cases.training import CASES, MIXED, SGD, TRUE, case, mlp, recipe, text
+from benchmarks.cases.training import MIXED, SGD, TRUE, case, mlp, recipe, text
 from benchmarks.cases.training_heldout import values
 from benchmarks.data import batches
-
-_KNOWN = set(CASES)
-
 
 # Guards that round to zero ------------------------------------------------------------------------
 
@@ -243,6 +240,3 @@ def time_in_the_models_type() -> dict:
     train = batches(steps[:2400], label[:2400], size=64)
     test = batches(steps[2400:], label[2400:], size=200)
     return recipe(Net, train_data=train, eval_data=test)
-
-
-REPORTED = frozenset(set(CASES) - _KNOWN)

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.cases.training import CASES, MIXED, SGD, TRUE, case, mlp, recipe
+from benchmarks.cases.training import MIXED, SGD, TRUE, case, mlp, recipe
 from benchmarks.cases.training_heldout import values
-
-_KNOWN = set(CASES)
 
 
 @case("16-true", "bf16-true bf16-mixed")
@@ -239,6 +237,3 @@ def entropy_of_logits() -> dict:
 def quantiles() -> dict:
     """The median by the pinball loss."""
     return values(1.0, lambda z, t: (0.5 * (t - z).abs()).mean(), 0.02, epochs=25)
-
-
-REPORTED_LOSSES = frozenset(set(CASES) - _KNOWN)

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import data
-from benchmarks.cases.training import CASES, MIXED, SGD, TRUE, case, mlp, recipe
+from benchmarks.cases.training import MIXED, SGD, TRUE, case, mlp, recipe
 from benchmarks.cases.training_reported_steps import by_hand, zeros
 from benchmarks.data import batches
-
-_KNOWN = set(CASES)
 
 
 def master(p: Tensor, g: Tensor, state: dict, group: dict) -> None:
@@ -208,6 +206,3 @@ def inverse_errors() -> dict:
     train, test = batches(x, x.flatten(1), size=64), batches(a, a.flatten(1), size=200)
     given = {"task": "regression", "loss": loss, "optimizer": partial(SGD, lr=0.5)}
     return recipe(lambda: mlp(64, 48, 64), train_data=train, eval_data=test, **given)
-
-
-REPORTED_MORE = frozenset(set(CASES) - _KNOWN)

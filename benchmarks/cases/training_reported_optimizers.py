@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import data
-from benchmarks.cases.training import CASES, MIXED, SGD, TRUE, case, cnn, mlp, recipe, text
+from benchmarks.cases.training import MIXED, SGD, TRUE, case, cnn, mlp, recipe, text
 from benchmarks.cases.training_reported_steps import by_hand, zeros
 from benchmarks.data import batches
-
-_KNOWN = set(CASES)
 
 
 def orthogonal(p: Tensor, g: Tensor, state: dict, group: dict) -> None:
@@ -242,6 +240,3 @@ def noise(function: Callable[[Tensor], Tensor]) -> Callable:
 def mixed_up() -> dict:
     """Mix-up inside the user's own training step."""
     return recipe(loss=None, training_step=noise(F.cross_entropy))
-
-
-REPORTED_OPTIMIZERS = frozenset(set(CASES) - _KNOWN)

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import data
-from benchmarks.cases.training import CASES, MIXED, SGD, TRUE, By, case, mlp, recipe
+from benchmarks.cases.training import MIXED, SGD, TRUE, By, case, mlp, recipe
 from benchmarks.data import batches
-
-_KNOWN = set(CASES)
 
 
 def quotient(z: Tensor, t: Tensor, eps: float) -> Tensor:
@@ -237,6 +235,3 @@ def annealed() -> dict:
     train, test = batches(x, x.flatten(1), size=64), batches(a, a.flatten(1), size=200)
     given = {"task": "regression", "loss": loss, "epochs": 30, "optimizer": partial(SGD, lr=0.01)}
     return recipe(Annealed, train_data=train, eval_data=test, **given)
-
-
-REPORTED_OTHERS = frozenset(set(CASES) - _KNOWN)

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from benchmarks.cases.training import CASES, MIXED, SGD, TRUE, Stream, case, mlp, recipe
+from benchmarks.cases.training import MIXED, SGD, TRUE, Stream, case, mlp, recipe
 from benchmarks.data import batches
-
-_KNOWN = set(CASES)
 
 
 class ByHand(torch.optim.Optimizer):
@@ -287,6 +285,3 @@ class Lookahead(torch.optim.Optimizer):
 def lookahead() -> dict:
     """Lookahead around SGD."""
     return recipe(optimizer=lambda params: Lookahead(params, lr=0.1, momentum=0.9))
-
-
-REPORTED_STEPS = frozenset(set(CASES) - _KNOWN)
