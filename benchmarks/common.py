@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, TimeoutError
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,14 +126,14 @@ def _spread(
             yield _tried(function, item)
         return
     context = multiprocessing.get_context("spawn")  # CUDA does not outlive a fork
-    pool = ProcessPoolExecutor(options.workers, context, settle, (options.threads,))
-    futures = [pool.submit(_tried, function, item) for item in items]
+    pool = futures.ProcessPoolExecutor(options.workers, context, settle, (options.threads,))
+    promised = [pool.submit(_tried, function, item) for item in items]
     undone = 0
-    for future in futures:
+    for future in promised:
         try:
             left = None if end == float("inf") else max(0.0, end - time.monotonic())
             result = future.result(left)
-        except TimeoutError:
+        except futures.TimeoutError:  # Python 3.10 has two of that name
             undone += 1
             continue
         yield result

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from benchmarks import common
 from pytest_fp16.engine.autocast import target_autocast
 from pytest_fp16.engine.emulate import Emulation
-from pytest_fp16.engine.refusal import is_missing_kernel
+from pytest_fp16.engine.refusal import UnsupportedOperation, is_missing_kernel
 
 FORMATS = (torch.float16, torch.bfloat16)
 #: Of each operation: torch makes up to hundreds.
@@ -99,7 +99,7 @@ def called(op: Any, dtype: torch.dtype) -> Called:
             ran += 1
         except Exception as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            if is_missing_kernel(error) or "kernel on cuda" in line:
+            if is_missing_kernel(error) or isinstance(error, UnsupportedOperation):
                 refused, said = refused + 1, line
             else:
                 other = line

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.accumulators import accumulate
-from pytest_fp16.engine.interception import is_wrapper
+from pytest_fp16.engine.interception import wrapped
+from pytest_fp16.engine.kernels import missing_kernel, require_same_dtype
 from pytest_fp16.engine.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     ATTENTION,
@@ -24,9 +25,7 @@ from pytest_fp16.engine.operations import (
     Facts,
     facts,
     flat,
-    missing_kernel,
     rebuild,
-    require_same_dtype,
     tensors,
 )
 from pytest_fp16.engine.refusal import (
@@ -63,7 +62,7 @@ class Emulation(OnTarget):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if any(is_wrapper(t) for t in tensors(args, kwargs)):
+        if wrapped(types):
             return NotImplemented  # its turn: what it computes with comes back here
         if not _touches_low(args, kwargs):
             return func(*args, **kwargs)
@@ -87,12 +86,12 @@ class Emulation(OnTarget):
             except (RuntimeError, NotImplementedError) as error:
                 if not is_missing_kernel(error):
                     raise
+        require_same_dtype(known.name, args, self.target)
         if "_scaled_dot_product_" in known.name:
             if args[0].device.type != "cpu":  # the kernel that is meant, there for 16 bits alone
                 return func(*args, **kwargs)
             if known.name in ATTENTION:
                 return _attention(func, args, kwargs)
-        require_same_dtype(known.name, args, self.target)
         return _widened(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs)
 
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -171,7 +170,6 @@ def _write_back(
 
 
 def _attention(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    require_same_dtype(facts(func).name, args, "cuda")  # whichever: attention knows no exception
     dtype = args[0].dtype
     round_probabilities: Callable[[Tensor], Tensor] = lambda p: p.to(dtype).to(torch.float32)  # noqa: E731
     wide = [widen(a) for a in args], {k: widen(v) for k, v in kwargs.items()}

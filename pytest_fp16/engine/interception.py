@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import _disable_current_modes
 
-from pytest_fp16.engine.operations import Facts, facts, tensors
+from pytest_fp16.engine.operations import Facts, facts
 from pytest_fp16.engine.recurrent import padded_by_operations
 from pytest_fp16.engine.refusal import OnTarget
 
@@ -93,17 +93,22 @@ class Carrier(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if any(is_wrapper(t) for t in tensors(args, kwargs or {})):
+        if wrapped(types):
             return NotImplemented
         raise RuntimeError(f"{func} was called on a {cls.__qualname__} after its run had ended")
 
 
-def is_wrapper(tensor: Tensor) -> bool:
-    """Whether a tensor is one of others (jagged, quantised) that says itself what is computed."""
-    kind = type(tensor)
-    if kind is Tensor or kind is torch.nn.Parameter or issubclass(kind, Carrier):  # the usual
-        return False
-    return is_traceable_wrapper_subclass(tensor)
+#: What torch asks of a "traceable wrapper subclass".
+_PROTOCOL = ("__tensor_flatten__", "__tensor_unflatten__")
+
+
+def wrapped(types: Sequence[type]) -> bool:
+    """Whether an argument is a tensor of others (jagged, quantised) that says itself what to do.
+
+    Args:
+        types: what the dispatcher names: the classes of arguments that are no plain tensors.
+    """
+    return any(all(hasattr(kind, name) for name in _PROTOCOL) for kind in types)
 
 
 class Interception(OnTarget):
@@ -124,7 +129,7 @@ class Interception(OnTarget):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if any(is_wrapper(t) for t in tensors(args, kwargs or {})):
+        if wrapped(types):
             return NotImplemented  # its turn: the carriers it computes with come back here
         known = facts(func)
         args = tuple(self._adopted(a) for a in args)

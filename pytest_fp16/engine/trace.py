@@ -24,6 +24,7 @@ from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
 from pytest_fp16.engine.decisions import near_decision
 from pytest_fp16.engine.emulate import widen
 from pytest_fp16.engine.interception import AUTOCAST, Interception
+from pytest_fp16.engine.kernels import missing_kernel, require_same_dtype
 from pytest_fp16.engine.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.operations import (
     DISCRETE,
@@ -31,9 +32,7 @@ from pytest_fp16.engine.operations import (
     Facts,
     as_called,
     flat,
-    missing_kernel,
     rebuild,
-    require_same_dtype,
 )
 from pytest_fp16.engine.recorder import Recorder
 from pytest_fp16.engine.refusal import UnsupportedOperation, require_own_agreement

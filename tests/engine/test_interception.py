@@ -99,6 +99,10 @@ class Scaled(torch.Tensor):
     def __tensor_flatten__(self):
         return ["numbers", "scale"], None
 
+    @staticmethod
+    def __tensor_unflatten__(inner, meta, size, stride):
+        return Scaled(inner["numbers"], inner["scale"])
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         plain = (a.numbers.to(a.scale.dtype) * a.scale if isinstance(a, cls) else a for a in args)
@@ -113,7 +117,8 @@ def test_a_wrapper_says_what_is_computed_with_carriers():
 
     assert isinstance(out, Plus)
     assert run.seen[-1] == ("operate", "add")
-    assert out.values.tolist() == [1 + 2, 1 + 3]  # a weight of one and two, carried one larger
+    assert ("operate", "mul") in run.seen, "what the wrapper is made of is followed"
+    assert out.values.tolist() == [1 + 2 * 1.5, 1 + 4 * 1.5]  # its scale is carried one larger
 
 
 def test_operations_run_below_autocast_which_has_acted():
