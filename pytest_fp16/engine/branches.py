@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-
-_depth = 0
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 @contextmanager
 def branches_as_python() -> Iterator[None]:
-    """Let ``torch.cond`` call the branch that it takes."""
-    global _depth
-    if _depth:
+    """Let ``torch.cond`` call the branch that it takes, where a mode is active.
+
+    A plain run, whose time may be taken, keeps torch's own.
+    """
+    if _get_current_dispatch_mode() is None:
         yield
         return
     own = torch.cond
@@ -38,10 +39,8 @@ def branches_as_python() -> Iterator[None]:
             return own(pred, true_fn, false_fn, operands)
         return taken(*operands)
 
-    _depth += 1
     torch.cond = cond
     try:
         yield
     finally:
-        _depth -= 1
         torch.cond = own

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_fp16.engine.autocast import own_regions, target_autocast
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
+from pytest_fp16.engine.branches import branches_as_python
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
@@ -185,13 +186,14 @@ def call(
 @entrance
 def call_as_is(model: nn.Module, inputs: Any, forward: Callable[[Any, Any], Any] | None) -> Any:
     """The model's outputs on inputs that need no cast."""
-    if forward is not None:
-        return forward(model, inputs)
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (list, tuple)):
-        return model(*inputs)
-    return model(inputs)
+    with branches_as_python():
+        if forward is not None:
+            return forward(model, inputs)
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, (list, tuple)):
+            return model(*inputs)
+        return model(inputs)
 
 
 def main_output(output: Any) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pytest_fp16.engine.branches import branches_as_python
 from pytest_fp16.engine.inference import inference_as_no_grad
 from pytest_fp16.engine.recurrent import recurrent_by_steps
 
@@ -154,7 +153,6 @@ class OnTarget(TorchDispatchMode):
             self._context.enter_context(assignments_as_on(self._meets))
         self._context.enter_context(recurrent_by_steps())
         self._context.enter_context(inference_as_no_grad())
-        self._context.enter_context(branches_as_python())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
