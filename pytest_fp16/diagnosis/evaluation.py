@@ -168,6 +168,8 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
         culprit = overflowing(specimen.side_by_side(lambda i: True))
         if culprit is not None:
             return culprit
+    if found.lossless and not found.concentrated and spread is not None:
+        return spread  # what a measurement could add is an overflow, and there is none
     watched = worth_watching(found)
     operations = specimen.side_by_side(watched.__contains__)
     culprit = explain(found, operations)

@@ -42,6 +42,7 @@ class Origin:
             little.
         unrounded: whether the 16-bit program does the damage even if nothing is rounded: by what
             it does for its dtype, such as to clamp to its range.
+        lossless: whether no operation at all made NaN or infinity of finite values.
     """
 
     operation: Operation
@@ -49,6 +50,7 @@ class Origin:
     damage: Damage
     concentrated: bool
     unrounded: bool = False
+    lossless: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def find_origin(
         except Exception:  # exact values lead elsewhere: nothing can be said of this cut
             return 1.0
 
-    search = Search(_expected(operations, shares or {}), ENOUGH**2, specimen.tape.first_lost())
+    lost = specimen.tape.first_lost()
+    search = Search(_expected(operations, shares or {}), ENOUGH**2, lost)
     while not search.done:
         cut = search.cut()
         search.learn(cut, done(cut) ** 2)
@@ -107,7 +110,8 @@ def find_origin(
     whole = 1.0 if end == len(operations) else done(end)
     born = whole**2 - (0.0 if start == 0 else done(start)) ** 2
     unrounded = found.index == 0 and done(0) >= ENOUGH
-    return Origin(found, operations, damage, born >= CONCENTRATED, unrounded)
+    concentrated = born >= CONCENTRATED
+    return Origin(found, operations, damage, concentrated, unrounded, lossless=lost is None)
 
 
 def _expected(operations: list[Operation], shares: Mapping[tuple[str, str], float]) -> list[float]:

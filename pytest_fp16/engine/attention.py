@@ -43,7 +43,7 @@ def fused_attention(
     largest = scores.amax(-1, keepdim=True).detach()
     # A row masked everywhere has no largest score; kernels give zeros there, not NaN.
     largest = torch.where(largest == -torch.inf, torch.zeros_like(largest), largest)
-    weights = (scores - largest).exp()
+    weights = (scores - largest).exp_()
     sums = weights.sum(-1, keepdim=True)
     if dropout:
         weights = torch.nn.functional.dropout(weights, dropout)
@@ -57,11 +57,8 @@ def _scores(
     query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:
     """The scores [..., L, S]; minus infinity where a key is masked."""
-    scores = (
-        query
-        @ key.transpose(-2, -1)
-        * (scale if scale is not None else 1 / math.sqrt(query.shape[-1]))
-    )
+    scores = query @ key.transpose(-2, -1)
+    scores *= scale if scale is not None else 1 / math.sqrt(query.shape[-1])
     if causal:
         keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~keep, -torch.inf)

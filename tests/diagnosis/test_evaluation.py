@@ -223,3 +223,17 @@ def test_one_input_of_many_stops_the_program(digits):
     assert report.culprit.operation == "_to_copy"
     assert report.culprit.mechanism == "absorption"
     assert "4095" in report.culprit.evidence
+
+
+def test_many_small_parts_are_told_from_theory_alone(digits, monkeypatch):
+    """Nothing is concentrated and nothing was lost: a measurement would not change the answer."""
+    monkeypatch.setattr(Specimen, "side_by_side", lambda *_: pytest.fail("measured once more"))
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Tanh()) for _ in range(12)]
+    x = digits[1][0].flatten(1)
+    model = nn.Sequential(*layers, nn.Linear(64, 500)).eval()  # of so many, two are always close
+    data = [(x, model(x).argmax(-1))]
+    report = check(Evaluation(model=model, data=data), precision="bf16-true", budget=1e-4)
+    assert report.verdict == "not equivalent"
+    assert report.culprit.mechanism == "precision-loss"
+    assert "more than any other module's" in report.culprit.evidence
