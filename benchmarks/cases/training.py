@@ -52,6 +52,7 @@ CASES: dict[str, TrainingCase] = {}
 MODULES = (
     *("heldout", "reported", "reported_losses", "reported_models", "reported_more"),
     *("reported_optimizers", "reported_others", "reported_sound", "reported_steps"),
+    *("reported_pictures", "reported_densities", "reported_agents", "reported_habits"),
 )
 
 

@@ -127,7 +127,7 @@ def judge(
     for seed, (reference, _) in enumerate(twins):
         try:
             score, finite = train(case, precision, seed, device)
-        except (RuntimeError, NotImplementedError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
             return "broken", 1.0, str(error).split("\n")[0][:60]
         if not finite:
             return "broken", reference - score, "not finite"
