@@ -24,97 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import rnn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import base
+from benchmarks.cases.policy import Composites, CudaAutocast, Regions, cast, lower_recurrent
 
 BROKEN, SOUND = 0.01, 0.005
 FORMATS = {"16": torch.float16, "bf16": torch.bfloat16}
-
-
-def names(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(text.split())
-
-
-# https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to …", by ATen name.
-CUDA_LOWER = names(
-    "addbmm addmm addmv addr baddbmm bmm convolution linear mm mv _prelu_kernel lstm gru "
-    "mkldnn_rnn_layer _scaled_dot_product_flash_attention_for_cpu "
-    "_scaled_dot_product_attention_math"
-)
-CUDA_RAISE = names(
-    "pow reciprocal acos asin binary_cross_entropy_with_logits cosh _cdist_forward cumprod cumsum "
-    "dist erfinv exp expm1 native_group_norm native_layer_norm linalg_vector_norm norm log log10 "
-    "_log_softmax log1p log2 mse_loss nll_loss_forward prod rsqrt sinh smooth_l1_loss _softmax "
-    "softplus sum renorm tan"
-)
-CUDA_PROMOTE = names("addcdiv addcmul atan2 cross dot vdot grid_sampler_2d scatter_add index_put")
-
-
-COMPOSITE = {
-    *(nn.functional.linear, nn.functional.scaled_dot_product_attention),
-    *(torch.conv1d, torch.conv2d, torch.conv3d),
-    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-}
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-        return value.to(dtype)
-    if isinstance(value, rnn.PackedSequence):
-        return value.to(dtype=dtype)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_cast(v, dtype) for v in value)
-    return value
-
-
-class Composites(TorchFunctionMode):
-    """Casts for what checks types, or falls apart into several operations, before any kernel."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if func in COMPOSITE:
-            args = _cast(tuple(args), self.dtype)
-        return func(*args, **(kwargs or {}))
-
-
-class CudaAutocast(TorchDispatchMode):
-    """CUDA's autocast lists, applied where operations reach their kernels.
-
-    Composite operations arrive as the operations they are made of: square as pow, normalize as a
-    vector norm, an LSTM as matrix products. In-place and out= forms are left alone, as autocast
-    leaves them.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        target = self.dtype if name in CUDA_LOWER else torch.float32 if name in CUDA_RAISE else None
-        if name in CUDA_PROMOTE and any(getattr(a, "dtype", None) == torch.float32 for a in args):
-            target = torch.float32
-        if target is not None:
-            args = _cast(tuple(args), target)
-            kwargs = {k: _cast(v, target) for k, v in (kwargs or {}).items()}
-        return func(*args, **(kwargs or {}))
-
-
-def lower_recurrent(model: nn.Module, dtype: torch.dtype) -> None:
-    """Recurrent layers check types in Python before autocast's own kernel would cast."""
-    for cell in (m for m in model.modules() if isinstance(m, nn.RNNBase)):
-        cell.to(dtype)
-        cell.register_forward_pre_hook(lambda _, inputs: _cast(inputs, dtype))
 
 
 def moved(value: Any, device: str) -> Any:
@@ -135,24 +51,30 @@ def prepared(
         return model, there, context
     dtype = FORMATS[precision.split("-")[0]]
     if precision.endswith("true"):
-        return model.to(dtype), lambda x: _cast(there(x), dtype), context
+        return model.to(dtype), lambda x: cast(there(x), dtype), context
     if device != "cpu":
         context.enter_context(torch.autocast(device, dtype))
     elif policy == "cuda":
         lower_recurrent(model, dtype)
-        context.enter_context(CudaAutocast(dtype))
-        context.enter_context(Composites(dtype))
+        regions = Regions(dtype)
+        context.enter_context(regions)
+        context.enter_context(CudaAutocast(regions))
+        context.enter_context(Composites(regions))
     else:
         context.enter_context(torch.autocast("cpu", dtype))
     return model, there, context
 
 
 def called(model: nn.Module, inputs: Any, convert: Callable[[Any], Any]) -> Tensor:
-    """The model on a tensor, a tuple of them or a dict."""
+    """What the model makes of a tensor, a tuple of them or a dict: its logits, or the first."""
     if isinstance(inputs, dict):
-        return model(**{k: convert(v) for k, v in inputs.items()})
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    return model(*(convert(x) for x in inputs))
+        said = model(**{k: convert(v) for k, v in inputs.items()})
+    else:
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        said = model(*(convert(x) for x in inputs))
+    if isinstance(said, dict) and "logits" in said:  # as a ModelOutput is
+        return said["logits"]
+    return said[0] if isinstance(said, tuple) else said
 
 
 def run(

@@ -8,6 +8,7 @@ by analysis and confirmed by `benchmarks.cases.judge` before the tool first saw 
 
 from benchmarks.cases import (
     reported_attention,
+    reported_configured,
     reported_decisions,
     reported_detectors,
     reported_digits,
@@ -15,6 +16,7 @@ from benchmarks.cases import (
     reported_generators,
     reported_idioms,
     reported_layers,
+    reported_mismatched,
     reported_more,
     reported_oddities,
     reported_range,
@@ -26,6 +28,7 @@ from benchmarks.cases import (
 
 __all__ = [
     "reported_attention",
+    "reported_configured",
     "reported_decisions",
     "reported_detectors",
     "reported_digits",
@@ -33,6 +36,7 @@ __all__ = [
     "reported_generators",
     "reported_idioms",
     "reported_layers",
+    "reported_mismatched",
     "reported_more",
     "reported_oddities",
     "reported_range",

@@ -1,0 +1,137 @@
+"""CUDA's autocast lists where no GPU is: what the judge of the cases runs mixed precision under.
+
+It shares no code with pytest-fp16, which has an emulation of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import rnn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+# https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to …", by ATen name.
+CUDA_LOWER = names(
+    "addbmm addmm addmv addr baddbmm bmm convolution linear mm mv _prelu_kernel lstm gru "
+    "mkldnn_rnn_layer _scaled_dot_product_flash_attention_for_cpu "
+    "_scaled_dot_product_attention_math"
+)
+CUDA_RAISE = names(
+    "pow reciprocal acos asin binary_cross_entropy_with_logits cosh _cdist_forward cumprod cumsum "
+    "dist erfinv exp expm1 native_group_norm native_layer_norm linalg_vector_norm norm log log10 "
+    "_log_softmax log1p log2 mse_loss nll_loss_forward prod rsqrt sinh smooth_l1_loss _softmax "
+    "softplus sum renorm tan"
+)
+CUDA_PROMOTE = names("addcdiv addcmul atan2 cross dot vdot grid_sampler_2d scatter_add index_put")
+
+
+COMPOSITE = {
+    *(nn.functional.linear, nn.functional.scaled_dot_product_attention),
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+}
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor of floating numbers, or those in a list, in another type; all else as it is."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    if isinstance(value, rnn.PackedSequence):
+        return value.to(dtype=dtype)
+    if isinstance(value, (list, tuple)):
+        return type(value)(cast(v, dtype) for v in value)
+    return value
+
+
+class Regions:
+    """Where a model switches autocast off, or on again, by itself; entered, it listens."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.asked = dtype, [True]
+
+    @property
+    def off(self) -> bool:
+        return not self.asked[-1]
+
+    def __enter__(self) -> None:
+        enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+        def entered(region: Any) -> Any:
+            self.asked.append(region._enabled)
+            return enter(region)
+
+        def left(region: Any, *exception: Any) -> Any:
+            self.asked.pop()
+            return leave(region, *exception)
+
+        self.patches = [
+            mock.patch.object(torch.autocast, "__enter__", entered),
+            mock.patch.object(torch.autocast, "__exit__", left),
+        ]
+        for patch in self.patches:
+            patch.start()
+
+    def __exit__(self, *exception: object) -> None:
+        for patch in self.patches:
+            patch.stop()
+
+
+class Composites(TorchFunctionMode):
+    """Casts for what checks types, or falls apart into several operations, before any kernel."""
+
+    def __init__(self, regions: Regions) -> None:
+        super().__init__()
+        self.regions = regions
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in COMPOSITE and not self.regions.off:
+            args = cast(tuple(args), self.regions.dtype)
+            kwargs = {k: cast(v, self.regions.dtype) for k, v in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+class CudaAutocast(TorchDispatchMode):
+    """CUDA's autocast lists, applied where operations reach their kernels.
+
+    Composite operations arrive as the operations they are made of: square as pow, normalize as a
+    vector norm, an LSTM as matrix products. In-place and out= forms are left alone, as autocast
+    leaves them. Inside a region where a model switches autocast off, so is all of this.
+    """
+
+    def __init__(self, regions: Regions) -> None:
+        super().__init__()
+        self.regions = regions
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if self.regions.off:
+            return func(*args, **(kwargs or {}))
+        lower = self.regions.dtype
+        target = lower if name in CUDA_LOWER else torch.float32 if name in CUDA_RAISE else None
+        if name in CUDA_PROMOTE and any(getattr(a, "dtype", None) == torch.float32 for a in args):
+            target = torch.float32
+        if target is not None:
+            args = cast(tuple(args), target)
+            kwargs = {k: cast(v, target) for k, v in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+def lower_recurrent(model: nn.Module, dtype: torch.dtype) -> None:
+    """Recurrent layers check types in Python before autocast's own kernel would cast."""
+    for cell in (m for m in model.modules() if isinstance(m, nn.RNNBase)):
+        cell.to(dtype)
+        cell.register_forward_pre_hook(lambda _, inputs: cast(inputs, dtype))
