@@ -64,6 +64,7 @@ class EvaluationRun:
         progress: told how far the work is.
         keep: modules to keep in float32, by precision; None for those of the plan.
         test: id of the test that asks, by which the plan knows it; empty: the subject's name.
+        predict: hold the candidates against theory, which costs the most.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class EvaluationRun:
         progress: Progress | None,
         keep: Mapping[str, tuple[str, ...]] | None = None,
         test: str = "",
+        predict: bool = True,
     ) -> None:
         require_data(subject.data)
         self.plan = plan_of(settings, test) if keep is None else None
@@ -80,6 +82,7 @@ class EvaluationRun:
         self.subject = subject
         self.settings = settings
         self.progress = progress
+        self.predict = predict
         self.device = resolve_device(settings.device)
         self.mode = run_mode(settings, self.device)
         self.target = effective_target(settings, self.device, self.mode)
@@ -184,9 +187,9 @@ class EvaluationRun:
             )
         whole = not self._runs_in_part(inputs, n, seed)
         for name in self.settings.precisions:
-            wanted = precision(name)
-            theory = self.candidate(name) if wanted.dtype_name != "float32" else None
-            mode = self.mode if theory is not None else "native"
+            rounds = precision(name).dtype_name != "float32"
+            theory = self.candidate(name) if rounds and self.predict else None
+            mode = self.mode if rounds else "native"
             lane = Lane.start(self.candidate(name), theory, self.task, mode)
             lane.whole = whole
             self.lanes.append(lane)

@@ -88,12 +88,23 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
 
 def _judged(run: EvaluationRun, remedy: Remedy, planned: Mapping[str, tuple[str, ...]]) -> Report:
     """A full re-check of a remedy, on top of what is planned to be kept in float32."""
+    report, ideal = _rechecked(run, remedy, planned, predict=False)
+    if report.equivalent and not ideal:  # kernels may round otherwise than theory predicts
+        report, _ = _rechecked(run, remedy, planned, predict=True)
+    return report
+
+
+def _rechecked(
+    run: EvaluationRun, remedy: Remedy, planned: Mapping[str, tuple[str, ...]], predict: bool
+) -> tuple[Report, bool]:
+    """The report on a remedy, and whether its run was an ideal emulation."""
     settings = run.settings.with_(precisions=(remedy.precision,))
     subject = run.subject
     if remedy.line is not None:  # where nothing is 16-bit it changes nothing: the reference stays
         model = fresh_model(subject.model, like=run.reference.model)
         subject = replace(subject, model=line_in_float32(model, remedy.line))
     keep = (*planned.get(remedy.precision, ()), *remedy.keep)
-    again = EvaluationRun(subject, settings, None, {remedy.precision: keep})
+    again = EvaluationRun(subject, settings, None, {remedy.precision: keep}, predict=predict)
     again.execute()
-    return report_of(again, again.lanes[0])
+    lane = again.lanes[0]
+    return report_of(again, lane), lane.ideal

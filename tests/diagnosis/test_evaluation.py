@@ -11,6 +11,7 @@ import pytest_fp16.treatment as treatment
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.origin import Raised, find_origin
 from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.engine.theory_pass import TheoryPass
 
 
 def batches(digits, size=200):
@@ -237,3 +238,23 @@ def test_many_small_parts_are_told_from_theory_alone(digits, monkeypatch):
     assert report.verdict == "not equivalent"
     assert report.culprit.mechanism == "precision-loss"
     assert "more than any other module's" in report.culprit.evidence
+
+
+@pytest.mark.parametrize(("emulate", "predictions"), [("always", 1), ("never", 2)])
+def test_cures_are_held_against_theory_where_that_can_fail_them(
+    make_net, digits, monkeypatch, emulate, predictions
+):
+    """An ideal emulation does what theory says; only a kernel that passes all else may not."""
+    ran, run = [], TheoryPass.run
+
+    def counted(theory, *arguments):
+        ran.append(theory)
+        return run(theory, *arguments)
+
+    monkeypatch.setattr(TheoryPass, "run", counted)
+    model = make_net(nn.Sequential(Square(), nn.LayerNorm(32)))
+    data = [digits[1][0][:100]]
+    report = check(Evaluation(model=model, data=data, labelled=False), emulate=emulate)
+    assert report.culprit.mechanism == "overflow"
+    assert report.cure.verified
+    assert len(ran) == predictions
