@@ -117,13 +117,14 @@ def squashed_actions_safe() -> dict:
 
 
 def ahead(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The loss on one half of a batch after a step on the other."""
+    """The loss on one half of a batch before and after a step on the other."""
     (x, other), (y, truth) = (part.chunk(2) for part in batch)
     weights = dict(model.named_parameters())
     loss = F.cross_entropy(functional_call(model, weights, (x,)), y)
     slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
     quick = {n: w - 0.1 * s for (n, w), s in zip(weights.items(), slopes, strict=True)}
-    return F.cross_entropy(functional_call(model, quick, (other,)), truth)
+    before = F.cross_entropy(functional_call(model, weights, (other,)), truth)
+    return 0.5 * (before + F.cross_entropy(functional_call(model, quick, (other,)), truth))
 
 
 @case(sound=f"{TRUE} {MIXED}")

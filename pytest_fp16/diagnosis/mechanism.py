@@ -15,19 +15,16 @@ from pytest_fp16.diagnosis.digits import (
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.diagnosis.why import Why, format_of
-from pytest_fp16.engine.refusal import first_line, told
-from pytest_fp16.report.model import Culprit, Mechanism
-
-_TOO_LARGE = "cannot be converted"
+from pytest_fp16.engine.refusal import first_line, mechanism_of, told
+from pytest_fp16.report.model import Culprit
 
 
 def stopped(found: Raised, dtype_name: str) -> Culprit:
     """The culprit where the program raised."""
     said = first_line(found.error)
-    mechanism: Mechanism = "unsupported-op"
+    mechanism = mechanism_of(told(found.error))
     evidence = f"it raised {told(found.error)}"
-    if _TOO_LARGE in said:
-        mechanism = "mask-inf"
+    if mechanism == "mask-inf":
         evidence = f"a constant beyond the range of {dtype_name}: {said}"
     return Culprit(
         module=found.module,

@@ -11,7 +11,7 @@ from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.models import make_model
 from pytest_fp16.engine.order import ordered
 from pytest_fp16.engine.origin import Found, Origin
-from pytest_fp16.engine.refusal import is_missing_kernel
+from pytest_fp16.engine.refusal import mechanism_of
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.train import RunResult, with_last
 from pytest_fp16.engine.trainee import Trainee
@@ -153,12 +153,10 @@ def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | _Raised | 
 
 def _raised(result: RunResult, where: _Raised) -> Culprit:
     said = result.error or ""
-    missing = is_missing_kernel(RuntimeError(said)) or "has no" in said
-    overflow = "cannot be converted" in said or "overflow" in said
     return Culprit(
         module="<optimizer>" if refuses_closure(said) else where.module,
         operation="",
-        mechanism="mask-inf" if overflow and not missing else "unsupported-op",
+        mechanism=mechanism_of(said),
         evidence=said + _when(result),
         source=where.source,
     )

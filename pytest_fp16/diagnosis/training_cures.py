@@ -70,7 +70,7 @@ def proposals(
     mechanism = culprit.mechanism if culprit is not None else None
     found: list[Proposal] = []
     if where == "<optimizer>" or mechanism == "eps-underflow":
-        found += _epsilons(subject, precision)
+        found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
         found += _loss_in_float32(subject, precision)
     if mechanism in ("underflow", None):
@@ -89,7 +89,7 @@ def _unique(found: list[Proposal]) -> Iterator[Proposal]:
             yield proposal
 
 
-def _epsilons(subject: Training, precision: Precision) -> list[Proposal]:
+def _epsilons(subject: Training, model: nn.Module) -> list[Proposal]:
     make = subject.optimizer
     if make is None:
         return []
@@ -104,7 +104,7 @@ def _epsilons(subject: Training, precision: Precision) -> list[Proposal]:
 
         return optimizer
 
-    probe = make([nn.Parameter(torch.zeros(2))])
+    probe = make(list(model.parameters()))  # all of them: it may share them out by their number
     known = {n: g[n] for g in probe.param_groups[::-1] for n in epsilons_of(g)}
     if not known:
         return []

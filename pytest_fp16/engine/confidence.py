@@ -39,6 +39,8 @@ class Confidence:
         targets: what is right; each output is made sure where it is itself right, so that an
             old policy or a second head is not made sure of its mistakes.
         solved: whether what is wrong changes places with what is right.
+        margin: of a trained classifier. A class further below the best than that, as one that is
+            masked, keeps its distance: no training would move it further.
     """
 
     factor: Tensor
@@ -46,6 +48,7 @@ class Confidence:
     classes: int = -1
     targets: Tensor | None = None
     solved: bool = False
+    margin: float = TRAINED_MARGIN
 
     def applied(self, t: Tensor) -> Tensor:
         """An output, made sure; one whose shape does not fit stays as it is."""
@@ -59,10 +62,17 @@ class Confidence:
             t, factor = self._by_its_own(t, factor, self.targets.to(t.device))
         wide = factor.reshape(*factor.shape, *[1] * (t.dim() - factor.dim()))
         if self.probabilities is None:
-            return t * wide.to(t.dtype)
+            return self._scaled(t, wide.to(t.dtype))
         with torch.no_grad():
             sure = self._probability(t.float(), wide).to(t.dtype)
         return sure + (t - t.detach())  # the value of one, the slope of the other
+
+    def _scaled(self, t: Tensor, factor: Tensor) -> Tensor:
+        sure = t * factor
+        if t.dim() < 2 or (self.targets is not None and self.targets.is_floating_point()):
+            return sure
+        best, reached = (v.detach().amax(self.classes, keepdim=True) for v in (t, sure))
+        return torch.where(best - t.detach() > self.margin, t + (reached - best), sure)
 
     def _by_its_own(self, t: Tensor, factor: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """An output (righted, where that is wanted) and its factor, by what it has right itself."""
@@ -150,11 +160,11 @@ def confidence_of(
     classes = _class_dimension(logits, targets)
     if not targets.is_floating_point():
         targets = targets.unsqueeze(classes)
-    if targets.dim() != logits.dim():
-        return None if solved else Confidence(torch.where(right, factor, 1.0), kind, classes)
     if not solved:
         factor = torch.where(right, factor, 1.0)
-    return Confidence(factor, kind, classes, targets, solved)
+    if targets.dim() != logits.dim():
+        return None if solved else Confidence(factor, kind, classes, margin=wanted)
+    return Confidence(factor, kind, classes, targets, solved, wanted)
 
 
 def _righted(logits: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -10,6 +10,7 @@ from pytest_fp16.engine.finding import Finding
 from pytest_fp16.engine.gradient_figures import worst_tensor
 from pytest_fp16.engine.gradient_points import loss_is_off
 from pytest_fp16.engine.origin import Found
+from pytest_fp16.engine.refusal import mechanism_of
 from pytest_fp16.engine.step_rules import epsilon, optimizer, ran_off, slow, weights
 from pytest_fp16.precision import refuses_closure
 from pytest_fp16.report.model import Mechanism
@@ -72,10 +73,10 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         return Finding(reason, _module(name), _leaf(name), "overflow", what)
     if said.startswith("the ") or said.startswith("a "):
         return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
-    kind: Mechanism = "mask-inf" if "overflow" in said else "unsupported-op"
     where = "<loss>" if evidence.raised_in is None else evidence.raised_in
     where = "<optimizer>" if refuses_closure(said) else where
-    return Finding(f"a step raised {said[:200]}", where, "", kind, said[:200], evidence.raised_at)
+    kind, shown = mechanism_of(said), said[:200]
+    return Finding(f"a step raised {shown}", where, "", kind, shown, evidence.raised_at)
 
 
 def _lost_buffers(evidence: Evidence) -> Finding | None:

@@ -18,9 +18,12 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_fp16.engine.inference import inference_as_no_grad
 from pytest_fp16.engine.recurrent import recurrent_by_steps
+from pytest_fp16.precision import refuses_closure
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from pytest_fp16.report.model import Mechanism
 
 _LOW = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
 _MISSING_KERNEL = (
@@ -29,6 +32,11 @@ _MISSING_KERNEL = (
     "Unsupported dtype",
     "FFT doesn't support tensors of type",
 )
+
+
+#: Classes of errors, and words in them, by which torch refuses a dtype.
+_REFUSALS = ("RuntimeError", "NotImplementedError", "TypeError")
+_OF_DTYPES = ("dtype", "scalar type", "ScalarType", "Half", "BFloat16", "kernel", "autocast")
 
 
 class UnsupportedOperation(RuntimeError):  # noqa: N818
@@ -72,6 +80,19 @@ def is_missing_kernel(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, NotImplementedError)) and any(
         words in str(error) for words in _MISSING_KERNEL
     )
+
+
+def mechanism_of(said: str) -> Mechanism:
+    """Why a 16-bit program stopped, from an error as `told` says it.
+
+    What the device refuses says so. Anything else (a check of the program's own, an index outside
+    of its table, a matrix that is not positive definite) comes of values that were rounded.
+    """
+    if "cannot be converted" in said:
+        return "mask-inf"
+    refused = said.startswith(_REFUSALS) and any(words in said for words in _OF_DTYPES)
+    refused = refused or refuses_closure(said) or is_missing_kernel(RuntimeError(said))
+    return "unsupported-op" if refused else "precision-loss"
 
 
 def require_own_agreement(func: Any, name: str, args: Any, kwargs: Any) -> None:

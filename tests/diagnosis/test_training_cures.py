@@ -149,3 +149,21 @@ def test_other_precisions_come_last_and_range_first_where_it_is_lost(digits_trai
 
     assert named("absorption") == others
     assert named("overflow") == others[::-1]
+
+
+class Shared(torch.optim.Optimizer):
+    """Two optimizers in one, each with parameters of its own."""
+
+    def __init__(self, params):
+        params = list(params)
+        super().__init__(params, {})
+        self.both = [torch.optim.Adam(params[:2]), torch.optim.Adam(params[2:])]
+
+    def step(self, closure=None):
+        for one in self.both:
+            one.step()
+
+
+def test_an_optimizer_that_shares_parameters_out_by_their_number(digits_training):
+    subject = digits_training(optimizer=Shared)
+    assert kinds(subject, "16-true", "<optimizer>", "eps-underflow") == ["mixed", "bfloat16"]

@@ -1,5 +1,6 @@
 """Outputs made sure: logits and probabilities, by class and by label, and only what is right."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -147,3 +148,30 @@ def test_decisions_of_many_labels_and_of_none():
     assert torch.equal(margins, z.abs())
     assert right.tolist() == [[True, False], [True, True]]
     assert decisions(z, torch.zeros(2, 5)) == (None, None)
+
+
+def masked(z, never=-1e4):
+    return torch.cat([z, torch.full_like(z[:, :1], never)], -1)
+
+
+def test_a_masked_class_keeps_its_distance():
+    z = masked(torch.tensor([[3.0, 1.0], [1.0, 2.0]]))
+    sure = Confidence(torch.tensor([[10.0], [20.0]])).applied(z)
+    assert sure.tolist() == [[30.0, 10.0, -9973.0], [20.0, 40.0, -9962.0]]
+    assert Confidence(torch.tensor([[10.0]])).applied(masked(z, -float("inf"))).isinf().sum() == 2
+
+
+class Masked(nn.Linear):
+    def forward(self, x):
+        return masked(super().forward(x))
+
+
+def test_a_mask_that_the_format_holds_is_no_failure():
+    def entropy(z, y):
+        log = F.log_softmax(z, -1)
+        return F.nll_loss(log, y) + 0.01 * (log.exp() * log).sum(-1).mean()
+
+    subject = replace(training([], entropy), model=lambda: Masked(4, 3))
+    for name in ("16-true", "16-mixed"):
+        found = gradient_check(subject, precision(name), Settings(), CPU)
+        assert found.verdict == "equivalent", found.reason

@@ -11,6 +11,7 @@ from pytest_fp16.engine.refusal import (
     UnsupportedOperation,
     assignments_as_on,
     first_line,
+    mechanism_of,
     name_of,
     require_in_range,
     told,
@@ -157,3 +158,26 @@ def test_a_fourier_transform_without_a_kernel_is_named_itself(target):
     assert report.culprit.operation == "_fft_r2c"
     assert report.culprit.mechanism == "unsupported-op"
     assert report.run.unsupported
+
+
+@pytest.mark.parametrize(
+    ("said", "mechanism"),
+    [
+        ("RuntimeError: value cannot be converted to type c10::Half without overflow", "mask-inf"),
+        ("RuntimeError: _linalg_slogdet has no float16 kernel on cuda", "unsupported-op"),
+        ("NotImplementedError: \"x\" not implemented for 'Half'", "unsupported-op"),
+        ("RuntimeError: expected scalar type Half but found Float", "unsupported-op"),
+        ("TypeError: Got unsupported ScalarType BFloat16", "unsupported-op"),
+        ("RuntimeError: Closure use is not currently supported if GradScaler", "unsupported-op"),
+        ("AssertionError: underflow in dt 1e-4", "precision-loss"),
+        ("AssertionError: the loss overflows", "precision-loss"),
+        (
+            "IndexError: index 9 is out of bounds for dimension 0 with size 9",
+            "precision-loss",
+        ),
+        ("ValueError: tensor([0.5], dtype=torch.float16) does not add up to 1", "precision-loss"),
+        ("_LinAlgError: the input is not positive-definite", "precision-loss"),
+    ],
+)
+def test_why_a_program_stopped(said, mechanism):
+    assert mechanism_of(said) == mechanism
