@@ -146,7 +146,7 @@ def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | _Raised | 
                 except Exception as error:  # sooner, where something of the user's counts the steps
                     return _Raised(origin.failed_in, raised_at(error))
                 if watched:
-                    return origin.found
+                    return origin.cause
             trainee.end_epoch(sum(losses) / len(losses))
     return None
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_fp16.engine.confidence import Confidence, scaling
+from pytest_fp16.engine.confidence import Confidence
 from pytest_fp16.engine.gradient_evidence import (
     Broke,
     Evidence,
@@ -28,12 +28,18 @@ from pytest_fp16.engine.gradient_evidence import (
     lost_in_the_cast,
 )
 from pytest_fp16.engine.gradient_points import BATCHES, beyond_range, examine_point
-from pytest_fp16.engine.gradient_rules import RULES, doubtful, tensor_noise, total_noise
+from pytest_fp16.engine.gradient_rules import (
+    RULES,
+    doubtful,
+    gradient_is_lost,
+    tensor_noise,
+    total_noise,
+)
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.guards import Guard, Guards, lost_guards
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
-from pytest_fp16.engine.order import preserved_generators, step_seed
-from pytest_fp16.engine.origin import Origin
+from pytest_fp16.engine.order import preserved_generators
+from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.refusal import name_of
 from pytest_fp16.engine.second_look import applied_step, exact_step, measured, second_look
@@ -43,6 +49,7 @@ from pytest_fp16.engine.step_rules import wayward
 from pytest_fp16.engine.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.engine.untouched import count_alike
+from pytest_fp16.engine.watched_steps import watched
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
@@ -139,12 +146,22 @@ class _Check:
         self.evidence.points.append(point)
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
+            if gradient_is_lost(point) and self.evidence.swallowed is None:
+                self.evidence.swallowed = self._overflow(extra[0])
             return None
         if beyond_range(point) and step < self.length:
             return None  # what is trained does not feel it, and it may return into the range
-        origin = self._watched(self._weights(), [extra[0]], optimize=False).found
+        origin = self._watched(self._weights(), [extra[0]], optimize=False).cause
         what = "gradient" if not point.finite else "loss"
         return f"the {what} is not finite", origin
+
+    def _overflow(self, batch: Any) -> Found | None:
+        """What leaves the range on the way forward, and becomes finite again."""
+        found = self._watched(self._weights(), [batch], optimize=False).found
+        # Backwards, a scaled loss often does, and a scaler expects it to.
+        if found is None or found.mechanism != "overflow" or found.backward_of is not None:
+            return None
+        return found
 
     def _require_reference(self, batch: Any) -> None:
         """An error that the 32-bit training raises too is the user's, and is passed on."""
@@ -188,7 +205,7 @@ class _Check:
             sure = breaking(self.exact, candidate, batch, solves)
             if sure is None:
                 continue
-            origin = self._watched(self._weights(), [batch], optimize=False, sure=sure).found
+            origin = self._watched(self._weights(), [batch], optimize=False, sure=sure).cause
             outputs = "a batch without mistakes" if solves else "confident outputs"
             self.evidence.confident = f"the gradient of {outputs} is not finite", origin
             if solves:
@@ -221,7 +238,7 @@ class _Check:
         # In the model's order: that of a set changes with the process, and sums with the order.
         trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
         if any(not bool(reached[n].isfinite().all()) for n in trained):
-            origin = self._watched(self.state, first, optimize=True).found
+            origin = self._watched(self.state, first, optimize=True).cause
             return "a weight is not finite after the optimizer's step", origin
         self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
         return None
@@ -273,30 +290,7 @@ class _Check:
         optimize: bool,
         sure: Confidence | None = None,
     ) -> Origin:
-        """What saw the candidate's steps on some batches, run once more, up to what broke them.
-
-        Args:
-            state: the weights to start from.
-            batches: one per step, or per part of an accumulated one.
-            optimize: whether these are the training's own first steps, with their seeds.
-            sure: what is done to the outputs.
-        """
         trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)
         if not optimize:
             count_alike(trainee.model, self.exact.model)
-        origin = Origin(trainee.model)
-        nn.Module.register_forward_hook(trainee.model, scaling(sure))
-        origin.watch(trainee.optimizer)
-        every = self.subject.accumulate
-        for number, batch in enumerate(batches):
-            origin.begin()
-            seed = step_seed(_SEED, number // every, number % every) if optimize else 0
-            seed_everything(seed)
-            trainee.model.train()
-            try:
-                trainee.step(batch, witness=origin)
-            except Exception:
-                break
-            if origin.found is not None:
-                break
-        return origin
+        return watched(trainee, batches, _SEED if optimize else None, sure)

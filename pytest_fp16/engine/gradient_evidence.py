@@ -43,6 +43,8 @@ class Evidence:
         raised_at: the line of the user's code it came from, if any.
         weights: movement of the trained weights over the steps made together.
         first_losses: (reference, candidate) of each of those steps.
+        swallowed: what left the range where a gradient is lost and yet finite: a quotient by
+            infinity is zero.
         confident: what was raised or lost when the model was made as sure as a trained one.
         solved: how often a batch without mistakes will be seen, where that is what made it so.
         guards: constants of the loss or the model that are zero in the format, and what they guard.
@@ -65,6 +67,7 @@ class Evidence:
     raised_at: str | None = None
     weights: Movement | None = None
     first_losses: list[tuple[float, float]] = field(default_factory=list)
+    swallowed: Found | None = None
     confident: Broke | None = None
     solved: Solved | None = None
     guards: dict[Any, Guard] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.finding import Finding
 from pytest_fp16.engine.gradient_figures import worst_tensor
-from pytest_fp16.engine.gradient_points import loss_is_off
+from pytest_fp16.engine.gradient_points import Point, loss_is_off
 from pytest_fp16.engine.origin import Found
 from pytest_fp16.engine.refusal import mechanism_of
 from pytest_fp16.engine.step_rules import epsilon, optimizer, ran_off, slow, weights
@@ -54,6 +54,8 @@ def _confident(evidence: Evidence) -> Finding | None:
 
 def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
     name = evidence.format.name
+    if origin is not None and origin.mechanism == "mask-inf" and evidence.lost_weights:
+        origin = None  # what was infinite was a weight
     if origin is not None:
         module, operation, mechanism = origin.module, origin.operation, origin.mechanism
         if operation == "_amp_foreach_non_finite_check_and_unscale":
@@ -108,12 +110,30 @@ def _excused(evidence: Evidence) -> bool:
 
 def total_noise(evidence: Evidence) -> Finding | None:
     """All gradients together."""
-    return None if _excused(evidence) else _total(evidence)
+    return None if _excused(evidence) else _beyond(evidence, _total(evidence))
 
 
 def tensor_noise(evidence: Evidence) -> Finding | None:
     """One tensor's gradient: the worst of many must be bad at most points."""
-    return None if _excused(evidence) else _tensor(evidence)
+    return None if _excused(evidence) else _beyond(evidence, _tensor(evidence))
+
+
+def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
+    """A lost gradient, with what left the range on the way to it where that is known."""
+    origin = evidence.swallowed
+    if finding is None or origin is None:
+        return finding
+    detail = f"{origin.detail(evidence.format)}; {finding.evidence}"
+    where = f"{origin.operation} in {origin.module or 'the model'} leaves the range"
+    return Finding(
+        f"{finding.reason} ({where})",
+        *(origin.module, origin.operation, origin.mechanism, detail, origin.source),
+    )
+
+
+def gradient_is_lost(point: Point) -> bool:
+    """Whether the gradient at a point is none the training should go by."""
+    return _bad_total(point.total) or any(map(_bad_tensor, point.tensors.values()))
 
 
 def _total(evidence: Evidence) -> Finding | None:

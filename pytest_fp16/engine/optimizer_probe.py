@@ -8,6 +8,7 @@ then its last third again and again.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.optimizer_copy import copied_over
+from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.trainee import Trainee, gradient_of
 from pytest_fp16.theory.gradient import Movement, movement
 
 SAMPLE = 128
+#: Weights are looked at after so many steps.
+_WATCHED = 16
 #: Steps with the gradients, their opposites and their doubles that tell what a state is made of;
 #: enlarged, so that neither weight decay nor an epsilon has a part in it.
 _TELLING, _ENLARGED = 3, 2.0**12
@@ -66,6 +70,12 @@ class Recorder:
         self.moved |= held.keys()
         self.steps.append(held)
 
+    def repeated(self, step: int) -> dict[int, Tensor]:
+        """The gradients of a step; after the last one, those of the last third again and again."""
+        count = len(self.steps)
+        tail = max(count // 3, 1)
+        return self.steps[step if step < count else count - tail + (step - count) % tail]
+
     def _sample_of(self, p: Tensor) -> Tensor:
         self._sample(p)
         return gradient_of(p).flatten()[self.index[id(p)]].clone()
@@ -83,6 +93,7 @@ class Probe:
             not zero in 32 bits; minus infinity where most are zero in 16.
         zeroed: per kind of state, the share that is zero in 16 bits and not in 32.
         lost: share of single updates that left a weight as it was although it moved in 32 bits.
+        origin: the operation that made the first value that is not finite, if it was seen.
         magnitudes: the kinds of state that measure how large gradients are: steps are divided by
             them.
     """
@@ -94,6 +105,7 @@ class Probe:
     zeroed: dict[str, float]
     lost: float
     magnitudes: frozenset[str] = frozenset()
+    origin: Found | None = None
 
 
 def probe(
@@ -102,14 +114,10 @@ def probe(
     """Run the optimizer of `trainee` on the recorded sample for `steps` steps, in both formats."""
     twin = _Run(trainee.optimizer, recorder, torch.float32)
     low = _Run(trainee.optimizer, recorder, dtype)
-    stream = recorder.steps
-    tail = max(len(stream) // 3, 1)
-    broke, lost, counted = -1, 0.0, 0
+    broke, lost, counted, origin = -1, 0.0, 0, None
     for step in range(steps):
-        held = stream[
-            step if step < len(stream) else len(stream) - tail + (step - len(stream)) % tail
-        ]
-        watch = step % 16 == 0
+        held = recorder.repeated(step)
+        watch = step % _WATCHED == 0
         before, wide = (low.weights(), twin.weights()) if watch else (None, None)
         with Emulation(target):
             low.step(held)
@@ -120,13 +128,25 @@ def probe(
             lost += float(((after == before) & moving).sum())
             counted += int(moving.sum())
             if not bool(after.isfinite().all()):
-                broke = step
+                broke, origin = step, _origin(trainee.optimizer, recorder, dtype, step, target)
                 break
     moved = movement(twin.weights() - twin.start, low.weights() - low.start)
     finite = bool(low.weights().isfinite().all())
     states, zeroed = _compare_states(twin, low)
     sizes = _magnitudes(trainee.optimizer, recorder)
-    return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1), sizes)
+    return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1), sizes, origin)
+
+
+def _origin(
+    optimizer: Any, recorder: Recorder, dtype: torch.dtype, steps: int, target: str
+) -> Found | None:
+    """The operation that made the first value that is not finite, up to some step."""
+    low, origin = _Run(optimizer, recorder, dtype), Origin(nn.Module())
+    origin.phase = "<optimizer>"
+    for step in range(steps + 1):
+        with Emulation(target), origin if step > steps - _WATCHED else nullcontext():
+            low.step(recorder.repeated(step))
+    return origin.cause
 
 
 def _magnitudes(optimizer: Any, recorder: Recorder) -> frozenset[str]:

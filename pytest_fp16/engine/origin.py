@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_fp16.engine.forward_lines import ForwardLines
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.operations import facts, flat, tensors
-from pytest_fp16.engine.source import user_line
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.rounding import Format
 
@@ -30,11 +30,14 @@ class Found(NamedTuple):
     Attributes:
         module: its module, or ``"<loss>"`` or ``"<optimizer>"``.
         operation: its name.
-        mechanism: ``"overflow"``, ``"eps-underflow"`` or ``"cancellation"``.
+        mechanism: ``"overflow"``, ``"eps-underflow"`` or ``"cancellation"``; ``"mask-inf"`` where
+            it made NaN of an infinity that no operation made: a constant.
         largest: the largest magnitude among its arguments.
         reached: the largest magnitude that its result should have had; NaN where that is unknown.
-        source: the line of the user's code that ran it; None where torch's own did, and backwards.
+        source: the line of the user's code that ran it, or what it is the backward pass of; None
+            where torch's own did.
         of_batch: whether it is the batch that was cast, before the model saw it.
+        backward_of: the operation whose backward pass it is part of, if it is.
     """
 
     module: str
@@ -44,9 +47,16 @@ class Found(NamedTuple):
     reached: float = math.nan
     source: str | None = None
     of_batch: bool = False
+    backward_of: str | None = None
 
     def detail(self, form: Format) -> str:
         """What happened, in words and numbers."""
+        behind = f", in the backward pass of {self.backward_of}" if self.backward_of else ""
+        return self._happened(form) + behind
+
+    def _happened(self, form: Format) -> str:
+        if self.mechanism == "mask-inf":
+            return f"a constant that is infinite in {form.name} gave NaN"
         if self.mechanism == "eps-underflow":
             return "a divisor (or the argument of a logarithm or root) has rounded to zero"
         if self.mechanism == "cancellation":
@@ -67,6 +77,7 @@ class Origin(TorchDispatchMode):
     Attributes:
         phase: ``"<loss>"`` (forward and backward) or ``"<optimizer>"``.
         found: the operation, or None.
+        born: the first that made NaN of an infinity that no operation made, or None.
         raised_in: the innermost module whose forward pass an error is leaving, or None.
     """
 
@@ -77,6 +88,8 @@ class Origin(TorchDispatchMode):
         self._backward_of: dict[int, str] = {}
         self._last = "<loss>"
         self.found: Found | None = None
+        self.born: Found | None = None
+        self._lines = ForwardLines()
         self.raised_in: str | None = None
         self._followed: dict[int, Any] = {}
         self._entered_any = False
@@ -90,6 +103,7 @@ class Origin(TorchDispatchMode):
         """A step begins: nothing of the one before it says where its operations are."""
         self.phase = self._last = "<loss>"
         self._backward_of.clear()
+        self._lines.clear()
         self._entered_any = False
 
     def watch(self, optimizer: Any) -> None:
@@ -133,6 +147,11 @@ class Origin(TorchDispatchMode):
         return self._backward_of.get(torch._C._current_graph_task_id(), "<loss>")
 
     @property
+    def cause(self) -> Found | None:
+        """The operation that is to blame, if one was seen."""
+        return self.found or self.born
+
+    @property
     def failed_in(self) -> str:
         """Where a step that raised an error was: a module, the loss, or the optimizer."""
         if self.raised_in is not None and self.phase == "<loss>":
@@ -147,7 +166,10 @@ class Origin(TorchDispatchMode):
         if torch._C._current_graph_task_id() < 0:  # forwards
             self._last = "<loss>"
         watching = self.found is None
-        held, named = _copies(args, kwargs) if watching else (args, kwargs)
+        held, named = args, kwargs
+        if watching:
+            self._lines.note()
+            held, named = _copies(args, kwargs)
         out = func(*args, **kwargs)
         if watching:
             self._look(func, held, named, _results(func, args, out))
@@ -161,6 +183,8 @@ class Origin(TorchDispatchMode):
             return
         floating = [t for t in tensors(args, kwargs) if t.is_floating_point()]
         if not all(_finite(t) for t in floating):
+            if self.born is None and _has_nan(results) and not _has_nan(floating):
+                self.born = self._found(name, "mask-inf", math.inf)
             return
         lost = [t for t in results if not _finite(t)]
         divides = name in _ZERO_DIVISORS
@@ -169,10 +193,14 @@ class Origin(TorchDispatchMode):
         exact = _in_float64(func, args, kwargs, results)
         mechanism = _mechanism(name, lost, exact, zero)
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
-        line = user_line()
-        source = str(line) if line is not None else None
+        self.found = self._found(name, mechanism, largest, reached)
+
+    def _found(
+        self, name: str, mechanism: Mechanism, largest: float, reached: float = math.nan
+    ) -> Found:
+        source, behind = self._lines.here()
         of_batch = name == "_to_copy" and source is None and not self._entered_any
-        self.found = Found(self.place, name, mechanism, largest, reached, source, of_batch)
+        return Found(self.place, name, mechanism, largest, reached, source, of_batch, behind)
 
 
 def _mechanism(name: str, lost: list[Tensor], exact: list[Tensor] | None, zero: bool) -> Mechanism:
@@ -249,6 +277,11 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_copied(item) for item in value]
     return value
+
+
+def _has_nan(values: list[Any]) -> bool:
+    floating = [t for t in values if isinstance(t, Tensor) and t.is_floating_point()]
+    return any(bool(t.isnan().any()) for t in floating)
 
 
 def _finite(value: Any) -> bool:

@@ -52,7 +52,12 @@ def optimizer(evidence: Evidence) -> Finding | None:
         return None
     if not probe.finite:
         what = f"a weight is not finite after {probe.broke_at} steps of the optimizer alone"
-        return Finding(what, "<optimizer>", "step", "overflow", what)
+        origin = probe.origin
+        if origin is None:
+            return Finding(what, "<optimizer>", "step", "overflow", what)
+        what += f": {origin.operation} ({origin.detail(evidence.format)})"
+        where = ("<optimizer>", origin.operation, origin.mechanism)
+        return Finding(what, *where, what, origin.source)
     sizes = {k: v for k, v in probe.states.items() if k in probe.magnitudes}
     large = [(v, k) for k, v in sizes.items() if v > STATE_DECADES]
     if large:

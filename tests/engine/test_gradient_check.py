@@ -510,3 +510,25 @@ def test_a_loss_that_stays_beyond_the_range_is_none(digits_training):
     found = gradient_check(subject, precision("16-true"), Settings(), CPU)
     assert "the loss is not finite" in found.reason
     assert found.culprit.mechanism == "overflow"
+
+
+def test_an_infinity_that_a_quotient_swallows_is_named():
+    def loss(outputs, targets):
+        far = outputs[:, 0] + 300
+        return (F.cross_entropy(outputs, targets, reduction="none") * 9e4 / (far * far)).mean()
+
+    found = check("16-mixed", loss=loss)
+    assert found.verdict == "not equivalent"
+    assert (found.culprit.module, found.culprit.operation) == ("<loss>", "mul")
+    assert found.culprit.mechanism == "overflow"
+    assert "test_gradient_check.py" in found.culprit.source
+
+
+def test_the_operation_that_breaks_the_optimizer_in_the_end_is_named():
+    def centred(params):
+        return torch.optim.RMSprop(params, lr=1e-3, alpha=0.9, eps=1e-3, centered=True)
+
+    x, y = points()
+    found = check("bf16-true", train_data=[(x, y)], epochs=200, optimizer=centred)
+    assert (found.culprit.module, found.culprit.operation) == ("<optimizer>", "sqrt")
+    assert found.culprit.mechanism == "cancellation"

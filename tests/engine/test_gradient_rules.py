@@ -6,7 +6,7 @@ import pytest
 
 from pytest_fp16.engine.gradient_evidence import Evidence
 from pytest_fp16.engine.gradient_points import Point
-from pytest_fp16.engine.gradient_rules import RULES, doubtful
+from pytest_fp16.engine.gradient_rules import RULES, doubtful, gradient_is_lost
 from pytest_fp16.engine.optimizer_probe import Probe
 from pytest_fp16.engine.origin import Found
 from pytest_fp16.engine.second_look import SecondLook
@@ -222,3 +222,24 @@ def test_a_gradient_that_vanished_is_one_whatever_else_learns():
     evidence = {"points": [point(gate=BENT, head_weight=VANISHED)]}
     assert not doubtful(Evidence(FLOAT16, **evidence))
     assert found(**evidence, second=look([2.0, 2.1], [0.5, 0.6], [0.5, 0.6]))
+
+
+def test_what_left_the_range_on_the_way_to_a_lost_gradient_is_named():
+    lost = point(total=noise(rho=3.0, relative=1.0, gain=0.0), head_weight=LOUD)
+    assert gradient_is_lost(lost)
+    assert not gradient_is_lost(point(head_weight=noise()))
+    origin = Found("<loss>", "mul", "overflow", 3e2, 1e5, "loss.py:3")
+    finding, *_ = found(points=[lost], swallowed=origin)
+    assert (finding.module, finding.operation) == ("<loss>", "mul")
+    assert (finding.mechanism, finding.source) == ("overflow", "loss.py:3")
+    assert "mul in <loss> leaves the range" in finding.reason
+    assert found(points=[lost])[0].mechanism == "precision-loss"
+
+
+def test_the_operation_that_broke_the_optimizer_alone_is_named():
+    origin = Found("<optimizer>", "sqrt", "cancellation", 1.0)
+    way = Movement(math.nan, math.nan, 1.0)
+    broken = Probe(way, False, 48, {}, {}, 0.0, origin=origin)
+    finding = only(optimizer=broken)
+    assert (finding.operation, finding.mechanism) == ("sqrt", "cancellation")
+    assert "48 steps" in finding.reason

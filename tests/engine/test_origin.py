@@ -140,3 +140,32 @@ def test_a_backward_pass_that_follows_another_begins_in_the_loss():
         (slope,) = torch.autograd.grad(z.sum(), x, create_graph=True)
         (slope.square().sum(-1).sqrt().mean() + z.sum()).backward()
     assert (origin.found.module, origin.found.operation) == ("<loss>", "div")
+
+
+def root_of_half(x, w):
+    return (x.half() * w).sqrt().sum()
+
+
+def test_an_operation_of_a_backward_pass_has_the_line_of_its_forward():
+    w = torch.zeros(2, dtype=torch.float16, requires_grad=True)
+    origin = Origin(nn.Module())
+    with origin:
+        root_of_half(torch.ones(2), w).backward()
+    seen = origin.found
+    assert (seen.operation, seen.mechanism, seen.backward_of) == ("div", "eps-underflow", "sqrt")
+    assert seen.source.endswith(f"test_origin.py:{root_of_half.__code__.co_firstlineno + 1}")
+    assert "in the backward pass of sqrt" in seen.detail(FORMATS[torch.float16])
+
+
+def test_an_infinite_constant_that_gives_nan_is_to_blame_where_nothing_else_is():
+    def entropy(z):
+        z = torch.where(torch.tensor([True, False]), z, torch.tensor(-1e8, dtype=z.dtype))
+        log = z.log_softmax(-1)
+        return log.exp() * log
+
+    origin = Origin(nn.Module())
+    with origin:
+        entropy(half(1.0, 2.0))
+    assert origin.found is None
+    assert (origin.cause.operation, origin.cause.mechanism) == ("mul", "mask-inf")
+    assert "infinite in float16" in origin.cause.detail(FORMATS[torch.float16])

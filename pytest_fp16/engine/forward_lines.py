@@ -1,0 +1,43 @@
+"""Which line of the user's code an operation of a backward pass belongs to.
+
+Autograd numbers its nodes as the forward pass makes them, and says while it runs backwards which of
+them it is at. So the line that made a node is known by its number.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from pytest_fp16.engine.source import Line, user_line
+
+
+class ForwardLines:
+    """The lines of the forward operations, by the nodes they made."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, Line] = {}
+
+    def note(self) -> None:
+        """An operation is about to run. One without a node finds its predecessor's taken."""
+        line = user_line()
+        if line is not None:
+            self._lines.setdefault(torch.autograd._get_sequence_nr() - 1, line)  # type: ignore[attr-defined]
+
+    def clear(self) -> None:
+        """Forget them: a step is over."""
+        self._lines.clear()
+
+    def here(self) -> tuple[str | None, str | None]:
+        """(line, forward operation) of what runs now; no operation where it runs forwards."""
+        node = torch._C._current_autograd_node()
+        line = self._lines.get(node._sequence_nr()) if node is not None else None
+        line = line or user_line()
+        return str(line) if line else None, forward_name(node.name()) if node is not None else None
+
+
+def forward_name(node: str) -> str:
+    """``"nll_loss"`` of ``"NllLossBackward0"``."""
+    words = re.sub(r"Backward\d*$", "", node.rpartition("::")[2])
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", words).lower()
