@@ -40,8 +40,9 @@ from pytest_fp16.engine.guards import Guard, Guards, lost_guards
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators
 from pytest_fp16.engine.origin import Found, Origin
+from pytest_fp16.engine.own_checks import decides, failing
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
-from pytest_fp16.engine.refusal import name_of
+from pytest_fp16.engine.refusal import told
 from pytest_fp16.engine.second_look import applied_step, exact_step, measured, second_look
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.statistics_probe import StatisticsRecorder
@@ -121,6 +122,8 @@ class _Check:
                 evidence.guards = self._guards(extra[0])
             if evidence.broke is None:
                 self._probe(self._trajectory(candidate, extra, first))
+                if evidence.broke is None and decides(candidate, extra[0]):
+                    evidence.broke = self._fails(candidate)
                 if evidence.broke is None:
                     self._second_look(extra)
         return evidence
@@ -138,11 +141,7 @@ class _Check:
             raise
         except Exception as error:
             self._require_reference(extra[0])
-            self.evidence.raised_at = raised_at(error)
-            self.evidence.raised_in = self._watched(
-                self._weights(), [extra[0]], optimize=False
-            ).failed_in
-            return f"{name_of(error)}: {str(error).strip()}", None
+            return self._raised(error, extra[0])
         self.evidence.points.append(point)
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
@@ -154,6 +153,18 @@ class _Check:
         origin = self._watched(self._weights(), [extra[0]], optimize=False).cause
         what = "gradient" if not point.finite else "loss"
         return f"the {what} is not finite", origin
+
+    def _raised(self, error: Exception, batch: Any) -> Broke:
+        """What the candidate raised at the reference's weights, and where."""
+        self.evidence.raised_at = raised_at(error)
+        watch = self._watched(self._weights(), [batch], optimize=False)
+        self.evidence.raised_in = watch.failed_in
+        return told(error), None
+
+    def _fails(self, candidate: Trainee) -> Broke | None:
+        """What the candidate raises with other batches, where it decides by its values."""
+        found = failing(self.exact, candidate, endless(self.subject, _SEED))
+        return None if found is None else self._raised(*found)
 
     def _overflow(self, batch: Any) -> Found | None:
         """What leaves the range on the way forward, and becomes finite again."""
@@ -233,7 +244,7 @@ class _Check:
         except Exception as error:
             self.evidence.raised_at = raised_at(error)
             self.evidence.raised_in = self._watched(self.state, first, optimize=True).failed_in
-            return f"{name_of(error)}: {str(error).strip()}", None
+            return told(error), None
         reached = float_tensors(candidate)
         # In the model's order: that of a set changes with the process, and sums with the order.
         trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
@@ -261,7 +272,7 @@ class _Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            evidence.broke = f"{name_of(error)}: {str(error).strip()}", None
+            evidence.broke = told(error), None
 
     def _again(self) -> Iterator[Any]:
         """The batches of the trajectory and those that follow, from the first."""
