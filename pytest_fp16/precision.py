@@ -95,6 +95,10 @@ def mixes_dtypes(said: str) -> bool:
     return any(words in said for words in _MIXED_DTYPES)
 
 
+#: Said of a gradient that is clamped, or read, before a scaler's factor is taken out of it.
+WHILE_SCALED = "while it is scaled"
+
+
 def refuses_closure(said: str) -> bool:
     """Whether an error is torch's refusal to scale an optimizer that evaluates the loss itself."""
     return "Closure use is not currently supported" in said

@@ -37,9 +37,10 @@ from pytest_fp16.engine.gradient_rules import (
 )
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.guards import Guard, Guards, lost_guards
+from pytest_fp16.engine.lost_gradients import look_behind
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators
-from pytest_fp16.engine.origin import Found, Origin
+from pytest_fp16.engine.origin import Origin
 from pytest_fp16.engine.own_checks import decides, failing
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.refusal import told
@@ -145,8 +146,10 @@ class _Check:
         self.evidence.points.append(point)
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
-            if gradient_is_lost(point) and self.evidence.swallowed is None:
-                self.evidence.swallowed = self._overflow(extra[0])
+            if gradient_is_lost(point):
+                found = self._watched(self._weights(), [extra[0]], optimize=False).found
+                scale = point.scale if candidate.scaler is not None else None
+                look_behind(self.evidence, self.exact, extra[0], scale, found)
             return None
         if beyond_range(point) and step < self.length:
             return None  # what is trained does not feel it, and it may return into the range
@@ -165,14 +168,6 @@ class _Check:
         """What the candidate raises with other batches, where it decides by its values."""
         found = failing(self.exact, candidate, endless(self.subject, _SEED))
         return None if found is None else self._raised(*found)
-
-    def _overflow(self, batch: Any) -> Found | None:
-        """What leaves the range on the way forward, and becomes finite again."""
-        found = self._watched(self._weights(), [batch], optimize=False).found
-        # Backwards, a scaled loss often does, and a scaler expects it to.
-        if found is None or found.mechanism != "overflow" or found.backward_of is not None:
-            return None
-        return found
 
     def _require_reference(self, batch: Any) -> None:
         """An error that the 32-bit training raises too is the user's, and is passed on."""

@@ -45,6 +45,8 @@ class Evidence:
         first_losses: (reference, candidate) of each of those steps.
         swallowed: what left the range where a gradient is lost and yet finite: a quotient by
             infinity is zero.
+        scaled: how far a factor on the loss changes the 32-bit gradient, for its size, where one
+            is used and the gradient is lost.
         confident: what was raised or lost when the model was made as sure as a trained one.
         solved: how often a batch without mistakes will be seen, where that is what made it so.
         guards: constants of the loss or the model that are zero in the format, and what they guard.
@@ -68,6 +70,7 @@ class Evidence:
     weights: Movement | None = None
     first_losses: list[tuple[float, float]] = field(default_factory=list)
     swallowed: Found | None = None
+    scaled: float = 0.0
     confident: Broke | None = None
     solved: Solved | None = None
     guards: dict[Any, Guard] = field(default_factory=dict)

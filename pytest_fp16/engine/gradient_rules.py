@@ -12,7 +12,7 @@ from pytest_fp16.engine.gradient_points import Point, loss_is_off
 from pytest_fp16.engine.origin import Found
 from pytest_fp16.engine.refusal import mechanism_of
 from pytest_fp16.engine.step_rules import epsilon, optimizer, ran_off, slow, weights
-from pytest_fp16.precision import refuses_closure
+from pytest_fp16.precision import WHILE_SCALED, refuses_closure
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.decline import arrives
 from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
@@ -121,6 +121,11 @@ def tensor_noise(evidence: Evidence) -> Finding | None:
 def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
     """A lost gradient, with what left the range on the way to it where that is known."""
     origin = evidence.swallowed
+    if finding is not None and evidence.scaled > RELATIVE:
+        what = f"a hook or a step of its own changes the gradient {WHILE_SCALED}"
+        what += f", by {evidence.scaled:.0%} of its size in 32 bits too; {finding.evidence}"
+        reason = f"the gradient is not proportional to the loss: {what}"
+        return Finding(reason, "", "backward", "precision-loss", what)
     if finding is None or origin is None:
         return finding
     detail = f"{origin.detail(evidence.format)}; {finding.evidence}"

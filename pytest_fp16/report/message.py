@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pytest_fp16.precision import mixes_dtypes, refuses_closure
+from pytest_fp16.precision import WHILE_SCALED, mixes_dtypes, refuses_closure
 from pytest_fp16.report import figures
 from pytest_fp16.report.model import Culprit, Cure, Metric, Report
 
@@ -119,6 +119,11 @@ def _why(report: Report, culprit: Culprit) -> str:
             )
         if "unsafe to autocast" in culprit.evidence:
             return "autocast refuses this operation, as it would be unsafe in 16 bits"
+    if WHILE_SCALED in culprit.evidence:
+        return (
+            "what clamps or reads gradients must do so after scaler.unscale_(optimizer); or train "
+            "in bf16-mixed, without a scaler"
+        )
     return _WHY[culprit.mechanism].format(format=figures.dtype_name(report.precision))
 
 

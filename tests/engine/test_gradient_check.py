@@ -532,3 +532,18 @@ def test_the_operation_that_breaks_the_optimizer_in_the_end_is_named():
     found = check("bf16-true", train_data=[(x, y)], epochs=200, optimizer=centred)
     assert (found.culprit.module, found.culprit.operation) == ("<optimizer>", "sqrt")
     assert found.culprit.mechanism == "cancellation"
+
+
+def clamped():
+    model = net()
+    for p in model.parameters():
+        p.register_hook(lambda g: g.clamp(-0.1, 0.1))
+    return model
+
+
+def test_hooks_that_clamp_gradients_while_they_are_scaled():
+    found = check("16-mixed", model=clamped)
+    assert found.verdict == "not equivalent"
+    assert "while it is scaled" in found.culprit.evidence
+    for name in ("16-true", "bf16-mixed"):
+        assert check(name, model=clamped).verdict == "equivalent"

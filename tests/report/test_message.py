@@ -258,3 +258,11 @@ def test_no_number_has_more_digits_than_anybody_reads(failed, passed, metric):
     third = metric(reference=2 / 3, candidate=1 / 3, loss=1 / 3, budget=1 / 300)
     for report in (failed(metric=third), passed(metric=third)):
         assert not re.search(r"\d\.\d{4,}", message(report))
+
+
+def test_gradients_that_are_clamped_while_they_are_scaled(failed):
+    evidence = "a hook changes the gradient while it is scaled"
+    culprit = Culprit(
+        module="", operation="backward", mechanism="precision-loss", evidence=evidence
+    )
+    assert "scaler.unscale_(optimizer)" in message(failed(culprit=culprit))
