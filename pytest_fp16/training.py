@@ -26,6 +26,9 @@ from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
 from pytest_fp16.theory.seeds import Look, seeds_missing, sequential
 
+#: A default budget that is more than this share of the metric itself is wide: a convention.
+WIDE = 0.1
+
 
 @dataclass
 class Pairs:
@@ -161,6 +164,7 @@ def compare(runs: Runs, precision: Precision) -> Pairs:
         pairs.pairs.append((reference, candidate))
         pairs.look = _look(pairs, runs.settings)
         if pairs.look.outcome != "undecided":
+            _require_steady(pairs)
             return pairs
     if pairs.look is not None:
         pairs.missing = seeds_missing(pairs.look, pairs.losses, allowance)
@@ -197,6 +201,20 @@ def _require_learned(reference: RunResult, pairs: Pairs) -> None:
         pairs.notes.append(
             f"the 32-bit training is near chance: accuracy {score.value:.1%}, the commonest label "
             f"alone {score.majority:.1%}; a verdict on it says little, train longer"
+        )
+
+
+def _require_steady(pairs: Pairs) -> None:
+    """A default budget is two spreads of the 32-bit runs; one that is wide lets anything pass."""
+    look = pairs.look
+    if look is None or look.outcome != "equivalent" or look.reference_spread is None:
+        return
+    size = abs(sum(r.metric for r, _ in pairs.pairs) / len(pairs.pairs))
+    if look.budget > WIDE * size:
+        pairs.notes.append(
+            f"the 32-bit runs themselves differ by {look.reference_spread:.2g} over seeds "
+            f"(standard deviation), so that a loss of {look.budget:.2g} would pass; steady the training, or "
+            "set a budget"
         )
 
 

@@ -123,6 +123,20 @@ def test_seeds_that_vary_nothing_are_named(digits_training):
     assert any("seeds vary nothing" in warning for warning in report.warnings)
 
 
+def lucky():
+    """A model that learns with some seeds only."""
+    dropped = 1.0 if float(torch.rand(())) < 0.5 else 0.0
+    layers = [nn.Linear(64, 32), nn.ReLU(), nn.Dropout(dropped), nn.Linear(32, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+@pytest.mark.parametrize(("settings", "said"), [({}, True), ({"budget": 0.02}, False)])
+def test_a_budget_that_lets_anything_pass_is_named(digits_training, settings, said):
+    report = check(digits_training(model=lucky), precision="16-mixed", seeds=3, **settings)
+    assert report.verdict == "equivalent", str(report)
+    assert any("runs themselves differ" in warning for warning in report.warnings) is said
+
+
 def test_the_callers_state_is_as_it_was(digits_training, digits):
     (x, y), _ = digits
     generator = torch.Generator().manual_seed(7)
