@@ -213,8 +213,8 @@ def _require_steady(pairs: Pairs) -> None:
     if look.budget > WIDE * size:
         pairs.notes.append(
             f"the 32-bit runs themselves differ by {look.reference_spread:.2g} over seeds "
-            f"(standard deviation), so that a loss of {look.budget:.2g} would pass; steady the training, or "
-            "set a budget"
+            f"(standard deviation), so that a loss of {look.budget:.2g} would pass; steady the "
+            "training, or set a budget"
         )
 
 
