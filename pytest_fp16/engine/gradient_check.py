@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.confidence import Confidence
 from pytest_fp16.engine.gradient_evidence import (
     Broke,
     Evidence,
@@ -40,7 +39,6 @@ from pytest_fp16.engine.guards import Guard, Guards, lost_guards
 from pytest_fp16.engine.lost_gradients import look_behind
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators
-from pytest_fp16.engine.origin import Origin
 from pytest_fp16.engine.own_checks import decides, failing
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.refusal import told
@@ -50,8 +48,7 @@ from pytest_fp16.engine.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.step_rules import wayward
 from pytest_fp16.engine.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
-from pytest_fp16.engine.untouched import count_alike
-from pytest_fp16.engine.watched_steps import watched
+from pytest_fp16.engine.watched_steps import Replays
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
@@ -95,6 +92,7 @@ class _Check:
         self.state = initial_state(subject, _SEED)
         self.exact = Trainee(subject, REFERENCE, _SEED, self.state, Place(device, target))
         self.place = Place(device, target, emulated=True)
+        self.replays = Replays(self.exact, precision, self.place, _SEED)
         self.evidence = Evidence(FORMATS[precision.dtype])
         per_epoch = batches_per_epoch(subject)
         self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
@@ -126,6 +124,7 @@ class _Check:
                 if evidence.broke is None and decides(candidate, extra[0]):
                     evidence.broke = self._fails(candidate)
                 if evidence.broke is None:
+                    evidence.stepped = self.replays.beyond_range(extra)
                     self._second_look(extra)
         return evidence
 
@@ -147,20 +146,20 @@ class _Check:
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             if gradient_is_lost(point):
-                found = self._watched(self._weights(), [extra[0]], optimize=False).found
+                found = self.replays.here([extra[0]]).found
                 scale = point.scale if candidate.scaler is not None else None
                 look_behind(self.evidence, self.exact, extra[0], scale, found)
             return None
         if beyond_range(point) and step < self.length:
             return None  # what is trained does not feel it, and it may return into the range
-        origin = self._watched(self._weights(), [extra[0]], optimize=False).cause
+        origin = self.replays.here([extra[0]]).cause
         what = "gradient" if not point.finite else "loss"
         return f"the {what} is not finite", origin
 
     def _raised(self, error: Exception, batch: Any) -> Broke:
         """What the candidate raised at the reference's weights, and where."""
         self.evidence.raised_at = raised_at(error)
-        watch = self._watched(self._weights(), [batch], optimize=False)
+        watch = self.replays.here([batch])
         self.evidence.raised_in = watch.failed_in
         return told(error), None
 
@@ -211,16 +210,12 @@ class _Check:
             sure = breaking(self.exact, candidate, batch, solves)
             if sure is None:
                 continue
-            origin = self._watched(self._weights(), [batch], optimize=False, sure=sure).cause
+            origin = self.replays.here([batch], sure).cause
             outputs = "a batch without mistakes" if solves else "confident outputs"
             self.evidence.confident = f"the gradient of {outputs} is not finite", origin
             if solves:
                 self.evidence.solved = solved(candidate, self.shares, self.evidence.total_steps)
             return
-
-    def _weights(self) -> dict[str, Any]:
-        """The reference's state as it is now."""
-        return {k: v.detach().clone() for k, v in self.exact.model.state_dict().items()}
 
     def _together(
         self, first: list[Any], snapshots: list[dict[str, Tensor]], losses: list[float]
@@ -238,13 +233,13 @@ class _Check:
             raise
         except Exception as error:
             self.evidence.raised_at = raised_at(error)
-            self.evidence.raised_in = self._watched(self.state, first, optimize=True).failed_in
+            self.evidence.raised_in = self.replays.first(self.state, first).failed_in
             return told(error), None
         reached = float_tensors(candidate)
         # In the model's order: that of a set changes with the process, and sums with the order.
         trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
         if any(not bool(reached[n].isfinite().all()) for n in trained):
-            origin = self._watched(self.state, first, optimize=True).cause
+            origin = self.replays.first(self.state, first).cause
             return "a weight is not finite after the optimizer's step", origin
         self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
         return None
@@ -253,7 +248,9 @@ class _Check:
         """Where weights or gradients go another way, and nothing else is wrong: do they learn?"""
         evidence, doubt = self.evidence, doubtful(self.evidence)
         rules = [rule for rule in RULES if not doubt or rule not in (total_noise, tensor_noise)]
-        if not (wayward(evidence) or doubt) or any(rule(evidence) for rule in rules):
+        if not (wayward(evidence) or doubt or evidence.stepped) or any(
+            rule(evidence) for rule in rules
+        ):
             return
         fresh = Trainee(self.subject, REFERENCE, _SEED, self.state, self.exact.place)
         streams = self.stream, self._again()
@@ -288,15 +285,3 @@ class _Check:
             raise
         except Exception:
             return  # one that cannot be copied, or takes matrices; its real steps were compared
-
-    def _watched(
-        self,
-        state: dict[str, Any],
-        batches: list[Any],
-        optimize: bool,
-        sure: Confidence | None = None,
-    ) -> Origin:
-        trainee = Trainee(self.subject, self.precision, _SEED, state, self.place)
-        if not optimize:
-            count_alike(trainee.model, self.exact.model)
-        return watched(trainee, batches, _SEED if optimize else None, sure)

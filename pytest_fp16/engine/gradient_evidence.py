@@ -56,6 +56,7 @@ class Evidence:
         lost_buffers: buffers that are not finite in 16 bits.
         lost_weights: weights and buffers that the format cannot hold from the start.
         optimizer: what the run of the optimizer alone showed; None where it does not apply.
+        stepped: what leaves the range in a step of the user's own optimizer, and is finite again.
         second: what a longer look showed; None where the weights went their 32-bit way.
         total_steps: optimizer steps of the whole training.
         batch_size: inputs per batch.
@@ -79,6 +80,7 @@ class Evidence:
     lost_buffers: list[str] = field(default_factory=list)
     lost_weights: list[str] = field(default_factory=list)
     optimizer: Probe | None = None
+    stepped: Found | None = None
     second: SecondLook | None = None
     total_steps: int = 0
     batch_size: int = 0

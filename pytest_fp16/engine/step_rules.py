@@ -10,6 +10,7 @@ from pytest_fp16.theory.gradient import Movement
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradient_evidence import Evidence
     from pytest_fp16.engine.optimizer_probe import Probe
+    from pytest_fp16.engine.origin import Found
 
 #: Weights that move less than this share of their 32-bit way, or this many times as far, over the
 #: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
@@ -95,13 +96,24 @@ def slow(evidence: Evidence) -> Finding | None:
     if look is None or not look.slow:
         return None
     said = "16 bits learn at less than half the speed: "
+    if evidence.stepped is not None:
+        return _beyond(evidence, evidence.stepped, said + look.said())
     if vanished(evidence.optimizer)[0]:
         return _stepping(evidence, look.said(), said)
     return Finding(said + look.said(), "<optimizer>", "step", "precision-loss", look.said())
 
 
+def _beyond(evidence: Evidence, origin: Found, said: str) -> Finding:
+    """Steps that are lost because something in them leaves the range."""
+    what = f"{origin.operation} leaves the range ({origin.detail(evidence.format)})"
+    where = ("<optimizer>", origin.operation, origin.mechanism)
+    return Finding(f"{said}; {what}", *where, what, origin.source)
+
+
 def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
     what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
+    if evidence.stepped is not None:
+        return _beyond(evidence, evidence.stepped, f"the weights stand still: {what}")
     # Where a second moment is gone, its weights' steps outgrow the others: a turn, no standstill.
     turned = bool(vanished(evidence.optimizer)[0]) and moved.gain < moved.size / 2
     if moved.size > 1 or turned:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from pytest_fp16.engine.confidence import Confidence, scaling
 from pytest_fp16.engine.order import step_seed
-from pytest_fp16.engine.origin import Origin
+from pytest_fp16.engine.origin import Found, Origin
 from pytest_fp16.engine.randomness import seed_everything
-from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.engine.trainee import Place, Trainee
+from pytest_fp16.engine.untouched import count_alike
+from pytest_fp16.precision import Precision
 
 
 def watched(
@@ -39,3 +42,39 @@ def watched(
         if origin.found is not None:
             break
     return origin
+
+
+class Replays:
+    """Steps of a candidate made once more, by a fresh one, and watched.
+
+    Args:
+        reference: the 32-bit training, whose weights they start from.
+        precision, place: of the candidate.
+        seed: of the training.
+    """
+
+    def __init__(self, reference: Trainee, precision: Precision, place: Place, seed: int) -> None:
+        self.reference, self.precision, self.place, self.seed = reference, precision, place, seed
+
+    def _fresh(self, state: Mapping[str, Any]) -> Trainee:
+        return Trainee(self.reference.subject, self.precision, self.seed, state, self.place)
+
+    def here(self, batches: list[Any], sure: Confidence | None = None) -> Origin:
+        """Steps from where the reference is now."""
+        model = self.reference.model
+        fresh = self._fresh({k: v.detach().clone() for k, v in model.state_dict().items()})
+        count_alike(fresh.model, model)
+        return watched(fresh, batches, None, sure)
+
+    def first(self, state: Mapping[str, Any], batches: list[Any]) -> Origin:
+        """The first steps of the training, from its first weights."""
+        return watched(self._fresh(state), batches, self.seed)
+
+    def beyond_range(self, batches: list[Any]) -> Found | None:
+        """What leaves the range in a step of the user's own optimizer: a length over all weights.
+
+        A sample of the weights does not show it, which torch's own, element by element, do with.
+        """
+        own = not type(self.reference.optimizer).__module__.startswith("torch.")
+        found = self.here(batches).found if own and not self.precision.mixed else None
+        return found if found is not None and found.module == "<optimizer>" else None

@@ -547,3 +547,24 @@ def test_hooks_that_clamp_gradients_while_they_are_scaled():
     assert "while it is scaled" in found.culprit.evidence
     for name in ("16-true", "bf16-mixed"):
         assert check(name, model=clamped).verdict == "equivalent"
+
+
+class Clipped(torch.optim.SGD):
+    """Clips by the length of all gradients, found by hand."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        slopes = [p.grad for group in self.param_groups for p in group["params"]]
+        total = sum(slope.square().sum() for slope in slopes).sqrt()
+        for slope in slopes:
+            slope.mul_((1 / (total + 1e-6)).clamp(max=1))
+        super().step()
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(2000, "not equivalent"), (1, "equivalent")])
+def test_a_length_that_leaves_the_range_in_the_users_own_step(factor, verdict):
+    own = partial(Clipped, lr=0.05)
+    found = check("16-true", optimizer=own, loss=lambda z, y: factor * F.cross_entropy(z, y))
+    assert found.verdict == verdict, found.reason
+    if factor > 1:
+        assert (found.culprit.module, found.culprit.mechanism) == ("<optimizer>", "overflow")

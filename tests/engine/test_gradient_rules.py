@@ -243,3 +243,16 @@ def test_the_operation_that_broke_the_optimizer_alone_is_named():
     finding = only(optimizer=broken)
     assert (finding.operation, finding.mechanism) == ("sqrt", "cancellation")
     assert "48 steps" in finding.reason
+
+
+def test_what_left_the_range_in_a_step_is_named_where_16_bits_learn_too_slowly():
+    look = SecondLook(60, [4.0] * 4, [3.0] * 4, [1.0] * 4, [3.9] * 4)
+    origin = Found("<optimizer>", "add", "overflow", 3e4, 8e4, "clip.py:5")
+    finding = only(second=look, stepped=origin)
+    assert (finding.operation, finding.mechanism) == ("add", "overflow")
+    assert finding.source == "clip.py:5"
+    assert "less than half the speed" in finding.reason
+    assert only(second=look).mechanism == "precision-loss"
+    assert found(stepped=origin) == []
+    still = only(weights=Movement(0.0, 0.0, 1.0), first_losses=[(1.0, 1.0)], stepped=origin)
+    assert (still.operation, still.mechanism) == ("add", "overflow")

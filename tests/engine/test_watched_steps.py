@@ -1,19 +1,20 @@
 """Watched steps stop at what broke them, and name it."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
-from pytest_fp16.engine.watched_steps import watched
-from pytest_fp16.precision import precision
+from pytest_fp16.engine.watched_steps import Replays, watched
+from pytest_fp16.precision import REFERENCE, precision
 
 
-def trainee(loss):
+def trainee(loss, optimizer=torch.optim.SGD):
     data = [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))] * 3
     given = {"train_data": data, "eval_data": data, "loss": loss, "model": lambda: nn.Linear(2, 2)}
-    subject = Training(**given, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    subject = Training(**given, optimizer=lambda params: optimizer(params, lr=0.1))
     place = Place(torch.device("cpu"), "cuda", True)
     return Trainee(subject, precision("16-true"), 0, initial_state(subject, 0), place), data
 
@@ -38,3 +39,25 @@ def test_an_error_ends_them_where_it_was_raised():
     fresh, data = trainee(loss)
     origin = watched(fresh, data, seed=None)
     assert (origin.found, origin.failed_in) == (None, "<loss>")
+
+
+class Squared(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        total = sum((p.grad * 1e4).square().sum() for p in self.param_groups[0]["params"])
+        assert total > 0
+        super().step()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "seen"),
+    [(Squared, "16-true", True), (Squared, "16-mixed", False), (torch.optim.SGD, "16-true", False)],
+)
+def test_a_step_of_ones_own_is_watched_for_what_leaves_the_range(optimizer, name, seen):
+    fresh, data = trainee(F.cross_entropy, optimizer)
+    exact = Trainee(fresh.subject, REFERENCE, 0, initial_state(fresh.subject, 0), fresh.place)
+    replays = Replays(exact, precision(name), fresh.place, 0)
+    found = replays.beyond_range(data)
+    assert (found is not None) is seen
+    if seen:
+        assert (found.module, found.mechanism) == ("<optimizer>", "overflow")
