@@ -25,8 +25,7 @@ class Accuracy:
         self.hits = 0.0
         self.count = 0
         self.inputs = 0
-        self.many = False
-        self.per_input = [0.0, 0.0]
+        self.shares = [0.0, 0.0]
 
     def add(self, right: Tensor, valid: Tensor) -> None:
         """Add decisions: bool, or the probability of being right; both of shape [N, P]."""
@@ -38,9 +37,8 @@ class Accuracy:
         counts = valid.sum(1)
         shares = right.sum(1)[counts > 0] / counts[counts > 0]
         self.inputs += len(shares)
-        self.many |= right.shape[1] > 1
-        self.per_input[0] += float(shares.sum())
-        self.per_input[1] += float(shares.square().sum())
+        self.shares[0] += float(shares.sum())
+        self.shares[1] += float(shares.square().sum())
 
     @property
     def value(self) -> float:
@@ -49,12 +47,8 @@ class Accuracy:
 
     @property
     def standard_error(self) -> float:
-        """Over inputs: the decisions within one are not independent of each other."""
-        if not self.count:
-            return math.inf
-        if not self.many:
-            return accuracy_error(self.value, self.count)
-        return mean_error(self.per_input[0], self.per_input[1], self.inputs)
+        """Of the share, over inputs."""
+        return accuracy_error(*self.shares, self.inputs)
 
 
 class RSquared:

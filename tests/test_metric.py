@@ -21,8 +21,16 @@ def test_batches_add_up_to_the_accuracy_of_the_whole():
 def test_positions_of_one_input_are_not_independent():
     total = Accuracy()
     total.add(torch.tensor([[True] * 4, [False] * 4]), torch.ones(2, 4, dtype=torch.bool))
-    # shares 1 and 0: standard deviation 1/sqrt(2), over two inputs and not eight decisions
-    assert total.standard_error == pytest.approx(0.5)
+    # shares 1 and 0, with two inputs right and two wrong beside them: six of standard deviation 1/2,
+    # over two inputs and not eight decisions
+    assert total.standard_error == pytest.approx(0.5 / 2**0.5)
+
+
+def test_tokens_that_are_all_right_leave_an_error_too():
+    """Without labels every token agrees; a budget of nothing would refuse one flip in thousands."""
+    total = Accuracy()
+    total.add(torch.ones(96, 25, dtype=torch.bool), torch.ones(96, 25, dtype=torch.bool))
+    assert total.standard_error == pytest.approx((0.98 * 0.02 / 96) ** 0.5)
 
 
 @pytest.mark.parametrize("kind", [Accuracy, RSquared, Scores])

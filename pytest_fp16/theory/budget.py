@@ -13,13 +13,18 @@ SMALLEST = 0.001
 LARGEST = 0.01
 
 
-def accuracy_error(accuracy: float, n: int) -> float:
-    """√(ã(1−ã)/n) with ã = (na+2)/(n+4), the standard error of an accuracy.
+def accuracy_error(total: float, total_of_squares: float, n: int) -> float:
+    """Standard error of an accuracy, from the shares of n inputs that are right, and their squares.
 
-    The shrunken ã (Agresti & Coull, 1998) keeps it above zero where every answer is right.
+    The decisions within an input (its tokens, its pixels) are not independent, so inputs are what
+    is counted. To them come two that are wholly right and two that are wholly wrong (Agresti &
+    Coull, 1998), which keeps it above zero where every answer is right. Where each input is right
+    or wrong it is √(ã(1−ã)/n) with ã = (na+2)/(n+4).
     """
-    shrunk = (n * accuracy + 2) / (n + 4)
-    return math.sqrt(shrunk * (1 - shrunk) / n)
+    if not n:
+        return math.inf
+    mean, square = (total + 2) / (n + 4), (total_of_squares + 2) / (n + 4)
+    return math.sqrt(max(0.0, square - mean * mean) / n)
 
 
 def mean_error(total: float, total_of_squares: float, n: int) -> float:

@@ -32,8 +32,27 @@ def test_a_gain_is_within_no_budget_at_all():
 
 def test_the_error_of_an_accuracy_is_never_zero():
     # n = 96: ã = (96 + 2) / 100, by hand
-    assert accuracy_error(1.0, 96) == pytest.approx(math.sqrt(0.98 * 0.02 / 96), rel=1e-12)
-    assert accuracy_error(0.0, 96) == pytest.approx(accuracy_error(1.0, 96), rel=1e-12)
+    assert accuracy_error(96, 96, 96) == pytest.approx(math.sqrt(0.98 * 0.02 / 96), rel=1e-12)
+    assert accuracy_error(0, 0, 96) == pytest.approx(accuracy_error(96, 96, 96), rel=1e-12)
+
+
+@given(n=st.integers(1, 10**6), right=st.integers(0, 10**6))
+def test_one_decision_per_input_has_the_error_of_agresti_and_coull(n, right):
+    right %= n + 1
+    shrunk = (right + 2) / (n + 4)
+    expected = math.sqrt(shrunk * (1 - shrunk) / n)
+    assert accuracy_error(right, right, n) == pytest.approx(expected, rel=1e-6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+def test_the_error_of_shares_is_that_of_the_statistics_module(shares):
+    whole = [*shares, 1.0, 1.0, 0.0, 0.0]
+    got = accuracy_error(math.fsum(shares), math.fsum(x * x for x in shares), len(shares))
+    assert got == pytest.approx(statistics.pstdev(whole) / math.sqrt(len(shares)), rel=1e-9)
+
+
+def test_without_inputs_the_error_is_not_known():
+    assert accuracy_error(0.0, 0.0, 0) == math.inf
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=50))
