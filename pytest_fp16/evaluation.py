@@ -13,6 +13,7 @@ from pytest_fp16.batch import Batch
 from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
+from pytest_fp16.engine.containers import foreign
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.randomness import preserved_state
@@ -192,6 +193,8 @@ class EvaluationRun:
             mode = self.mode if rounds else "native"
             lane = Lane.start(self.candidate(name), theory, self.task, mode)
             lane.whole = whole
+            if theory is not None and not wanted.mixed:
+                lane.warnings += _handed_on(inputs)
             self.lanes.append(lane)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
         for i, leader in enumerate(theories):
@@ -239,6 +242,17 @@ class EvaluationRun:
             valid &= ~logits.isnan().any(-1)
         parts = (logits, canonical, valid)
         return Batch(inputs, labels, n, self.inputs, output, *parts, seed)
+
+
+def _handed_on(inputs: Any) -> list[str]:
+    """The warning that a batch holds objects whose tensors nobody can convert."""
+    if not (kinds := foreign(inputs)):
+        return []
+    return [
+        f"the inputs hold an object of type {', '.join(kinds)}, which is handed on as it is: "
+        "floating tensors in it stay float32; cast them in forward=, or yield tensors, tuples, "
+        "dicts or dataclasses"
+    ]
 
 
 def _length(data: Any) -> int | None:

@@ -15,8 +15,9 @@ from pytest_fp16.diagnosis.autopsy import Autopsy, Operation, Program
 from pytest_fp16.diagnosis.replay import healed, watched
 from pytest_fp16.diagnosis.tape import Ref, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin
-from pytest_fp16.engine.batching import map_tensors, take
+from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate
+from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulate import Emulation, widen
 from pytest_fp16.engine.interception import AUTOCAST
 from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output, quiet

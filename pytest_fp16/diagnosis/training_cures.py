@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_fp16.engine.batching import map_tensors
+from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.gradient_evidence import epsilons_of
 from pytest_fp16.engine.operations import LOW
 from pytest_fp16.engine.trainee import Amendment

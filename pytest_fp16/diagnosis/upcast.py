@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pytest_fp16.engine.batching import map_tensors
+from pytest_fp16.engine.containers import all_tensors, map_tensors
 from pytest_fp16.engine.operations import LOW
 from pytest_fp16.engine.refusal import is_missing_kernel
 from pytest_fp16.engine.source import calling_line
@@ -80,7 +80,7 @@ class Upcast(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in ("__get__", "__set__", "size", "dim", "numel"):
             return func(*args, **kwargs)
-        given = [t for t in _tensors((args, kwargs)) if t.is_floating_point()]
+        given = [t for t in all_tensors((args, kwargs)) if t.is_floating_point()]
         low = next((t.dtype for t in given if t.dtype in LOW), None)
         raised = [self.raised[id(t)][1] for t in given if id(t) in self.raised]
         if self._here():
@@ -133,7 +133,7 @@ class Upcast(TorchFunctionMode):
         return out
 
     def _remember(self, out: Any, low: torch.dtype) -> None:
-        for tensor in _tensors(out):
+        for tensor in all_tensors(out):
             if tensor.dtype == torch.float32:
                 self.raised[id(tensor)] = (tensor, low)
 
@@ -152,9 +152,3 @@ def _float32_for(value: Any) -> Any:
 
 def _autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(value, found.append)
-    return found

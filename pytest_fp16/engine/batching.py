@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from pytest_fp16.engine.containers import leaves, map_tensors, mapping_like
 from pytest_fp16.errors import DataError
 
 _LABEL_KEYS = ("labels", "label", "targets", "target")
@@ -24,10 +26,10 @@ def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
         DataError: `labelled` is True and the batch has no second part.
     """
     if isinstance(batch, Mapping):
-        batch = dict(batch)
         for key in _LABEL_KEYS:
             if key in batch and labelled is not False:
-                return {k: v for k, v in batch.items() if k != key}, batch[key]
+                rest = {k: v for k, v in batch.items() if k != key}
+                return mapping_like(batch, rest), batch[key]
     elif isinstance(batch, (list, tuple)) and len(batch) == 2 and labelled is not False:
         inputs, labels = batch
         if labelled or isinstance(labels, Tensor) or _is_labels(labels):
@@ -46,26 +48,6 @@ def _is_labels(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf"
     return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`value` with every tensor in its tuples, lists and dicts changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {k: map_tensors(v, change) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(v, change) for v in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(v, change) for v in value)
-    return value
-
-
-def all_tensors(value: Any) -> list[Tensor]:
-    """Every tensor in nested tuples, lists and dicts."""
-    found: list[Tensor] = []
-    map_tensors(value, found.append)
-    return found
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -106,11 +88,14 @@ def count_inputs(inputs: Any, labels: Any) -> int:
     """
     if isinstance(labels, Tensor) and labels.dim() > 0:
         return int(labels.shape[0])
-    for tensor in all_tensors(inputs):
-        if tensor.dim() > 0:
-            return int(tensor.shape[0])
+    for leaf in leaves(inputs):
+        if isinstance(leaf, PackedSequence):
+            return int(leaf.batch_sizes[0])
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return int(leaf.shape[0])
     raise DataError(
-        "a batch holds no tensor with a batch dimension; yield tensors, or dicts of them"
+        "a batch holds no tensor with a batch dimension; yield tensors, or tuples, dicts or "
+        "dataclasses of them"
     )
 
 
@@ -131,7 +116,14 @@ def take(inputs: Any, n: int, indices: list[int]) -> Any:
             return tensor
         return tensor.index_select(dim, torch.tensor(indices, device=tensor.device))
 
-    return map_tensors(inputs, pick)
+    return map_tensors(inputs, pick, lambda packed: _taken(packed, indices))
+
+
+def _taken(packed: PackedSequence, indices: list[int]) -> PackedSequence:
+    """Sequences of a packed batch, packed anew."""
+    padded, lengths = pad_packed_sequence(packed, batch_first=True)
+    chosen = padded[torch.tensor(indices, device=padded.device)]
+    return pack_padded_sequence(chosen, lengths[indices], batch_first=True, enforce_sorted=False)
 
 
 def chunks(n: int, size: int) -> list[tuple[list[int], int]]:

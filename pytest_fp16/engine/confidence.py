@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.batching import map_tensors, split_batch
+from pytest_fp16.engine.batching import split_batch
+from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.models import call_as_is, main_output
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.batching import all_tensors
+from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.gradient_points import Point
 from pytest_fp16.engine.guards import Guard
 from pytest_fp16.engine.optimizer_probe import Probe

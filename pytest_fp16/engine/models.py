@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 
 from pytest_fp16.engine.autocast import own_regions, target_autocast
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
@@ -191,7 +192,7 @@ def call_as_is(model: nn.Module, inputs: Any, forward: Callable[[Any, Any], Any]
             return forward(model, inputs)
         if isinstance(inputs, Mapping):
             return model(**inputs)
-        if isinstance(inputs, (list, tuple)):
+        if isinstance(inputs, (list, tuple)) and not isinstance(inputs, PackedSequence):
             return model(*inputs)
         return model(inputs)
 

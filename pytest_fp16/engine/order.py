@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pytest_fp16.engine.batching import all_tensors
+from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.randomness import seed_everything
 
 _PARTS = ("sampler", "batch_sampler", "dataset")

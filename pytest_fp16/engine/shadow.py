@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.interception import Carrier
 
 
@@ -78,12 +79,10 @@ def unwrap(value: Any) -> Any:
 
 def wrap_inputs(value: Any, fmt_dtype: torch.dtype | None) -> Any:
     """The model's inputs as traced tensors; floating ones rounded to `fmt_dtype` if it is given."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() and fmt_dtype is not None:
-            return Shadow(value.to(fmt_dtype).to(torch.float32), fmt_dtype, Cell(True, False))
-        return Shadow(value, value.dtype, Cell(True, False))
-    if isinstance(value, dict):
-        return {k: wrap_inputs(v, fmt_dtype) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(wrap_inputs(v, fmt_dtype) for v in value)
-    return value
+
+    def wrapped(tensor: Tensor) -> Shadow:
+        if tensor.is_floating_point() and fmt_dtype is not None:
+            return Shadow(tensor.to(fmt_dtype).to(torch.float32), fmt_dtype, Cell(True, False))
+        return Shadow(tensor, tensor.dtype, Cell(True, False))
+
+    return map_tensors(value, wrapped)

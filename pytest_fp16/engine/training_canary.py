@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.batching import all_tensors, take
+from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import CanaryFindings, refused
+from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.order import ordered, step_seed
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.trainee import Amendment, Place, Trainee, gradient_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pytest_fp16.engine.batching import all_tensors
+from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.lightning import is_lightning, require_automatic, unheard
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.order import ordered, same_batch

@@ -1,5 +1,3 @@
-from collections import namedtuple
-
 import pytest
 import torch
 from hypothesis import given
@@ -7,12 +5,9 @@ from hypothesis import strategies as st
 
 from pytest_fp16.engine.batching import (
     PRIMES,
-    all_tensors,
     batch_dim,
-    cast_floating,
     chunks,
     count_inputs,
-    map_tensors,
     split_batch,
     take,
 )
@@ -47,17 +42,6 @@ def test_unlabelled_batches():
 def test_labels_that_are_missing_are_an_error():
     with pytest.raises(DataError, match="labelled=True"):
         split_batch(X, True)
-
-
-def test_every_tensor_of_a_nest_is_reached():
-    Pair = namedtuple("Pair", "a b")
-    nest = {"x": [X, (Y, None)], "p": Pair(X, "text")}
-    changed = cast_floating(nest, torch.float16)
-
-    assert [t.dtype for t in all_tensors(changed)] == [torch.float16, torch.int64, torch.float16]
-    assert isinstance(changed["p"], Pair)
-    assert changed["p"].b == "text"
-    assert map_tensors(3, lambda t: t) == 3
 
 
 def test_inputs_are_counted_by_their_labels():

@@ -1,0 +1,113 @@
+"""What a batch holds its tensors in: tuples, mappings, dataclasses, packed sequences, objects."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from types import FunctionType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+_NO_HOLDERS = (nn.Module, ModuleType, FunctionType, type)
+
+
+def map_tensors(
+    value: Any,
+    change: Callable[[Tensor], Any],
+    packed: Callable[[PackedSequence], Any] | None = None,
+) -> Any:
+    """`value` with every tensor in it changed, in containers of the same types.
+
+    Args:
+        value: anything.
+        change: what becomes of a tensor.
+        packed: what becomes of a packed sequence; None changes its tensors.
+    """
+
+    def inner(part: Any) -> Any:
+        return map_tensors(part, change, packed)
+
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, PackedSequence):
+        return packed(value) if packed is not None else _packed_with(value, change)
+    if isinstance(value, Mapping):
+        return mapping_like(value, {k: inner(v) for k, v in value.items()})
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(map(inner, value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(inner, value))
+    held = _held(value)
+    if not held:
+        return value
+    made = copy.copy(value)
+    for name, part in held.items():
+        object.__setattr__(made, name, inner(part))  # a dataclass may be frozen
+    return made
+
+
+def _packed_with(value: PackedSequence, change: Callable[[Tensor], Any]) -> PackedSequence:
+    """Its data and its order changed; its sizes are counts, which stay on the CPU."""
+    indices = (value.sorted_indices, value.unsorted_indices)
+    changed = (None if i is None else change(i) for i in indices)
+    return PackedSequence(change(value.data), value.batch_sizes, *changed)
+
+
+def mapping_like(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """A mapping of the same type with these items: code may read them as attributes."""
+    if type(mapping) is dict or not isinstance(mapping, MutableMapping):
+        return items
+    made = copy.copy(mapping)
+    for key in set(made) - set(items):
+        del made[key]
+    for key, item in items.items():
+        made[key] = item
+    return made
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What is in the containers: tensors, packed sequences, and all that is neither."""
+    if isinstance(value, (Tensor, PackedSequence)):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from leaves(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from leaves(part)
+    elif held := _held(value):
+        for part in held.values():
+            yield from leaves(part)
+    else:
+        yield value
+
+
+def all_tensors(value: Any) -> list[Tensor]:
+    """Every tensor in nested containers."""
+    data = (v.data if isinstance(v, PackedSequence) else v for v in leaves(value))
+    return [v for v in data if isinstance(v, Tensor)]
+
+
+def foreign(value: Any) -> list[str]:
+    """Types of objects that can be moved as tensors can, and show none of those they hold."""
+    others = (v for v in leaves(value) if not isinstance(v, (Tensor, PackedSequence, nn.Module)))
+    return sorted({type(v).__name__ for v in others if callable(getattr(v, "to", None))})
+
+
+def _held(value: Any) -> dict[str, Any]:
+    """The attributes of an object that are tensors, or containers with some in them."""
+    if isinstance(value, _NO_HOLDERS):
+        return {}
+    if dataclasses.is_dataclass(value):
+        own = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+    else:
+        own = getattr(value, "__dict__", {})
+    return {name: part for name, part in own.items() if _holds(part)}
+
+
+def _holds(part: Any) -> bool:
+    known = isinstance(part, (Tensor, Mapping, list, tuple)) or dataclasses.is_dataclass(part)
+    return known and bool(all_tensors(part))
