@@ -193,7 +193,7 @@ class EvaluationRun:
             mode = self.mode if rounds else "native"
             lane = Lane.start(self.candidate(name), theory, self.task, mode)
             lane.whole = whole
-            if theory is not None and not wanted.mixed:
+            if rounds and not lane.precision.mixed:
                 lane.warnings += _handed_on(inputs)
             self.lanes.append(lane)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
