@@ -177,6 +177,10 @@ def test_a_fourier_transform_without_a_kernel_is_named_itself(target):
         ),
         ("ValueError: tensor([0.5], dtype=torch.float16) does not add up to 1", "precision-loss"),
         ("_LinAlgError: the input is not positive-definite", "precision-loss"),
+        (
+            "ValueError: RNN input dtype (torch.float32) does not match weight dtype",
+            "unsupported-op",
+        ),
     ],
 )
 def test_why_a_program_stopped(said, mechanism):
