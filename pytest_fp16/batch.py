@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Batch:
         labels: canonical [N, P] (regression: [N, D]), or None.
         valid: decisions that count, bool [N, P].
         seed: the random state its runs start from.
+        not_finite: values of other outputs that are NaN or infinite in the reference, by output.
     """
 
     inputs: Any
@@ -33,6 +35,7 @@ class Batch:
     labels: Tensor | None
     valid: Tensor
     seed: int
+    not_finite: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def top(self) -> Tensor:

@@ -134,10 +134,12 @@ class EvaluationRun:
                 continue
             inputs = to_device(inputs, self.device)
             output = self._reference_output(inputs, _SEED + number)
+            others = self.reference.not_finite
             if not self.lanes:
                 self._begin(inputs, output, labels, n, _SEED + number)
             self._require_same_kind(labels, number)
             batch = self._batch(inputs, output, labels, n, _SEED + number)
+            batch.not_finite = others
             self.totals.add(batch, batch.output, batch.logits)
             yield batch
 

@@ -7,6 +7,7 @@ that is from what theory said.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ from pytest_fp16.totals import MetricTotals
 
 #: Errors of the 32-bit runs themselves, relative to the largest logit: below it nothing is claimed.
 FLOAT32_NOISE = 2.0**-20
+#: What is as large as this hides a class: ``finfo.min`` is another number in every format.
+_AS_GOOD_AS_INFINITE = torch.finfo(torch.float32).max / 16
 #: Inputs named of those that went wrong.
 NAMED = 32
 #: Inputs named of those that nearly went wrong.
@@ -128,7 +131,13 @@ class Kept:
 
 @dataclass
 class Outcome:
-    """What the candidate did on all batches."""
+    """What the candidate did on all batches.
+
+    Attributes:
+        ties: decisions that tie in the candidate, and do not in the reference.
+        beside: values of other outputs that are NaN or infinite, and more of them than in the
+            reference, by output.
+    """
 
     metric: MetricTotals
     errors: ErrorTotals = field(default_factory=ErrorTotals)
@@ -143,6 +152,7 @@ class Outcome:
     loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     moved: list[float] = field(default_factory=lambda: [0.0, 0.0])
     wrong_inputs: list[int] = field(default_factory=list)
+    beside: Counter[str] = field(default_factory=Counter)
     kept: Kept | None = None
 
     def add(self, batch: Batch, output: Tensor, logits: Tensor, theory: TheoryBatch | None) -> None:
@@ -155,7 +165,8 @@ class Outcome:
         self._add_moved(batch, output, logits)
         if self.metric.task.decides:
             flips, ties = flips_and_ties(logits, batch.top)
-            flips, ties = flips & batch.valid, ties & batch.valid
+            own = flips_and_ties(batch.logits, batch.top)[1]  # nothing that 16 bits did
+            flips, ties = flips & batch.valid, ties & batch.valid & ~own
             self.decisions += int(batch.valid.sum())
             self.flips += int(flips.sum())
             self.ties += int(ties.sum())
@@ -173,7 +184,7 @@ class Outcome:
         was, now = batch.output, output
         if self.metric.task.kind == "classification":
             was, now = batch.logits[batch.valid], logits[batch.valid]
-        finite = was.isfinite() & now.isfinite()
+        finite = (was.abs() < _AS_GOOD_AS_INFINITE) & now.isfinite()
         if not finite.any():
             return
         was, now = was[finite].double(), now[finite].double()

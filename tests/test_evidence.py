@@ -53,6 +53,30 @@ def test_positions_that_do_not_count_have_not_moved(ignored):
     assert any("survived by luck" in w for w in report.warnings) is not ignored
 
 
+class _Hidden(nn.Module):
+    """Two of four classes hidden by the smallest number of the type, which is another in each."""
+
+    def forward(self, x):
+        hidden = torch.tensor([False, False, True, True])
+        return x.masked_fill(hidden, torch.finfo(x.dtype).min)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_what_hides_a_class_has_not_moved(precision):
+    logits = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    report = check(Evaluation(model=_Hidden(), data=[logits], labelled=False), precision=precision)
+    assert report.verdict == "equivalent", str(report)
+    assert not any("survived by luck" in w for w in report.warnings)
+
+
+def test_a_tie_of_the_reference_is_none_that_16_bits_made():
+    logits = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    logits[:40, :2] = 3.0
+    report = check(Evaluation(model=nn.Identity(), data=[logits], labelled=False))
+    assert (report.flips, report.ties) == (0, 0)
+    assert not any("tie exactly" in w for w in report.warnings)
+
+
 @pytest.mark.parametrize(
     ("reference", "values", "lost"),
     [

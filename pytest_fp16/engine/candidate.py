@@ -22,6 +22,7 @@ from pytest_fp16.engine.models import (
     quiet,
 )
 from pytest_fp16.engine.operations import LOW, facts, flat, tensors
+from pytest_fp16.engine.outputs import not_finite
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
@@ -71,6 +72,7 @@ class Candidate:
         self.device = device
         self.target = target
         self.model = prepare(model, precision, device)
+        self.not_finite: Counter[str] = Counter()
 
     def outputs(
         self,
@@ -97,7 +99,9 @@ class Candidate:
         with torch.no_grad(), quiet(), autocast(self.precision, self.device, self.target):
             with emulation, witness or nullcontext():
                 output = call(self.model, inputs, self.precision, self.subject.forward)
-            return main_output(output).detach().to(torch.float32)
+            predictions = main_output(output)
+            self.not_finite = not_finite(output, predictions)
+            return predictions.detach().to(torch.float32)
 
 
 class Witness(TorchDispatchMode):

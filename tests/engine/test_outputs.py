@@ -1,0 +1,61 @@
+"""What is returned beside the predictions is watched, and said where it breaks."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.outputs import not_finite
+
+BAD, GOOD = torch.tensor([torch.inf, 1.0, torch.nan]), torch.ones(2)
+
+
+@dataclass
+class Said:
+    logits: torch.Tensor
+    hidden: tuple
+    note: str = ""
+
+
+def test_values_are_counted_by_the_name_of_their_output():
+    Pair = namedtuple("Pair", "start end")
+    assert not_finite(BAD, BAD) == {}
+    assert not_finite((GOOD, BAD, 3), GOOD) == {"1": 2}
+    assert not_finite({"logits": GOOD, "boxes": BAD}, GOOD) == {"boxes": 2}
+    assert not_finite(Pair(GOOD, BAD), GOOD) == {"end": 2}
+    assert not_finite(Said(GOOD, (GOOD, BAD)), GOOD) == {"hidden.1": 2}
+    assert not_finite({"ids": torch.arange(3), "boxes": GOOD}, GOOD) == {}
+
+
+class Detector(nn.Module):
+    """Classes, and boxes in pixels whose squares leave the range."""
+
+    def __init__(self, masked: bool = False):
+        super().__init__()
+        self.classes, self.boxes, self.masked = nn.Linear(10, 4), nn.Linear(10, 4), masked
+
+    def forward(self, x):
+        boxes = (self.boxes(x) * 1000) ** 2
+        if self.masked:
+            boxes = torch.full_like(boxes, -torch.inf)
+        return {"logits": self.classes(x) * 10, "boxes": boxes}
+
+
+def test_an_output_that_is_not_judged_and_breaks_is_said():
+    torch.manual_seed(0)
+    evaluation = Evaluation(model=Detector().eval(), data=[torch.randn(32, 10)], labelled=False)
+    report = check(evaluation)
+    assert report.verdict == "equivalent"
+    (warning,) = report.warnings
+    assert warning.startswith("outputs that were not judged are NaN or infinite")
+    assert "'boxes' (" in warning
+    assert "forward=" in warning
+    assert check(evaluation, precision="bf16-true").warnings == []
+
+
+def test_infinities_of_the_reference_are_no_loss():
+    torch.manual_seed(0)
+    model, data = Detector(masked=True).eval(), [torch.randn(32, 10)]
+    assert check(Evaluation(model=model, data=data, labelled=False)).warnings == []
