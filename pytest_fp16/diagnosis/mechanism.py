@@ -18,6 +18,10 @@ from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.engine.refusal import first_line, mechanism_of, told
 from pytest_fp16.report.model import Culprit
 
+#: What stands between the cast of an operand and the operation that takes it: a broadcast product
+#: casts, then copies into the shape its kernel takes.
+_ON_THE_WAY = ("_to_copy", "clone", "_unsafe_view")
+
 
 def stopped(found: Raised, dtype_name: str) -> Culprit:
     """The culprit where the program raised."""
@@ -63,9 +67,9 @@ def worth_watching(origin: Origin) -> set[int]:
 
 
 def _after_casts(operations: list[Operation], first: int) -> int:
-    """The index of what follows an operation, past the casts of other operands."""
+    """The index of what follows an operation, past casts and copies of its operands."""
     following = range(first + 1, len(operations))
-    return next((i for i in following if operations[i].name != "_to_copy"), first)
+    return next((i for i in following if operations[i].name not in _ON_THE_WAY), first)
 
 
 def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:

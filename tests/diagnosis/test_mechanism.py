@@ -113,6 +113,19 @@ def test_what_takes_coarse_operands_is_found_behind_both_casts(make_net, specime
     assert culprit.operation != "_to_copy"
 
 
+def test_what_copies_operands_into_shape_is_not_what_takes_them(make_net, specimen):
+    """diffusers#13920: a broadcast product of float32 operands, which autocast casts and copies."""
+
+    def turned(x):
+        place = (torch.arange(16).view(1, 8, 2) + 65536).expand(len(x), -1, -1)
+        rate = torch.linspace(0.1, 1, 4)[None, None, :, None].expand(len(x), 2, -1, 1)
+        angle = rate @ place.transpose(1, 2)[:, :, None].float()
+        return x * angle.flatten(1)[:, : x.shape[-1]].cos()
+
+    culprit = explained(specimen, make_net(of(turned), steps=5), "bf16-mixed")
+    assert (culprit.operation, culprit.mechanism) == ("bmm", "precision-loss")
+
+
 def test_an_epsilon_that_is_compared_with_is_one_too(make_net, specimen):
     def guarded(x):
         size = (x * 0).abs().amax(-1, keepdim=True)
