@@ -26,7 +26,7 @@ from pytest_fp16.engine.gradient_evidence import (
     lost_epsilon,
     lost_in_the_cast,
 )
-from pytest_fp16.engine.gradient_points import BATCHES, beyond_range, examine_point
+from pytest_fp16.engine.gradient_points import BATCHES, beyond_range, examine_point, gradients
 from pytest_fp16.engine.gradient_rules import (
     RULES,
     doubtful,
@@ -36,10 +36,10 @@ from pytest_fp16.engine.gradient_rules import (
 )
 from pytest_fp16.engine.gradient_verdict import GradientFindings, conclude
 from pytest_fp16.engine.guards import Guard, Guards, lost_guards
-from pytest_fp16.engine.lost_gradients import look_behind
+from pytest_fp16.engine.lost_gradients import look_behind, not_skipped, skipped_share
 from pytest_fp16.engine.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.order import preserved_generators
-from pytest_fp16.engine.own_checks import decides, failing
+from pytest_fp16.engine.own_checks import SHOWN, decides, failing
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.refusal import told
 from pytest_fp16.engine.second_look import applied_step, exact_step, measured, second_look
@@ -48,6 +48,7 @@ from pytest_fp16.engine.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.step_rules import wayward
 from pytest_fp16.engine.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.untouched import follow
 from pytest_fp16.engine.watched_steps import Replays
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
@@ -60,6 +61,7 @@ _SEED = 0
 _TRAJECTORY = (6, 256)  # steps: the least and the most; a sixth of the training in between
 _TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
 _PROBED = 1500  # steps of the optimizer alone
+_EMPTIED = 3  # batches without what a lost guard is added to that are tried in 16 bits
 
 
 def gradient_check(
@@ -143,6 +145,10 @@ class _Check:
             self._require_reference(extra[0])
             return self._raised(error, extra[0])
         self.evidence.points.append(point)
+        if point.skipped and self.evidence.skipped is None:
+            shown = list(itertools.islice(endless(self.subject, _SEED), SHOWN))
+            share = skipped_share(self.exact, candidate, [*extra, *shown])
+            self.evidence.skipped = share, self.replays.here(extra).cause
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             if gradient_is_lost(point):
@@ -177,7 +183,7 @@ class _Check:
         evidence, exact = self.evidence, self.exact
         recorder = Recorder(exact)
         statistics = StatisticsRecorder(exact.model)
-        losses, witness = [], None
+        losses, witness, emptied = [], None, 0
         if evidence.guards:
             witness = Guards(exact.model, self.precision.dtype, evidence.guards)
         every = self.subject.accumulate
@@ -190,19 +196,35 @@ class _Check:
             losses += exact_step(exact, held, _SEED, step, witness)
             if witness is not None:
                 witness.step()
+                if witness.emptied and evidence.broke is None and emptied < _EMPTIED:
+                    emptied += 1
+                    evidence.broke = self._emptied(candidate, held[-1])
             statistics.keep()
             if step + 1 in (half, 2 * half):
                 snapshots.append(float_tensors(exact))
             if step + 1 in points and evidence.broke is None:
                 evidence.broke = self._point(candidate, extra, step + 1)
         if evidence.broke is None:
-            self._sure(candidate, extra[0])
+            self._sure(candidate, not_skipped(evidence, candidate, extra))
             evidence.broke = self._together(
                 first[: 2 * half * every], snapshots, losses[: 2 * half * every]
             )
         if not self.precision.mixed:
             evidence.lags = statistics.lags(evidence.total_steps, self.precision.dtype)
         return recorder
+
+    def _emptied(self, candidate: Trainee, batch: Any) -> Broke | None:
+        """The gradient of a batch for which a lost guard has nothing left beside it."""
+        if candidate.scaler is not None:
+            return None  # such a step is skipped
+        follow(candidate.model, self.exact.model)
+        try:
+            finite = gradients(candidate, batch, 0).finite
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return self._raised(error, batch)
+        return None if finite else ("the gradient is not finite", self.replays.here([batch]).cause)
 
     def _sure(self, candidate: Trainee, batch: Any) -> None:
         """The gradient once the model is as sure as a trained one, and has nothing wrong left."""

@@ -47,6 +47,8 @@ class Evidence:
             infinity is zero.
         scaled: how far a factor on the loss changes the 32-bit gradient, for its size, where one
             is used and the gradient is lost.
+        skipped: the share of steps that a scaler skips whatever its scale, and what makes their
+            gradient infinite; None where no batch of a point was such.
         confident: what was raised or lost when the model was made as sure as a trained one.
         solved: how often a batch without mistakes will be seen, where that is what made it so.
         guards: constants of the loss or the model that are zero in the format, and what they guard.
@@ -72,6 +74,7 @@ class Evidence:
     first_losses: list[tuple[float, float]] = field(default_factory=list)
     swallowed: Found | None = None
     scaled: float = 0.0
+    skipped: tuple[float, Found | None] | None = None
     confident: Broke | None = None
     solved: Solved | None = None
     guards: dict[Any, Guard] = field(default_factory=dict)

@@ -51,6 +51,13 @@ def notes(evidence: Evidence) -> list[str]:
         where = f" ({origin.source or origin.operation})" if origin is not None else ""
         fate = "the scaler skips its step" if evidence.solved.skipped else "none is expected"
         said.append(f"{lost} in 16 bits{where}; {fate}")
+    if evidence.skipped is not None:
+        share, origin = evidence.skipped
+        where = f" ({origin.source or origin.operation})" if origin is not None else ""
+        said.append(
+            f"for {share:.0%} of the batches the gradient is not finite in 16 bits{where}; the "
+            "scaler skips their steps"
+        )
     for guard in [g for g in evidence.guards.values() if g.terms][:_GUARDS]:
         where = f" ({guard.line})" if guard.line else f" in {guard.module or 'the model'}"
         said.append(

@@ -64,6 +64,8 @@ class Point:
         reference: the 32-bit gradients.
         scale: the loss scale that gave finite gradients (1 without scaling).
         finite: whether some scale gave finite gradients.
+        skipped: batches whose gradient no scale makes finite, where a scaler skips their steps and
+            others are finite: what the point shows is of those.
     """
 
     step: int
@@ -74,6 +76,7 @@ class Point:
     reference: list[Tensor] = field(default_factory=list)
     scale: float = 1.0
     finite: bool = True
+    skipped: int = 0
 
 
 def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gradients:
@@ -101,7 +104,12 @@ def scaled_gradients(
     if scale is None:
         scale = START_SCALE if trainee.scaler is not None else 1.0
     found = gradients(trainee, batch, seed, scale)
-    while trainee.scaler is not None and not found.finite and scale > _SMALLEST_SCALE:
+    while (
+        trainee.scaler is not None
+        and not found.finite
+        and math.isfinite(found.loss)  # the scale has no part in it
+        and scale > _SMALLEST_SCALE
+    ):
         scale /= 2
         found = gradients(trainee, batch, seed, scale)
     return found
@@ -114,16 +122,12 @@ def examine_point(
     follow(candidate.model, reference.model)
     seeds = range(len(batches))
     exact = [gradients(reference, b, s) for b, s in zip(batches, seeds, strict=True)]
-    nudged = _nudged(reference, batches[:TRIED])
-    scale = None
-    low: list[Gradients] = []
-    for batch, seed in list(zip(batches, seeds, strict=True))[:TRIED]:
-        low.append(scaled_gradients(candidate, batch, seed, scale))
-        scale = low[-1].scale
+    nudged, tried = _nudged(reference, batches[:TRIED]), [g.by_name for g in exact[:TRIED]]
+    low, exact, skipped = _candidates(candidate, batches, exact)
     names = [n for n in exact[0].by_name if all(n in g.by_name for g in (*exact, *low))]
     empty = []
     for n in names:
-        own = torch.cat([g.by_name[n].flatten() for g in exact[:TRIED]])
+        own = torch.cat([held[n].flatten() for held in tried])
         if meaningless(own, torch.cat([g.by_name[n].flatten() for g in nudged])):
             empty.append(n)
     kept = [n for n in names if n not in empty]
@@ -145,7 +149,28 @@ def examine_point(
         [exact[0].by_name[n] for n in kept],
         low[-1].scale,
         all(g.finite for g in low),
+        skipped,
     )
+
+
+def _candidates(
+    candidate: Trainee, batches: Sequence[Any], exact: list[Gradients]
+) -> tuple[list[Gradients], list[Gradients], int]:
+    """(the candidate's, the reference's with its own in front, how many are skipped)."""
+    scale: float | None = None
+    low: dict[int, Gradients] = {}
+    lost: dict[int, Gradients] = {}
+    for seed, batch in enumerate(batches):
+        if len(low) == TRIED or (seed == TRIED and not low):
+            break
+        found = scaled_gradients(candidate, batch, seed, scale)
+        skips = candidate.scaler is not None and not found.finite
+        (lost if skips else low)[seed] = found
+        scale = scale if skips else found.scale
+    if not low:
+        low, lost = lost, {}
+    order = [*low, *(seed for seed in range(len(exact)) if seed not in low)]
+    return list(low.values()), [exact[seed] for seed in order], len(lost)
 
 
 def _nudged(trainee: Trainee, batches: Sequence[Any]) -> list[Gradients]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 STATISTIC_DISTANCE, STATISTIC_LAG = 0.5, 0.1
 #: A running variance that ends off by half (a fifth of the scale) in the median channel.
 END_LAG = 0.5
+#: Halvings that take a loss scale from its start, 2^16, to float16's smallest number.
+COLLAPSED = 40
 #: Noise is judged only where the gradient itself is off by a quarter.
 RELATIVE = 0.25
 
@@ -79,6 +81,15 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
     where = "<optimizer>" if refuses_closure(said) else where
     kind, shown = mechanism_of(said), said[:200]
     return Finding(f"a step raised {shown}", where, "", kind, shown, evidence.raised_at)
+
+
+def _skipped(evidence: Evidence) -> Finding | None:
+    """So many steps that no scale saves that the scale, halved by each, collapses."""
+    if evidence.skipped is None or evidence.skipped[0] * evidence.total_steps < COLLAPSED:
+        return None
+    share, origin = evidence.skipped
+    said = f"the loss scale collapses: for {share:.0%} of the batches the gradient is not finite"
+    return _explained(evidence, said, origin)
 
 
 def _lost_buffers(evidence: Evidence) -> Finding | None:
@@ -264,6 +275,7 @@ def _leaf(name: str) -> str:
 #: In this order: the first that finds something names the reason.
 RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _broke,
+    _skipped,
     _confident,
     _lost_buffers,
     epsilon,

@@ -125,6 +125,12 @@ class Guards(TorchDispatchMode):
         self.smallest.clear()
         self._carriers.clear()
 
+    @property
+    def emptied(self) -> bool:
+        """Whether a guard of the last step was added to what is zero in the format."""
+        last = [g.terms[-1] for g in self.found.values() if g.terms and not math.isnan(g.terms[-1])]
+        return any(not float(torch.tensor(term).to(self.dtype)) for term in last)
+
 
 def _constant(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
     """The positive number that an operation adds, or does not go below."""

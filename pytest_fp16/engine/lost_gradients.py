@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pytest_fp16.engine.gradient_evidence import Evidence
-from pytest_fp16.engine.gradient_points import gradients
+from pytest_fp16.engine.gradient_points import gradients, scaled_gradients
 from pytest_fp16.engine.origin import Found
 from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.engine.untouched import follow
 
 
 def look_behind(
@@ -40,3 +42,20 @@ def changed_by_scale(reference: Trainee, batch: Any, scale: float) -> float:
     size = sum(float(g.double().square().sum()) for g in plain.values())
     off = sum(float((scaled[n] - g).double().square().sum()) for n, g in plain.items())
     return math.sqrt(off / size) if size else 0.0
+
+
+def skipped_share(reference: Trainee, candidate: Trainee, batches: Sequence[Any]) -> float:
+    """The share of batches whose step a scaler would skip, at the reference's weights."""
+    follow(candidate.model, reference.model)
+    return sum(not _finite(candidate, batch) for batch in batches) / len(batches)
+
+
+def not_skipped(evidence: Evidence, candidate: Trainee, batches: Sequence[Any]) -> Any:
+    """The first batch, or where a scaler skips some the first that it does not skip."""
+    if evidence.skipped is None:
+        return batches[0]
+    return next((batch for batch in batches if _finite(candidate, batch)), batches[0])
+
+
+def _finite(candidate: Trainee, batch: Any) -> bool:
+    return scaled_gradients(candidate, batch, 0, 1.0).finite

@@ -92,8 +92,11 @@ def exact_step(
 
 
 def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int) -> float:
-    """One applied step of the candidate: a scaler that skips tries again at half the scale."""
-    loss = math.nan
+    """One applied step of the candidate: a scaler that skips tries again at half the scale.
+
+    A step that no scale saves is left out, and halves the scale once.
+    """
+    loss, start = math.nan, trainee.scale
     scaled = trainee.scaler is not None
     held = [b.detach().clone() for b in trainee.model.buffers()] if scaled else []
     for _ in range(_RETRIES):
@@ -104,6 +107,10 @@ def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int)
         with torch.no_grad():  # the batch will be seen again: averages and queues have it once
             for buffer, value in zip(trainee.model.buffers(), held, strict=True):
                 buffer.copy_(value)
+        if not math.isfinite(loss):
+            break  # the scale has no part in it
+    else:
+        trainee.scaler.update(start / 2)  # type: ignore[union-attr]
     return loss
 
 
@@ -134,12 +141,16 @@ def second_look(
         exact_step(trained, list(itertools.islice(after, every)), seed, step)
     for step in range(whole):
         loss = applied_step(candidate, list(itertools.islice(again, every)), seed, step)
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and candidate.scaler is None:
             break
-    reached = losses(candidate, held) if math.isfinite(loss) else [loss]
-    return SecondLook(
-        whole, start, half if whole >= 2 * made else None, losses(trained, held), reached
-    )
+    skips = candidate.scaler is not None
+    reached = losses(candidate, held) if skips or math.isfinite(loss) else [loss]
+    every_one = [start, half, losses(trained, held), reached]
+    if skips:  # what it skips says nothing of what was learnt
+        kept = [n for n, value in enumerate(reached) if math.isfinite(value)] or range(len(reached))
+        every_one = [[found[n] for n in kept] for found in every_one]
+    start, half, end, reached = every_one
+    return SecondLook(whole, start, half if whole >= 2 * made else None, end, reached)
 
 
 def measured(look: SecondLook, trained: Trainee, candidate: Trainee) -> SecondLook:

@@ -568,3 +568,42 @@ def test_a_length_that_leaves_the_range_in_the_users_own_step(factor, verdict):
     assert found.verdict == verdict, found.reason
     if factor > 1:
         assert (found.culprit.module, found.culprit.mechanism) == ("<optimizer>", "overflow")
+
+
+class Rare(nn.Module):
+    """Features by how large an input is that is zero in many a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.register_buffer("last", torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+
+    def forward(self, x):
+        rare = F.linear(x, self.last).relu()
+        return self.head(self.body(x).relu() * (1 + rare / (rare.amax() + 1e-8)))
+
+
+def rare(every):
+    """Batches, every so many of them without the rare input."""
+    x, y = points(1024)
+    parts = [(a.clone(), b) for a, b in zip(x.split(16), y.split(16), strict=True)]
+    for a, _ in parts[::every]:
+        a[:, 3] = 0
+    return {"model": Rare, "train_data": parts, "eval_data": parts}
+
+
+def test_a_guard_with_nothing_beside_it_is_tried_with_that_batch():
+    found = check("16-true", **rare(every=9))
+    assert found.verdict == "not equivalent"
+    assert (found.culprit.operation, found.culprit.mechanism) == ("div", "eps-underflow")
+
+
+def test_steps_that_a_scaler_skips_are_a_note():
+    notes = []
+    for first in range(3):  # each has others at its points
+        given = rare(every=4)
+        given["train_data"] = [*given["train_data"][first:], *given["train_data"][:first]]
+        found = check("16-mixed", **given, epochs=1)
+        assert found.verdict == "equivalent", found.reason
+        notes += found.notes
+    assert any("the scaler skips their steps" in note for note in notes)

@@ -1,5 +1,6 @@
 """Gradients of the same batches at the same weights, on trainings whose gradients are known."""
 
+import math
 from functools import partial
 
 import pytest
@@ -165,3 +166,28 @@ def test_batches_that_are_accumulated_share_their_noise():
 def test_a_loss_is_off_by_half_of_itself(pair, off):
     point = Point(0, [(1.0, 1.0), pair], Noise(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, True))
     assert loss_is_off(point, FLOAT16.unit_roundoff) is off
+
+
+def half_lost(z, y):
+    """Not finite in 16 bits where the labels are 1."""
+    return F.cross_entropy(z, y) / (1e-9 + (y[0] != 1)).to(z.dtype)
+
+
+#: By the batches' labels: how many are skipped, and whether others are left.
+SKIPS = [
+    ("16-mixed", (0, 2, 1, 1), 0, True),
+    ("16-mixed", (1, 2, 0, 1), 1, True),
+    ("16-mixed", (1, 1, 0, 0), 0, False),
+    ("16-true", (1, 2, 0, 0), 0, False),
+]
+
+
+@pytest.mark.parametrize(("name", "first", "skipped", "finite"), SKIPS)
+def test_batches_that_a_scaler_skips_are_left_out(name, first, skipped, finite):
+    held = [(x, torch.full_like(y, label)) for (x, y), label in zip(batches(), first, strict=True)]
+    exact, low = trainee("32-true", loss=half_lost), trainee(name, loss=half_lost)
+    point = examine_point(exact, low, held, 0, 2.0**-11)
+    assert (point.skipped, point.finite) == (skipped, finite)
+    if finite:
+        assert all(math.isfinite(c) for _, c in point.losses)
+        assert point.total.rho < 0.1

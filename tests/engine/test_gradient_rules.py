@@ -256,3 +256,13 @@ def test_what_left_the_range_in_a_step_is_named_where_16_bits_learn_too_slowly()
     assert found(stepped=origin) == []
     still = only(weights=Movement(0.0, 0.0, 1.0), first_losses=[(1.0, 1.0)], stepped=origin)
     assert (still.operation, still.mechanism) == ("add", "overflow")
+
+
+@pytest.mark.parametrize(("steps", "collapses"), [(100, False), (1000, True)])
+def test_a_scale_collapses_where_too_many_steps_are_skipped(steps, collapses):
+    origin = Found("gate", "div", "eps-underflow", 1.0, source="gate.py:4")
+    said = found(skipped=(0.1, origin), total_steps=steps)
+    assert bool(said) is collapses
+    if collapses:
+        assert (said[0].module, said[0].operation, said[0].source) == ("gate", "div", "gate.py:4")
+        assert "for 10% of the batches" in said[0].reason

@@ -1,6 +1,7 @@
 """Constants that are zero in the format, and what they guard."""
 
 import linecache
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from pytest_fp16 import Training
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.gradient_check import gradient_check
-from pytest_fp16.engine.guards import Guards, lost_guards
+from pytest_fp16.engine.guards import Guard, Guards, lost_guards
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
@@ -125,6 +126,14 @@ def test_one_that_does_not_get_there_is_a_note():
     (note,) = [n for n in found.notes if "guards" in n]
     assert "1e-08, which guards div (" in note
     assert "is zero in float16; the least it was added to in 32 bits is" in note
+
+
+def test_a_guard_with_nothing_beside_it_is_emptied():
+    guards = Guards(torch.nn.Identity(), HALF, {"a": Guard("", None, 1e-8, "div")})
+    assert not guards.emptied
+    for term, emptied in ((1e-3, False), (0.0, True), (1e-9, True), (math.nan, False)):
+        guards.found["a"].terms.append(term)
+        assert guards.emptied is emptied
 
 
 def test_a_guard_that_is_held_is_not_spoken_of():

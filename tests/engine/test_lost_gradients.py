@@ -7,10 +7,15 @@ from torch.nn import functional as F
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradient_evidence import Evidence
-from pytest_fp16.engine.lost_gradients import changed_by_scale, look_behind
+from pytest_fp16.engine.lost_gradients import (
+    changed_by_scale,
+    look_behind,
+    not_skipped,
+    skipped_share,
+)
 from pytest_fp16.engine.origin import Found
 from pytest_fp16.engine.trainee import Place, Trainee, initial_state
-from pytest_fp16.precision import REFERENCE
+from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.theory.rounding import FLOAT16
 
 BATCH = torch.ones(8, 4), torch.arange(8) % 3
@@ -57,3 +62,27 @@ def test_the_first_is_kept():
     look_behind(evidence, reference(bound=10), BATCH, 2.0**16, MADE._replace(operation="exp"))
     assert evidence.swallowed is MADE
     assert evidence.scaled > 0.3
+
+
+BAD = BATCH[0], BATCH[1].roll(-1)
+
+
+def scaled(loss):
+    given = {"train_data": [BATCH], "eval_data": [BATCH], "model": lambda: nn.Linear(4, 3)}
+    subject = Training(**given, loss=loss, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    state, place = initial_state(subject, 0), Place(torch.device("cpu"), "cuda", True)
+    return tuple(Trainee(subject, p, 0, state, place) for p in (REFERENCE, precision("16-mixed")))
+
+
+def lost(z, y):
+    return F.cross_entropy(z, y) / (1 if y[0] == 0 else torch.zeros(()))
+
+
+def test_the_share_that_a_scaler_skips_and_the_first_that_it_does_not():
+    exact, low = scaled(lost)
+    assert skipped_share(exact, low, [BAD, BATCH, BATCH, BATCH]) == 0.25
+    evidence = Evidence(FLOAT16)
+    assert not_skipped(evidence, low, [BAD, BATCH]) is BAD
+    evidence.skipped = 0.5, None
+    assert not_skipped(evidence, low, [BAD, BATCH]) is BATCH
+    assert not_skipped(evidence, low, [BAD, BAD]) is BAD

@@ -136,3 +136,19 @@ def test_a_loss_at_the_end_of_what_16_bits_can_tell_is_left_to_the_metric():
     assert replace(look, metric=(0.95, 0.9, 0.01)).slow
     lost = replace(look, candidate=[math.nan], metric=(0.95, 0.95, 0.01))
     assert lost.slow
+
+
+def test_a_step_that_no_scale_saves_halves_it_once():
+    batch = (torch.ones(4, 4), torch.zeros(4).long())
+    subject = Training(
+        model=lambda: nn.Linear(4, 3),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        loss=lambda z, y: F.cross_entropy(z, y) + (z * 0).sum().sqrt(),
+        train_data=[batch],
+        eval_data=[batch],
+    )
+    place = Place(torch.device("cpu"), "cuda", emulated=True)
+    # The slope of the root is infinite, its value is not.
+    low = Trainee(subject, precision("16-mixed"), 0, initial_state(subject, 0), place)
+    assert math.isfinite(applied_step(low, [batch], 0, 0))
+    assert (low.applied, low.scale) == (0, 2.0**15)
