@@ -98,7 +98,8 @@ def _asked_for(function: Callable[..., Any] | None, region: type[torch.autocast]
     asked = []
     for made in getattr(tree, "decorator_list", ()):
         if isinstance(made, ast.Call) and ast.unparse(made.func).endswith("autocast"):
-            at = list(inspect.signature(region).parameters).index("enabled")
+            # Of the constructor: Python 3.13 does not see through "deprecated" on a class.
+            at = list(inspect.signature(region.__init__).parameters).index("enabled") - 1
             given = {k.arg: k.value for k in made.keywords}
             value = given.get("enabled", made.args[at] if len(made.args) > at else None)
             asked.append(value is None or (isinstance(value, ast.Constant) and bool(value.value)))

@@ -117,7 +117,7 @@ def test_a_quantised_model_is_refused():
         check(Evaluation(model=quantised, data=[torch.randn(2, 4)], labelled=False))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_frozen_graph_is_refused():
     inner = torch.jit.trace(nn.Linear(4, 4).eval(), torch.randn(2, 4))
     model = nn.Sequential(torch.jit.freeze(inner), nn.ReLU())

@@ -30,7 +30,7 @@ def test_a_row_per_precision_grouped_by_test_with_the_figures_beside(example):
     assert true["speedup_over_mixed"] > 0
     assert "speedup_over_mixed" not in mixed
     assert rows[0]["stats"]["rounds"] >= 5
-    assert rows[0]["stats"]["median"] == pytest.approx(true["seconds"], rel=0.5)
+    assert 0.1 < rows[0]["stats"]["median"] / true["seconds"] < 10  # both in seconds, of one call
     result.stdout.fnmatch_lines(["*speedup*", "test_sound * bf16-true * equivalent *×*"])
     result.stdout.no_fnmatch_line("*left out*")
 
