@@ -13,7 +13,7 @@ from pytest_fp16.batch import Batch
 from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
-from pytest_fp16.engine.containers import foreign
+from pytest_fp16.engine.containers import all_tensors, foreign
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.randomness import preserved_state
@@ -24,7 +24,7 @@ from pytest_fp16.lane import Lane
 from pytest_fp16.metric import Accuracy
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
-from pytest_fp16.precision import REFERENCE, precision
+from pytest_fp16.precision import REFERENCE, mixes_dtypes, precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings, require_meaning
@@ -90,6 +90,7 @@ class EvaluationRun:
         self.warnings: list[str] = []
         self.lanes: list[Lane] = []
         self.inputs = 0
+        self.taken = False  # whether labels were taken out of a mapping, which the model may miss
 
     def execute(self) -> None:
         """Draw the data once and take every batch through the reference and each lane."""
@@ -127,6 +128,7 @@ class EvaluationRun:
     def _batches(self) -> Iterator[Batch]:
         for number, raw in enumerate(self.subject.data):
             inputs, labels = split_batch(raw, self.subject.labelled)
+            self.taken = isinstance(raw, Mapping) and labels is not None
             if isinstance(labels, Tensor):
                 labels = labels.cpu()
             n = count_inputs(inputs, labels)
@@ -159,8 +161,7 @@ class EvaluationRun:
         except Exception as error:
             raise ModelError(
                 "the model raises in float32 already: "
-                f"{type(error).__name__}: {first_line(error)}; "
-                "check the batch and forward="
+                f"{type(error).__name__}: {first_line(error)}; {_advice(error, inputs, self.taken)}"
             ) from error
 
     # -- the first batch ----------------------------------------------------------------------
@@ -244,6 +245,18 @@ class EvaluationRun:
             valid &= ~logits.isnan().any(-1)
         parts = (logits, canonical, valid)
         return Batch(inputs, labels, n, self.inputs, output, *parts, seed)
+
+
+def _advice(error: Exception, inputs: Any, taken: bool) -> str:
+    """What may be wrong with a batch that the model does not take in float32."""
+    if any(t.dtype is torch.float64 for t in all_tensors(inputs)) and mixes_dtypes(str(error)):
+        return "the batch holds float64: make it float32 with .float()"
+    if taken:
+        return (
+            "the labels were taken out of the batch: what the model reads of them must be in it "
+            "under another name too (an encoder-decoder wants decoder_input_ids)"
+        )
+    return "check the batch and forward="
 
 
 def _handed_on(inputs: Any) -> list[str]:

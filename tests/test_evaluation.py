@@ -550,3 +550,26 @@ def test_a_sparse_matrix_needs_float32_unless_its_rows_are_compressed(layout, is
     for report in (r for r in reports if r.error):
         assert "_sparse_addmm has no" in report.error
         assert report.culprit.mechanism == "unsupported-op"
+
+
+class _Asks(nn.Module):
+    """An encoder-decoder, which wants to know what was said so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, labels=None):
+        if labels is None:
+            raise ValueError("specify either decoder_input_ids or labels")
+        return self.layer(x)
+
+
+def test_a_batch_that_the_model_does_not_take_gets_advice():
+    batch = {"x": torch.randn(4, 4), "labels": torch.zeros(4, dtype=torch.long)}
+    with pytest.raises(ModelError, match="labels were taken out of the batch"):
+        check(Evaluation(model=_Asks(), data=[batch]))
+    with pytest.raises(ModelError, match=r"holds float64: make it float32"):
+        check(Evaluation(model=nn.Linear(4, 3), data=[torch.randn(4, 4).double()]))
+    with pytest.raises(ModelError, match="check the batch and forward="):
+        check(Evaluation(model=nn.Linear(4, 3), data=[torch.randn(4, 5)]))

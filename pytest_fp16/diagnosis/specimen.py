@@ -20,8 +20,9 @@ from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulate import Emulation, widen
 from pytest_fp16.engine.interception import AUTOCAST
-from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output, quiet
+from pytest_fp16.engine.models import Location, autocast, call_as_is, quiet
 from pytest_fp16.engine.operations import LOW
+from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.task import Task
 

@@ -93,9 +93,10 @@ def count_inputs(inputs: Any, labels: Any) -> int:
             return int(leaf.batch_sizes[0])
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return int(leaf.shape[0])
+    held = ", ".join(sorted({type(leaf).__name__ for leaf in leaves(inputs)})) or "nothing"
     raise DataError(
-        "a batch holds no tensor with a batch dimension; yield tensors, or tuples, dicts or "
-        "dataclasses of them"
+        f"a batch holds no tensor with a batch dimension (it holds {held}); yield tensors, or "
+        "tuples, dicts or dataclasses of them"
     )
 
 

@@ -16,13 +16,12 @@ from pytest_fp16.engine.models import (
     Location,
     autocast,
     call,
-    main_output,
     make_model,
     prepare,
     quiet,
 )
 from pytest_fp16.engine.operations import LOW, facts, flat, tensors
-from pytest_fp16.engine.outputs import not_finite
+from pytest_fp16.engine.outputs import main_output, not_finite
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation

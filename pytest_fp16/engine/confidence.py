@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.containers import map_tensors
-from pytest_fp16.engine.models import call_as_is, main_output
+from pytest_fp16.engine.models import call_as_is
+from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.errors import DataError

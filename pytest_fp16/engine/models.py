@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pytest_fp16.engine.autocast import own_regions, target_autocast
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
 from pytest_fp16.engine.branches import branches_as_python
+from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
@@ -197,34 +198,6 @@ def call_as_is(model: nn.Module, inputs: Any, forward: Callable[[Any, Any], Any]
         return model(inputs)
 
 
-def main_output(output: Any) -> Tensor:
-    """The tensor of predictions in what a model returns: itself, `.logits`, a dict's or a tuple's.
-
-    Raises:
-        ModelError: there is no floating tensor in it.
-    """
-    if isinstance(output, Tensor):
-        candidates = [output]
-    elif isinstance(getattr(output, "logits", None), Tensor):
-        candidates = [output.logits]
-    elif isinstance(output, Mapping):
-        named = [output[k] for k in ("logits", "out", "output", "pred") if k in output]
-        candidates = named or list(output.values())
-    elif isinstance(output, (list, tuple)):
-        candidates = list(output)
-    else:
-        candidates = list(vars(output).values()) if hasattr(output, "__dict__") else []
-    for candidate in candidates:
-        if isinstance(candidate, Tensor) and candidate.is_floating_point():
-            return candidate
-        if isinstance(candidate, (list, tuple)) and candidate and isinstance(candidate[0], Tensor):
-            return candidate[0]
-    raise ModelError(
-        f"the model returned no logits: {_describe(output)}; return a floating tensor, a tuple or "
-        "dict that holds one, or an object with .logits, or pass forward="
-    )
-
-
 def applied_loss(loss: Any, outputs: Any, targets: Any) -> Any:
     """`loss` of what the model returned; of the predictions in it where the loss takes a tensor."""
     try:
@@ -239,12 +212,6 @@ def applied_loss(loss: Any, outputs: Any, targets: Any) -> Any:
         if predictions is None:
             raise
     return loss(predictions, targets)
-
-
-def _describe(output: Any) -> str:
-    if isinstance(output, Tensor):
-        return f"a tensor of {output.dtype}"
-    return f"an object of type {type(output).__name__}"
 
 
 class Location:

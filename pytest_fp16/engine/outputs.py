@@ -1,4 +1,4 @@
-"""What a model returns beside its predictions: no check judges it, but it should stay finite."""
+"""What a model returns: its predictions, and what no check judges, but should stay finite."""
 
 from __future__ import annotations
 
@@ -9,8 +9,58 @@ from typing import Any
 
 from torch import Tensor
 
+from pytest_fp16.errors import ModelError
+
 #: Containers in containers that are looked into: hidden states by layer, and no caches.
 _DEPTH = 3
+
+
+def main_output(output: Any) -> Tensor:
+    """The tensor of predictions in what a model returns: itself, `.logits`, a dict's or a tuple's.
+
+    Raises:
+        ModelError: there is no floating tensor in it.
+    """
+    if isinstance(output, Tensor):
+        candidates = [output]
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        candidates = [output.logits]
+    elif isinstance(output, Mapping):
+        named = [output[k] for k in ("logits", "out", "output", "pred") if k in output]
+        candidates = named or list(output.values())
+    elif isinstance(output, (list, tuple)):
+        candidates = list(output)
+    else:
+        candidates = list(vars(output).values()) if hasattr(output, "__dict__") else []
+    for candidate in candidates:
+        if isinstance(candidate, Tensor) and candidate.is_floating_point():
+            return candidate
+        if isinstance(candidate, (list, tuple)) and candidate and isinstance(candidate[0], Tensor):
+            return candidate[0]
+    raise ModelError(f"the model returned no logits: {_described(output)}")
+
+
+def _described(output: Any) -> str:
+    """What came in place of logits, and what to do."""
+    if isinstance(output, Tensor) and not output.is_floating_point() and not output.is_complex():
+        return (
+            f"a tensor of {output.dtype}, which hides how near its decisions were; return the "
+            "scores they were taken from, or pass forward= that does"
+        )
+    kind = f"an object of type {type(output).__name__}"
+    if isinstance(output, Tensor):
+        kind = f"a tensor of {output.dtype}"
+    elif isinstance(output, (list, tuple)) and output:
+        kind = f"a {type(output).__name__} of {type(output[0]).__name__}"
+        if not isinstance(output[0], (int, float)):
+            return (
+                f"{kind}, one for each input or part; pass forward= that returns one tensor of a "
+                "batch's scores, of one shape for every input"
+            )
+    return (
+        f"{kind}; return a floating tensor, a tuple or dict that holds one, or an object with "
+        ".logits, or pass forward="
+    )
 
 
 def not_finite(output: Any, predictions: Tensor) -> Counter[str]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
-from pytest_fp16.engine.models import autocast, call, main_output
+from pytest_fp16.engine.models import autocast, call
 from pytest_fp16.engine.order import step_seed
+from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.trainee import Place
 from pytest_fp16.errors import DataError

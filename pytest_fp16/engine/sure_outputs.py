@@ -22,7 +22,8 @@ from pytest_fp16.engine.confidence import (
     scaled_outputs,
 )
 from pytest_fp16.engine.gradient_points import Gradients, gradients, scaled_gradients
-from pytest_fp16.engine.models import call_as_is, main_output
+from pytest_fp16.engine.models import call_as_is
+from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.trainee import Trainee
 from pytest_fp16.engine.untouched import follow, untouched
 from pytest_fp16.theory.solved import expected_solved, share

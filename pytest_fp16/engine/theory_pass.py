@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pytest_fp16.engine.batching import PRIMES, chunks, copied, take
 from pytest_fp16.engine.certificates import Certifier
 from pytest_fp16.engine.decision_errors import Errors, decision_errors
-from pytest_fp16.engine.models import Location, autocast, call_as_is, main_output
+from pytest_fp16.engine.models import Location, autocast, call_as_is
+from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.random_rounding import noise_batch
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.recorder import Recorder

@@ -3,11 +3,14 @@
 from collections import namedtuple
 from dataclasses import dataclass
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.outputs import not_finite
+from pytest_fp16.engine.outputs import main_output, not_finite
+from pytest_fp16.errors import ModelError
 
 BAD, GOOD = torch.tensor([torch.inf, 1.0, torch.nan]), torch.ones(2)
 
@@ -27,6 +30,23 @@ def test_values_are_counted_by_the_name_of_their_output():
     assert not_finite(Pair(GOOD, BAD), GOOD) == {"end": 2}
     assert not_finite(Said(GOOD, (GOOD, BAD)), GOOD) == {"hidden.1": 2}
     assert not_finite({"ids": torch.arange(3), "boxes": GOOD}, GOOD) == {}
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (torch.arange(3), "a tensor of torch.int64, which hides how near its decisions were"),
+        ([{"boxes": GOOD}, {"boxes": BAD}], "a list of dict, one for each input or part"),
+        ([1.0, 2.0], "a list of float; return a floating tensor"),
+        (np.ones(3), "an object of type ndarray; return a floating tensor"),
+        (torch.zeros(3, dtype=torch.complex64), "a tensor of torch.complex64; return a floating"),
+    ],
+)
+def test_what_came_in_place_of_logits_is_told(output, said):
+    with pytest.raises(ModelError) as told:
+        main_output(output)
+    assert str(told.value).startswith(f"the model returned no logits: {said}")
+    assert "forward=" in str(told.value)
 
 
 class Detector(nn.Module):

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_fp16.engine.emulate import Emulation
-from pytest_fp16.engine.models import autocast, call, main_output, make_model, prepare, quiet
+from pytest_fp16.engine.models import autocast, call, make_model, prepare, quiet
+from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.refusal import UnsupportedOperation
 from pytest_fp16.engine.theory_pass import TheoryPass
