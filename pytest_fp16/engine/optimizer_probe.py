@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.optimizer_copy import copied_over
 from pytest_fp16.engine.origin import Found, Origin
+from pytest_fp16.engine.source import entrance
 from pytest_fp16.engine.trainee import Trainee, gradient_of
 from pytest_fp16.theory.gradient import Movement, movement
 
@@ -197,6 +198,7 @@ class _Run:
         self.dtype = dtype
         self.start = self.weights()
 
+    @entrance
     def step(self, gradients: dict[int, Tensor], factor: float = 1.0) -> None:
         for keys, tensor in zip(self.keys, self.tensors, strict=True):
             parts = [

@@ -532,6 +532,7 @@ def test_the_operation_that_breaks_the_optimizer_in_the_end_is_named():
     found = check("bf16-true", train_data=[(x, y)], epochs=200, optimizer=centred)
     assert (found.culprit.module, found.culprit.operation) == ("<optimizer>", "sqrt")
     assert found.culprit.mechanism == "cancellation"
+    assert found.culprit.source is None  # torch's own line is no line of the user's
 
 
 def clamped():
