@@ -105,6 +105,6 @@ def _single(value: Iterable[Any] | Any) -> Any:
     if len(value) > 1:
         raise SettingError(
             f"configure_optimizers returned {len(value)} optimizers or schedulers; only a training "
-            "with one can be compared"
+            "with one can be compared: pass optimizer=, one that steps all, and training_step="
         )
     return value[0] if value else None

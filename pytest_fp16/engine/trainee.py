@@ -146,6 +146,9 @@ class Trainee:
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*")
             warnings.filterwarnings("ignore", message=".*self.log.*trainer.*")
             warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
+            if any(isinstance(m, torch.jit.ScriptModule) for m in self.model.modules()):
+                # Optimized, a script's backward pass casts to the format that it first ran in.
+                stack.enter_context(torch.jit.optimized_execution(False))
             if self.precision.mixed:
                 stack.enter_context(held_policy(self.place.device.type, self.place.target))
             yield

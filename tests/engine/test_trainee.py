@@ -268,3 +268,18 @@ def test_a_training_of_a_lazy_model_is_refused(digits_training):
     lazy = digits_training(model=lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)))
     with pytest.raises(ModelError, match="lazy module without weights yet"):
         initial_state(lazy, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_script_is_trained_in_one_mixed_precision_after_the_other(digits_training):
+    def scripted():
+        layers = nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)
+        return torch.jit.script(nn.Sequential(*layers))
+
+    subject = digits_training(model=scripted)
+    state = initial_state(subject, 0)
+    for name in ("16-mixed", "bf16-mixed", "16-mixed"):
+        trainee = Trainee(subject, PRECISIONS[name], 0, state, EMULATED)
+        with trainee.installed():
+            losses = [trainee.step(batch) for batch in subject.train_data[:4]]
+        assert losses[-1] < losses[0] * 2
