@@ -148,7 +148,7 @@ class Trainee:
             warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
             if any(isinstance(m, torch.jit.ScriptModule) for m in self.model.modules()):
                 # Optimized, a script's backward pass casts to the format that it first ran in.
-                stack.enter_context(torch.jit.optimized_execution(False))
+                stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
             if self.precision.mixed:
                 stack.enter_context(held_policy(self.place.device.type, self.place.target))
             yield

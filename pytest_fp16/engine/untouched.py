@@ -1,4 +1,4 @@
-"""What a model keeps beside its trained weights: left as it was, or the same in another model.
+"""What a model keeps: left as it was, or the same in another model.
 
 Averages live in buffers, frozen weights or plain attributes, and a count of steps is a number. A
 forward pass that is no step of the training must leave no trace in them.
@@ -6,6 +6,7 @@ forward pass that is no step of the training must leave no trace in them.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,15 @@ _CONTAINERS = (list, dict, set, deque)
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Afterwards everything but gradients and trained weights is as it was before."""
+    """Afterwards everything but gradients is as it was before.
+
+    Trained weights too: a training step that has an optimizer of its own (a discriminator's) moves
+    some of them.
+    """
     held = [(module, dict(vars(module))) for module in model.modules()]
     contents = [(v, v.copy()) for _, own in held for v in own.values() if type(v) in _CONTAINERS]
     tensors = [(t, t.detach().clone()) for t in _kept(model)]
+    optimizers = [(o, copy.deepcopy(o.state_dict())) for o in _optimizers(model)]
     try:
         yield
     finally:
@@ -35,13 +41,20 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for tensor, value in tensors:
                 tensor.copy_(value)
+        for optimizer, state in optimizers:
+            optimizer.load_state_dict(state)
 
 
 def _kept(model: nn.Module) -> list[Tensor]:
-    """Buffers, frozen weights, and tensors that are plain attributes."""
-    frozen = [p for p in model.parameters() if not p.requires_grad]
+    """Weights, buffers, and tensors that are plain attributes."""
     plain = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    return [*model.buffers(), *frozen, *(t for t in plain if not t.requires_grad)]
+    return [*model.buffers(), *model.parameters(), *(t for t in plain if not t.requires_grad)]
+
+
+def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Those that a model keeps: they step inside of the user's own training step."""
+    held = [v for m in model.modules() for v in vars(m).values()]
+    return [v for v in held if isinstance(v, torch.optim.Optimizer)]
 
 
 def follow(model: nn.Module, leader: nn.Module) -> None:

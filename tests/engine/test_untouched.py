@@ -161,3 +161,29 @@ def test_the_check_leaves_what_a_model_keeps_alone(make, name):
 @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and says so from inside, too
 def test_the_check_follows_a_scripted_model():
     assert found(scripted, "16-true").verdict == "equivalent"
+
+
+class Adversary(nn.Module):
+    """Has an optimizer of its own for a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws, self.tells = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.own = torch.optim.SGD(self.tells.parameters(), lr=0.1, momentum=0.9)
+
+    def step(self, x):
+        self.own.zero_grad()
+        nn.functional.softplus(self.tells(self.draws(x).detach())).mean().backward()
+        self.own.step()
+
+
+def test_an_optimizer_of_the_models_own_has_not_stepped():
+    model = Adversary()
+    model.step(torch.ones(2, 4))
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    (momentum, _) = (s["momentum_buffer"].clone() for s in model.own.state.values())
+    with untouched(model):
+        model.step(torch.ones(2, 4))
+        assert not torch.equal(model.tells.weight, weights["tells.weight"])
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert torch.equal(model.own.state[model.tells.weight]["momentum_buffer"], momentum)
