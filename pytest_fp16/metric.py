@@ -25,7 +25,8 @@ class Accuracy:
         self.hits = 0.0
         self.count = 0
         self.inputs = 0
-        self.shares = [0.0, 0.0]
+        self.shares = 0.0
+        self.squares = 0.0
 
     def add(self, right: Tensor, valid: Tensor) -> None:
         """Add decisions: bool, or the probability of being right; both of shape [N, P]."""
@@ -37,8 +38,8 @@ class Accuracy:
         counts = valid.sum(1)
         shares = right.sum(1)[counts > 0] / counts[counts > 0]
         self.inputs += len(shares)
-        self.shares[0] += float(shares.sum())
-        self.shares[1] += float(shares.square().sum())
+        self.shares += float(shares.sum())
+        self.squares += float(shares.square().sum())
 
     @property
     def value(self) -> float:
@@ -48,7 +49,7 @@ class Accuracy:
     @property
     def standard_error(self) -> float:
         """Of the share, over inputs."""
-        return accuracy_error(*self.shares, self.inputs)
+        return accuracy_error(self.shares, self.squares, self.inputs)
 
 
 class RSquared:

@@ -21,7 +21,7 @@ def test_batches_add_up_to_the_accuracy_of_the_whole():
 def test_positions_of_one_input_are_not_independent():
     total = Accuracy()
     total.add(torch.tensor([[True] * 4, [False] * 4]), torch.ones(2, 4, dtype=torch.bool))
-    # shares 1 and 0, with two inputs right and two wrong beside them: six of standard deviation 1/2,
+    # shares 1 and 0, with two inputs right and two wrong beside them: standard deviation 1/2,
     # over two inputs and not eight decisions
     assert total.standard_error == pytest.approx(0.5 / 2**0.5)
 

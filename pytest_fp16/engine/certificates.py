@@ -47,7 +47,7 @@ class Certifier:
         logits = canonical.detach()[:kept]
         sigma, bound = (v[:kept].unsqueeze(1) for v in (sums.sigma, sums.bound))
         margin = self.task.margins(logits, reference)
-        undecided = trace.undecided[:kept]
+        undecided = trace.doubts.undecided[:kept]
         said = TheoryBatch(
             logits=logits,
             margin=margin,

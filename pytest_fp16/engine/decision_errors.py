@@ -36,7 +36,7 @@ def decision_errors(
 
     def operands(**options: Any) -> Operands:
         trace, _ = theory.trace_part(inputs, n, indices, seed, collect=True, **options)
-        return trace.operands
+        return trace.doubts.operands
 
     plain = operands(adjoint=False)
     squares = [0.0] * len(plain)

@@ -78,6 +78,15 @@ def near_decision(
     return _near_rank(name, x, rest, kwargs, near) if name in _SEARCHES else None
 
 
+def gap(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    """How far the operands of a comparison are apart, element by element; None of anything else."""
+    if name not in _COMPARISONS:
+        return None
+    x, other = args[0].detach(), args[1] if len(args) > 1 else kwargs["other"]
+    distance: Tensor = (x - torch.as_tensor(other, device=x.device).detach().to(x.dtype)).abs()
+    return distance
+
+
 def _tolerance(other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, **_: object) -> Tensor:
     """How far a value may be from another to be called close, as ``torch.allclose`` has it."""
     return other.abs().mul(rtol).add(atol)

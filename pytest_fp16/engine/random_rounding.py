@@ -25,7 +25,7 @@ def noise_batch(
     generator = torch.Generator(device=theory.device).manual_seed(seed)
     detailed = not theory.totals
     trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=detailed)
-    if trace.decisions and not theory.errors and _learned(theory, inputs, n, seed):
+    if trace.doubts.decisions and not theory.errors and _learned(theory, inputs, n, seed):
         trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=detailed)
     plain = plain.detach()
     margin = task.margins(plain, reference)
@@ -42,7 +42,7 @@ def noise_batch(
     # Divided by R − 2, the mean square of errors over σ is one although σ is estimated itself.
     sigma = (squares / (NOISE_RUNS - 2)).sqrt_()
     none = torch.zeros_like(margin, dtype=torch.bool)
-    undecided = trace.undecided
+    undecided = trace.doubts.undecided
     return TheoryBatch(
         logits=plain,
         margin=margin,

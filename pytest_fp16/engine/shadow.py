@@ -6,13 +6,16 @@ the gradients that flow through them, are float32 and never rounded.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.interception import Carrier
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.doubts import Doubt
 
 
 class Cell:
@@ -22,7 +25,7 @@ class Cell:
         depends: its values depend on the model's input (else they are constants of the program).
         noisy: rounding errors of the arithmetic have entered it.
         aliases: how many tensors look at it.
-        doubt: bool [B], the inputs whose decision it holds could fall the other way; or None.
+        doubt: of the decision it holds, which rounding could change; or None.
         grid: of float32 values, the 16-bit dtype that holds each of them, because they were cast
             up from it; or None.
     """
@@ -33,7 +36,7 @@ class Cell:
         self.depends = depends
         self.noisy = noisy
         self.aliases = 1
-        self.doubt: Tensor | None = None
+        self.doubt: Doubt | None = None
         self.grid = grid
 
 

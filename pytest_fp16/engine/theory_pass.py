@@ -188,7 +188,7 @@ class TheoryPass:
         self.started = True
         few = 5 if n >= 7 else 1
         trace, canonical = self.trace_part(inputs, n, list(range(few)), seed)
-        if trace.decisions:
+        if trace.doubts.decisions:
             self.learn_decisions(inputs, n, seed)
         if trace.severed:
             names = ", ".join(sorted(trace.severed))
@@ -291,7 +291,7 @@ class TheoryPass:
 
 def _require_one_path(trace: Trace) -> None:
     """Raise NotDifferentiableError where rounding may lead the program another way."""
-    if trace.branches:
+    if trace.doubts.branches:
         raise NotDifferentiableError("the program branches on a value that rounding could change")
 
 

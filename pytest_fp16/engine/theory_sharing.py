@@ -79,12 +79,12 @@ class Sharing:
         before = bool(follower.totals)
         options = {"adjoint": not follower.compared, "detailed": not before}
         try:
-            if trace.decisions and not follower.compared:
+            if trace.doubts.decisions and not follower.compared:
                 follower.learn_decisions(inputs, n, self.seed)
             own, logits = follower.trace_part(inputs, n, indices, self.seed, **options)
         except Exception:  # whatever it is, the follower's own pass will meet and report it
             return None
-        same = own.recorder.signature == trace.recorder.signature and not own.branches
+        same = own.recorder.signature == trace.recorder.signature and not own.doubts.branches
         if same and logits.shape == canonical.shape:
             return own, logits
         if not before:

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 
-from pytest_fp16.engine.decision_errors import Errors, Operands, predicted_error
-from pytest_fp16.engine.decisions import near_decision
+from pytest_fp16.engine.decision_errors import Errors
+from pytest_fp16.engine.doubts import Doubts
 from pytest_fp16.engine.emulate import widen
 from pytest_fp16.engine.interception import AUTOCAST, Interception
 from pytest_fp16.engine.kernels import missing_kernel, require_same_dtype
@@ -75,10 +75,7 @@ class Trace(Interception):
         collect: keep what they compare.
 
     Attributes:
-        operands: what the decisions compared, if it is kept.
-        decisions: how many there were.
-        undecided: inputs that lie near a discrete decision, bool [batch].
-        branches: the program branches on a decision that rounding could change.
+        doubts: the decisions that rounding could change.
         opaque: kernels from outside ATen that ran.
         severed: operations that no gradient passes.
         dtypes: how many operations gave each 16-bit dtype.
@@ -94,16 +91,11 @@ class Trace(Interception):
         collect: bool = False,
     ) -> None:
         super().__init__(target)
-        self.errors = errors or []
-        self.collect = collect
-        self.operands: Operands = []
-        self.decisions = 0
+        self.doubts = Doubts(recorder, errors or [], collect)
         self.recorder = recorder
         self.target = target
         self.constants = constants
         self.kept: dict[int, tuple[Tensor, Shadow]] = {}
-        self.undecided = torch.zeros_like(recorder.overflowed)
-        self.branches = False
         self.opaque: set[str] = set()
         self.severed: set[str] = set()
         self.dtypes: dict[str, int] = {}
@@ -156,6 +148,7 @@ class Trace(Interception):
         """Any other operation: refused as the program refuses it, computed, wrapped."""
         known = as_called(known, args, kwargs)
         cells = [s.cell for s in shadows_in(args, kwargs)]
+        doubts = [c.doubt for c in cells if c.doubt is not None]
         moves = known.name not in _CONSTANT
         if known.exact:
             given, (args, kwargs) = args, on_the_grid(func, args, kwargs)
@@ -168,9 +161,10 @@ class Trace(Interception):
         self._refuse(call)
         nominal = nominal_dtypes(func, args, kwargs)
         results = self._wrap(call, compute(call, self.recorder), nominal)
-        self._use_doubts(call, cells, results)
+        if doubts:
+            self.doubts.use(call, doubts, results)
         if call.noisy and known.name in DISCRETE:
-            self._watch_decision(call, results)
+            self.doubts.watch(call, results)
         return results
 
     def _refuse(self, call: Call) -> None:
@@ -254,49 +248,3 @@ class Trace(Interception):
         if known.opaque:
             self.opaque.add(known.name)
         return self.recorder.site(y, fmt, known.name, steps(known, call.args, y), fixed)
-
-    # -- decisions ----------------------------------------------------------------------------
-
-    def _use_doubts(self, call: Call, cells: list[Cell], results: Any) -> None:
-        """Inputs that hang on a decision in doubt, or the whole program where it branches on it."""
-        doubts = [c.doubt for c in cells if c.doubt is not None]
-        if call.known.name == "_local_scalar_dense":
-            self.branches |= bool(doubts)
-            return
-        for doubt in doubts:
-            self.undecided |= doubt
-            for result in (r for r in flat(results) if isinstance(r, Shadow)):
-                if result.dtype is torch.bool and result.cell.doubt is None:
-                    result.cell.doubt = doubt
-
-    def _watch_decision(self, call: Call, results: Any) -> None:
-        """Note whose value lies so near a decision that rounding could change it.
-
-        Indices and masks carry the doubt until something uses them: the order of a sort changes
-        nothing if only its values are read.
-        """
-        name = call.known.name
-        compared = call.args[0]  # in float32, too: errors have entered a router's softmax
-        decided = [r for r in flat(results) if isinstance(r, Shadow)]
-        if not isinstance(compared, Shadow) or not compared.is_floating_point():
-            return
-        if name == "_to_copy" and decided[0].is_floating_point():
-            return
-        key, index = (self.recorder.where(), name), self.decisions
-        self.decisions += 1
-        args, kwargs = unwrap(call.args), unwrap(call.kwargs)
-        if self.collect:
-            self.operands.append((key, compared.inner.detach().to(torch.float32)))
-        error = predicted_error(self.errors, index, key)
-        near = near_decision(name, args, kwargs, self.recorder.formats[0], error)
-        if near is None or not bool(near.any()):
-            return
-        if not decided:  # the program reads it on the host
-            self.branches = True
-            return
-        rows = self.recorder.any_row(near)
-        whole = [r for r in decided if not r.is_floating_point()]
-        for result in whole:
-            result.cell.doubt = rows
-        if not whole and name not in ("max", "min", "median"):
-            self.undecided |= rows

@@ -274,57 +274,6 @@ def test_subnormal_and_zeroed_values_are_counted():
     assert totals.zeroed >= BATCH
 
 
-@pytest.mark.parametrize(
-    ("program", "expected"),
-    [
-        (lambda y: y.argmax(-1), False),
-        (lambda y: F.one_hot(y.argmax(-1), 3) * 2, True),
-        (lambda y: y.max(-1).values, False),
-        (lambda y: y.gather(-1, y.max(-1).indices.unsqueeze(-1)), True),
-        (lambda y: y.topk(1).values, False),
-        (lambda y: y.topk(3).indices + 0, False),
-        (lambda y: y.long().float() * 2, True),
-        (lambda y: y.floor() * 2, True),
-        (lambda y: y.round() * 2, False),
-        (lambda y: torch.bucketize(y, torch.tensor([2.0])) + 1, True),
-        (lambda y: (y > 2.0) & (y < 9), True),
-        (lambda y: (y > 3.0) & (y < 9), False),
-        (lambda y: y.argmax(0) + 1, False),
-        (lambda y: y.clamp(max=3.0) if not torch.isfinite(y).all() else y, False),
-        (lambda y: F.one_hot(y.float().argmax(-1), 3) * 2, True),
-        (lambda y: F.one_hot(y.float().softmax(-1).topk(1).indices, 3) * 2, True),
-    ],
-)
-def test_decisions_count_where_they_are_used(program, expected):
-    rows = torch.tensor(
-        [[2.0, 2.0, 1.1], [0.1, 0.3, 0.4], [0.6, 1.2, 1.4], [1.7, 0.2, 1.6], [0.8, 0.3, 5.0]]
-    )
-    trace, _ = traced(lambda t: program(t * 1.0), rows)
-
-    assert trace.undecided[0].item() is expected
-    if not expected:
-        assert not trace.undecided.any()
-
-
-@pytest.mark.parametrize(
-    "branch",
-    [
-        lambda y: (y > 2.0).all(),
-        lambda y: ((y > 2.0) | (y < -1.0)).any(-1)[3],
-        lambda y: torch.allclose(y, torch.tensor(1.1).to(y.dtype), atol=0.9),
-        lambda y: torch.equal(y, torch.full_like(y, 2.0)),
-    ],
-)
-def test_a_program_that_branches_on_a_decision_in_doubt_is_told(branch):
-    rows = torch.tensor([[2.0], [5.0], [6.0], [7.0], [8.0]])
-    trace, _ = traced(lambda t: t * 2 if bool(branch(t * 1.0)) else t * 3, rows)
-    assert trace.branches
-    assert not trace.undecided.all()  # where it goes is for runs rounded at random to see
-    far, _ = traced(lambda t: t * 2 if bool(branch(t * 1.0)) else t * 3, rows + 30)
-    assert not far.branches
-    assert not far.undecided.any()
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_scripted_and_functional_programs_are_traced():
     layer = torch.jit.script(nn.Sequential(nn.Linear(6, 4), nn.Tanh())).half()
