@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pytest_fp16.diagnosis.measure import all_finite
 from pytest_fp16.task import Task
 
 
@@ -28,8 +29,9 @@ class Damage:
         self.task = task
         self.wanted = wanted
         self.lost = self._lost(failing)
-        logits = self._centred(self.task.canonical(self.wanted))
-        self.spread = float((logits - logits.mean(0, keepdim=True)).square().mean().sqrt())
+        self.centred = self._centred(self.task.canonical(self.wanted))
+        about_mean = self.centred - self.centred.mean(0, keepdim=True)
+        self.spread = float(about_mean.square_().mean().sqrt())
         self.full = self._errors(failing)
         self.error = self.full.clamp(max=self.spread) if self.spread > 0 else self.full
 
@@ -66,13 +68,17 @@ class Damage:
         """Root mean square error per input, [N]."""
         if output.shape != self.wanted.shape:
             return torch.full((len(self.wanted),), math.inf, dtype=torch.float64)
-        want = self._centred(self.task.canonical(self.wanted))
         # An infinity that is wanted, of a masked class, is no value that was lost.
-        output = torch.where(self.wanted.isfinite(), output.nan_to_num(0, 0, 0), output)
+        if not all_finite(output):
+            output = torch.where(self.wanted.isfinite(), output.nan_to_num(0, 0, 0), output)
         have = self._centred(self.task.canonical(output))
-        return (have - want).flatten(1).square().mean(1).sqrt()
+        return have.sub_(self.centred).flatten(1).square_().mean(1).sqrt()
 
     def _centred(self, logits: Tensor) -> Tensor:
+        """Logits of one's own, their mean over classes taken off; values as they are."""
+        if all_finite(logits):  # as nearly always, and many times faster
+            values = logits.to(torch.float64, copy=True)
+            return values.sub_(values.mean(-1, keepdim=True)) if self.task.decides else values
         finite = logits.isfinite()
         values = torch.where(finite, logits, 0.0).double()
         if not self.task.decides:

@@ -135,7 +135,7 @@ class Replay:
             if not self.lenient:
                 raise
             out = self._recorded(position)
-        self._keep(entry, out)
+        self._keep(entry, out, made=True)
 
     def _recorded(self, position: int) -> list[Any]:
         """What the 16-bit program had when an operation had run; memory that it wrote holds it."""
@@ -158,7 +158,9 @@ class Replay:
         args = tuple(_filled(a, self.value) for a in entry.args)
         return args, {k: _filled(v, self.value) for k, v in entry.kwargs.items()}
 
-    def _keep(self, entry: Entry, out: Any) -> None:
+    def _keep(self, entry: Entry, out: Any, made: bool = False) -> None:
+        """Remember what an entry gave; `made` says that it is no view of what was there."""
+        made = made and entry.known is not None and not entry.known.mutated
         items = [out] if isinstance(out, Tensor) else flat(out)
         for i, result in enumerate(entry.results):
             item = items[i] if i < len(items) else None
@@ -170,7 +172,8 @@ class Replay:
                 if not self.lenient:
                     raise Diverged
                 item = result.low.clone()
-            self.values[id(result.twin)] = widen(item)
+            item = widen(item)
+            self.values[id(result.twin)] = _laid_out(item, result.low) if made else item
 
     def examine(self, position: int) -> Finding:
         """Run one entry and measure it."""
@@ -203,6 +206,20 @@ def _filled(value: Any, of: Callable[[Ref], Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_filled(item, of) for item in value]
     return value
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A value in memory as the 16-bit kernel left it: the program went on to take views of that.
+
+    Fused attention leaves heads and positions the other way round than its float32 stand-in.
+    """
+    if value.layout is not torch.strided or like.layout is not torch.strided:
+        return value
+    if value.stride() == like.stride() or 0 in like.stride():
+        return value
+    return torch.empty_strided(
+        like.shape, like.stride(), dtype=value.dtype, device=value.device
+    ).copy_(value)
 
 
 def _same(item: Any, recorded: Any) -> bool:

@@ -151,3 +151,20 @@ def test_an_operation_measured_where_memory_is_written_later():
     at = names.index("mul") + 1
     finding = watched(tape, lambda i: i == at)[at]
     assert finding.operands[0].value == pytest.approx(0.77, rel=1e-3)
+
+
+def test_views_of_what_a_kernel_laid_out_in_its_own_way_are_played(specimen):
+    """Fused attention leaves positions before heads, and the program joins the heads by a view."""
+
+    class Attends(nn.Module):
+        def forward(self, x):
+            q = x.flatten(1, 2).unflatten(-1, (2, 4)).transpose(1, 2).contiguous()
+            y = nn.functional.scaled_dot_product_attention(q, q, q)
+            return y.transpose(1, 2).reshape(len(x), 8, -1).sum(1).repeat(1, 2)[:, :10]
+
+    found = specimen(Attends())
+    found.record()
+    assert "_scaled_dot_product_flash_attention_for_cpu" in [o.name for o in found.operations]
+    torch.testing.assert_close(healed(found.tape, 0), found.wanted)
+    measured = found.side_by_side(lambda i: True)
+    assert all(o.finding is not None for o in measured)
