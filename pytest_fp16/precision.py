@@ -95,6 +95,8 @@ def mixes_dtypes(said: str) -> bool:
     return any(words in said for words in _MIXED_DTYPES)
 
 
+#: A scaler's words where gradients are gone before the optimizer's own step.
+_NOTHING_TO_SCALE = "No inf checks were recorded"
 #: Said of a gradient that is clamped, or read, before a scaler's factor is taken out of it.
 WHILE_SCALED = "while it is scaled"
 
@@ -102,3 +104,8 @@ WHILE_SCALED = "while it is scaled"
 def refuses_closure(said: str) -> bool:
     """Whether an error is torch's refusal to scale an optimizer that evaluates the loss itself."""
     return "Closure use is not currently supported" in said
+
+
+def finds_nothing_to_scale(said: str) -> bool:
+    """Whether an error is a gradient scaler's that found no gradient: a hook has stepped."""
+    return _NOTHING_TO_SCALE in said

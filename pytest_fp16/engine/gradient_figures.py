@@ -44,6 +44,11 @@ def notes(evidence: Evidence) -> list[str]:
     if empty:
         shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
         said.append(f"gradients that are zero but for rounding were left out: {shown}")
+    if evidence.points and not any(p.tensors or p.meaningless for p in evidence.points):
+        said.append(
+            "no weight had a gradient once the backward pass was over (a hook steps in it?): none "
+            "was compared"
+        )
     if evidence.optimizer is not None:
         said.append(f"{evidence.optimizer.lost:.0%} of updates are lost to rounding (no verdict)")
     if evidence.confident is not None and evidence.solved is not None and evidence.solved.harmless:

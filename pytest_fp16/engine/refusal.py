@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_fp16.engine.inference import inference_as_no_grad
 from pytest_fp16.engine.recurrent import recurrent_by_steps
-from pytest_fp16.precision import mixes_dtypes, refuses_closure
+from pytest_fp16.precision import finds_nothing_to_scale, mixes_dtypes, refuses_closure
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -92,7 +92,7 @@ def mechanism_of(said: str) -> Mechanism:
         return "mask-inf"
     refused = said.startswith(_REFUSALS) and any(words in said for words in _OF_DTYPES)
     refused = refused or refuses_closure(said) or mixes_dtypes(said)
-    refused = refused or is_missing_kernel(RuntimeError(said))
+    refused = refused or finds_nothing_to_scale(said) or is_missing_kernel(RuntimeError(said))
     return "unsupported-op" if refused else "precision-loss"
 
 

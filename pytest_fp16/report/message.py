@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 
-from pytest_fp16.precision import WHILE_SCALED, mixes_dtypes, refuses_closure
+from pytest_fp16.precision import (
+    WHILE_SCALED,
+    finds_nothing_to_scale,
+    mixes_dtypes,
+    refuses_closure,
+)
 from pytest_fp16.report import figures
 from pytest_fp16.report.model import Culprit, Cure, Metric, Report
 
@@ -116,6 +121,11 @@ def _why(report: Report, culprit: Culprit) -> str:
             return (
                 "a gradient scaler cannot scale the steps of an optimizer that evaluates the loss "
                 "itself; evaluate it in the training step, or train in bf16-mixed, without a scaler"
+            )
+        if finds_nothing_to_scale(culprit.evidence):
+            return (
+                "a gradient scaler found no gradient left: step in the loop and not in hooks of "
+                "the backward pass, or train in bf16-mixed, without a scaler"
             )
         if "unsafe to autocast" in culprit.evidence:
             return "autocast refuses this operation, as it would be unsafe in 16 bits"

@@ -462,6 +462,16 @@ def test_an_error_of_the_users_own_is_raised():
         check("16-true", loss=broken)
 
 
+def test_an_error_of_the_users_own_backward_pass_is_raised():
+    def model():
+        made = net()
+        made[0].weight.register_hook(lambda g: g.reshape(1))
+        return made
+
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        check("16-true", model=model)
+
+
 def test_an_error_has_the_line_that_raised_it():
     def loss(z, y):
         return F.cross_entropy(z.masked_fill(z < -50, -1e9), y)
@@ -608,3 +618,24 @@ def test_steps_that_a_scaler_skips_are_a_note():
         assert found.verdict == "equivalent", found.reason
         notes += found.notes
     assert any("the scaler skips their steps" in note for note in notes)
+
+
+def stepping():
+    """Weights that are stepped as soon as their gradient is there."""
+    model = net()
+    for p in model.parameters():
+        own = torch.optim.SGD([p], lr=0.1)
+
+        def step(_, own=own):
+            own.step()
+            own.zero_grad()
+
+        p.register_post_accumulate_grad_hook(step)
+    return model
+
+
+def test_gradients_that_are_gone_are_said_not_to_have_been_compared():
+    found = check("16-true", model=stepping)
+    assert found.verdict == "equivalent"
+    assert any("none was compared" in note for note in found.notes)
+    assert "none was compared" not in str(check("16-true").notes)

@@ -169,6 +169,7 @@ def test_a_fourier_transform_without_a_kernel_is_named_itself(target):
         ("RuntimeError: expected scalar type Half but found Float", "unsupported-op"),
         ("TypeError: Got unsupported ScalarType BFloat16", "unsupported-op"),
         ("RuntimeError: Closure use is not currently supported if GradScaler", "unsupported-op"),
+        ("AssertionError: No inf checks were recorded for this optimizer.", "unsupported-op"),
         ("AssertionError: underflow in dt 1e-4", "precision-loss"),
         ("AssertionError: the loss overflows", "precision-loss"),
         (

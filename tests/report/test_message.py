@@ -266,3 +266,9 @@ def test_gradients_that_are_clamped_while_they_are_scaled(failed):
         module="", operation="backward", mechanism="precision-loss", evidence=evidence
     )
     assert "scaler.unscale_(optimizer)" in message(failed(culprit=culprit))
+
+
+def test_a_scaler_that_finds_no_gradient(failed):
+    said = "AssertionError: No inf checks were recorded for this optimizer."
+    culprit = Culprit(module="", operation="", mechanism="unsupported-op", evidence=said)
+    assert "not in hooks of the backward pass" in message(failed(culprit=culprit))
