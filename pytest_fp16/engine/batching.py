@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pytest_fp16.engine.containers import leaves, map_tensors, mapping_like
-from pytest_fp16.errors import DataError
+from pytest_fp16.errors import DataError, ModelError
 
 _LABEL_KEYS = ("labels", "label", "targets", "target")
 
@@ -73,11 +73,25 @@ def cast_module(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     Args:
         model: any module.
         dtype: torch.float16 or torch.bfloat16.
+
+    Raises:
+        ModelError: the model does not let itself be cast.
     """
+    ways: list[Callable[[], nn.Module]] = [lambda: model.to(dtype)]  # where the other is refused
     if dtype is torch.float16:
-        return model.half()
-    scripted = isinstance(model, torch.jit.ScriptModule)  # which has no bfloat16()
-    return model.to(dtype) if scripted else model.bfloat16()
+        ways.insert(0, model.half)
+    elif not isinstance(model, torch.jit.ScriptModule):  # which has no bfloat16()
+        ways.insert(0, model.bfloat16)
+    refused: Exception | None = None
+    for cast in ways:
+        try:
+            return cast()
+        except Exception as error:
+            refused = refused or error
+    raise ModelError(
+        f"the model refuses to be cast to {str(dtype).removeprefix('torch.')} "
+        f"({type(refused).__name__}: {refused}); check its mixed precisions alone"
+    )
 
 
 def count_inputs(inputs: Any, labels: Any) -> int:

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pytest_fp16.engine.autocast import own_regions, target_autocast
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
 from pytest_fp16.engine.branches import branches_as_python
+from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
@@ -73,12 +74,15 @@ def _shared(source: nn.Module) -> dict[int, Any]:
     """The memo of a copy, by id: what ``deepcopy`` itself has no way with.
 
     Scripted functions are shared: they have no state, and no copies. Sparse tensors have no storage
-    of their own to copy, but clones.
+    of their own to copy, but clones. What a module computed and keeps, such as the weight that an
+    old weight norm makes of its parts, is copied without its history.
     """
     held = [value for module in source.modules() for value in vars(module).values()]
     memo: dict[int, Any] = {
         id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)
     }
+    computed = (t for t in all_tensors(held) if not t.is_leaf)
+    memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
     kept = (*held, *source.parameters(), *source.buffers())
     for tensor in (t for t in kept if isinstance(t, Tensor) and t.layout in _SPARSE):
         copied = tensor.detach().clone()

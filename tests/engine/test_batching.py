@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 from pytest_fp16.engine.batching import (
     PRIMES,
     batch_dim,
+    cast_module,
     chunks,
     count_inputs,
     split_batch,
     take,
 )
-from pytest_fp16.errors import DataError
+from pytest_fp16.errors import DataError, ModelError
 
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
 
@@ -66,3 +67,17 @@ def test_chunks_cover_every_input_once_and_are_prime(n, size):
     assert [i for indices, kept in parts for i in indices[:kept]] == list(range(n))
     assert all(len(indices) in PRIMES and len(indices) <= size for indices, _ in parts)
     assert all(set(indices[kept:]) <= {indices[kept - 1]} for indices, kept in parts)
+
+
+def test_a_model_that_refuses_to_be_cast():
+    class ByName(torch.nn.Linear):
+        def half(self):
+            raise ValueError("`.half()` is not supported")
+
+    class AtAll(ByName):
+        def to(self, *_):
+            raise ValueError("`.to` is not supported")
+
+    assert cast_module(ByName(2, 2), torch.float16).weight.dtype == torch.float16
+    with pytest.raises(ModelError, match=r"to float16 \(ValueError: `.half\(\)` is not.*mixed"):
+        cast_module(AtAll(2, 2), torch.float16)

@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -10,12 +11,12 @@ from pytest_fp16.engine.models import (
     Location,
     autocast,
     call,
-    main_output,
     make_model,
     parameter_dtypes,
     prepare,
     require_float32,
 )
+from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import precision
 
@@ -40,6 +41,24 @@ def test_a_function_makes_the_model():
         make_model(lambda: 3)
     with pytest.raises(ModelError, match=r"must be a torch\.nn\.Module or a function"):
         make_model("resnet")
+
+
+def test_what_a_module_computed_and_keeps_is_copied_without_its_history():
+    class Remembers(nn.Linear):
+        def forward(self, x):
+            self.seen = {"last": super().forward(x)}
+            return self.seen["last"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        normed = torch.nn.utils.weight_norm(nn.Linear(4, 3))  # its weight is no leaf
+    model = nn.Sequential(normed, Remembers(3, 2))
+    x = torch.randn(5, 4)
+    want = model(x)
+    copied = make_model(model)
+    assert torch.equal(copied(x), want)
+    assert copied[0].weight is not model[0].weight
+    assert model[1].seen["last"].grad_fn is not None, "the user's own is not changed"
 
 
 def test_a_module_that_cannot_be_copied_says_what_to_do():
