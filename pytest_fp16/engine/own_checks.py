@@ -59,7 +59,7 @@ def decides(candidate: Trainee, batch: Any) -> bool:
     except torch.OutOfMemoryError:
         raise
     except Exception:
-        return False  # what is wrong with it has been seen elsewhere
+        pass  # what is wrong with it has been seen elsewhere, or will be
     return decisions.seen
 
 

@@ -63,6 +63,14 @@ def test_what_decides(training, decided):
     assert decides(trainee(training, "bf16-true"), training.train_data[0]) is decided
 
 
+def test_a_check_that_fails_at_once_has_decided():
+    def never(z, y):
+        assert not bool((z == z).all())
+
+    training = subject(linear, never)
+    assert decides(trainee(training, "bf16-true"), training.train_data[0])
+
+
 def test_a_float32_index_that_is_made_whole_is_no_decision_of_the_formats():
     training = subject(Looked)
     assert not decides(trainee(training, "bf16-mixed"), training.train_data[0])
