@@ -29,7 +29,7 @@ from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import check_labels, infer_task, require_shape
+from pytest_fp16.task import check_labels, infer_task, require_like, require_shape
 from pytest_fp16.totals import MetricTotals
 
 _SEED = 1729
@@ -139,6 +139,7 @@ class EvaluationRun:
             others = self.reference.not_finite
             if not self.lanes:
                 self._begin(inputs, output, labels, n, _SEED + number)
+            require_like(output, self.shape, number)
             self._require_same_kind(labels, number)
             batch = self._batch(inputs, output, labels, n, _SEED + number)
             batch.not_finite = others
@@ -168,7 +169,7 @@ class EvaluationRun:
 
     def _begin(self, inputs: Any, output: Tensor, labels: Any, n: int, seed: int) -> None:
         """Everything that can be refused is refused here, before long work starts."""
-        subject = self.subject
+        subject, self.shape = self.subject, output.shape
         if subject.metric is not None and labels is None:
             raise DataError("metric= needs labels; yield batches (inputs, labels)")
         self.task = infer_task(subject.task, output, labels, n, subject.ignore_index)

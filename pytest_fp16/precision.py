@@ -59,6 +59,9 @@ _MIXED_DTYPES = (
     "and weight type", "and bias type", "different dtypes", "input must have the type torch.",
 )  # fmt: skip
 
+#: Of an error of the program's own that no rounding leads to.
+WHATEVER_VALUES = "exact values of that dtype stop it as well"
+
 ALIASES = {"no": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 

@@ -200,6 +200,19 @@ def _classification(output: Tensor, labels: Tensor | None, ignore_index: int) ->
     return task
 
 
+def require_like(output: Tensor, first: torch.Size, number: int) -> None:
+    """Refuse outputs of a batch that have not the dimensions of the first batch's.
+
+    Raises:
+        ModelError: a dimension is gone, or new.
+    """
+    if output.dim() != len(first):
+        raise ModelError(
+            f"the output of batch {number} has shape {tuple(output.shape)}, that of the first "
+            f"{tuple(first)}; squeeze() takes a batch of one away, squeeze(-1) does not"
+        )
+
+
 def require_shape(canonical: Tensor, shape: torch.Size, labels: Any, output: Tensor) -> None:
     """Refuse labels that would be broadcast.
 

@@ -573,3 +573,41 @@ def test_a_batch_that_the_model_does_not_take_gets_advice():
         check(Evaluation(model=nn.Linear(4, 3), data=[torch.randn(4, 4).double()]))
     with pytest.raises(ModelError, match="check the batch and forward="):
         check(Evaluation(model=nn.Linear(4, 3), data=[torch.randn(4, 5)]))
+
+
+def test_a_batch_of_one_that_is_squeezed_away_is_said():
+    class Squeezes(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    with pytest.raises(ModelError, match=r"batch 1 has shape \(4,\), that of the first \(8, 4\)"):
+        check(Evaluation(model=Squeezes(10, 4), data=[torch.randn(8, 10), torch.randn(1, 10)]))
+
+
+class _Insists(nn.Linear):
+    def forward(self, x):
+        assert x.dtype == torch.float32, "float32 expected"
+        return super().forward(x)
+
+
+class _Checks(nn.Linear):
+    def forward(self, x):
+        assert bool(((x * 300) ** 2).isfinite().all()), "values went astray"
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "mechanism", "why"),
+    [
+        (_Insists, "unsupported-op", "the program itself refuses float16"),
+        (_Checks, "overflow", "a value leaves the range of float16"),
+    ],
+)
+def test_an_assertion_of_a_dtype_is_told_from_one_of_values(model, mechanism, why):
+    torch.manual_seed(0)
+    report = check(Evaluation(model=model(10, 3).eval(), data=[torch.randn(32, 10)]))
+    assert report.verdict == "not equivalent"
+    assert report.culprit.mechanism == mechanism, str(report)
+    assert f"why:   {mechanism}: {why}" in str(report)
+    advised = "let the program take 16-bit tensors" in str(report)
+    assert advised is (model is _Insists)

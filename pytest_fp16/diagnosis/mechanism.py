@@ -16,6 +16,7 @@ from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.engine.refusal import first_line, mechanism_of, told
+from pytest_fp16.precision import WHATEVER_VALUES
 from pytest_fp16.report.model import Culprit
 
 #: What stands between the cast of an operand and the operation that takes it: a broadcast product
@@ -30,6 +31,9 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     evidence = f"it raised {told(found.error)}"
     if mechanism == "mask-inf":
         evidence = f"a constant beyond the range of {dtype_name}: {said}"
+    elif mechanism == "precision-loss" and found.anyway:
+        mechanism = "unsupported-op"
+        evidence += f"; {WHATEVER_VALUES}"
     return Culprit(
         module=found.module,
         operation=found.operation,

@@ -60,6 +60,7 @@ class Raised:
     Attributes:
         misled: the operation whose rounding led it there, such as that of an index; None where
             it stops for want of a kernel, whatever the values.
+        anyway: whether it stops for exact values of the same dtypes as well.
     """
 
     module: str
@@ -67,6 +68,7 @@ class Raised:
     source: str | None
     error: BaseException
     misled: Operation | None = None
+    anyway: bool = False
 
 
 def find_origin(
@@ -160,17 +162,22 @@ def _stopped(specimen: Specimen, error: Exception) -> Raised:
             specimen.record()
     except Exception as again:
         found = raised(again, specimen, calls.inside)
-        return replace(found, misled=_misleading(specimen))
+        misled, anyway = _misleading(specimen)
+        return replace(found, misled=misled, anyway=anyway)
     return raised(error, specimen)
 
 
-def _misleading(specimen: Specimen) -> Operation | None:
-    """The earliest operation whose rounding makes the program stop at a later one."""
+def _misleading(specimen: Specimen) -> tuple[Operation | None, bool]:
+    """The earliest operation whose rounding makes the program stop at a later one.
+
+    And whether there can be none, because exact values stop it as well.
+    """
     operations = specimen.operations
     stopped = specimen.last.raised if specimen.last is not None else None
     harmful = stopped.index if stopped is not None else len(operations)
-    if not _stops(specimen, harmful) or _stops(specimen, 0):
-        return None  # its own arguments are no reason, or exact ones stop it as well
+    anyway = _stops(specimen, 0)
+    if anyway or not _stops(specimen, harmful):
+        return None, anyway  # its own arguments are no reason
     harmless = 0
     while harmful - harmless > 1:
         cut = (harmless + harmful) // 2
@@ -178,7 +185,7 @@ def _misleading(specimen: Specimen) -> Operation | None:
             harmful = cut
         else:
             harmless = cut
-    return operations[harmful - 1]
+    return operations[harmful - 1], False
 
 
 def _stops(specimen: Specimen, until: int) -> bool:

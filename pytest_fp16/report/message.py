@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from pytest_fp16.precision import (
+    WHATEVER_VALUES,
     WHILE_SCALED,
     finds_nothing_to_scale,
     mixes_dtypes,
@@ -127,6 +128,8 @@ def _why(report: Report, culprit: Culprit) -> str:
                 "a gradient scaler found no gradient left: step in the loop and not in hooks of "
                 "the backward pass, or train in bf16-mixed, without a scaler"
             )
+        if WHATEVER_VALUES in culprit.evidence:
+            return f"the program itself refuses {figures.dtype_name(report.precision)}"
         if "unsafe to autocast" in culprit.evidence:
             return "autocast refuses this operation, as it would be unsafe in 16 bits"
     if WHILE_SCALED in culprit.evidence:
