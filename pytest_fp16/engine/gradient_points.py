@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class Point:
         finite: whether some scale gave finite gradients.
         skipped: batches whose gradient no scale makes finite, where a scaler skips their steps and
             others are finite: what the point shows is of those.
+        loss_spread: standard deviation of the 32-bit loss over batches.
     """
 
     step: int
@@ -77,6 +79,7 @@ class Point:
     scale: float = 1.0
     finite: bool = True
     skipped: int = 0
+    loss_spread: float = 0.0
 
 
 def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gradients:
@@ -150,7 +153,13 @@ def examine_point(
         low[-1].scale,
         all(g.finite for g in low),
         skipped,
+        _spread([g.loss for g in exact]),
     )
+
+
+def _spread(losses: list[float]) -> float:
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return stdev(finite) if len(finite) > 1 else 0.0
 
 
 def _candidates(
@@ -197,9 +206,14 @@ def beyond_range(point: Point) -> bool:
 def loss_is_off(point: Point, unit_roundoff: float) -> bool:
     """Whether the 16-bit loss is far from the 32-bit one: half of it, beyond rounding.
 
-    An infinite one with finite gradients is none: `beyond_range` says it.
+    A loss that is drawn (actions are sampled, rewards nearly cancel) is as far from itself in the
+    next batch. An infinite one with finite gradients is none: `beyond_range` says it.
     """
+
+    def allowed(loss: float) -> float:
+        rounding = 16 * unit_roundoff * max(abs(loss), 1e-3)
+        return max(0.5 * abs(loss) + rounding, 2 * point.loss_spread)
+
     return not beyond_range(point) and any(
-        math.isfinite(r) and not abs(c - r) <= 0.5 * abs(r) + 16 * unit_roundoff * max(abs(r), 1e-3)
-        for r, c in point.losses
+        math.isfinite(r) and not abs(c - r) <= allowed(r) for r, c in point.losses
     )

@@ -639,3 +639,16 @@ def test_gradients_that_are_gone_are_said_not_to_have_been_compared():
     assert found.verdict == "equivalent"
     assert any("none was compared" in note for note in found.notes)
     assert "none was compared" not in str(check("16-true").notes)
+
+
+def test_a_policy_whose_actions_are_drawn_is_not_far_off():
+    def reinforced(model, batch):
+        x, y = batch
+        policy = torch.distributions.Categorical(logits=model(x))
+        action = policy.sample()
+        reward = (action == y).to(x.dtype) - 0.5
+        return -(policy.log_prob(action) * reward).mean()
+
+    for name in ("16-mixed", "bf16-mixed"):
+        found = check(name, loss=None, training_step=reinforced)
+        assert "far off" not in found.reason, found.reason

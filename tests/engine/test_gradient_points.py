@@ -168,6 +168,25 @@ def test_a_loss_is_off_by_half_of_itself(pair, off):
     assert loss_is_off(point, FLOAT16.unit_roundoff) is off
 
 
+def test_a_loss_that_differs_as_much_from_batch_to_batch_is_not_off():
+    still = Noise(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, True)
+    for pair, spread, off in (
+        ((0.01, 0.05), 0.0, True),
+        ((0.01, 0.05), 0.03, False),
+        ((0.01, 0.1), 0.03, True),
+        ((0.01, float("nan")), 0.03, True),
+    ):
+        point = Point(0, [pair], still, loss_spread=spread)
+        assert loss_is_off(point, FLOAT16.unit_roundoff) is off
+
+
+def test_the_spread_of_the_loss_is_that_of_the_batches():
+    exact, low = trainee("32-true"), trainee("16-true")
+    losses = [gradients(exact, batch, seed).loss for seed, batch in enumerate(batches())]
+    point = examine_point(exact, low, batches(), 0, FLOAT16.unit_roundoff)
+    assert point.loss_spread == pytest.approx(torch.tensor(losses).std().item())
+
+
 def half_lost(z, y):
     """Not finite in 16 bits where the labels are 1."""
     return F.cross_entropy(z, y) / (1e-9 + (y[0] != 1)).to(z.dtype)
