@@ -79,6 +79,7 @@ class TheoryPass:
         self.chunk = _CHUNK
         self.screen = torch.empty(0)
         self.started = False
+        self.row = torch.Size()  # of canonical logits, for one input
         if self.task.many or self.task.batchwise:
             self.method = "random rounding"
             self.notes.append(
@@ -88,6 +89,8 @@ class TheoryPass:
     def run(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
         shared, self.pending = self.pending, None
+        for theory in (self, *self.followers):
+            theory.row = reference.shape[1:]
         if self.method == "adjoint":
             try:
                 if shared is not None and shared[0] == seed:
@@ -179,7 +182,7 @@ class TheoryPass:
             raise NotDifferentiableError(
                 f"the model does not run on a part of a batch ({type(error).__name__})"
             ) from error
-        if len(part[1]) != len(indices):  # outputs that are not one row for each row of inputs
+        if part[1].shape != (len(indices), *self.row):  # not one row, as it was, for each input
             raise NotDifferentiableError("a part of a batch does not give its part of the outputs")
         return part
 

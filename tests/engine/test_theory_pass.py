@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pytest_fp16 import check
 from pytest_fp16.engine.emulate import Emulation
 from pytest_fp16.engine.models import autocast, call, make_model, prepare, quiet
 from pytest_fp16.engine.outputs import main_output
@@ -701,3 +702,23 @@ def test_an_open_decision_among_values_is_run():
     assert "decision" in theory.notes[0]
     assert batch.sigma[3] > 0.1
     assert batch.sigma.median() < 0.01
+
+
+class _Contrasts(nn.Module):
+    """Every input against every other of its batch, as CLIP's logits are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(10, 4)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y @ y.mT
+
+
+def test_logits_between_the_inputs_of_a_batch_have_a_forecast():
+    torch.manual_seed(0)
+    data = [torch.randn(8, 10), torch.randn(9, 10)]
+    report = check(Evaluation(model=_Contrasts().eval(), data=data, labelled=False))
+    assert report.forecast.method == "random rounding", report.forecast.reason
+    assert report.forecast.verdict == "equivalent"
