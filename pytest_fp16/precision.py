@@ -62,6 +62,9 @@ _MIXED_DTYPES = (
 #: Of an error of the program's own that no rounding leads to.
 WHATEVER_VALUES = "exact values of that dtype stop it as well"
 
+#: Of values beyond those that a format has one after another.
+WHOLE_NUMBERS = "whole numbers up to"
+
 ALIASES = {"no": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 

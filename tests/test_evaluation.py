@@ -611,3 +611,23 @@ def test_an_assertion_of_a_dtype_is_told_from_one_of_values(model, mechanism, wh
     assert f"why:   {mechanism}: {why}" in str(report)
     advised = "let the program take 16-bit tensors" in str(report)
     assert advised is (model is _Insists)
+
+
+class _ByNumber(nn.Module):
+    """Looks ids up that came as floating numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5000, 4)
+
+    def forward(self, ids):
+        return self.table(ids[:, 0].long())
+
+
+def test_whole_numbers_that_become_one_are_told_as_that():
+    torch.manual_seed(0)
+    data = [torch.randint(0, 5000, (64, 1)).float()]
+    report = check(Evaluation(model=_ByNumber().eval(), data=data, labelled=False))
+    assert report.culprit.mechanism == "absorption"
+    assert "why:   absorption: large whole numbers become one in float16" in str(report)
+    assert "keep the whole numbers as integers, or in float32 at" in str(report)

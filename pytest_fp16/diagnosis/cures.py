@@ -12,7 +12,7 @@ from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
-from pytest_fp16.precision import WHATEVER_VALUES, mixes_dtypes
+from pytest_fp16.precision import WHATEVER_VALUES, WHOLE_NUMBERS, mixes_dtypes
 from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
@@ -218,6 +218,8 @@ def advice(culprit: Culprit) -> tuple[CureKind, str]:
     kind, text = _ADVICE[culprit.mechanism]
     if culprit.mechanism == "unsupported-op" and mixes_dtypes(culprit.evidence):
         text = "bring the tensors that meet there to one dtype"
+    if WHOLE_NUMBERS in culprit.evidence:
+        text = "keep the whole numbers as integers, or in float32"
     if WHATEVER_VALUES in culprit.evidence:
         text = "let the program take 16-bit tensors"
     text = text.format(operation=culprit.operation, in_float32=_in_float32(culprit))

@@ -8,6 +8,7 @@ from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import ADDITIONS, RUNNING, STEPWISE, Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.why import Why, format_of
+from pytest_fp16.precision import WHOLE_NUMBERS
 from pytest_fp16.theory.rounding import Format
 
 #: An addend within so many spacings of the sum keeps fewer than four of its own bits.
@@ -38,7 +39,7 @@ def counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
             return Why(
                 "absorption",
                 born,
-                f"whole numbers up to {measure.largest:.0f}; {fmt.name} can tell every one apart "
+                f"{WHOLE_NUMBERS} {measure.largest:.0f}; {fmt.name} can tell every one apart "
                 f"up to {most:.0f} only",
             )
     return None

@@ -7,6 +7,7 @@ import math
 from pytest_fp16.precision import (
     WHATEVER_VALUES,
     WHILE_SCALED,
+    WHOLE_NUMBERS,
     finds_nothing_to_scale,
     mixes_dtypes,
     refuses_closure,
@@ -132,6 +133,8 @@ def _why(report: Report, culprit: Culprit) -> str:
             return f"the program itself refuses {figures.dtype_name(report.precision)}"
         if "unsafe to autocast" in culprit.evidence:
             return "autocast refuses this operation, as it would be unsafe in 16 bits"
+    if WHOLE_NUMBERS in culprit.evidence:
+        return f"large whole numbers become one in {figures.dtype_name(report.precision)}"
     if WHILE_SCALED in culprit.evidence:
         return (
             "what clamps or reads gradients must do so after scaler.unscale_(optimizer); or train "
