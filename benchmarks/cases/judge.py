@@ -209,7 +209,8 @@ def rows(name: str, policy: str, device: str) -> list[Row]:
     for precision in base.ALL:
         label, found = expected(case, precision, policy), judge(case, precision, policy, device)
         mark = "" if label == "-" else "agree" if label == found.word else "DIFFER"
-        figures = (f"{found.reference:.1%}", f"{100 * found.loss:.2f}")
+        lost = 100 * found.loss
+        figures = (f"{found.reference:.1%}", f"{lost:.2f}" if lost < 1e6 else f"{lost:.0e}")
         lines.append((name, precision, label, found.word, *figures, mark, found.note))
     return lines
 
