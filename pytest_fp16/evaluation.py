@@ -18,6 +18,7 @@ from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.refusal import first_line
+from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation_report import needs_diagnosis, report_of
 from pytest_fp16.lane import Lane
@@ -90,6 +91,7 @@ class EvaluationRun:
         self.warnings: list[str] = []
         self.lanes: list[Lane] = []
         self.inputs = 0
+        self.carries = False  # something from one batch to the next
         self.taken = False  # whether labels were taken out of a mapping, which the model may miss
 
     def execute(self) -> None:
@@ -123,7 +125,16 @@ class EvaluationRun:
         return self._candidate(name, keep_in_float32(model, keep) if keep else model)
 
     def _candidate(self, name: str, model: Any) -> Candidate:
-        return Candidate(model, precision(name), self.subject, self.device, self.target)
+        made = Candidate(model, precision(name), self.subject, self.device, self.target)
+        made.carries = self.carries
+        return made
+
+    def rewind(self) -> None:
+        """Everything that models have carried along goes back to what it was before the data."""
+        if self.carries:
+            self.initial.restore()
+            for lane in self.lanes:
+                lane.initial.restore()
 
     def _batches(self) -> Iterator[Batch]:
         for number, raw in enumerate(self.subject.data):
@@ -135,6 +146,11 @@ class EvaluationRun:
             if n == 0:
                 continue
             inputs = to_device(inputs, self.device)
+            if not self.lanes:
+                self.initial = State(self.reference.model, weights=False)
+            elif self.carries:
+                for lane in self.lanes:
+                    lane.follow(self.reference.model)
             output = self._reference_output(inputs, _SEED + number)
             others = self.reference.not_finite
             if not self.lanes:
@@ -183,33 +199,53 @@ class EvaluationRun:
         if isinstance(self.totals.tally, Accuracy):
             require_meaning(self.settings.budget)
         self._require_better_than_chance(output, labels, n)
-        again = self._reference_output(inputs, seed)
-        self.deterministic = bool(torch.equal(again, output))
-        if not self.deterministic:
-            largest = float((again - output).abs().max())
-            self.warnings.append(
-                f"the reference is not deterministic: two runs of one batch differ by {largest:.2g}"
-            )
+        self._repeat(inputs, output, seed)
         whole = not self._runs_in_part(inputs, n, seed)
-        for name in self.settings.precisions:
-            rounds = precision(name).dtype_name != "float32"
-            theory = self.candidate(name) if rounds and self.predict else None
-            mode = self.mode if rounds else "native"
-            lane = Lane.start(self.candidate(name), theory, self.task, mode)
-            lane.whole = whole
-            if rounds and not lane.precision.mixed:
-                lane.warnings += _handed_on(inputs)
-            self.lanes.append(lane)
+        with untouched(self.reference.model, weights=False, since=self.initial):
+            for name in self.settings.precisions:  # each begins as the reference began
+                lane = self._lane(name)
+                lane.whole = whole
+                if lane.precision.dtype_name != "float32" and not lane.precision.mixed:
+                    lane.warnings += _handed_on(inputs)
+                self.lanes.append(lane)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
-        for i, leader in enumerate(theories):
+        for i, leader in enumerate(theories if not self.carries else ()):
             leader.followers = theories[i + 1 :]
+
+    def _lane(self, name: str) -> Lane:
+        rounds = precision(name).dtype_name != "float32"
+        theory = self.candidate(name) if rounds and self.predict else None
+        return Lane.start(
+            self.candidate(name), theory, self.task, self.mode if rounds else "native"
+        )
+
+    def _repeat(self, inputs: Any, output: Tensor, seed: int) -> None:
+        """Whether the reference repeats itself; or would, if it had not carried something along."""
+        model = self.reference.model
+        with untouched(model, weights=False):
+            again = self._reference_output(inputs, seed)
+        self.deterministic = bool(torch.equal(again, output))
+        if self.deterministic:
+            return
+        with untouched(model, weights=False, since=self.initial):
+            anew = self._reference_output(inputs, seed)
+        self.carries = self.deterministic = bool(torch.equal(anew, output))
+        if self.carries:
+            said = "the model carries something from one batch to the next: its batches were run "
+            self.warnings.append(f"{said}in order, and errors carried along are no part of σ")
+            return
+        largest = float((again - output).abs().max())
+        self.warnings.append(
+            f"the reference is not deterministic: two runs of one batch differ by {largest:.2g}"
+        )
 
     def _runs_in_part(self, inputs: Any, n: int, seed: int) -> bool:
         """Whether the reference takes a few inputs of a batch alone: a graph's nodes it may not."""
         if n <= INPUTS:
             return True
         try:
-            self.reference.outputs(take(inputs, n, list(range(INPUTS))), seed)
+            with untouched(self.reference.model, weights=False):
+                self.reference.outputs(take(inputs, n, list(range(INPUTS))), seed)
         except Exception:
             return False
         return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_fp16.batch import Batch
 from pytest_fp16.engine.batching import take
@@ -24,6 +24,7 @@ from pytest_fp16.engine.refusal import (
 from pytest_fp16.engine.source import raised_by_program
 from pytest_fp16.engine.theory_batch import TheoryBatch
 from pytest_fp16.engine.theory_pass import TheoryPass
+from pytest_fp16.engine.untouched import State, carry_over, untouched
 from pytest_fp16.evidence import KEPT, Kept, Outcome, Prediction, standardised
 from pytest_fp16.precision import Precision
 from pytest_fp16.task import Task
@@ -82,6 +83,9 @@ class Lane:
     second_look: SecondLook = field(default_factory=SecondLook)
     whole: bool = False
 
+    def __post_init__(self) -> None:
+        self.initial = State(self.candidate.model, weights=False)
+
     @classmethod
     def start(
         cls,
@@ -101,6 +105,7 @@ class Lane:
                 candidate.device,
                 subject,
                 task,
+                carries=candidate.carries,
             )
         return cls(
             precision=candidate.precision,
@@ -124,6 +129,7 @@ class Lane:
             return
         if self.canary is None and self.witness is None and not self.outcome.inputs:
             self._first(batch)
+        before = State(self.candidate.model, weights=False) if self.candidate.carries else None
         output = None if self.done else self._run(batch)
         if output is None:
             self._keep(batch)
@@ -133,7 +139,13 @@ class Lane:
         self.outcome.beside += self.candidate.not_finite - Counter(batch.not_finite)
         self._keep(batch)
         if said is not None and not self.ideal and self._strays():
-            self._look_again(batch, said, logits)
+            self._look_again(batch, said, logits, before)
+
+    def follow(self, reference: nn.Module) -> None:
+        """Before a batch: theory starts from what the reference has carried along until then."""
+        if self.theory is not None:
+            dtype = None if self.precision.mixed else self.precision.dtype
+            carry_over(reference, self.theory.model, dtype)
 
     # -- theory -------------------------------------------------------------------------------
 
@@ -246,15 +258,18 @@ class Lane:
             return True
         return self.task.decides and self.outcome.flips > self.prediction.flips.allowed()
 
-    def _look_again(self, batch: Batch, said: TheoryBatch, logits: Tensor) -> None:
+    def _look_again(
+        self, batch: Batch, said: TheoryBatch, logits: Tensor, before: State | None
+    ) -> None:
         """Run the batch through an ideal emulation, to set the candidate beside it."""
         look = self.second_look
         if look.inputs > SECOND_LOOK:
             return
         try:
-            output = self.candidate.outputs(
-                batch.inputs, batch.seed, emulated=True, opaque="rounded"
-            )
+            with untouched(self.candidate.model, weights=False, since=before):
+                output = self.candidate.outputs(
+                    batch.inputs, batch.seed, emulated=True, opaque="rounded"
+                )
         except Exception as error:
             self.warnings.append(f"no second look by emulation: {first_line(error)}")
             look.inputs = SECOND_LOOK + 1

@@ -26,6 +26,7 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
     siblings = {report.precision: report for report in reports}
     found: dict[str, tuple[str, ...]] = {}
     done = []
+    run.rewind()
     for lane, report in zip(run.lanes, reports, strict=True):
         if needs_diagnosis(report) and lane.outcome.kept is not None:
             report, found[report.precision] = _treated(run, lane, report, siblings)

@@ -24,6 +24,7 @@ from pytest_fp16.engine.models import Location, autocast, call_as_is, quiet
 from pytest_fp16.engine.operations import LOW
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.task import Task
 
 #: Inputs a diagnosis looks at.
@@ -77,7 +78,8 @@ class Specimen:
         with torch.no_grad(), quiet():
             seed_everything(sample.seed)
             inputs = map_tensors(sample.inputs, torch.clone)  # a model may write into its input
-            output = call_as_is(reference, inputs, candidate.subject.forward)
+            with untouched(reference, weights=False):
+                output = call_as_is(reference, inputs, candidate.subject.forward)
             self.wanted = main_output(output).detach().float()
         self.last: Autopsy | None = None
         self.recorded: Autopsy | None = None
@@ -132,7 +134,7 @@ class Specimen:
         dtype = None if candidate.precision.mixed else candidate.precision.dtype
         wrapped = map_tensors(self.sample.inputs, lambda t: _input(t, dtype))
         context = autocast(candidate.precision, candidate.device, candidate.target)
-        with torch.no_grad(), quiet(), context, autopsy:
+        with untouched(candidate.model, weights=False), torch.no_grad(), quiet(), context, autopsy:
             output = call_as_is(candidate.model, wrapped, candidate.subject.forward)
         return main_output(output)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.refusal import UnsupportedOperation, first_line, is_missing_kernel
+from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.precision import mixes_dtypes
 
 #: Inputs the canary takes: float16 on a CPU is slow.
@@ -73,8 +74,10 @@ def sing(
         count: how many inputs; n or more for all, where a batch cannot be cut.
     """
     few = inputs if count >= n else take(inputs, n, list(range(count)))
-    emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
-    native, error = _attempt(candidate, few, seed)
+    with untouched(candidate.model, weights=False):
+        emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
+    with untouched(candidate.model, weights=False):
+        native, error = _attempt(candidate, few, seed)
     device = candidate.device.type
     if error is not None:
         return refused(error, emulation_error, device)

@@ -56,7 +56,12 @@ class Candidate:
         subject: how it is called.
         device: where.
         target: whose autocast policy and kernels an emulated run follows.
+
+    Attributes:
+        carries: the model carries something from one batch to the next.
     """
+
+    carries = False
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.rivals import NotDifferentiableError
+from pytest_fp16.engine.reverse import NotDifferentiableError
 from pytest_fp16.engine.theory_batch import PROBABLE_SIGMAS, TheoryBatch
 
 if TYPE_CHECKING:

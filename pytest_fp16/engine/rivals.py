@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.reverse import backward
 from pytest_fp16.engine.sites import Sums
 from pytest_fp16.engine.trace import Trace
 from pytest_fp16.theory.rounding import Format
@@ -25,18 +26,13 @@ SCREENING_PASSES = 32
 _STANDS_OUT = 2.0
 
 
-class NotDifferentiableError(Exception):
-    """A reverse pass cannot be made; random rounding can."""
-
-
 class Rivals:
     """Backward passes of one chunk from the margins over the third class and further ones.
 
     Ranks are the reference's, so each is made once, whoever asks for it.
     """
 
-    def __init__(self, leader: TheoryPass, trace: Trace, canonical: Tensor, like: Tensor) -> None:
-        self.leader = leader
+    def __init__(self, trace: Trace, canonical: Tensor, like: Tensor) -> None:
         self.trace = trace
         self.canonical = canonical
         self.like = like
@@ -48,7 +44,7 @@ class Rivals:
             if torch.equal(asked, rival):
                 return sums
         seeds = torch.zeros_like(self.like).scatter(-1, top, 1.0).scatter(-1, rival, -1.0)
-        made = self.leader.backward(self.trace, self.canonical, seeds)
+        made = backward(self.trace, self.canonical, seeds)
         self.known.append((rival, made))
         return made
 
@@ -57,7 +53,7 @@ class Screening:
     """How much larger than the runner-up's the bound of a class is, measured on a few inputs.
 
     Args:
-        theory: runs backward.
+        theory: the theory of the candidate.
         trace, canonical: its run of the few inputs.
         reference: their canonical logits, [few, P, C].
     """
@@ -120,7 +116,7 @@ class Screening:
         return ratio[: len(self.reference)].nan_to_num(0, 0, 0).max()
 
     def _bound(self, seeds: Tensor) -> Tensor:
-        return self.theory.backward(*self.program, seeds)[self.theory.format].bound
+        return backward(*self.program, seeds)[self.theory.format].bound
 
 
 def measured_screen(

@@ -8,6 +8,7 @@ batch), the trace is repeated with random rounding errors instead.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +23,15 @@ from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.random_rounding import noise_batch
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.recorder import Recorder
-from pytest_fp16.engine.refusal import UnsupportedOperation, first_line
-from pytest_fp16.engine.rivals import NotDifferentiableError, Rivals, measured_screen
+from pytest_fp16.engine.refusal import UnsupportedOperation
+from pytest_fp16.engine.reverse import NotDifferentiableError, backward
+from pytest_fp16.engine.rivals import Rivals, measured_screen
 from pytest_fp16.engine.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.sites import SiteKey, SiteTotals, Sums
 from pytest_fp16.engine.theory_batch import TheoryBatch, concatenate, differ
 from pytest_fp16.engine.theory_sharing import Sharing
 from pytest_fp16.engine.trace import Trace
+from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
@@ -52,6 +55,7 @@ class TheoryPass:
         model: the candidate's own copy, cast as the candidate is.
         precision, target, device: how it runs.
         subject, task: how it is called, and what counts as a decision.
+        carries: the model carries something from one batch to the next.
         totals: running totals per site.
     """
 
@@ -61,6 +65,7 @@ class TheoryPass:
     device: torch.device
     subject: Evaluation
     task: Task
+    carries: bool = False
     totals: dict[SiteKey, SiteTotals] = field(default_factory=dict)
     method: str = "adjoint"
     notes: list[str] = field(default_factory=list)
@@ -154,7 +159,9 @@ class TheoryPass:
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype
         traced = wrap_inputs(copied(inputs), cast)
-        with torch.no_grad(), autocast(self.precision, self.device, self.target), trace:
+        # Each of the traces of a batch begins with what was carried up to that batch.
+        kept = untouched(self.model, weights=False) if self.carries else nullcontext()
+        with torch.no_grad(), autocast(self.precision, self.device, self.target), kept, trace:
             output = call_as_is(self.model, traced, self.subject.forward)
         main = main_output(output)
         values = main.inner if isinstance(main, Shadow) else main
@@ -220,7 +227,7 @@ class TheoryPass:
         self.totals.clear()
 
     def _sigma(self, trace: Trace, canonical: Tensor, reference: Tensor) -> Tensor:
-        sums = self.backward(trace, canonical, self.task.seeds(reference))[self.format]
+        sums = backward(trace, canonical, self.task.seeds(reference))[self.format]
         return sums.sigma[: len(reference)].unsqueeze(1)
 
     # -- reverse mode -------------------------------------------------------------------------
@@ -247,43 +254,13 @@ class TheoryPass:
             trace, canonical = self.trace_part(inputs, n, indices, seed, detailed=not self.totals)
             _require_one_path(trace)
             rows = reference[indices[:kept]]
-            sums = self.backward(trace, canonical, self.task.seeds(rows))[self.format]
+            sums = backward(trace, canonical, self.task.seeds(rows))[self.format]
             self.record(sums)
-            rivals = Rivals(self, trace, canonical, rows)
+            rivals = Rivals(trace, canonical, rows)
             sharing.chunk(trace, canonical, rivals, (inputs, n, indices, rows))
             parts.append(self.certifier.judge(trace, canonical, rows, sums, rivals))
         sharing.hand_over()
         return concatenate(parts)
-
-    def backward(self, trace: Trace, canonical: Tensor, seeds: Tensor) -> dict[Format, Sums]:
-        """One reverse pass; `seeds` [kept, P, C] are derivatives of margins with respect to logits.
-
-        Raises:
-            NotDifferentiableError: none can be made.
-        """
-        contributions = trace.recorder.contributions
-        contributions.reset()
-        if trace.recorder.leaves and not canonical.requires_grad:
-            raise NotDifferentiableError("the outputs carry no gradient")
-        if trace.recorder.leaves:
-            padded = torch.zeros_like(canonical)
-            padded[: len(seeds)] = seeds
-            self._reverse(trace, canonical, padded)
-        return contributions.sums
-
-    def _reverse(self, trace: Trace, canonical: Tensor, seeds: Tensor) -> None:
-        finite = torch.isfinite(canonical)
-        try:
-            with torch.enable_grad():
-                torch.autograd.grad(
-                    torch.where(finite, canonical, torch.zeros_like(canonical)),
-                    trace.recorder.leaves,
-                    seeds * finite,
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-        except RuntimeError as error:
-            raise NotDifferentiableError(f"no reverse pass ({first_line(error)[:80]})") from None
 
     def record(self, sums: Sums) -> None:
         """Add a pass's sums to the running totals of the sites."""

@@ -15,40 +15,65 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_fp16.engine.containers import all_tensors, map_tensors
+
 _CONTAINERS = (list, dict, set, deque)
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Afterwards everything but gradients is as it was before.
+class State:
+    """What a model keeps, as it is now.
 
-    Trained weights too: a training step that has an optimizer of its own (a discriminator's) moves
-    some of them.
+    Args:
+        model: the model.
+        weights: its weights too. A training step that has an optimizer of its own (a
+            discriminator's) moves some of them; an evaluation moves none.
     """
-    held = [(module, dict(vars(module))) for module in model.modules()]
-    contents = [(v, v.copy()) for _, own in held for v in own.values() if type(v) in _CONTAINERS]
-    tensors = [(t, t.detach().clone()) for t in _kept(model)]
-    optimizers = [(o, copy.deepcopy(o.state_dict())) for o in _optimizers(model)]
-    try:
-        yield
-    finally:
-        for module, own in held:
+
+    def __init__(self, model: nn.Module, weights: bool = True) -> None:
+        self._held = [(module, dict(vars(module))) for module in model.modules()]
+        values = [v for _, own in self._held for v in own.values()]
+        self._contents = [(v, v.copy()) for v in values if type(v) in _CONTAINERS]
+        self._tensors = [(t, t.detach().clone()) for t in _kept(model, weights)]
+        self._optimizers = [(o, copy.deepcopy(o.state_dict())) for o in _optimizers(model)]
+
+    def restore(self) -> None:
+        """Give it back to the model."""
+        for module, own in self._held:
             vars(module).clear()
             vars(module).update(own)
-        for container, before in contents:
+        for container, before in self._contents:
             container.clear()
             (container.update if isinstance(before, (dict, set)) else container.extend)(before)
         with torch.no_grad():
-            for tensor, value in tensors:
+            for tensor, value in self._tensors:
                 tensor.copy_(value)
-        for optimizer, state in optimizers:
+        for optimizer, state in self._optimizers:
             optimizer.load_state_dict(state)
 
 
-def _kept(model: nn.Module) -> list[Tensor]:
+@contextmanager
+def untouched(model: nn.Module, weights: bool = True, since: State | None = None) -> Iterator[None]:
+    """Afterwards everything but gradients is as it was before.
+
+    Args:
+        model: the model.
+        weights: whether its weights could change, see `State`.
+        since: what it keeps meanwhile, in place of what it keeps now.
+    """
+    before = State(model, weights)
+    try:
+        if since is not None:
+            since.restore()
+        yield
+    finally:
+        before.restore()
+
+
+def _kept(model: nn.Module, weights: bool) -> list[Tensor]:
     """Weights, buffers, and tensors that are plain attributes."""
     plain = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    return [*model.buffers(), *model.parameters(), *(t for t in plain if not t.requires_grad)]
+    own = [*model.buffers(), *(t for t in plain if not t.requires_grad)]
+    return [*own, *model.parameters()] if weights else own
 
 
 def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -77,3 +102,31 @@ def count_alike(model: nn.Module, leader: nn.Module) -> None:
 
 def _counts(name: str, value: Any, module: nn.Module) -> bool:
     return type(value) in (int, float) and type(vars(module).get(name)) in (int, float)
+
+
+#: What torch itself keeps in a module.
+_TORCHS_OWN = frozenset(vars(nn.Module()))
+
+
+def carry_over(leader: nn.Module, model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Give a model what another has carried along: hidden states, caches, averages, counts.
+
+    Args:
+        leader: the model whose state it is.
+        model: one of the same modules, which gets its own copy.
+        dtype: of floating tensors in it; None for the leader's. A buffer keeps its own.
+    """
+
+    def cast(tensor: Tensor) -> Tensor:
+        floating = tensor.is_floating_point() and dtype is not None
+        return tensor.detach().to(dtype if floating else tensor.dtype, copy=True)
+
+    for own, other in zip(model.modules(), leader.modules(), strict=False):
+        for name, there in other._buffers.items():
+            here = own._buffers.get(name)
+            if there is not None and here is not None:
+                own._buffers[name] = there.detach().to(here.dtype, copy=True)
+        for name, value in vars(other).items():
+            plain = value is None or type(value) in (bool, int, float)
+            if name not in _TORCHS_OWN and (plain or all_tensors(value)):
+                vars(own)[name] = map_tensors(value, cast)

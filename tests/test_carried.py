@@ -1,0 +1,91 @@
+"""Models that carry something from one batch to the next: hidden states, averages, counts."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+
+
+class Adapting(nn.Module):
+    """Classifies what is left of an input when the average of the batches before is taken off."""
+
+    def __init__(self, keep="buffer"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+        self.keep, self.steps = keep, 0
+        if keep == "buffer":
+            self.register_buffer("memory", torch.zeros(64))
+        else:
+            self.memory = None
+
+    def forward(self, x):
+        z = torch.tanh(3 * self.encoder(x.flatten(1)))
+        now = z.detach().mean(0)
+        if self.keep == "buffer":
+            self.memory.mul_(0.5).add_(0.5 * now)
+        else:
+            self.memory = now if self.memory is None else 0.5 * self.memory + 0.5 * now
+        self.steps += 1
+        return self.head(z - 4 * self.memory) + 0.5 * self.steps * z[:, :10]
+
+
+def unlabelled(digits, size=50):
+    return list(digits[1][0][:300].split(size))
+
+
+def by_hand(model, batches):
+    with torch.no_grad():
+        return torch.cat([model(x) for x in batches]).argmax(-1)
+
+
+@pytest.mark.parametrize("keep", ["buffer", "attribute"])
+@pytest.mark.parametrize("made", ["module", "function"])
+def test_every_run_begins_and_goes_on_as_the_reference(digits, keep, made):
+    batches = unlabelled(digits)
+    labels = by_hand(Adapting(keep).eval(), batches).split(50)
+    model = Adapting(keep).eval() if made == "module" else lambda: Adapting(keep).eval()
+    data = list(zip(batches, labels, strict=True))
+    report = check(Evaluation(model=model, data=data), precision="16-true", target="cuda")
+    assert report.metric.reference == 1.0  # no batch was run that the program does not run
+    assert report.verdict == "equivalent"
+    assert report.forecast.verdict == "equivalent"
+    assert report.standardised.spread < 1.9
+    assert report.run.deterministic
+    assert [w for w in report.warnings if "carries something from one batch to the next" in w]
+    if made == "module":
+        assert model.steps == 0  # the user's own model was left alone
+
+
+def test_kernels_that_stray_are_set_beside_emulation_from_the_same_state(digits):
+    """σ knows nothing of errors carried along; an ideal emulation of the same batch has them."""
+    data = unlabelled(digits)
+    subject = Evaluation(model=Adapting().eval(), data=data, labelled=False)
+    report = check(subject, precision="bf16-true", emulate="never", device="cpu", budget=1.0)
+    assert [c.name for c in report.checks if not c.passed] == []
+
+
+def test_a_diagnosis_goes_back_to_where_the_data_began(digits):
+    class Overflowing(Adapting):
+        def forward(self, x):
+            return super().forward(x) * (self.encoder(x.flatten(1)) * 1e4).pow(2).mean()
+
+    subject = Evaluation(model=Overflowing().eval(), data=unlabelled(digits), labelled=False)
+    report = check(subject, precision="16-true", target="cuda")
+    assert report.verdict == "not equivalent"
+    assert (report.culprit.operation, report.culprit.mechanism) == ("pow", "overflow")
+
+
+def test_a_model_that_draws_is_not_taken_for_one_that_carries(digits):
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.own = nn.Linear(64, 10), torch.Generator().manual_seed(0)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1) + torch.rand(64, generator=self.own))
+
+    report = check(Evaluation(model=Drawing, data=unlabelled(digits), labelled=False, task="auto"))
+    assert not report.run.deterministic
+    assert [w for w in report.warnings if "the reference is not deterministic" in w]
