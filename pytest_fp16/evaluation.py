@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from pytest_fp16.batch import Batch
 from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
-from pytest_fp16.engine.containers import all_tensors, foreign
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.randomness import preserved_state
@@ -25,36 +23,16 @@ from pytest_fp16.lane import Lane
 from pytest_fp16.metric import Accuracy
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
-from pytest_fp16.precision import REFERENCE, mixes_dtypes, precision
+from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings, require_meaning
+from pytest_fp16.soundness import advice, handed_on, require_better_than_chance, require_data
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import check_labels, infer_task, require_like, require_shape
 from pytest_fp16.totals import MetricTotals
 
 _SEED = 1729
-#: Labelled inputs in the first batch from which a reference can be told from chance.
-_ENOUGH_FOR_CHANCE = 64
-
-
-def require_data(data: Any, name: str = "data") -> None:
-    """Refuse data that can be drawn only once, or not at all.
-
-    Raises:
-        DataError: an iterator or generator, or something that does not iterate.
-    """
-    try:
-        iterator = iter(data)
-    except TypeError:
-        raise DataError(
-            f"{name} must yield batches (a DataLoader, a list); got {type(data).__name__}"
-        ) from None
-    if iterator is data:
-        raise DataError(
-            f"{name} yields its batches once only ({type(data).__name__}); pass a DataLoader, a "
-            "list, or an object whose __iter__ starts anew"
-        )
 
 
 class EvaluationRun:
@@ -178,7 +156,7 @@ class EvaluationRun:
         except Exception as error:
             raise ModelError(
                 "the model raises in float32 already: "
-                f"{type(error).__name__}: {first_line(error)}; {_advice(error, inputs, self.taken)}"
+                f"{type(error).__name__}: {first_line(error)}; {advice(error, inputs, self.taken)}"
             ) from error
 
     # -- the first batch ----------------------------------------------------------------------
@@ -198,7 +176,8 @@ class EvaluationRun:
         self.totals = MetricTotals(self.task, subject)
         if isinstance(self.totals.tally, Accuracy):
             require_meaning(self.settings.budget)
-        self._require_better_than_chance(output, labels, n)
+        if self.labelled and subject.metric is None:
+            require_better_than_chance(self.task, output, labels, n)
         self._repeat(inputs, output, seed)
         whole = not self._runs_in_part(inputs, n, seed)
         with untouched(self.reference.model, weights=False, since=self.initial):
@@ -206,7 +185,7 @@ class EvaluationRun:
                 lane = self._lane(name)
                 lane.whole = whole
                 if lane.precision.dtype_name != "float32" and not lane.precision.mixed:
-                    lane.warnings += _handed_on(inputs)
+                    lane.warnings += handed_on(inputs)
                 self.lanes.append(lane)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
         for i, leader in enumerate(theories if not self.carries else ()):
@@ -250,24 +229,6 @@ class EvaluationRun:
             return False
         return True
 
-    def _require_better_than_chance(self, output: Tensor, labels: Any, n: int) -> None:
-        if not self.labelled or self.task.kind != "classification" or n < _ENOUGH_FOR_CHANCE:
-            return
-        if self.subject.metric is not None:
-            return
-        logits = self.task.canonical(output)
-        targets = self.task.canonical_labels(labels, n)
-        assert targets is not None, "unreachable: labelled"
-        valid = targets != self.task.ignore_index
-        chance = 1 / logits.shape[-1]
-        accuracy = float((logits.argmax(-1) == targets)[valid].float().mean())
-        if accuracy <= chance + math.sqrt(chance * (1 - chance) / n):
-            raise ModelError(
-                f"the reference is near chance: accuracy {accuracy:.1%} on the first {n} inputs, "
-                f"chance is {chance:.1%}; is the model trained, are labels and inputs in order? "
-                "(labelled=False compares decisions without labels)"
-            )
-
     def _batch(self, inputs: Any, output: Tensor, labels: Any, n: int, seed: int) -> Batch:
         logits = self.task.canonical(output)
         canonical = self.task.canonical_labels(labels, n) if self.labelled else None
@@ -282,29 +243,6 @@ class EvaluationRun:
             valid &= ~logits.isnan().any(-1)
         parts = (logits, canonical, valid)
         return Batch(inputs, labels, n, self.inputs, output, *parts, seed)
-
-
-def _advice(error: Exception, inputs: Any, taken: bool) -> str:
-    """What may be wrong with a batch that the model does not take in float32."""
-    if any(t.dtype is torch.float64 for t in all_tensors(inputs)) and mixes_dtypes(str(error)):
-        return "the batch holds float64: make it float32 with .float()"
-    if taken:
-        return (
-            "the labels were taken out of the batch: what the model reads of them must be in it "
-            "under another name too (an encoder-decoder wants decoder_input_ids)"
-        )
-    return "check the batch and forward="
-
-
-def _handed_on(inputs: Any) -> list[str]:
-    """The warning that a batch holds objects whose tensors nobody can convert."""
-    if not (kinds := foreign(inputs)):
-        return []
-    return [
-        f"the inputs hold an object of type {', '.join(kinds)}, which is handed on as it is: "
-        "floating tensors in it stay float32; cast them in forward=, or yield tensors, tuples, "
-        "dicts or dataclasses"
-    ]
 
 
 def _length(data: Any) -> int | None:

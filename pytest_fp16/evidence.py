@@ -111,6 +111,28 @@ class Prediction:
         self.nearest = sorted([*self.nearest, *several])[:NEAREST]
 
 
+@dataclass
+class SecondLook:
+    """Candidate and ideal emulation on the batches where the candidate strayed from theory."""
+
+    candidate: ErrorTotals = field(default_factory=ErrorTotals)
+    ideal: ErrorTotals = field(default_factory=ErrorTotals)
+    flips: int = 0
+    ideal_flips: int = 0
+    inputs: int = 0
+
+    def add(
+        self, task: Task, batch: Batch, said: TheoryBatch, logits: Tensor, ideal: Tensor
+    ) -> None:
+        """Add the canonical logits of both on one batch, [N, P, C]."""
+        self.inputs += batch.n
+        self.candidate.add(*standardised(task, batch, logits, said))
+        self.ideal.add(*standardised(task, batch, ideal, said))
+        if task.decides:
+            self.flips += int((flips_and_ties(logits, batch.top)[0] & batch.valid).sum())
+            self.ideal_flips += int((flips_and_ties(ideal, batch.top)[0] & batch.valid).sum())
+
+
 @dataclass(frozen=True)
 class Kept:
     """A few inputs of one batch, for the diagnosis.

@@ -18,38 +18,20 @@ from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.refusal import (
     UnsupportedOperation,
     first_line,
-    is_missing_kernel,
+    stops_the_program,
     told,
 )
-from pytest_fp16.engine.source import raised_by_program
 from pytest_fp16.engine.theory_batch import TheoryBatch
 from pytest_fp16.engine.theory_pass import TheoryPass
 from pytest_fp16.engine.untouched import State, carry_over, untouched
-from pytest_fp16.evidence import KEPT, Kept, Outcome, Prediction, standardised
+from pytest_fp16.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
 from pytest_fp16.precision import Precision
 from pytest_fp16.task import Task
-from pytest_fp16.theory.margin import flips_and_ties
-from pytest_fp16.theory.standardised import ErrorTotals, mean_allowed, spread_allowed
+from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 from pytest_fp16.totals import MetricTotals
 
 #: Inputs an ideal emulation may be run on to tell correlated rounding from a defect.
 SECOND_LOOK = 2000
-_DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
-#: Words of ATen where a kernel reads the memory of a carrier, which has none: not the program's.
-_OF_A_CARRIER = "data is not allocated yet"
-#: Words of ATen where an index leaves its table: one that was computed, and rounded.
-_INDEX_TROUBLE = ("out of range in self", "out of bounds")
-
-
-@dataclass
-class SecondLook:
-    """Candidate and ideal emulation on the batches where the candidate strayed from theory."""
-
-    candidate: ErrorTotals = field(default_factory=ErrorTotals)
-    ideal: ErrorTotals = field(default_factory=ErrorTotals)
-    flips: int = 0
-    ideal_flips: int = 0
-    inputs: int = 0
 
 
 @dataclass
@@ -275,13 +257,7 @@ class Lane:
             look.inputs = SECOND_LOOK + 1
             return
         ideal = self.task.canonical(output.cpu())
-        look.inputs += batch.n
-        look.candidate.add(*standardised(self.task, batch, logits, said))
-        look.ideal.add(*standardised(self.task, batch, ideal, said))
-        if self.task.decides:
-            for name, run in (("flips", logits), ("ideal_flips", ideal)):
-                flips = flips_and_ties(run, batch.top)[0] & batch.valid
-                setattr(look, name, getattr(look, name) + int(flips.sum()))
+        look.add(self.task, batch, said, logits, ideal)
 
 
 def in_halves(run: Callable[[Any], Tensor], batch: Batch) -> Tensor:
@@ -296,20 +272,3 @@ def in_halves(run: Callable[[Any], Tensor], batch: Batch) -> Tensor:
     half = batch.n // 2
     parts = [list(range(half)), list(range(half, batch.n))]
     return torch.cat([run(take(batch.inputs, batch.n, part)) for part in parts])
-
-
-def stops_the_program(error: BaseException) -> bool:
-    """Whether what a trace met would stop the 16-bit program too, rather than the trace alone."""
-    return is_trouble_with_dtypes(error) or raised_by_program(error)
-
-
-def is_trouble_with_dtypes(error: BaseException) -> bool:
-    """Whether a 16-bit program stopped because of its dtypes, as the native one would."""
-    if _OF_A_CARRIER in str(error):
-        return False
-    if isinstance(error, IndexError):
-        return any(words in str(error) for words in _INDEX_TROUBLE)
-    return is_missing_kernel(error) or (
-        isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
-        and any(word in str(error) for word in _DTYPE_TROUBLE)
-    )

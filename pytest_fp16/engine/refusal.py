@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_fp16.engine.inference import inference_as_no_grad
 from pytest_fp16.engine.recurrent import recurrent_by_steps
+from pytest_fp16.engine.source import raised_by_program
 from pytest_fp16.precision import finds_nothing_to_scale, mixes_dtypes, refuses_closure
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ _MISSING_KERNEL = (
 #: Classes of errors, and words in them, by which torch refuses a dtype.
 _REFUSALS = ("RuntimeError", "NotImplementedError", "TypeError")
 _OF_DTYPES = ("dtype", "scalar type", "ScalarType", "Half", "BFloat16", "kernel", "autocast")
+
+_DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
+#: Words of ATen where a kernel reads the memory of a carrier, which has none: not the program's.
+_OF_A_CARRIER = "data is not allocated yet"
+#: Words of ATen where an index leaves its table: one that was computed, and rounded.
+_INDEX_TROUBLE = ("out of range in self", "out of bounds")
 
 
 class UnsupportedOperation(RuntimeError):  # noqa: N818
@@ -79,6 +86,23 @@ def is_missing_kernel(error: BaseException) -> bool:
     """Whether an error of ATen says that an operation has no kernel for a dtype."""
     return isinstance(error, (RuntimeError, NotImplementedError)) and any(
         words in str(error) for words in _MISSING_KERNEL
+    )
+
+
+def stops_the_program(error: BaseException) -> bool:
+    """Whether what a trace met would stop the 16-bit program too, rather than the trace alone."""
+    return is_trouble_with_dtypes(error) or raised_by_program(error)
+
+
+def is_trouble_with_dtypes(error: BaseException) -> bool:
+    """Whether a 16-bit program stopped because of its dtypes, as the native one would."""
+    if _OF_A_CARRIER in str(error):
+        return False
+    if isinstance(error, IndexError):
+        return any(words in str(error) for words in _INDEX_TROUBLE)
+    return is_missing_kernel(error) or (
+        isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
+        and any(word in str(error) for word in _DTYPE_TROUBLE)
     )
 
 

@@ -43,7 +43,7 @@ def judged(logits, bounds, sigmas, kind="classification", undecided=None):
     )  # [N, C]
     none = torch.zeros(n, dtype=torch.bool)
     trace = SimpleNamespace(
-        undecided=none if undecided is None else undecided,
+        doubts=SimpleNamespace(undecided=none if undecided is None else undecided),
         recorder=SimpleNamespace(overflowed=none.clone()),
     )
     certifier = Certifier(Task(kind), FLOAT16, screen=ratio.amax(0))

@@ -8,7 +8,8 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.conformance import examine
-from pytest_fp16.engine.theory_pass import TheoryPass
+from pytest_fp16.engine import reverse
+from pytest_fp16.theory.rounding import FORMATS
 
 ALL = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
 
@@ -61,14 +62,14 @@ def test_together_as_alone(unit):
 
 
 def count_reverse_passes(monkeypatch, unit):
-    passes = []
-    reverse = TheoryPass._reverse
+    passes, reverse_pass = [], reverse._reverse
 
-    def counted(self, *arguments):
-        passes.append(self.precision.name)
-        return reverse(self, *arguments)
+    def counted(trace, *rest):
+        name = "bf16" if trace.recorder.formats[0] is FORMATS[torch.bfloat16] else "16"
+        passes.append(f"{name}-mixed" if trace.mixed else f"{name}-true")
+        return reverse_pass(trace, *rest)
 
-    monkeypatch.setattr(TheoryPass, "_reverse", counted)
+    monkeypatch.setattr(reverse, "_reverse", counted)
     examine(subject(unit), Settings(precisions=ALL))
     return Counter(passes)
 

@@ -1,0 +1,86 @@
+"""What is refused, or remarked, of data and reference before long work starts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.containers import all_tensors, foreign
+from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.precision import mixes_dtypes
+from pytest_fp16.task import Task
+
+#: Labelled inputs in the first batch from which a reference can be told from chance.
+_ENOUGH_FOR_CHANCE = 64
+
+
+def require_data(data: Any, name: str = "data") -> None:
+    """Refuse data that can be drawn only once, or not at all.
+
+    Raises:
+        DataError: an iterator or generator, or something that does not iterate.
+    """
+    try:
+        iterator = iter(data)
+    except TypeError:
+        raise DataError(
+            f"{name} must yield batches (a DataLoader, a list); got {type(data).__name__}"
+        ) from None
+    if iterator is data:
+        raise DataError(
+            f"{name} yields its batches once only ({type(data).__name__}); pass a DataLoader, a "
+            "list, or an object whose __iter__ starts anew"
+        )
+
+
+def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) -> None:
+    """Refuse a classifier that guesses: its decisions say nothing of what 16 bits change.
+
+    Args:
+        task: how outputs and labels are read.
+        output, labels: the reference's raw output and the labels of the first batch.
+        n: its inputs.
+
+    Raises:
+        ModelError: its accuracy on them is that of chance.
+    """
+    if task.kind != "classification" or n < _ENOUGH_FOR_CHANCE:
+        return
+    logits = task.canonical(output)
+    targets = task.canonical_labels(labels, n)
+    assert targets is not None, "unreachable: labelled"
+    valid = targets != task.ignore_index
+    chance = 1 / logits.shape[-1]
+    accuracy = float((logits.argmax(-1) == targets)[valid].float().mean())
+    if accuracy <= chance + math.sqrt(chance * (1 - chance) / n):
+        raise ModelError(
+            f"the reference is near chance: accuracy {accuracy:.1%} on the first {n} inputs, "
+            f"chance is {chance:.1%}; is the model trained, are labels and inputs in order? "
+            "(labelled=False compares decisions without labels)"
+        )
+
+
+def advice(error: Exception, inputs: Any, taken: bool) -> str:
+    """What may be wrong with a batch that the model does not take in float32."""
+    if any(t.dtype is torch.float64 for t in all_tensors(inputs)) and mixes_dtypes(str(error)):
+        return "the batch holds float64: make it float32 with .float()"
+    if taken:
+        return (
+            "the labels were taken out of the batch: what the model reads of them must be in it "
+            "under another name too (an encoder-decoder wants decoder_input_ids)"
+        )
+    return "check the batch and forward="
+
+
+def handed_on(inputs: Any) -> list[str]:
+    """The warning that a batch holds objects whose tensors nobody can convert."""
+    if not (kinds := foreign(inputs)):
+        return []
+    return [
+        f"the inputs hold an object of type {', '.join(kinds)}, which is handed on as it is: "
+        "floating tensors in it stay float32; cast them in forward=, or yield tensors, tuples, "
+        "dicts or dataclasses"
+    ]

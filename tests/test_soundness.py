@@ -1,0 +1,61 @@
+"""What is refused, or remarked, of data and reference before long work starts."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.soundness import advice, handed_on, require_better_than_chance, require_data
+from pytest_fp16.task import Task
+
+CLASSES = 4
+
+
+def logits(right, n=64):
+    """Outputs of a classifier that is right on so many of n inputs, and its labels."""
+    labels = torch.arange(n) % CLASSES
+    answers = torch.where(torch.arange(n) < right, labels, (labels + 1) % CLASSES)
+    return torch.nn.functional.one_hot(answers, CLASSES).float(), labels
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "refused"), [(19, 64, True), (20, 64, False), (10, 40, False)]
+)
+def test_a_reference_that_guesses_is_refused(right, n, refused):
+    """Chance is 1/4, its standard error over 64 inputs 0.054: 19.46 right answers."""
+    output, labels = logits(right, n)
+    if not refused:
+        require_better_than_chance(Task("classification"), output, labels, n)
+        return
+    with pytest.raises(ModelError, match=r"near chance: accuracy 29\.7% on the first 64 inputs"):
+        require_better_than_chance(Task("classification"), output, labels, n)
+
+
+def test_other_tasks_have_no_chance():
+    require_better_than_chance(Task("regression"), torch.zeros(64, 1), torch.ones(64), 64)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(iter([1]), "once only"), ((i for i in [1]), "once only"), (3, "must yield batches")],
+)
+def test_data_that_cannot_be_drawn_again_are_refused(data, said):
+    with pytest.raises(DataError, match=said):
+        require_data(data)
+    require_data([1])
+
+
+def test_what_may_be_wrong_with_a_batch():
+    mixed = RuntimeError("expected m1 and m2 to have the same dtype, but got: double != float")
+    double = torch.zeros(2, dtype=torch.float64)
+    assert "float64: make it float32" in advice(mixed, double, taken=False)
+    assert "labels were taken out" in advice(RuntimeError("no labels"), double, taken=True)
+    assert advice(RuntimeError("a shape"), double, taken=False) == "check the batch and forward="
+
+
+def test_an_object_that_hides_its_tensors_is_remarked():
+    graph = SimpleNamespace(to=lambda device: graph)
+    (said,) = handed_on([graph, torch.zeros(2)])
+    assert "an object of type SimpleNamespace" in said
+    assert handed_on([torch.zeros(2)]) == []
