@@ -107,9 +107,16 @@ def require_float32(model: nn.Module) -> None:
     """Refuse a model that cannot be a 32-bit reference.
 
     Raises:
-        ModelError: parameters in 16 bits already, not there yet, quantised, or frozen in a graph.
+        ModelError: parameters in 16 bits already, all in float64, not there yet, quantised, or
+            frozen in a graph.
     """
     _require_castable(model)
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtypes == {torch.float64}:  # which autocast does not touch: nothing would be compared
+        raise ModelError(
+            "the model is in float64; pass it in float32, as model.float() makes it, and its "
+            "inputs likewise"
+        )
     low = [n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]
     if low:
         raise ModelError(

@@ -126,6 +126,12 @@ def test_a_model_in_16_bits_cannot_be_the_reference():
     require_float32(nn.Linear(2, 2))
 
 
+def test_a_model_in_float64_cannot_either():
+    with pytest.raises(ModelError, match=r"the model is in float64; pass it in float32"):
+        require_float32(nn.Linear(2, 2).double())
+    require_float32(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*quantized.*:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*TypedStorage.*:UserWarning")
