@@ -84,7 +84,7 @@ class TheoryPass:
         self.chunk = _CHUNK
         self.screen = torch.empty(0)
         self.started = False
-        self.row = torch.Size()  # of canonical logits, for one input
+        self.row: torch.Size | None = None  # of canonical logits, for one input
         if self.task.many or self.task.batchwise:
             self.method = "random rounding"
             self.notes.append(
@@ -189,7 +189,8 @@ class TheoryPass:
             raise NotDifferentiableError(
                 f"the model does not run on a part of a batch ({type(error).__name__})"
             ) from error
-        if part[1].shape != (len(indices), *self.row):  # not one row, as it was, for each input
+        row = part[1].shape[1:] if self.row is None else self.row
+        if part[1].shape != (len(indices), *row):  # not one row, as it was, for each input
             raise NotDifferentiableError("a part of a batch does not give its part of the outputs")
         return part
 
