@@ -46,7 +46,8 @@ class State:
             (container.update if isinstance(before, (dict, set)) else container.extend)(before)
         with torch.no_grad():
             for tensor, value in self._tensors:
-                tensor.copy_(value)
+                if not _same(tensor, value):  # what was expanded cannot be written to
+                    tensor.copy_(value)
         for optimizer, state in self._optimizers:
             optimizer.load_state_dict(state)
 
@@ -67,6 +68,13 @@ def untouched(model: nn.Module, weights: bool = True, since: State | None = None
         yield
     finally:
         before.restore()
+
+
+def _same(tensor: Tensor, value: Tensor) -> bool:
+    try:
+        return torch.equal(tensor, value)
+    except (RuntimeError, NotImplementedError):  # no kernel for this dtype, or layout
+        return False
 
 
 def _kept(model: nn.Module, weights: bool) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradient_check import gradient_check
-from pytest_fp16.engine.untouched import count_alike, follow, untouched
+from pytest_fp16.engine.untouched import State, carry_over, count_alike, follow, untouched
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
 
@@ -187,3 +187,46 @@ def test_an_optimizer_of_the_models_own_has_not_stepped():
         assert not torch.equal(model.tells.weight, weights["tells.weight"])
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     assert torch.equal(model.own.state[model.tells.weight]["momentum_buffer"], momentum)
+
+
+def test_tensors_that_cannot_be_written_are_left_alone():
+    class Expanded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.ones(1).expand(4))
+            self.scale = torch.full((1,), 2.0).expand(3)
+
+    model = Expanded()
+    with untouched(model):
+        pass
+    assert model.mask.stride() == (0,)
+    assert torch.equal(model.scale, torch.full((3,), 2.0))
+
+
+def test_what_was_kept_at_another_time_takes_its_place_meanwhile():
+    model = Keeper()
+    start = State(model, weights=False)
+    with torch.no_grad():
+        model(torch.ones(2, 3))
+    now, count = model.mean.clone(), model.count
+    with untouched(model, weights=False, since=start):
+        assert model.count == 0
+        assert (model.mean == 0).all()
+        model(torch.ones(2, 3))
+    assert model.count == count
+    assert torch.equal(model.mean, now)
+
+
+def test_state_is_carried_over_in_the_formats_of_the_other_model():
+    leader, model = Keeper(), Keeper().half()
+    with torch.no_grad():
+        leader(torch.ones(2, 3))
+    carry_over(leader, model, torch.float16)
+    assert model.count == 1
+    assert model.mean.dtype == torch.float16  # a buffer's own
+    assert (model.plain.dtype, model.queue[0].dtype) == (torch.float16, torch.float16)
+    assert torch.equal(model.plain.float(), leader.plain)
+    model.plain += 1  # a copy of its own
+    assert leader.plain[0] == 1
+    carry_over(leader, model, None)
+    assert model.plain.dtype == torch.float32
