@@ -43,7 +43,7 @@ def traced(model: nn.Module, inputs: Any, precision: str) -> dict[str, Tensor]:
                 found.setdefault(name, out)  # returned, it would take the place of a later output
 
             nn.Module.register_forward_hook(module, keep)  # by the class: scripted ones refuse
-    with context, suppress(RuntimeError, ValueError, NotImplementedError, TypeError):
+    with context, suppress(Exception):
         judge.called(model, inputs, convert)
     return {k: v for k, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
 
@@ -56,7 +56,9 @@ def usual_scans(case: Case, precision: str) -> tuple[list[str], list[str]]:
     candidate = traced(model, inputs, precision)
     broken, differ = [], []
     for name, out in candidate.items():
-        want = reference[name]
+        want = reference.get(name)
+        if want is None:  # values led the program elsewhere
+            continue
         if bool(want.isfinite().all()) and not bool(out.isfinite().all()):
             broken.append(name)
         alike = out.shape == want.shape  # a module may be given the inputs that were chosen for it
