@@ -112,7 +112,8 @@ class EvaluationRun:
         if self.carries:
             self.initial.restore()
             for lane in self.lanes:
-                lane.initial.restore()
+                if lane.initial is not None:
+                    lane.initial.restore()
 
     def _batches(self) -> Iterator[Batch]:
         for number, raw in enumerate(self.subject.data):

@@ -66,7 +66,8 @@ class Lane:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        self.initial = State(self.candidate.model, weights=False)
+        carries = self.candidate.carries
+        self.initial = State(self.candidate.model, weights=False) if carries else None
 
     @classmethod
     def start(

@@ -7,10 +7,16 @@ them it is at. So the line that made a node is known by its number.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 
 from pytest_fp16.engine.source import Line, user_line
+
+#: The number of autograd's next node, and the node it is at: torch's own, so they may go. Without
+#: them an operation of the backward pass has the line that called it.
+_NEXT: Any = getattr(torch.autograd, "_get_sequence_nr", None)
+_CURRENT: Any = getattr(torch._C, "_current_autograd_node", None)
 
 
 class ForwardLines:
@@ -21,9 +27,9 @@ class ForwardLines:
 
     def note(self) -> None:
         """An operation is about to run. One without a node finds its predecessor's taken."""
-        line = user_line()
+        line = user_line() if _NEXT is not None else None
         if line is not None:
-            self._lines.setdefault(torch.autograd._get_sequence_nr() - 1, line)  # type: ignore[attr-defined]
+            self._lines.setdefault(_NEXT() - 1, line)
 
     def clear(self) -> None:
         """Forget them: a step is over."""
@@ -31,7 +37,7 @@ class ForwardLines:
 
     def here(self) -> tuple[str | None, str | None]:
         """(line, forward operation) of what runs now; no operation where it runs forwards."""
-        node = torch._C._current_autograd_node()
+        node = _CURRENT() if _CURRENT is not None else None
         line = self._lines.get(node._sequence_nr()) if node is not None else None
         line = line or user_line()
         return str(line) if line else None, forward_name(node.name()) if node is not None else None

@@ -54,3 +54,10 @@ def test_an_operation_without_a_node_takes_no_line_from_one_with_it(monkeypatch)
 )
 def test_names(node, name):
     assert forward_name(node) == name
+
+
+def test_where_torch_does_not_number_its_nodes_the_calling_line_stands(monkeypatch):
+    monkeypatch.setattr(forward_lines, "_NEXT", None)
+    monkeypatch.setattr(forward_lines, "_CURRENT", None)
+    found = watched(monkeypatch, lambda x: x.exp().sin().sum())
+    assert found["cos", None] == "cos:1"  # of the operation itself, and no forward one
