@@ -112,7 +112,7 @@ def compare(options: argparse.Namespace) -> tuple[list, str]:
 
 def seconds(model: nn.Module, inputs: Any, precision: str, emulated: bool) -> float:
     """One forward pass of a batch."""
-    from pytest_fp16.engine.emulate import Emulation
+    from pytest_fp16.engine.emulation.emulate import Emulation
 
     copy_, convert, context = judge.prepared(model, precision, "cpu")
     with context:

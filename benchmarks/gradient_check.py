@@ -20,7 +20,7 @@ from benchmarks.cases.training import TrainingCase, load
 
 def flagged(case: TrainingCase, precision: str, device: str) -> tuple[Any, float]:
     """The findings and the seconds they took."""
-    from pytest_fp16.engine.gradient_check import gradient_check
+    from pytest_fp16.engine.gradients.check import gradient_check
     from pytest_fp16.precision import precision as named
     from pytest_fp16.settings import Settings
 
@@ -32,8 +32,8 @@ def flagged(case: TrainingCase, precision: str, device: str) -> tuple[Any, float
 
 def pair_seconds(case: TrainingCase, precision: str) -> float:
     """Seconds of one pair: 32 bits and the candidate, emulated."""
-    from pytest_fp16.engine.train import train
-    from pytest_fp16.engine.trainee import Place, initial_state
+    from pytest_fp16.engine.training.train import train
+    from pytest_fp16.engine.training.trainee import Place, initial_state
     from pytest_fp16.precision import precision as named
 
     subject, place = case.training(), Place(torch.device("cpu"), "cuda", True)

@@ -13,9 +13,9 @@ from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_devi
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
+from pytest_fp16.engine.emulation.refusal import first_line
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.refusal import first_line
 from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation_report import needs_diagnosis, report_of

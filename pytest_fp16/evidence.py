@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.batch import Batch
-from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.expectation import flip_chance
 from pytest_fp16.task import Task
 from pytest_fp16.theory.flips import FlipCount

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.metric import right
 from pytest_fp16.task import Task
 from pytest_fp16.theory.flips import flip_probability

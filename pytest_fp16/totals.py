@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.batch import Batch
-from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.expectation import expected_right, noisy
 from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
 from pytest_fp16.subject import Evaluation

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from pytest_fp16.engine.device import resolve_device
-from pytest_fp16.engine.gradient_check import GradientFindings, gradient_check
+from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.models import make_model
-from pytest_fp16.engine.order import preserved_generators
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.runs import Runs
-from pytest_fp16.engine.train import RunResult
-from pytest_fp16.engine.training_input import sound
+from pytest_fp16.engine.training.input import sound
+from pytest_fp16.engine.training.order import preserved_generators
+from pytest_fp16.engine.training.runs import Runs
+from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.errors import ModelError
 from pytest_fp16.plan import Plan
 from pytest_fp16.planned import extend, kept_by, plan_of, remarks, with_kept
@@ -78,7 +78,7 @@ def examine_training(
     Raises:
         FP16Error: the training cannot be compared; see `check`.
     """
-    from pytest_fp16.engine.store import open_store
+    from pytest_fp16.engine.training.store import open_store
     from pytest_fp16.report.training import report_of
 
     device = resolve_device(settings.device)
@@ -238,8 +238,8 @@ def training_step_functions(
     Each has a model and optimizer of its own, from the same weights, and steps over the first
     batch of `train_data` again and again: for timing. Seeds and global state are the caller's.
     """
-    from pytest_fp16.engine.order import ordered
-    from pytest_fp16.engine.trainee import Trainee, initial_state
+    from pytest_fp16.engine.training.order import ordered
+    from pytest_fp16.engine.training.trainee import Trainee, initial_state
 
     device = resolve_device(settings.device)
     with preserved_state(), preserved_generators(subject.train_data):

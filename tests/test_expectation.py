@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.expectation import alike, expected_right, flip_chance
 
 

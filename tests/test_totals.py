@@ -5,7 +5,7 @@ import torch
 
 from pytest_fp16 import Evaluation
 from pytest_fp16.batch import Batch
-from pytest_fp16.engine.theory_batch import TheoryBatch
+from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.task import Task
 from pytest_fp16.totals import MetricTotals
 

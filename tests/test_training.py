@@ -39,7 +39,7 @@ def test_a_healthy_training_is_equivalent(digits_training):
 
 
 def test_one_reference_serves_every_precision(digits_training, monkeypatch):
-    from pytest_fp16.engine import runs
+    from pytest_fp16.engine.training import runs
 
     made = []
     own = runs.train
@@ -84,7 +84,7 @@ def test_too_few_seeds_say_how_many_are_missing(digits_training):
 
 
 def test_an_alarm_without_a_failure_is_a_warning(digits_training, monkeypatch):
-    from pytest_fp16.engine.gradient_check import GradientFindings
+    from pytest_fp16.engine.gradients.check import GradientFindings
 
     alarm = GradientFindings("not equivalent", "the planted reason")
     monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: alarm)
@@ -94,7 +94,7 @@ def test_an_alarm_without_a_failure_is_a_warning(digits_training, monkeypatch):
 
 
 def test_a_silent_gradient_check_does_not_save_a_failure(digits_training, monkeypatch):
-    from pytest_fp16.engine.gradient_check import GradientFindings
+    from pytest_fp16.engine.gradients.check import GradientFindings
 
     silent = GradientFindings("equivalent", "nothing found")
     monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: silent)
@@ -191,6 +191,6 @@ def test_what_was_noted_of_the_input_is_a_warning_of_the_report(digits_training)
 
 
 def test_bad_input_is_refused_before_the_first_run(digits_training, monkeypatch):
-    monkeypatch.setattr("pytest_fp16.engine.runs.train", None)
+    monkeypatch.setattr("pytest_fp16.engine.training.runs.train", None)
     with pytest.raises(DataError, match="eval_data is empty"):
         check(digits_training(eval_data=[]), precision="16-true", seeds=2)

@@ -23,7 +23,7 @@ from digit_models import CNN, train  # noqa: E402
 
 from pytest_fp16 import Evaluation  # noqa: E402
 from pytest_fp16.engine.candidate import Candidate  # noqa: E402
-from pytest_fp16.engine.theory_pass import TheoryPass  # noqa: E402
+from pytest_fp16.engine.prediction.theory_pass import TheoryPass  # noqa: E402
 from pytest_fp16.precision import precision  # noqa: E402
 from pytest_fp16.task import Task  # noqa: E402
 from pytest_fp16.theory.flips import distribution, flip_probability, flips_allowed  # noqa: E402

@@ -20,17 +20,17 @@ from torch._ops import OpOverload
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
-from pytest_fp16.engine.emulate import Emulation, widen
-from pytest_fp16.engine.interception import READ_ON_HOST, Interception
-from pytest_fp16.engine.nominal import nominal_at, nominal_dtypes, promoted_low
-from pytest_fp16.engine.operations import (
+from pytest_fp16.engine.emulation.emulate import Emulation, widen
+from pytest_fp16.engine.emulation.interception import READ_ON_HOST, Interception
+from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
+from pytest_fp16.engine.emulation.operations import (
     LOW,
     Facts,
     flat,
     rebuild,
 )
+from pytest_fp16.engine.emulation.wide import run_wide
 from pytest_fp16.engine.source import Line, user_line
-from pytest_fp16.engine.wide import run_wide
 
 #: Operations that only move values: an error of storage they carry is its consumer's, not theirs.
 _MOVES = frozenset(

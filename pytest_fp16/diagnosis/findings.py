@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.diagnosis.measure import Measure
-from pytest_fp16.engine.emulate import widen
-from pytest_fp16.engine.operations import LOW, flat
-from pytest_fp16.engine.recorder import largest_magnitude
+from pytest_fp16.engine.emulation.emulate import widen
+from pytest_fp16.engine.emulation.operations import LOW, flat
+from pytest_fp16.engine.tracing.recorder import largest_magnitude
 from pytest_fp16.theory.rounding import FORMATS, ulp
 
 #: Operations that add, of which an addend can be lost beside another.

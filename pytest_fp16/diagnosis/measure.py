@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.recorder import largest_magnitude
+from pytest_fp16.engine.tracing.recorder import largest_magnitude
 from pytest_fp16.theory.rounding import FORMATS, Format, ulp
 
 #: Magnitudes whose squares neither overflow nor vanish in float32.

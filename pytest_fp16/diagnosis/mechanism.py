@@ -15,7 +15,7 @@ from pytest_fp16.diagnosis.digits import (
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.diagnosis.why import Why, format_of
-from pytest_fp16.engine.refusal import first_line, mechanism_of, told
+from pytest_fp16.engine.emulation.refusal import first_line, mechanism_of, told
 from pytest_fp16.precision import WHATEVER_VALUES
 from pytest_fp16.report.model import Culprit
 

@@ -16,9 +16,9 @@ from torch._ops import OpOverload
 
 from pytest_fp16.diagnosis.findings import Finding, Pair, examined
 from pytest_fp16.diagnosis.tape import Entry, Ref, Tape, part
-from pytest_fp16.engine.emulate import widen
-from pytest_fp16.engine.operations import Facts, flat
-from pytest_fp16.engine.wide import run_wide
+from pytest_fp16.engine.emulation.emulate import widen
+from pytest_fp16.engine.emulation.operations import Facts, flat
+from pytest_fp16.engine.emulation.wide import run_wide
 
 
 class Diverged(Exception):  # noqa: N818

@@ -18,10 +18,10 @@ from pytest_fp16.diagnosis.twin import Fate, Twin
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import map_tensors
-from pytest_fp16.engine.emulate import Emulation, widen
-from pytest_fp16.engine.interception import AUTOCAST
+from pytest_fp16.engine.emulation.emulate import Emulation, widen
+from pytest_fp16.engine.emulation.interception import AUTOCAST
+from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.models import Location, autocast, call_as_is, quiet
-from pytest_fp16.engine.operations import LOW
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.untouched import untouched

@@ -11,8 +11,8 @@ from torch._ops import OpOverload
 
 from pytest_fp16.diagnosis.measure import all_finite
 from pytest_fp16.diagnosis.twin import Twin, each
-from pytest_fp16.engine.emulate import widen
-from pytest_fp16.engine.operations import Facts, flat
+from pytest_fp16.engine.emulation.emulate import widen
+from pytest_fp16.engine.emulation.operations import Facts, flat
 
 #: Operations that put constants in place, such as the infinities of a mask.
 _FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty empty_like".split())

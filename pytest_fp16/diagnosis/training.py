@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.diagnosis.training_cures import Proposal, proposals
 from pytest_fp16.diagnosis.training_price import price_of
+from pytest_fp16.engine.emulation.refusal import mechanism_of
+from pytest_fp16.engine.gradients.origin import Found, Origin
 from pytest_fp16.engine.models import make_model
-from pytest_fp16.engine.order import ordered
-from pytest_fp16.engine.origin import Found, Origin
-from pytest_fp16.engine.refusal import mechanism_of
 from pytest_fp16.engine.source import raised_at
-from pytest_fp16.engine.train import RunResult, with_last
-from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.engine.training.order import ordered
+from pytest_fp16.engine.training.train import RunResult, with_last
+from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.precision import refuses_closure
 from pytest_fp16.report.model import Culprit, Cure
 from pytest_fp16.theory.budget import within
 from pytest_fp16.theory.rounding import FORMATS
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.gradient_check import GradientFindings
-    from pytest_fp16.engine.runs import Runs
+    from pytest_fp16.engine.gradients.check import GradientFindings
+    from pytest_fp16.engine.training.runs import Runs
     from pytest_fp16.training import Pairs
 
 #: Whole trainings a diagnosis may spend on cures.

@@ -8,12 +8,12 @@ import torch
 
 from pytest_fp16.diagnosis.training_cures import Proposal
 from pytest_fp16.engine.arithmetic import Arithmetic
-from pytest_fp16.engine.order import ordered
-from pytest_fp16.engine.trainee import Trainee
+from pytest_fp16.engine.training.order import ordered
+from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.report.model import Price
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.runs import Runs
+    from pytest_fp16.engine.training.runs import Runs
     from pytest_fp16.precision import Precision
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.emulate import widen
-from pytest_fp16.engine.interception import Carrier
-from pytest_fp16.engine.operations import tensors
+from pytest_fp16.engine.emulation.emulate import widen
+from pytest_fp16.engine.emulation.interception import Carrier
+from pytest_fp16.engine.emulation.operations import tensors
 
 
 class Fate:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_fp16.engine.operations import ATTENTION, facts, flat, tensors
+from pytest_fp16.engine.emulation.operations import ATTENTION, facts, flat, tensors
 
 #: Matrix products, and which argument's last dimension is summed over.
 _PRODUCTS = {

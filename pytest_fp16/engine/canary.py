@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate, Witness
-from pytest_fp16.engine.refusal import UnsupportedOperation, first_line, is_missing_kernel
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, first_line, is_missing_kernel
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.precision import mixes_dtypes
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_fp16.engine.emulate import Emulation
+from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.emulation.operations import LOW, facts, flat, tensors
 from pytest_fp16.engine.models import (
     Location,
     autocast,
@@ -20,7 +21,6 @@ from pytest_fp16.engine.models import (
     prepare,
     quiet,
 )
-from pytest_fp16.engine.operations import LOW, facts, flat, tensors
 from pytest_fp16.engine.outputs import main_output, not_finite
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.precision import Precision

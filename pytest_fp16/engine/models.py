@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
-from pytest_fp16.engine.autocast import own_regions, target_autocast
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
-from pytest_fp16.engine.branches import branches_as_python
 from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.engine.emulation.autocast import own_regions, target_autocast
+from pytest_fp16.engine.emulation.branches import branches_as_python
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError

@@ -15,9 +15,9 @@ from pytest_fp16.theory.margin import (
 )
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.gradient_check import GradientFindings
-    from pytest_fp16.engine.runs import Runs
-    from pytest_fp16.engine.train import RunResult
+    from pytest_fp16.engine.gradients.check import GradientFindings
+    from pytest_fp16.engine.training.runs import Runs
+    from pytest_fp16.engine.training.train import RunResult
     from pytest_fp16.precision import Precision
     from pytest_fp16.training import Pairs
 

@@ -11,7 +11,7 @@ import pytest_fp16.treatment as treatment
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.origin import Raised, find_origin
 from pytest_fp16.diagnosis.specimen import Specimen
-from pytest_fp16.engine.theory_pass import TheoryPass
+from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 
 
 def batches(digits, size=200):

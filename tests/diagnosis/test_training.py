@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_fp16 import check
 from pytest_fp16.diagnosis.training_cures import proposals
-from pytest_fp16.engine.gradient_check import GradientFindings
+from pytest_fp16.engine.gradients.check import GradientFindings
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.report.model import Culprit
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.models import make_model, prepare
-from pytest_fp16.engine.theory_pass import TheoryPass
+from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.precision import precision
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import infer_task

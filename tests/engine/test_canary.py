@@ -7,8 +7,8 @@ from torch import nn
 from pytest_fp16 import Evaluation
 from pytest_fp16.engine.canary import INPUTS, refused, sing
 from pytest_fp16.engine.candidate import Candidate, Witness, fresh_model
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.refusal import UnsupportedOperation
 from pytest_fp16.precision import precision
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.conformance import examine
-from pytest_fp16.engine.interception import Carrier
+from pytest_fp16.engine.emulation.interception import Carrier
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.source import (
     calling_line,

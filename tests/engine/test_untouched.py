@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Training
-from pytest_fp16.engine.gradient_check import gradient_check
+from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.untouched import State, carry_over, count_alike, follow, untouched
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings

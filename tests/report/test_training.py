@@ -10,12 +10,12 @@ import torch
 
 from pytest_fp16 import Settings
 from pytest_fp16.engine.canary import CanaryFindings
-from pytest_fp16.engine.gradient_check import GradientFindings
+from pytest_fp16.engine.gradients.check import GradientFindings
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.runs import Runs
-from pytest_fp16.engine.score import Score
-from pytest_fp16.engine.train import RunResult
-from pytest_fp16.engine.training_input import sound
+from pytest_fp16.engine.training.input import sound
+from pytest_fp16.engine.training.runs import Runs
+from pytest_fp16.engine.training.score import Score
+from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.report.training import LARGE_DIFFERENCE, how_it_ended, report_of
 from pytest_fp16.theory.seeds import Look

@@ -1,0 +1,177 @@
+"""A 16-bit run where no 16-bit hardware is at hand: every operation in float32, rounded once.
+
+The program that runs is the real 16-bit program: its tensors are float16 or bfloat16, so code that
+branches on a dtype, constants, masks and float32 islands behave as they will on the device. Only
+the arithmetic inside each ATen operation is done in float32, and its result rounded once, as CUDA
+kernels do, which accumulate in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from pytest_fp16.engine.emulation.accumulators import accumulate
+from pytest_fp16.engine.emulation.interception import wrapped
+from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dtype
+from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
+from pytest_fp16.engine.emulation.operations import (
+    ATTENTION,
+    LOW,
+    Facts,
+    facts,
+    flat,
+    rebuild,
+    tensors,
+)
+from pytest_fp16.engine.emulation.refusal import (
+    OnTarget,
+    UnsupportedOperation,
+    is_missing_kernel,
+    require_own_agreement,
+)
+from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes
+from pytest_fp16.engine.emulation.wide import attention, run_wide
+
+
+class Emulation(OnTarget):
+    """Run the operations of a 16-bit program in float32, each result rounded once.
+
+    Args:
+        target: ``"cuda"`` or ``"cpu"``: the device whose kernels are meant.
+        opaque: ``"native"`` runs kernels from outside ATen as they are, in 16 bits; ``"rounded"``
+            runs them in float32 and rounds their results (what a sound kernel would give).
+        mixed: the program runs under autocast.
+    """
+
+    def __init__(self, target: str = "cuda", opaque: str = "native", mixed: bool = False) -> None:
+        super().__init__(target)
+        self.target = target
+        self.opaque = opaque
+        self.mixed = mixed
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if wrapped(types):
+            return NotImplemented  # its turn: what it computes with comes back here
+        if not _touches_low(args, kwargs):
+            return func(*args, **kwargs)
+        known = facts(func)
+        if known.view or known.reshapes:
+            return func(*args, **kwargs)
+        return self.compute(func, known, args, kwargs)
+
+    def compute(
+        self, func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """One operation with 16-bit arguments or results."""
+        self.require_kernel(known, args, kwargs)
+        if known.foreign and not self.mixed:
+            require_own_agreement(func, known.name, args, kwargs)
+        # Moving values, and accumulating in 16 bits, is what the native kernel does exactly; it
+        # also refuses what the device refuses (a constant that does not fit the format).
+        if known.exact or known.stepwise or (known.opaque and self.opaque == "native"):
+            try:
+                return accumulate(known.name, func, args, kwargs, self.target)
+            except RuntimeError as error:
+                if not is_missing_kernel(error):
+                    raise
+        require_same_dtype(known.name, args, self.target)
+        if "_scaled_dot_product_" in known.name:
+            if args[0].device.type != "cpu":  # the kernel that is meant, there for 16 bits alone
+                return func(*args, **kwargs)
+            if known.name in ATTENTION:
+                return _attention(func, args, kwargs)
+        return _widened(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs)
+
+    def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Raise UnsupportedOperation where the target is known to have no kernel."""
+        if missing_kernel(known.name, args, self.target):
+            low = next((t.dtype for t in tensors(args, kwargs) if t.dtype in LOW), None)
+            if low is not None:
+                raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), self.target)
+
+
+def _touches_low(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    if kwargs and kwargs.get("dtype") in LOW:
+        return True
+    for value in args:
+        if isinstance(value, Tensor):
+            if value.dtype in LOW:
+                return True
+        elif isinstance(value, (list, tuple)) and any(
+            isinstance(item, Tensor) and item.dtype in LOW for item in value
+        ):
+            return True
+    return any(t.dtype in LOW for t in tensors((), kwargs)) if kwargs else False
+
+
+def widen(value: Any) -> Any:
+    """16-bit tensors as float32, 16-bit dtypes as torch.float32, lists element by element."""
+    if isinstance(value, Tensor):
+        return value.to(torch.float32) if value.dtype in LOW else value
+    if isinstance(value, (list, tuple)):
+        return [widen(item) for item in value]
+    if isinstance(value, torch.dtype) and value in LOW:
+        return torch.float32
+    return value
+
+
+def _widened(func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    nominal = nominal_dtypes(func, args, kwargs)
+    wide_args = tuple(widen(a) for a in args)
+    wide_kwargs = {k: widen(v) for k, v in kwargs.items()}
+    out = run_wide(func, wide_args, wide_kwargs)
+    written = _write_back(known, args, kwargs, wide_args, wide_kwargs)
+    items = flat(out)
+    fallback = None if nominal else promoted_low(args, kwargs) or kwargs.get("dtype")
+    rounded = []
+    for i, item in enumerate(items):
+        if id(item) in written:
+            rounded.append(written[id(item)])
+            continue
+        dtype = nominal_at(nominal, i) if nominal else fallback
+        if isinstance(item, Tensor) and dtype in LOW and item.dtype == torch.float32:
+            item = item.to(dtype)
+        rounded.append(item)
+    return rebuild(out, iter(rounded))
+
+
+def _write_back(
+    known: Facts,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    wide_args: Sequence[Any],
+    wide_kwargs: dict[str, Any],
+) -> dict[int, Tensor]:
+    """Copy what an operation wrote into float32 twins back, rounded; map each twin to its owner."""
+    written: dict[int, Tensor] = {}
+    pairs = [(args[i], wide_args[i]) for i in (*known.mutated, *known.statistics) if i < len(args)]
+    pairs += [(kwargs[n], wide_kwargs[n]) for n in known.mutated_names if n in kwargs]
+    for owner, twin in pairs:
+        many = isinstance(owner, (list, tuple))
+        listed = zip(owner, twin, strict=True) if many else [(owner, twin)]
+        for tensor, wide in listed:
+            if isinstance(tensor, Tensor):
+                if wide is not tensor:
+                    tensor.copy_(wide)
+                written[id(wide)] = tensor
+    return written
+
+
+def _attention(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    dtype = args[0].dtype
+    round_probabilities: Callable[[Tensor], Tensor] = lambda p: p.to(dtype).to(torch.float32)  # noqa: E731
+    wide = [widen(a) for a in args], {k: widen(v) for k, v in kwargs.items()}
+    out, *rest = attention(func, *wide, round_probabilities)
+    return (out.to(dtype), *rest)

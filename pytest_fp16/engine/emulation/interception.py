@@ -1,0 +1,170 @@
+"""What every run has in common that follows a 16-bit program operation by operation.
+
+A `Carrier` is a tensor the program sees in place of the values that are really computed; an
+`Interception` turns each operation on carriers into one on what they carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pytest_fp16.engine.emulation.operations import Facts, facts
+from pytest_fp16.engine.emulation.recurrent import padded_by_operations
+from pytest_fp16.engine.emulation.refusal import OnTarget
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_KEYS: Any = torch._C.DispatchKey
+AUTOCAST: Any = (
+    torch._C.DispatchKeySet(_KEYS.AutocastCPU)
+    | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
+    | torch._C.DispatchKeySet(_KEYS.AutocastMPS)
+)
+#: Results that composite kernels read through a raw pointer: they must be plain tensors.
+READ_ON_HOST = frozenset({("_pack_padded_sequence", 1)})
+
+
+class Carrier(Tensor):
+    """A tensor without memory of its own; an active `Interception` alone computes with it."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __init_subclass__(cls) -> None:
+        """Carriers are tensors to a program that says in a message what it was given."""
+        cls.__name__ = "Tensor"
+
+    @classmethod
+    def like(cls, shown: Tensor, dtype: torch.dtype) -> Any:
+        """A carrier shaped like `shown`, of the dtype the program sees; it carries nothing yet."""
+        compressed = shown.layout not in (torch.strided, torch.sparse_coo)  # rows have no strides
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            shown.shape,
+            strides=None if compressed else shown.stride(),
+            dtype=dtype,
+            device=shown.device,
+        )
+
+    def shown(self) -> Tensor:
+        """The values the program would read."""
+        raise NotImplementedError
+
+    def was_read(self) -> None:
+        """The program reads values past the dispatcher."""
+
+    def native(self) -> Tensor:
+        """The plain tensor the program would hold here."""
+        with _disable_current_modes():
+            return self.shown().detach().to(self.dtype)
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        """What the program would print, such as in the text of an exception."""
+        self.was_read()
+        with _disable_current_modes():
+            return repr(self.native())
+
+    def __format__(self, spec: str) -> str:
+        """What the program would write: one value as a number, which torch does for its own."""
+        self.was_read()
+        with _disable_current_modes():
+            return format(self.native(), spec)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """What the program would read on the host."""
+        self.was_read()
+        with _disable_current_modes():
+            return self.native().numpy(force=force)
+
+    def tolist(self) -> Any:
+        """What the program would read on the host."""
+        self.was_read()
+        with _disable_current_modes():
+            return self.native().tolist()
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if wrapped(types):
+            return NotImplemented
+        raise RuntimeError(f"{func} was called on a {cls.__qualname__} after its run had ended")
+
+
+#: What torch asks of a "traceable wrapper subclass".
+_PROTOCOL = ("__tensor_flatten__", "__tensor_unflatten__")
+
+
+def wrapped(types: Sequence[type]) -> bool:
+    """Whether an argument is a tensor of others (jagged, quantised) that says itself what to do.
+
+    Args:
+        types: what the dispatcher names: the classes of arguments that are no plain tensors.
+    """
+    return any(all(hasattr(kind, name) for name in _PROTOCOL) for kind in types)
+
+
+class Interception(OnTarget):
+    """Sends each operation of a program to the method for its kind, with carriers as arguments.
+
+    Args:
+        target: the device whose refusals the program meets; None for none but this device's own.
+    """
+
+    def __enter__(self) -> Self:
+        self._context.enter_context(padded_by_operations())
+        return super().__enter__()
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if wrapped(types):
+            return NotImplemented  # its turn: the carriers it computes with come back here
+        known = facts(func)
+        args = tuple(self._adopted(a) for a in args)
+        kwargs = {k: self._adopted(v) for k, v in (kwargs or {}).items()}
+        with self.below():
+            if known.view:
+                return self.view(func, known, args, kwargs)
+            if known.reshapes:
+                return self.reshape(func, args, kwargs)
+            return self.operate(func, known, args, kwargs)
+
+    def _adopted(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value if isinstance(value, Carrier) else self.adopt(value)
+        if isinstance(value, (list, tuple)):
+            return [self._adopted(item) for item in value]
+        return value
+
+    def below(self) -> AbstractContextManager[Any]:
+        """Where operations on what is carried are computed: below autocast, which has acted."""
+        guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(AUTOCAST)
+        return guard
+
+    def adopt(self, value: Tensor) -> Carrier:
+        """A carrier for a plain tensor: a parameter, a buffer, a fresh constant."""
+        raise NotImplementedError
+
+    def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
+        """An operation whose results share memory with its first argument."""
+        raise NotImplementedError
+
+    def reshape(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
+        """An operation such as ``transpose_``, which changes its argument's shape in place."""
+        raise NotImplementedError
+
+    def operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
+        """Any other operation."""
+        raise NotImplementedError

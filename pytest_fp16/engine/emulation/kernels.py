@@ -1,0 +1,146 @@
+"""What kernels refuse: 16-bit types that a device has none for, and tensors of two dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.emulation.operations import ATTENTION, LOW, tensors
+
+#: Arguments that must share one floating dtype; ATen promotes nothing here, it raises.
+_SAME_DTYPE: dict[str, tuple[int, ...]] = {
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "mv": (0, 1),
+    "dot": (0, 1),
+    "vdot": (0, 1),
+    "addmm": (0, 1, 2),
+    "addmv": (0, 1, 2),
+    "addbmm": (0, 1, 2),
+    "baddbmm": (0, 1, 2),
+    "convolution": (0, 1, 2),
+    "_convolution": (0, 1, 2),
+    "index_put": (0, 2),
+    "index_add": (0, 3),
+    "index_copy": (0, 3),
+    "scatter_add": (0, 3),
+    "masked_scatter": (0, 2),
+    "_prelu_kernel": (0, 1),
+    "grid_sampler_2d": (0, 1),
+    "grid_sampler_3d": (0, 1),
+    "_trilinear": (0, 1, 2),
+    "nll_loss_forward": (0, 2),
+    "nll_loss2d_forward": (0, 2),
+    "mkldnn_rnn_layer": (0, 1, 2, 3, 4, 5, 6),
+    "_thnn_fused_lstm_cell": (0, 1, 2),
+    "_thnn_fused_gru_cell": (0, 1, 2),
+    "linalg_cross": (0, 1),
+    "index_reduce": (0, 3),
+    "allclose": (0, 1),
+    "complex": (0, 1),
+    "binary_cross_entropy": (0, 1),
+    "multi_margin_loss": (0, 4),
+    "_embedding_bag": (0, 6),
+    "_embedding_bag_forward_only": (0, 6),
+    "_sparse_addmm": (0, 1, 2),
+}
+_SAME_DTYPE_ATTENTION = (0, 1, 2)
+#: Input, weight and bias of normalisations, which take no weights narrower than their input.
+_NORMALISES: dict[str, tuple[int, ...]] = {
+    "native_layer_norm": (0, 2, 3),
+    "native_group_norm": (0, 1, 2),
+    "native_batch_norm": (0, 1, 2),
+    "cudnn_batch_norm": (0, 1, 2),
+    "_native_batch_norm_legit": (0, 1, 2),
+    "_native_batch_norm_legit_no_training": (0, 1, 2),
+    "_batch_norm_with_update": (0, 1, 2),
+}
+#: On CUDA these take no wider ones either: "expected scalar type Half but found Float".
+_EXACTLY_ON_CUDA = frozenset({"native_layer_norm", "native_group_norm"})
+
+#: No float16 or bfloat16 kernel on CUDA: the libraries behind them offer none, or nobody has asked.
+#: `benchmarks.kernels` holds this table against torch's own of what each device supports.
+NO_CUDA_KERNEL = frozenset(
+    """
+    _linalg_svd _linalg_eigh linalg_eigvalsh linalg_eig linalg_cholesky_ex linalg_inv_ex
+    linalg_lu_factor_ex linalg_lu linalg_lu_solve linalg_qr linalg_ldl_factor_ex linalg_lstsq
+    linalg_solve_triangular triangular_solve _linalg_solve_ex _linalg_det _linalg_slogdet
+    cholesky cholesky_inverse cholesky_solve geqrf ormqr linalg_householder_product
+    _cdist_forward _pdist_forward histc _ctc_loss
+    linalg_pinv linalg_ldl_solve lu_unpack sparse_sampled_addmm angle polar igamma igammac
+    special_zeta special_ndtri special_log_ndtr special_erfcx special_airy_ai
+    special_spherical_bessel_j0 special_bessel_j0 special_bessel_j1 special_bessel_y0
+    special_bessel_y1 special_modified_bessel_i0 special_modified_bessel_i1
+    special_modified_bessel_k0 special_modified_bessel_k1 special_scaled_modified_bessel_k0
+    special_scaled_modified_bessel_k1 special_chebyshev_polynomial_t special_chebyshev_polynomial_u
+    special_chebyshev_polynomial_v special_chebyshev_polynomial_w special_hermite_polynomial_h
+    special_hermite_polynomial_he special_laguerre_polynomial_l special_legendre_polynomial_p
+    special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u
+    special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w
+    """.split()
+)
+
+#: CUDA has them in float16 for sizes that are powers of two; a CPU, which emulates, for none.
+_TRANSFORMS = frozenset({"_fft_r2c", "_fft_c2r", "_fft_c2c"})
+
+#: With one sparse COO matrix, CUDA has them from 32 bits up, with compressed rows (CSR) from 16:
+#: "addmm_sparse_cuda" and "bmm_sparse_cuda" are "not implemented for 'Half'".
+_SPARSE = frozenset(
+    "mm mv bmm addmm addmv baddbmm _sparse_addmm hspmm _sparse_softmax _sparse_log_softmax".split()
+)
+
+#: CUDA has them in float16, not in bfloat16: there are no such complex numbers, and torchvision's
+#: "nms_kernel" and "roi_align_forward_kernel" are "not implemented for 'BFloat16'".
+_NO_BFLOAT16 = frozenset({"complex", "nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})
+
+#: Rows from which CUDA's cdist for p = 2 becomes a matrix product, which has 16-bit kernels.
+_CDIST_BY_PRODUCT = 25
+
+
+def missing_kernel(name: str, args: Sequence[Any], target: str) -> bool:
+    """Whether a target is known to have no 16-bit kernel for an operation on these arguments."""
+    if name in _TRANSFORMS:
+        return bool(args[0].device.type == "cpu")
+    if target != "cuda":
+        return False
+    if name == "_cdist_forward" and len(args) > 2 and args[2] == 2.0:
+        mode = args[3] if len(args) > 3 and args[3] is not None else 0
+        many = max(args[0].shape[-2], args[1].shape[-2]) > _CDIST_BY_PRODUCT
+        return not (mode == 1 or (mode == 0 and many))
+    if name in _SPARSE:
+        return sum(map(_is_coo, args)) == 1
+    if name in _NO_BFLOAT16:
+        return any(t.dtype is torch.bfloat16 for t in tensors(args, {}))
+    return name in NO_CUDA_KERNEL
+
+
+def _is_coo(value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    followed = vars(value).get("inner", value)  # what carries a trace's values looks strided
+    return bool(followed.layout is torch.sparse_coo)
+
+
+def require_same_dtype(name: str, args: Sequence[Any], target: str) -> None:
+    """Raise what the 16-bit program would raise where an operation refuses mixed dtypes.
+
+    Args:
+        name, args: the operation and its positional arguments.
+        target: the device whose kernels are meant.
+
+    Raises:
+        RuntimeError: two floating arguments that must agree do not.
+    """
+    normalises = _NORMALISES.get(name, ())
+    positions = normalises or _SAME_DTYPE.get(name, ())
+    positions = _SAME_DTYPE_ATTENTION if name in ATTENTION else positions
+    given = [args[i] for i in positions if i < len(args)]
+    found = {t.dtype for t in given if isinstance(t, Tensor) and t.is_floating_point()}
+    exactly = target == "cuda" and name in _EXACTLY_ON_CUDA
+    if len(found) < 2 or (normalises and args[0].dtype in LOW and not exactly):
+        return
+    names = " and ".join(sorted(str(d).removeprefix("torch.") for d in found))
+    raise RuntimeError(f"{name}: the tensors must have the same dtype, but are {names}")

@@ -1,0 +1,109 @@
+"""The dtypes that the results of an operation would have in the 16-bit program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
+
+from pytest_fp16.engine.emulation.operations import LOW, flat, tensors
+
+_Signature = tuple[Any, ...]
+_NOMINAL: dict[_Signature, tuple[torch.dtype | None, ...] | None] = {}
+
+
+def nominal_dtypes(
+    op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.dtype | None, ...] | None:
+    """The dtypes the results would have in the 16-bit program, in order, lists flattened.
+
+    Asked of the operation's own meta kernel, once per signature. None where it has none.
+
+    Raises:
+        RuntimeError: the operation refuses these dtypes.
+    """
+    if op.overloadpacket.__name__ in _AS_THE_FIRST:
+        return (args[0].dtype,)
+    key = (op, _signature(args), _signature(tuple(kwargs.items())))
+    if key not in _NOMINAL:
+        _NOMINAL[key] = _ask_meta(op, args, kwargs)
+    return _NOMINAL[key]
+
+
+def nominal_at(nominal: tuple[torch.dtype | None, ...], i: int) -> torch.dtype | None:
+    """The dtype of result i; a list of results (split, chunk) may be longer than when asked."""
+    return nominal[min(i, len(nominal) - 1)]
+
+
+def _signature(values: Sequence[Any]) -> _Signature:
+    parts: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            parts.append((value.dtype, value.dim() == 0))
+        elif isinstance(value, (list, tuple)):
+            parts.append(_signature(value))
+        elif isinstance(value, (torch.dtype, str)):
+            parts.append(value)
+        elif isinstance(value, bool) or value is None:
+            parts.append(value)  # flags such as half_to_float choose the dtype
+        else:
+            parts.append(type(value))
+    return tuple(parts)
+
+
+#: Losses that are as narrow as what they are given first; their meta kernels promote.
+_AS_THE_FIRST = frozenset({"huber_loss", "soft_margin_loss"})
+_DTYPE_WORDS = ("dtype", "scalar type", "Type promoting")
+
+
+def _ask_meta(
+    op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.dtype | None, ...] | None:
+    def to_meta(t: Tensor) -> Tensor:
+        return torch.empty(t.shape, dtype=t.dtype, device="meta")
+
+    meta_args, meta_kwargs = tree_map_only(Tensor, to_meta, (tuple(args), dict(kwargs)))
+    if "device" in meta_kwargs or not any(True for _ in tensors(args, kwargs)):
+        meta_kwargs["device"] = torch.device("meta")
+    try:
+        out = op(*meta_args, **meta_kwargs)
+    except NotImplementedError:
+        return None
+    except RuntimeError as error:
+        if any(word in str(error) for word in _DTYPE_WORDS):
+            return _ask_kernel(op, args, kwargs)
+        return None  # shapes that depend on data, or a meta kernel stricter than the real one
+    except Exception:
+        return None
+    return tuple(o.dtype if isinstance(o, Tensor) else None for o in flat(out))
+
+
+def _ask_kernel(
+    op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.dtype | None, ...] | None:
+    """Where the meta kernel refuses dtypes, the real one has the last word; it runs on copies."""
+
+    def plain(t: Tensor) -> Tensor:
+        return t.native() if hasattr(t, "native") else t.detach().clone()
+
+    with _disable_current_modes():
+        copied, copied_kwargs = tree_map_only(Tensor, plain, (tuple(args), dict(kwargs)))
+        out = op(*copied, **copied_kwargs)
+    return tuple(o.dtype if isinstance(o, Tensor) else None for o in flat(out))
+
+
+def promoted_low(args: Sequence[Any], kwargs: dict[str, Any]) -> torch.dtype | None:
+    """The 16-bit dtype of the result where no meta kernel says it: that of all floating arguments.
+
+    None where a float32 argument would promote it.
+    """
+    floating = [t.dtype for t in tensors(args, kwargs) if t.is_floating_point() and t.dim() > 0]
+    floating = floating or [t.dtype for t in tensors(args, kwargs) if t.is_floating_point()]
+    if floating and all(d == floating[0] for d in floating) and floating[0] in LOW:
+        return floating[0]
+    return None

@@ -1,0 +1,207 @@
+"""What a target refuses: an operation without a kernel, a number beyond the format's range.
+
+ATen itself refuses most such numbers wherever it runs. Into one element it writes them otherwise:
+``x[mask] = -1e9`` raises where x is a float16 tensor on CUDA, and gives -inf on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pytest_fp16.engine.emulation.inference import inference_as_no_grad
+from pytest_fp16.engine.emulation.recurrent import recurrent_by_steps
+from pytest_fp16.engine.source import raised_by_program
+from pytest_fp16.precision import finds_nothing_to_scale, mixes_dtypes, refuses_closure
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pytest_fp16.report.model import Mechanism
+
+_LOW = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
+_MISSING_KERNEL = (
+    "not implemented for '",
+    "Low precision dtypes not supported",
+    "Unsupported dtype",
+    "FFT doesn't support tensors of type",
+)
+
+
+#: Classes of errors, and words in them, by which torch refuses a dtype.
+_REFUSALS = ("RuntimeError", "NotImplementedError", "TypeError")
+_OF_DTYPES = ("dtype", "scalar type", "ScalarType", "Half", "BFloat16", "kernel", "autocast")
+
+_DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
+#: Words of ATen where a kernel reads the memory of a carrier, which has none: not the program's.
+_OF_A_CARRIER = "data is not allocated yet"
+#: Words of ATen where an index leaves its table: one that was computed, and rounded.
+_INDEX_TROUBLE = ("out of range in self", "out of bounds")
+
+
+class UnsupportedOperation(RuntimeError):  # noqa: N818
+    """An operation has no 16-bit kernel on the target. Seen by the verdict, not by users."""
+
+    def __init__(self, operation: str, dtype: str, target: str) -> None:
+        super().__init__(f"{operation} has no {dtype} kernel on {target}")
+        self.operation = operation
+
+
+class RefusedNumber(UnsupportedOperation):
+    """A number that the target does not put into a 16-bit tensor."""
+
+    def __init__(self, number: float, dtype: torch.dtype) -> None:
+        words = f"value cannot be converted to type c10::{_LOW[dtype]} without overflow: {number:g}"
+        RuntimeError.__init__(self, words)
+        self.operation = "__setitem__"
+
+
+def name_of(error: BaseException) -> str:
+    """The class of an exception, as the target itself would raise it."""
+    return "RuntimeError" if isinstance(error, UnsupportedOperation) else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, cut to a sensible length; its class if it has none."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return name_of(error)
+    return lines[0].split(" and mode <")[0][:200]  # torch goes on with the address of our mode
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line: its class, and its text if it has one."""
+    name, line = name_of(error), first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def is_missing_kernel(error: BaseException) -> bool:
+    """Whether an error of ATen says that an operation has no kernel for a dtype."""
+    return isinstance(error, (RuntimeError, NotImplementedError)) and any(
+        words in str(error) for words in _MISSING_KERNEL
+    )
+
+
+def stops_the_program(error: BaseException) -> bool:
+    """Whether what a trace met would stop the 16-bit program too, rather than the trace alone."""
+    return is_trouble_with_dtypes(error) or raised_by_program(error)
+
+
+def is_trouble_with_dtypes(error: BaseException) -> bool:
+    """Whether a 16-bit program stopped because of its dtypes, as the native one would."""
+    if _OF_A_CARRIER in str(error):
+        return False
+    if isinstance(error, IndexError):
+        return any(words in str(error) for words in _INDEX_TROUBLE)
+    return is_missing_kernel(error) or (
+        isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
+        and any(word in str(error) for word in _DTYPE_TROUBLE)
+    )
+
+
+def mechanism_of(said: str) -> Mechanism:
+    """Why a 16-bit program stopped, from an error as `told` says it.
+
+    What the device refuses says so. Anything else (a check of the program's own, an index outside
+    of its table, a matrix that is not positive definite) comes of values that were rounded.
+    """
+    if "cannot be converted" in said:
+        return "mask-inf"
+    refused = said.startswith(_REFUSALS) and any(words in said for words in _OF_DTYPES)
+    refused = refused or refuses_closure(said) or mixes_dtypes(said)
+    refused = refused or finds_nothing_to_scale(said) or is_missing_kernel(RuntimeError(said))
+    return "unsupported-op" if refused else "precision-loss"
+
+
+def require_own_agreement(func: Any, name: str, args: Any, kwargs: Any) -> None:
+    """Let a kernel from outside ATen say itself whether it takes tensors of several dtypes.
+
+    In float32, where it is followed, it would not notice. One that writes its arguments is not
+    asked, and what it lacks here it need not lack on the target. Under autocast it may have casts
+    of its own for the target: do not ask there.
+
+    Args:
+        func, name: the kernel.
+        args, kwargs: what the 16-bit program hands to it.
+
+    Raises:
+        RuntimeError: it refuses them.
+    """
+    given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    dtypes = {t.dtype for t in given if t.is_floating_point()}
+    if len(dtypes) < 2 or not dtypes & _LOW.keys() or func._schema.is_mutable:
+        return
+    try:
+        func(*args, **kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        if not is_missing_kernel(error):
+            said = f"{name} refuses tensors of different dtypes: {first_line(error)}"
+            raise RuntimeError(said) from None
+
+
+def require_in_range(number: Any, dtype: torch.dtype) -> None:
+    """Raise RefusedNumber for a finite number beyond the range of a 16-bit format."""
+    if dtype not in _LOW or isinstance(number, bool) or not isinstance(number, (int, float)):
+        return
+    if torch.finfo(dtype).max < abs(number) < math.inf:
+        raise RefusedNumber(number, dtype)
+
+
+_depth = 0
+
+
+@contextmanager
+def assignments_as_on(target: str) -> Iterator[None]:
+    """Refuse what CUDA refuses to assign to a 16-bit tensor, however nested."""
+    global _depth
+    if target != "cuda" or _depth:
+        yield
+        return
+    own, inherited = Tensor.__setitem__, "__setitem__" not in vars(Tensor)
+
+    def checked(self: Tensor, index: Any, value: Any) -> None:
+        require_in_range(value, self.dtype)
+        own(self, index, value)
+
+    _depth += 1
+    Tensor.__setitem__ = checked  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if inherited:
+            del Tensor.__setitem__
+        else:
+            Tensor.__setitem__ = own  # type: ignore[method-assign]
+
+
+class OnTarget(TorchDispatchMode):
+    """A mode that follows a program, which also meets what a target refuses to assign.
+
+    Args:
+        target: ``"cuda"`` or ``"cpu"``; None for nothing but this device's own refusals.
+    """
+
+    def __init__(self, target: str | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._meets = target
+        self._context = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._meets is not None:
+            self._context.enter_context(assignments_as_on(self._meets))
+        self._context.enter_context(recurrent_by_steps())
+        self._context.enter_context(inference_as_no_grad())
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._context.close()
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]

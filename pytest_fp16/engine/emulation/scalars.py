@@ -1,0 +1,47 @@
+"""Python numbers beside 16-bit tensors: most kernels take them in float32, some round them first.
+
+Read off ATen's kernels: CUDA's ``pow`` converts its scalar to the tensor's type
+(``PowKernel.cu``), as ``fmod`` and ``remainder`` do; a CPU rounds those of sums too. A number that
+an operation only moves, or compares with (the bound of a clamp), is rounded by all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pytest_fp16.engine.emulation.operations import LOW, tensors
+
+_EVERYWHERE = frozenset({"pow", "fmod", "remainder"})
+_ON_CPU = _EVERYWHERE | {"add", "sub", "rsub"}
+
+
+def as_the_kernel_takes(name: str, args: Sequence[Any], target: str) -> tuple[Any, ...]:
+    """The first two arguments of an operation, numbers rounded where the target's kernel does so.
+
+    Args:
+        name: the operation.
+        args: its positional arguments.
+        target: the device type whose kernel is meant.
+    """
+    named = _ON_CPU if target == "cpu" else _EVERYWHERE
+    if name not in named or not any(is_number(a) for a in args[:2]):
+        return tuple(args)
+    dtypes = {t.dtype for t in tensors(args[:2], {})}
+    if len(dtypes) != 1 or not dtypes <= LOW:
+        return tuple(args)
+    (dtype,) = dtypes
+    return (*(rounded(a, dtype) if is_number(a) else a for a in args[:2]), *args[2:])
+
+
+def is_number(value: Any) -> bool:
+    """Whether an argument is a number that a kernel computes with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """The nearest number of that dtype, whole where it was whole."""
+    near = float(torch.tensor(value, dtype=torch.float64).to(dtype))
+    return int(near) if isinstance(value, int) and near == int(near) else near

@@ -1,0 +1,309 @@
+"""The gradient check: a forecast of a training in 16 bits, from a few gradients and steps.
+
+Along a short 32-bit trajectory the candidate's gradient, always emulated, is held against the
+reference's; the first steps are made in both precisions; and the optimizer alone is run to the end
+on a sample of the weights. Where weights go another way, a longer look follows.
+docs/explanation/gradient-check.md states the thresholds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.emulation.refusal import told
+from pytest_fp16.engine.gradients.evidence import (
+    Broke,
+    Evidence,
+    batches_per_epoch,
+    count_in,
+    endless,
+    float_tensors,
+    lost_epsilon,
+    lost_in_the_cast,
+)
+from pytest_fp16.engine.gradients.guards import Guard, Guards, lost_guards
+from pytest_fp16.engine.gradients.lost_gradients import look_behind, not_skipped, skipped_share
+from pytest_fp16.engine.gradients.optimizer_probe import Recorder, probe
+from pytest_fp16.engine.gradients.own_checks import SHOWN, decides, failing
+from pytest_fp16.engine.gradients.points import BATCHES, beyond_range, examine_point, gradients
+from pytest_fp16.engine.gradients.rules import (
+    RULES,
+    doubtful,
+    gradient_is_lost,
+    tensor_noise,
+    total_noise,
+)
+from pytest_fp16.engine.gradients.second_look import applied_step, exact_step, measured, second_look
+from pytest_fp16.engine.gradients.statistics_probe import StatisticsRecorder
+from pytest_fp16.engine.gradients.step_rules import wayward
+from pytest_fp16.engine.gradients.sure_outputs import breaking, solved, wrong_share
+from pytest_fp16.engine.gradients.verdict import GradientFindings, conclude
+from pytest_fp16.engine.gradients.watched_steps import Replays
+from pytest_fp16.engine.randomness import preserved_state, seed_everything
+from pytest_fp16.engine.source import raised_at
+from pytest_fp16.engine.training.order import preserved_generators
+from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.untouched import follow
+from pytest_fp16.precision import REFERENCE, Precision
+from pytest_fp16.settings import Settings
+from pytest_fp16.subject import Training
+from pytest_fp16.theory.rounding import FORMATS
+
+__all__ = ["GradientFindings", "gradient_check"]
+
+_SEED = 0
+_TRAJECTORY = (6, 256)  # steps: the least and the most; a sixth of the training in between
+_TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
+_PROBED = 1500  # steps of the optimizer alone
+_EMPTIED = 3  # batches without what a lost guard is added to that are tried in 16 bits
+
+
+def gradient_check(
+    subject: Training, precision: Precision, settings: Settings, device: torch.device
+) -> GradientFindings:
+    """Forecast whether training in `precision` is equivalent.
+
+    The caller's global state (random generators, loaders' generators, flags) is left as it was.
+
+    Args:
+        subject: the training; nothing of it is changed.
+        precision: the candidate.
+        settings: its target is the device the emulation speaks for.
+        device: where it runs.
+
+    Raises:
+        DataError: the training data yields no batches.
+        FP16Error: as `Trainee`, for a model or optimizer that cannot be used.
+    """
+    with preserved_state(), preserved_generators(subject.train_data), torch.enable_grad():
+        evidence = _Check(subject, precision, settings.target, device).run()
+    return conclude(evidence, precision)
+
+
+class _Check:
+    def __init__(
+        self, subject: Training, precision: Precision, target: str, device: torch.device
+    ) -> None:
+        self.subject, self.precision, self.target = subject, precision, target
+        self.state = initial_state(subject, _SEED)
+        self.exact = Trainee(subject, REFERENCE, _SEED, self.state, Place(device, target))
+        self.place = Place(device, target, emulated=True)
+        self.replays = Replays(self.exact, precision, self.place, _SEED)
+        self.evidence = Evidence(FORMATS[precision.dtype])
+        per_epoch = batches_per_epoch(subject)
+        self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
+        low, high = _TRAJECTORY
+        total = self.evidence.total_steps
+        self.length = min(max(total // 6, low), high, max(total, 2))
+        self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
+        self.stream = endless(subject, _SEED)
+        self.shares: list[tuple[int, tuple[float, int] | None]] = []
+
+    def _candidate(self) -> Trainee:
+        return Trainee(self.subject, self.precision, _SEED, self.state, self.place)
+
+    def run(self) -> Evidence:
+        """Trajectory, points, first steps, and the optimizer alone."""
+        evidence = self.evidence
+        first = list(itertools.islice(self.stream, self.together * self.subject.accumulate))
+        extra = list(itertools.islice(self.stream, BATCHES))
+        evidence.batch_size = max(map(count_in, extra))
+        candidate = self._candidate()
+        evidence.epsilon = lost_epsilon(candidate)
+        evidence.lost_weights = lost_in_the_cast(self.state, candidate)
+        with candidate.installed():
+            evidence.broke = self._point(candidate, extra, 0)
+            if evidence.broke is None:
+                evidence.guards = self._guards(extra[0])
+            if evidence.broke is None:
+                self._probe(self._trajectory(candidate, extra, first))
+                if evidence.broke is None and decides(candidate, extra[0]):
+                    evidence.broke = self._fails(candidate)
+                if evidence.broke is None:
+                    evidence.stepped = self.replays.beyond_range(extra)
+                    self._second_look(extra)
+        return evidence
+
+    def _guards(self, batch: Any) -> dict[Any, Guard]:
+        fresh = Trainee(self.subject, self.precision, _SEED, self.state, self.place)
+        seed_everything(0)
+        return lost_guards(fresh, batch, self.evidence.format)
+
+    def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
+        roundoff = self.evidence.format.unit_roundoff
+        try:
+            point = examine_point(self.exact, candidate, extra, step, roundoff)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._require_reference(extra[0])
+            return self._raised(error, extra[0])
+        self.evidence.points.append(point)
+        if point.skipped and self.evidence.skipped is None:
+            shown = list(itertools.islice(endless(self.subject, _SEED), SHOWN))
+            share = skipped_share(self.exact, candidate, [*extra, *shown])
+            self.evidence.skipped = share, self.replays.here(extra).cause
+        self.shares.append((step, wrong_share(self.exact, extra)))
+        if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
+            if gradient_is_lost(point):
+                found = self.replays.here([extra[0]]).found
+                scale = point.scale if candidate.scaler is not None else None
+                look_behind(self.evidence, self.exact, extra[0], scale, found)
+            return None
+        if beyond_range(point) and step < self.length:
+            return None  # what is trained does not feel it, and it may return into the range
+        origin = self.replays.here([extra[0]]).cause
+        what = "gradient" if not point.finite else "loss"
+        return f"the {what} is not finite", origin
+
+    def _raised(self, error: Exception, batch: Any) -> Broke:
+        """What the candidate raised at the reference's weights, and where."""
+        self.evidence.raised_at = raised_at(error)
+        watch = self.replays.here([batch])
+        self.evidence.raised_in = watch.failed_in
+        return told(error), None
+
+    def _fails(self, candidate: Trainee) -> Broke | None:
+        """What the candidate raises with other batches, where it decides by its values."""
+        found = failing(self.exact, candidate, endless(self.subject, _SEED))
+        return None if found is None else self._raised(*found)
+
+    def _require_reference(self, batch: Any) -> None:
+        """An error that the 32-bit training raises too is the user's, and is passed on."""
+        gradients(self.exact, batch, 0)
+
+    def _trajectory(self, candidate: Trainee, extra: list[Any], first: list[Any]) -> Recorder:
+        """The 32-bit steps, with a point in the middle and at the end."""
+        evidence, exact = self.evidence, self.exact
+        recorder = Recorder(exact)
+        statistics = StatisticsRecorder(exact.model)
+        losses, witness, emptied = [], None, 0
+        if evidence.guards:
+            witness = Guards(exact.model, self.precision.dtype, evidence.guards)
+        every = self.subject.accumulate
+        points = {max(self.length // 3, 1), self.length}
+        half = self.together // 2
+        snapshots = [float_tensors(exact)]
+        for step in range(self.length):
+            held = first[step * every : (step + 1) * every]
+            held = held or list(itertools.islice(self.stream, every))
+            losses += exact_step(exact, held, _SEED, step, witness)
+            if witness is not None:
+                witness.step()
+                if witness.emptied and evidence.broke is None and emptied < _EMPTIED:
+                    emptied += 1
+                    evidence.broke = self._emptied(candidate, held[-1])
+            statistics.keep()
+            if step + 1 in (half, 2 * half):
+                snapshots.append(float_tensors(exact))
+            if step + 1 in points and evidence.broke is None:
+                evidence.broke = self._point(candidate, extra, step + 1)
+        if evidence.broke is None:
+            self._sure(candidate, not_skipped(evidence, candidate, extra))
+            evidence.broke = self._together(
+                first[: 2 * half * every], snapshots, losses[: 2 * half * every]
+            )
+        if not self.precision.mixed:
+            evidence.lags = statistics.lags(evidence.total_steps, self.precision.dtype)
+        return recorder
+
+    def _emptied(self, candidate: Trainee, batch: Any) -> Broke | None:
+        """The gradient of a batch for which a lost guard has nothing left beside it."""
+        if candidate.scaler is not None:
+            return None  # such a step is skipped
+        follow(candidate.model, self.exact.model)
+        try:
+            finite = gradients(candidate, batch, 0).finite
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return self._raised(error, batch)
+        return None if finite else ("the gradient is not finite", self.replays.here([batch]).cause)
+
+    def _sure(self, candidate: Trainee, batch: Any) -> None:
+        """The gradient once the model is as sure as a trained one, and has nothing wrong left."""
+        for solves in (False, True):
+            sure = breaking(self.exact, candidate, batch, solves)
+            if sure is None:
+                continue
+            origin = self.replays.here([batch], sure).cause
+            outputs = "a batch without mistakes" if solves else "confident outputs"
+            self.evidence.confident = f"the gradient of {outputs} is not finite", origin
+            if solves:
+                self.evidence.solved = solved(candidate, self.shares, self.evidence.total_steps)
+            return
+
+    def _together(
+        self, first: list[Any], snapshots: list[dict[str, Tensor]], losses: list[float]
+    ) -> Broke | None:
+        """The first steps once more, in the candidate's precision."""
+        candidate = self._candidate()
+        every, start = self.subject.accumulate, float_tensors(candidate)
+        steps = len(first) // every
+        try:
+            for step in range(steps):
+                batches = first[step * every : (step + 1) * every]
+                loss = applied_step(candidate, batches, _SEED, step)
+                self.evidence.first_losses.append((losses[(step + 1) * every - 1], loss))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.evidence.raised_at = raised_at(error)
+            self.evidence.raised_in = self.replays.first(self.state, first).failed_in
+            return told(error), None
+        reached = float_tensors(candidate)
+        # In the model's order: that of a set changes with the process, and sums with the order.
+        trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
+        if any(not bool(reached[n].isfinite().all()) for n in trained):
+            origin = self.replays.first(self.state, first).cause
+            return "a weight is not finite after the optimizer's step", origin
+        self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
+        return None
+
+    def _second_look(self, extra: list[Any]) -> None:
+        """Where weights or gradients go another way, and nothing else is wrong: do they learn?"""
+        evidence, doubt = self.evidence, doubtful(self.evidence)
+        rules = [rule for rule in RULES if not doubt or rule not in (total_noise, tensor_noise)]
+        if not (wayward(evidence) or doubt or evidence.stepped) or any(
+            rule(evidence) for rule in rules
+        ):
+            return
+        fresh = Trainee(self.subject, REFERENCE, _SEED, self.state, self.exact.place)
+        streams = self.stream, self._again()
+        steps = self.length, min(2 * self.length, evidence.total_steps)
+        try:
+            candidate = self._candidate()
+            look = second_look((fresh, self.exact), candidate, streams, extra, _SEED, steps)
+            if doubt and look.slow:
+                look = measured(look, self.exact, candidate)
+            evidence.second = look
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            evidence.broke = told(error), None
+
+    def _again(self) -> Iterator[Any]:
+        """The batches of the trajectory and those that follow, from the first."""
+        stream = endless(self.subject, _SEED)
+        yield from itertools.islice(stream, self.together * self.subject.accumulate)
+        yield from itertools.islice(stream, BATCHES, None)
+
+    def _probe(self, recorder: Recorder) -> None:
+        recorder.handle.remove()
+        if self.precision.mixed or self.exact.closure or not recorder.steps:
+            return
+        steps = min(self.evidence.total_steps, _PROBED)
+        try:
+            self.evidence.optimizer = probe(
+                self.exact, recorder, steps, self.precision.dtype, self.target
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return  # one that cannot be copied, or takes matrices; its real steps were compared

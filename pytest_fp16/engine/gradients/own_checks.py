@@ -1,0 +1,102 @@
+"""Errors that a 16-bit program raises for its own values, and only with some batches.
+
+A distribution checks that probabilities add up to one, a solver that its step is no smaller than
+rounding, a table is read at an index that was rounded: most batches pass. So a program that reads
+its values on the host, or makes whole numbers of them, is shown more batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.untouched import follow, untouched
+
+#: Batches that such a program is shown.
+SHOWN = 32
+_READS = frozenset("_local_scalar_dense equal is_nonzero".split())
+
+
+class Decisions(TorchDispatchMode):
+    """Sees whether a program decides by its values: on the host, or by a whole number of them.
+
+    Attributes:
+        seen: whether it has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = facts(func).name
+        self.seen |= name in _READS or (name == "_to_copy" and _whole(out, args))
+        return out
+
+
+def _whole(out: Any, args: tuple[Any, ...]) -> bool:
+    made = isinstance(out, Tensor) and not (out.is_floating_point() or out.dtype == torch.bool)
+    return made and any(t.dtype in LOW for t in tensors(args, {}))
+
+
+def decides(candidate: Trainee, batch: Any) -> bool:
+    """Whether the 16-bit program decides anything by its values, in the loss of one batch."""
+    decisions = Decisions()
+    try:
+        _loss(candidate, batch, 0, decisions)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        pass  # what is wrong with it has been seen elsewhere, or will be
+    return decisions.seen
+
+
+def failing(
+    reference: Trainee, candidate: Trainee, batches: Iterable[Any]
+) -> tuple[Exception, Any] | None:
+    """The first error that the candidate raises and the reference does not, and its batch.
+
+    Args:
+        reference: the 32-bit training, as far as it has come.
+        candidate: takes its weights.
+        batches: any number; `SHOWN` of them are tried.
+    """
+    follow(candidate.model, reference.model)
+    for seed, batch in enumerate(itertools.islice(batches, SHOWN)):
+        try:
+            _loss(candidate, batch, seed)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return (error, batch) if _passes(reference, batch, seed) else None
+    return None
+
+
+def _passes(reference: Trainee, batch: Any, seed: int) -> bool:
+    try:
+        _loss(reference, batch, seed)
+    except Exception:
+        return False
+    return True
+
+
+def _loss(trainee: Trainee, batch: Any, seed: int, witness: Any = None) -> None:
+    """The forward pass of a batch; nothing of the trainee is changed."""
+    trainee.model.train()
+    seed_everything(seed)
+    with untouched(trainee.model), trainee.place.arithmetic(trainee.precision):
+        placed = trainee.placed(batch)
+        with witness or nullcontext():
+            trainee.loss(placed)

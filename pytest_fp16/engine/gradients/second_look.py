@@ -1,0 +1,175 @@
+"""A second, longer look at a training whose weights go another way than in 32 bits.
+
+Steps that are too long, too short or turned are no harm in themselves: where Adam's second moment
+has rounded to zero a step is as long as epsilon allows, and many a model learns the faster for it.
+What counts is whether it learns. So the steps are made in both precisions, twice as many as the
+trajectory has, and the losses of batches that were held back are compared.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from pytest_fp16.engine.gradients.points import gradients
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.order import preserved_generators, step_seed
+from pytest_fp16.engine.training.score import score
+from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.untouched import untouched
+from pytest_fp16.theory.gradient import learns_slowly, learnt
+
+_RETRIES = 40
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """Losses of the batches held back.
+
+    Attributes:
+        steps: made in both precisions.
+        start, half, end: the reference's losses before, after half of the steps (None where the
+            training has no twice as many) and after all.
+        candidate: the candidate's after all.
+        metric: (reference's, candidate's, resolution) of the metric after all, where it was asked.
+    """
+
+    steps: int
+    start: list[float]
+    half: list[float] | None
+    end: list[float]
+    candidate: list[float]
+    metric: tuple[float, float, float] | None = None
+
+    @property
+    def slow(self) -> bool:
+        """Whether 16 bits learn at less than half the speed, or not at all."""
+        if not all(map(math.isfinite, self.candidate)):
+            return True
+        if self.metric is not None:
+            reference, candidate, resolution = self.metric
+            if reference - candidate <= resolution:
+                return False
+        return learns_slowly(self.start, self.half, self.end, self.candidate)
+
+    @property
+    def kept_up(self) -> bool:
+        """Whether 32 bits have learnt, and 16 bits too."""
+        return learnt(self.start, self.end) and not self.slow
+
+    def said(self) -> str:
+        """The losses in words."""
+        half = ""
+        if self.half is not None:
+            half = f"{fmean(self.half):.3g} after {self.steps // 2} and "
+        return (
+            f"after {self.steps} steps the loss is {fmean(self.candidate):.3g}; 32 bits have "
+            f"{half}{fmean(self.end):.3g} after {self.steps}, from {fmean(self.start):.3g}"
+        )
+
+
+def losses(trainee: Trainee, batches: Sequence[Any]) -> list[float]:
+    """The loss of each batch, in training mode; nothing of the trainee is changed."""
+    return [gradients(trainee, batch, seed).loss for seed, batch in enumerate(batches)]
+
+
+def exact_step(
+    trainee: Trainee, batches: Sequence[Any], seed: int, step: int, witness: Any = None
+) -> list[float]:
+    """One optimizer step of the reference, with the seeds of the training's own."""
+    found = []
+    for number, batch in enumerate(batches):
+        seed_everything(step_seed(seed, step, number))
+        trainee.model.train()
+        found.append(trainee.step(batch, witness=witness))
+    return found
+
+
+def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int) -> float:
+    """One applied step of the candidate: a scaler that skips tries again at half the scale.
+
+    A step that no scale saves is left out, and halves the scale once.
+    """
+    loss, start = math.nan, trainee.scale
+    scaled = trainee.scaler is not None
+    held = [b.detach().clone() for b in trainee.model.buffers()] if scaled else []
+    for _ in range(_RETRIES):
+        before = trainee.applied
+        loss = exact_step(trainee, batches, seed, step)[-1]
+        if not scaled or trainee.applied > before:
+            break
+        with torch.no_grad():  # the batch will be seen again: averages and queues have it once
+            for buffer, value in zip(trainee.model.buffers(), held, strict=True):
+                buffer.copy_(value)
+        if not math.isfinite(loss):
+            break  # the scale has no part in it
+    else:
+        trainee.scaler.update(start / 2)  # type: ignore[union-attr]
+    return loss
+
+
+def second_look(
+    exact: tuple[Trainee, Trainee],
+    candidate: Trainee,
+    streams: tuple[Iterator[Any], Iterator[Any]],
+    held: Sequence[Any],
+    seed: int,
+    steps: tuple[int, int],
+) -> SecondLook:
+    """Go on with the reference, make its steps with the candidate, and compare their losses.
+
+    Args:
+        exact: the reference as it starts, and as it is after the trajectory.
+        candidate: as it starts.
+        streams: the batches that follow the trajectory, and those of the training from its start.
+        held: batches that neither is trained on.
+        seed: of the training.
+        steps: of the trajectory, and of the look.
+    """
+    fresh, trained = exact
+    after, again = streams
+    made, whole = steps
+    every = trained.subject.accumulate
+    start, half = losses(fresh, held), losses(trained, held)
+    for step in range(made, whole):
+        exact_step(trained, list(itertools.islice(after, every)), seed, step)
+    for step in range(whole):
+        loss = applied_step(candidate, list(itertools.islice(again, every)), seed, step)
+        if not math.isfinite(loss) and candidate.scaler is None:
+            break
+    skips = candidate.scaler is not None
+    reached = losses(candidate, held) if skips or math.isfinite(loss) else [loss]
+    every_one = [start, half, losses(trained, held), reached]
+    if skips:  # what it skips says nothing of what was learnt
+        kept = [n for n, value in enumerate(reached) if math.isfinite(value)] or range(len(reached))
+        every_one = [[found[n] for n in kept] for found in every_one]
+    start, half, end, reached = every_one
+    return SecondLook(whole, start, half if whole >= 2 * made else None, end, reached)
+
+
+def measured(look: SecondLook, trained: Trainee, candidate: Trainee) -> SecondLook:
+    """The look with the metric of both, where it can be taken.
+
+    Near its end a loss without noise is as small as 16 bits can tell, and the gradient with it.
+    """
+    subject, found = trained.subject, []
+    try:
+        with preserved_generators(subject.eval_data):
+            for trainee in (trained, candidate):
+                with untouched(trainee.model):
+                    place, precision = trainee.place, trainee.precision
+                    found.append(score(subject, trainee.model, precision, place, None)[0])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return look  # what is wrong with the evaluation is said where it is made
+    reference, low = found
+    if not (reference.finite and low.finite):
+        return look
+    return replace(look, metric=(reference.value, low.value, reference.resolution))

@@ -1,0 +1,80 @@
+"""Steps of a training made once more, watched by what names the operation that broke them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pytest_fp16.engine.gradients.confidence import Confidence, scaling
+from pytest_fp16.engine.gradients.origin import Found, Origin
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.order import step_seed
+from pytest_fp16.engine.training.trainee import Place, Trainee
+from pytest_fp16.engine.untouched import count_alike
+from pytest_fp16.precision import Precision
+
+
+def watched(
+    trainee: Trainee, batches: list[Any], seed: int | None, sure: Confidence | None = None
+) -> Origin:
+    """What saw the steps of a fresh trainee, up to what broke them.
+
+    Args:
+        trainee: as it is before the first of them.
+        batches: one per step, or per part of an accumulated one.
+        seed: of the training, where these are its own first steps; None at its points.
+        sure: what is done to the outputs.
+    """
+    origin = Origin(trainee.model)
+    nn.Module.register_forward_hook(trainee.model, scaling(sure))
+    origin.watch(trainee.optimizer)
+    every = trainee.subject.accumulate
+    for number, batch in enumerate(batches):
+        origin.begin()
+        seed_everything(0 if seed is None else step_seed(seed, number // every, number % every))
+        trainee.model.train()
+        try:
+            trainee.step(batch, witness=origin)
+        except Exception:
+            break
+        if origin.found is not None:
+            break
+    return origin
+
+
+class Replays:
+    """Steps of a candidate made once more, by a fresh one, and watched.
+
+    Args:
+        reference: the 32-bit training, whose weights they start from.
+        precision, place: of the candidate.
+        seed: of the training.
+    """
+
+    def __init__(self, reference: Trainee, precision: Precision, place: Place, seed: int) -> None:
+        self.reference, self.precision, self.place, self.seed = reference, precision, place, seed
+
+    def _fresh(self, state: Mapping[str, Any]) -> Trainee:
+        return Trainee(self.reference.subject, self.precision, self.seed, state, self.place)
+
+    def here(self, batches: list[Any], sure: Confidence | None = None) -> Origin:
+        """Steps from where the reference is now."""
+        model = self.reference.model
+        fresh = self._fresh({k: v.detach().clone() for k, v in model.state_dict().items()})
+        count_alike(fresh.model, model)
+        return watched(fresh, batches, None, sure)
+
+    def first(self, state: Mapping[str, Any], batches: list[Any]) -> Origin:
+        """The first steps of the training, from its first weights."""
+        return watched(self._fresh(state), batches, self.seed)
+
+    def beyond_range(self, batches: list[Any]) -> Found | None:
+        """What leaves the range in a step of the user's own optimizer: a length over all weights.
+
+        A sample of the weights does not show it, which torch's own, element by element, do with.
+        """
+        own = not type(self.reference.optimizer).__module__.startswith("torch.")
+        found = self.here(batches).found if own and not self.precision.mixed else None
+        return found if found is not None and found.module == "<optimizer>" else None

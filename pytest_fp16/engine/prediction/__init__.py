@@ -1,0 +1,1 @@
+"""What theory predicts of a traced program: σ, bounds, certificates."""

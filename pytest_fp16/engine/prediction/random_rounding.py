@@ -1,0 +1,76 @@
+"""σ where no reverse pass applies: the program run several times, rounded at random."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
+from pytest_fp16.engine.prediction.theory_batch import PROBABLE_SIGMAS, TheoryBatch
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.prediction.theory_pass import TheoryPass
+
+#: How many runs.
+NOISE_RUNS = 8
+
+
+def noise_batch(
+    theory: TheoryPass, inputs: Any, n: int, reference: Tensor, seed: int
+) -> TheoryBatch:
+    """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
+    task = theory.task
+    generator = torch.Generator(device=theory.device).manual_seed(seed)
+    detailed = not theory.totals
+    trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=detailed)
+    if trace.doubts.decisions and not theory.errors and _learned(theory, inputs, n, seed):
+        trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=detailed)
+    plain = plain.detach()
+    margin = task.margins(plain, reference)
+    squares, classes = torch.zeros_like(margin), []
+    moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
+    for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
+        run = theory.trace(inputs, n, seed, noise=generator)[1].detach()
+        squares += (task.margins(run, reference) - margin).square_()
+        if task.decides:
+            classes.append(run.argmax(-1).masked_fill_(run.sum(-1).isnan(), -1))
+        else:
+            moved += run - plain
+            moved_squares += (run - plain).square_().flatten(1).sum(1)
+    # Divided by R − 2, the mean square of errors over σ is one although σ is estimated itself.
+    sigma = (squares / (NOISE_RUNS - 2)).sqrt_()
+    none = torch.zeros_like(margin, dtype=torch.bool)
+    undecided = trace.doubts.undecided
+    return TheoryBatch(
+        logits=plain,
+        margin=margin,
+        sigma=sigma,
+        bound=None,
+        bounded=none,
+        probable=margin > PROBABLE_SIGMAS * sigma if task.decides else none.clone(),
+        overflowed=trace.recorder.overflowed,
+        undecided=undecided[:n] if len(undecided) == n else undecided.new_zeros(n),
+        noisy_classes=torch.stack(classes) if classes else None,
+        **({} if task.decides else _values(plain, moved / NOISE_RUNS, moved_squares / NOISE_RUNS)),
+    )
+
+
+def _learned(theory: TheoryPass, inputs: Any, n: int, seed: int) -> bool:
+    """Whether the errors of what the model decides on are known now: of masks there are none."""
+    try:
+        theory.learn_decisions(inputs, n, seed)
+    except NotDifferentiableError:  # a batch that cannot be cut: they stay bounded by ulps
+        return False
+    return True
+
+
+def _values(plain: Tensor, moved: Tensor, square: Tensor) -> dict[str, Tensor]:
+    """Mean and scatter of values from how far, and how far squared, they moved on average.
+
+    Their squared error depends on both: a value that another decision inside the model moves is
+    as often moved towards the label as away from it, which σ alone does not tell.
+    """
+    scatter = square - moved.square().flatten(1).sum(1)
+    return {"average": plain + moved, "scatter": scatter.clamp(min=0)}

@@ -1,0 +1,129 @@
+"""Could a third class win? Backward passes from the margins over further classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.prediction.reverse import backward
+from pytest_fp16.engine.tracing.sites import Sums
+from pytest_fp16.engine.tracing.trace import Trace
+from pytest_fp16.theory.rounding import Format
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.prediction.theory_pass import TheoryPass
+
+
+#: A competitor is cleared without a pass of its own this many bounds of the runner-up away, at
+#: least: bounds are measured on a few inputs and taken for all.
+SCREEN = 4.0
+_MARGIN = 2.0
+#: Backward passes on the first few inputs that measure how far the errors of classes differ.
+SCREENING_PASSES = 32
+#: Of a group of classes measured together: this far above the other groups, one may stand out.
+_STANDS_OUT = 2.0
+
+
+class Rivals:
+    """Backward passes of one chunk from the margins over the third class and further ones.
+
+    Ranks are the reference's, so each is made once, whoever asks for it.
+    """
+
+    def __init__(self, trace: Trace, canonical: Tensor, like: Tensor) -> None:
+        self.trace = trace
+        self.canonical = canonical
+        self.like = like
+        self.known: list[tuple[Tensor, dict[Format, Sums]]] = []
+
+    def sums(self, top: Tensor, rival: Tensor) -> dict[Format, Sums]:
+        """The sums of the margins of `top` over `rival`, class indices of shape [kept, P, 1]."""
+        for asked, sums in self.known:
+            if torch.equal(asked, rival):
+                return sums
+        seeds = torch.zeros_like(self.like).scatter(-1, top, 1.0).scatter(-1, rival, -1.0)
+        made = backward(self.trace, self.canonical, seeds)
+        self.known.append((rival, made))
+        return made
+
+
+class Screening:
+    """How much larger than the runner-up's the bound of a class is, measured on a few inputs.
+
+    Args:
+        theory: the theory of the candidate.
+        trace, canonical: its run of the few inputs.
+        reference: their canonical logits, [few, P, C].
+    """
+
+    def __init__(
+        self, theory: TheoryPass, trace: Trace, canonical: Tensor, reference: Tensor
+    ) -> None:
+        self.theory = theory
+        self.program = trace, canonical
+        self.reference = reference
+        self.ranks = reference.argsort(-1, descending=True)
+        self.top = torch.zeros_like(reference).scatter_(-1, self.ranks[..., :1], 1.0)
+        self.own = self._bound(theory.task.seeds(reference)).clamp(min=1e-30)
+
+    def by_class(self) -> Tensor:
+        """The screen of each class, [C]: so many bounds of the runner-up away it is cleared."""
+        classes = self.reference.shape[-1]
+        if classes <= SCREENING_PASSES:
+            ratios = [self._ratio(self._unit(k)) for k in range(classes)]
+            measured = torch.stack(ratios)
+            unseen = measured == 0  # such as the class that wins on all of them
+            measured = torch.where(unseen, measured.max(), measured)
+        else:
+            measured = self._many(classes)
+        return (_MARGIN * measured).clamp(min=SCREEN)
+
+    def _many(self, classes: int) -> Tensor:
+        """Half the passes look at the nearest competitors one by one, half at classes in groups.
+
+        The classes of a group get random signs; its bound is larger than those of its members, so
+        the nearest ones tell the size, and the groups tell which classes stand out.
+        """
+        passes = SCREENING_PASSES // 2
+        near = [self._ratio(self._ranked(r)) for r in range(2, 2 + passes)]
+        generator = torch.Generator().manual_seed(classes)
+        signs = torch.randint(0, 2, (classes,), generator=generator).mul_(2).sub_(1)
+        signs = signs.to(self.reference)
+        groups = []
+        for start in range(passes):
+            members = torch.zeros_like(signs)
+            members[start::passes] = signs[start::passes]
+            groups.append(self._ratio(members.expand_as(self.reference)))
+        grouped = torch.stack(groups)
+        stands_out = grouped > _STANDS_OUT * grouped.median()
+        measured = torch.where(stands_out, grouped, torch.stack(near).max())
+        return measured[torch.arange(classes, device=measured.device) % passes]
+
+    def _unit(self, k: int) -> Tensor:
+        rival = torch.zeros_like(self.reference)
+        rival[..., k] = 1.0
+        return rival
+
+    def _ranked(self, rank: int) -> Tensor:
+        return torch.zeros_like(self.reference).scatter_(-1, self.ranks[..., rank : rank + 1], 1.0)
+
+    def _ratio(self, rival: Tensor) -> Tensor:
+        """Largest bound of the margin over one rival, or several, by the runner-up's."""
+        seeds = self.top * rival.sum(-1, keepdim=True) - rival
+        ratio = self._bound(seeds) / self.own
+        return ratio[: len(self.reference)].nan_to_num(0, 0, 0).max()
+
+    def _bound(self, seeds: Tensor) -> Tensor:
+        return backward(*self.program, seeds)[self.theory.format].bound
+
+
+def measured_screen(
+    theory: TheoryPass, trace: Trace, canonical: Tensor, reference: Tensor
+) -> Tensor:
+    """The screen of each class, [C]; see `Screening`."""
+    classes = reference.shape[-1]
+    if not theory.task.decides or classes < 3:
+        return reference.new_full((classes,), SCREEN)
+    return Screening(theory, trace, canonical, reference).by_class()

@@ -1,0 +1,117 @@
+"""One backward pass for several precisions whose programs have the same rounding sites.
+
+To first order the derivative of a margin at a site does not depend on the precision; what differs
+is the spacing of the format there, and the values that storage has shifted. So a follower traces
+its own program forward, and takes its σ and bound from the leader's backward pass. Where storage
+moves the values far (parameters that underflow in one format), derivatives move with them: on its
+first chunk a follower runs backward itself, and stays only if the two agree.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pytest_fp16.engine.prediction.reverse import NotDifferentiableError, backward
+from pytest_fp16.engine.prediction.rivals import Rivals
+from pytest_fp16.engine.tracing.sites import Sums
+from pytest_fp16.engine.tracing.trace import Trace
+from pytest_fp16.theory.rounding import Format
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
+    from pytest_fp16.engine.prediction.theory_pass import TheoryPass
+
+#: A follower's own σ and the leader's may differ by this much, in the root mean square.
+AGREEMENT = 0.05
+
+
+class Sharing:
+    """What a leader hands to its followers over the chunks of one batch.
+
+    Args:
+        leader: the pass that runs backward.
+        seed: of the batch, by which a follower knows it again.
+    """
+
+    def __init__(self, leader: TheoryPass, seed: int) -> None:
+        self.leader = leader
+        self.seed = seed
+        self.parts: dict[int, list[TheoryBatch]] = {id(f): [] for f in leader.followers}
+
+    def chunk(
+        self, trace: Trace, canonical: Tensor, rivals: Rivals, part: tuple[Any, int, Any, Tensor]
+    ) -> None:
+        """Offer one chunk to every follower.
+
+        Args:
+            trace, canonical: the leader's run of it, just after its backward pass.
+            rivals: its further backward passes.
+            part: the batch's inputs, their number, the chunk's indices, its reference logits.
+        """
+        sums = dict(trace.recorder.contributions.sums)
+        for follower in list(self.leader.followers):
+            if id(follower) not in self.parts or follower.pending is not None:
+                continue
+            own = self._trace(follower, trace, canonical, part)
+            if own is None:
+                self.leader.followers.remove(follower)
+            elif follower.format == self.leader.format or not (
+                trace.recorder.bent or own[0].recorder.bent
+            ):
+                if not follower.compared and not self._agrees(follower, own, part[3], sums):
+                    self.leader.followers.remove(follower)
+                    follower.totals.clear()
+                    del self.parts[id(follower)]
+                    continue
+                follower.record(sums[follower.format])
+                mine = (*own, part[3], sums[follower.format], rivals)
+                self.parts[id(follower)].append(follower.certifier.judge(*mine))
+                continue
+            # Another program, or values bent by the range of one format: it goes its own way.
+            del self.parts[id(follower)]
+
+    def _trace(
+        self, follower: TheoryPass, trace: Trace, canonical: Tensor, part: tuple[Any, ...]
+    ) -> tuple[Trace, Tensor] | None:
+        """The follower's own run of a chunk, forward only; None where its program is another."""
+        inputs, n, indices, _ = part
+        before = bool(follower.totals)
+        options = {"adjoint": not follower.compared, "detailed": not before}
+        try:
+            if trace.doubts.decisions and not follower.compared:
+                follower.learn_decisions(inputs, n, self.seed)
+            own, logits = follower.trace_part(inputs, n, indices, self.seed, **options)
+        except Exception:  # whatever it is, the follower's own pass will meet and report it
+            return None
+        same = own.recorder.signature == trace.recorder.signature and not own.doubts.branches
+        if same and logits.shape == canonical.shape:
+            return own, logits
+        if not before:
+            follower.totals.clear()
+        return None
+
+    def _agrees(
+        self,
+        follower: TheoryPass,
+        own: tuple[Trace, Tensor],
+        reference: Tensor,
+        sums: dict[Format, Sums],
+    ) -> bool:
+        """Whether the follower's own backward pass over a chunk gives the σ it was offered."""
+        follower.compared = True
+        try:
+            mine = backward(*own, follower.task.seeds(reference))[follower.format]
+        except NotDifferentiableError:
+            return False
+        kept = len(reference)
+        offered, found = (s.square[:kept].double().sum() for s in (sums[follower.format], mine))
+        return bool((offered - found).abs() <= 2 * AGREEMENT * found)
+
+    def hand_over(self) -> None:
+        """Give every follower that could follow to the end what it will ask for."""
+        for follower in self.leader.followers:
+            parts = self.parts.get(id(follower))
+            if parts:
+                follower.pending = (self.seed, parts)

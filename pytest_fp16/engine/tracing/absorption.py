@@ -1,0 +1,185 @@
+"""Rounding that is certain: results that lie within half an ulp of an operand fall back onto it.
+
+Operands are on the grid of the format. So a sum whose addend is below half an ulp, or a product
+with a factor next to one, rounds to the operand itself: a moving average stands still, a counter
+stops. So it is where a function is flat: exponentials of tiny numbers share the few numbers of the
+format next to one; and a mask times a constant holds two values, which err alike everywhere. Such
+errors have no random sign, and a σ does not describe them; they are applied instead.
+The same holds for kernels that accumulate in 16 bits: they are asked themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.tracing.recorder import largest_magnitude
+from pytest_fp16.engine.tracing.shadow import Shadow
+from pytest_fp16.theory.rounding import Format, round_to, ulp, ulp_at
+
+#: A share of values this small that fall back leaves no trace beside ordinary rounding.
+_WORTHWHILE = 0.01
+_SAMPLE = 4096
+#: Distinct values for each number of the format among which they must share.
+_CROWD = 64
+#: Standard errors of a mean of rounding errors that are no chance.
+_BIASED = 5.0
+#: Distinct values at most, and how often each stands there on average at least, of a tensor whose
+#: errors repeat.
+_DISTINCT = 16
+_TIMES = 4
+
+#: Positions of the operands a result can fall back onto.
+OPERANDS = {
+    "add": (0, 1),
+    "sub": (0,),
+    "rsub": (1,),
+    "mul": (0, 1),
+    "div": (0,),
+    "lerp": (0, 1),
+    "addcmul": (0,),
+    "addcdiv": (0,),
+}
+
+
+def certain_errors(
+    y: Tensor, operands: Sequence[Tensor], fmt: Format, moves: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`y` with the rounding applied whose outcome is no matter of chance.
+
+    Args:
+        y: float32 results, before any rounding.
+        operands: those that a result can fall back onto, as of `absorbed`.
+        fmt: the format the results are rounded to.
+        moves: whether the operation only moves values, whose errors are those of its argument.
+
+    Returns:
+        The values (`y` itself where all is left to chance), and which of them are as the 16-bit
+        program has them: one there, zero elsewhere; None where it has been left to chance, or all
+        are on the grid.
+    """
+    fixed = None
+    moved = y
+    if operands and largest_magnitude(y.detach()) < fmt.overflow_threshold:
+        moved, fixed = absorbed(y, operands, fmt)
+    if moved is y and not moves:
+        moved = crowded(y, fmt)
+    if moved is y and not moves:
+        moved = repeated(y, fmt)
+    return moved, fixed
+
+
+def absorbed(y: Tensor, operands: Sequence[Tensor], fmt: Format) -> tuple[Tensor, Tensor | None]:
+    """`y` with the values replaced that round to an operand; gradients stay those of the result.
+
+    Args:
+        y: finite float32 results, before any rounding.
+        operands: finite float32 values that are on the grid of `fmt` in the 16-bit program.
+        fmt: the format the results are rounded to.
+
+    Returns:
+        The values, and one where they were replaced, zero elsewhere; None where none were.
+    """
+    fixed = None
+    for i, operand in enumerate(operands):
+        if operand.shape != y.shape or not _worthwhile(y, operand, operands[-1 - i], fmt):
+            continue
+        away, falls = _falls(operand.detach(), y.detach(), fmt)
+        moves = away.mul_(falls)
+        y = y + moves if bool(moves.any()) else y
+        fixed = falls if fixed is None else fixed.maximum(falls)
+    return y, fixed
+
+
+def _worthwhile(y: Tensor, operand: Tensor, other: Tensor, fmt: Format) -> bool:
+    """Whether enough results fall back onto an operand, other than by adding zeros to it."""
+    before, after = (_sampled(t.detach(), _SAMPLE) for t in (operand, y))
+    falls = _falls(before, after, fmt)[1]
+    if other is not operand and other.shape == y.shape:
+        falls.mul_(_sampled(other.detach(), _SAMPLE) != 0)
+    return float(falls.mean()) >= _WORTHWHILE
+
+
+def _sampled(values: Tensor, most: int) -> Tensor:
+    """About so many of the values; an odd stride does not always meet the same column."""
+    return values.reshape(-1)[:: max(1, values.numel() // most) | 1]
+
+
+def _falls(operand: Tensor, y: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
+    """The way from `y` to the operand, and one where it is at most half an ulp, zero elsewhere."""
+    away = operand - y
+    halves = away.abs().mul_(2).div_(ulp(operand, fmt)).ceil_()
+    return away, halves.neg_().add_(2).clamp_(0, 1)
+
+
+def crowded(y: Tensor, fmt: Format) -> Tensor:
+    """`y` rounded, where many values share few numbers of the format and err to one side.
+
+    Args:
+        y: float32 results, before any rounding.
+        fmt: the format they are rounded to.
+    """
+    values = y.detach()
+    few = _sampled(values, _SAMPLE)
+    if few.numel() < _CROWD:
+        return y
+    low, high = (float(v) for v in torch.aminmax(few))
+    shared = (high - low) / ulp_at(max(abs(low), abs(high)), fmt)  # numbers of the format
+    if not shared * _CROWD <= few.numel():
+        return y
+    distinct = few.unique()
+    if len(distinct) < max(shared, 1.0) * _CROWD:
+        return y
+    bias = ((round_to(distinct, fmt) - distinct) / ulp(distinct, fmt)).mean()
+    if float(bias.abs()) <= _BIASED / (12 * len(distinct)) ** 0.5:
+        return y
+    return y + (round_to(values, fmt) - values)
+
+
+def repeated(y: Tensor, fmt: Format) -> Tensor:
+    """`y` rounded, where it holds a few values many times each: equal values err alike.
+
+    Args:
+        y: float32 results, before any rounding.
+        fmt: the format they are rounded to.
+    """
+    values = y.detach()
+    if values.numel() < _TIMES * _DISTINCT:
+        return y
+    if len(set(_sampled(values, _TIMES * _DISTINCT).tolist())) > _DISTINCT:  # the usual case
+        return y
+    distinct = _sampled(values, _SAMPLE).unique()
+    if len(distinct) > _DISTINCT or not bool(torch.isin(values, distinct).all()):
+        return y
+    rounded = round_to(values, fmt)
+    return y if torch.equal(rounded, values) else y + (rounded - values)
+
+
+def operands_of(name: str, args: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:
+    """The operands of an operation that a result of `dtype` can fall back onto."""
+    places = OPERANDS.get(name, ())
+    return [
+        args[i].inner
+        for i in places
+        if i < len(args) and isinstance(args[i], Shadow) and args[i].dtype == dtype
+    ]
+
+
+def accumulated(y: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    """`y` moved to what the 16-bit accumulator gives; gradients stay those of the sum.
+
+    Args:
+        y: the sum in float32.
+        run: the operation's own kernel on 16-bit arguments.
+    """
+    try:
+        native = run()
+    except RuntimeError:
+        return y
+    if not isinstance(native, Tensor) or native.shape != y.shape:
+        return y
+    moved = native.detach().to(torch.float32)
+    return y + (moved - y.detach()).masked_fill(moved == y.detach(), 0.0)  # infinite ones too

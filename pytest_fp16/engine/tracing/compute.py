@@ -1,0 +1,139 @@
+"""One operation of a traced program on float32 values, with gradients wherever they exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from pytest_fp16.engine.emulation.accumulators import accumulate
+from pytest_fp16.engine.emulation.emulate import widen
+from pytest_fp16.engine.emulation.operations import (
+    ATTENTION,
+    LOW,
+    Facts,
+    differentiable,
+    flat,
+    functional,
+)
+from pytest_fp16.engine.emulation.wide import attention, run_wide
+from pytest_fp16.engine.tracing.absorption import accumulated, certain_errors, operands_of
+from pytest_fp16.engine.tracing.arguments import as_native, flushes, written_targets
+from pytest_fp16.engine.tracing.recorder import Recorder
+from pytest_fp16.engine.tracing.shadow import Shadow, unwrap
+from pytest_fp16.theory.rounding import FORMATS, Format, flush_underflow
+
+_SINGULAR = frozenset(
+    "div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split()
+)
+
+#: What an operation gave, and the traced tensors it wrote with their new values.
+Computed = tuple[Any, list[tuple[Shadow, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation of the program.
+
+    Attributes:
+        func, known: the operation and the facts about it.
+        args, kwargs: its arguments, tensors as `Shadow`.
+        depends: its result depends on the model's input.
+        noisy: rounding errors of the arithmetic have entered its arguments.
+    """
+
+    func: OpOverload
+    known: Facts
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    depends: bool
+    noisy: bool
+
+
+def compute(call: Call, recorder: Recorder) -> Computed:
+    """The operation on float32 values, without autograd's objections to in-place writes."""
+    func, known, args, kwargs = call.func, call.known, call.args, call.kwargs
+    if known.name in ATTENTION and isinstance(args[0], Shadow) and args[0].dtype in LOW:
+        return _attention(call, recorder), []
+    if known.name == "_to_copy" and kwargs.get("dtype", args[0].dtype) in (*LOW, torch.float32):
+        kwargs = {**kwargs, "dtype": torch.float32}
+        if args[0].inner.dtype == torch.float32:
+            return args[0].inner.clone(), []
+    inner_args, inner_kwargs = unwrap(args), {k: widen(unwrap(v)) for k, v in kwargs.items()}
+    if call.depends and known.name in _SINGULAR:
+        inner_args = [_flushed(a, i, recorder) for a, i in zip(args, inner_args, strict=True)]
+    written: list[tuple[Shadow, Tensor]] = []
+    for i in known.mutated:
+        for shadow, put in written_targets(args, inner_args, i):
+            # A fresh copy keeps the values that autograd saved; impossible where views look on.
+            target = shadow.inner.clone() if shadow.cell.aliases == 1 else shadow.inner
+            put(target)
+            written.append((shadow, target))
+    if known.mutated_names:
+        return _compute_out(call, inner_args, inner_kwargs)
+    for i in known.statistics:
+        if isinstance(inner_args[i], Tensor):
+            inner_args[i] = inner_args[i].clone()
+    if known.opaque and not differentiable(func):
+        with torch.no_grad():
+            return func(*inner_args, **inner_kwargs), written
+    return run_wide(func, inner_args, inner_kwargs), written
+
+
+def _compute_out(call: Call, inner_args: Any, inner_kwargs: Any) -> Computed:
+    """An ``out=`` operation, as the one that returns new tensors: autograd knows no other."""
+    names = call.known.mutated_names
+    owners = [call.kwargs[name] for name in names]
+    twin = functional(call.func)
+    if twin is None or not all(isinstance(owner, Shadow) for owner in owners):
+        with torch.no_grad():
+            out = call.func(*inner_args, **inner_kwargs)
+        return out, [(o, o.inner) for o in owners if isinstance(o, Shadow)]
+    rest = {k: v for k, v in inner_kwargs.items() if k not in names}
+    items = flat(twin(*inner_args, **rest))
+    for i, owner in enumerate(owners):
+        if owner.cell.aliases > 1:
+            items[i] = owner.inner.copy_(items[i])
+    return items[0] if len(items) == 1 else tuple(items), list(zip(owners, items, strict=True))
+
+
+def _attention(call: Call, recorder: Recorder) -> Any:
+    fmt = FORMATS[call.args[0].dtype]
+    return attention(
+        call.func,
+        unwrap(call.args),
+        unwrap(call.kwargs),
+        lambda p: recorder.site(p, fmt, "attention probabilities"),
+    )
+
+
+def _flushed(original: Any, inner: Any, recorder: Recorder) -> Any:
+    """An argument of a singular operation: what underflows is on the format's grid."""
+    dtype = flushes(original)
+    if dtype is None or inner.numel() == 0:
+        return inner
+    on_grid = flush_underflow(inner, FORMATS[dtype])
+    recorder.bent = recorder.bent or not torch.equal(on_grid.detach(), inner.detach())
+    return on_grid
+
+
+def certain_error(call: Call, y: Tensor, fmt: Format, target: str) -> tuple[Tensor, Tensor | None]:
+    """Rounding of a result whose outcome is no matter of chance, applied; what that settles.
+
+    Args:
+        call: the operation.
+        y: its float32 result, before any rounding.
+        fmt: the format it is rounded to.
+        target: whose accumulators are meant.
+
+    Returns:
+        As of `certain_errors`.
+    """
+    known = call.known
+    if not known.stepwise:
+        return certain_errors(y, operands_of(known.name, call.args, fmt.dtype), fmt, known.exact)
+    args, kwargs = as_native(call.args), {k: as_native(v) for k, v in call.kwargs.items()}
+    return accumulated(y, lambda: accumulate(known.name, call.func, args, kwargs, target)), None

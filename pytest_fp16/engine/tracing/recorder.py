@@ -1,0 +1,135 @@
+"""What a trace records where the 16-bit program rounds: the values, and what an error would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.source import user_line
+from pytest_fp16.engine.tracing.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
+from pytest_fp16.theory.rounding import FLOAT16, Format, overflow, round_to
+
+_SAMPLE = 64
+
+
+@dataclass
+class Recorder:
+    """The rounding sites of one traced chunk.
+
+    Attributes:
+        batch, device: number of inputs in the chunk, and where they are.
+        where: returns the qualified name of the module that is running.
+        totals: running totals per site, shared by all chunks.
+        noise: None to record gradients, or a generator of random rounding errors.
+        adjoint: gradients are to be recorded.
+        detailed: also count subnormal and zeroed values, and note the lines of code.
+        formats: the program's own format, and others that share its backward pass.
+        signature: the sites in order; programs with the same share a backward pass.
+        leaves: where a reverse pass ends, for want of an earlier site.
+        overflowed: inputs that leave the range somewhere, bool [batch].
+        bent: the range or the grid of the format changed values, and so their gradients.
+        values: how many were rounded.
+    """
+
+    batch: int
+    device: torch.device
+    where: Callable[[], str]
+    totals: dict[SiteKey, SiteTotals]
+    noise: torch.Generator | None = None
+    adjoint: bool = True
+    detailed: bool = False
+    formats: tuple[Format, ...] = (FLOAT16,)
+    signature: list[tuple[SiteKey, torch.Size]] = field(default_factory=list)
+    leaves: list[Tensor] = field(default_factory=list)
+    bent: bool = False
+    values: int = 0
+
+    def __post_init__(self) -> None:
+        self.adjoint = self.adjoint and self.noise is None
+        self.owners = Owners(self.batch)
+        self.contributions = Contributions(self.owners, self.device, self.formats)
+        self.overflowed = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
+
+    def site(
+        self,
+        y: Tensor,
+        fmt: Format,
+        operation: str,
+        steps: float = 1.0,
+        fixed: Tensor | None = None,
+    ) -> Tensor:
+        """`y`, rounded here to `fmt`: recorded, bent to its range, with noise where asked for.
+
+        Args:
+            y: float32, any shape.
+            fmt: the format it is rounded to.
+            operation: which operation made it.
+            steps: roundings per value (more than one where a kernel accumulates in 16 bits).
+            fixed: one where a value has its rounding error already, zero elsewhere; or None.
+        """
+        if y.numel() == 0:
+            return y
+        key = (self.where(), operation)
+        totals = self.totals.get(key)
+        if totals is None:
+            totals = self.totals[key] = SiteTotals(order=len(self.totals))
+        self.values += y.numel()
+        self.signature.append((key, y.shape))
+        if self.detailed:
+            totals.count_small(y.detach(), fmt)
+            line = user_line()
+            if line is not None:
+                totals.lines.add(line)
+        y, finite = self._within_range(y, fmt, totals)
+        if finite and self._on_grid(y.detach(), fmt):
+            return y
+        if self.noise is not None:
+            error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
+            error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
+            return y + (error if fixed is None else error.mul_(1 - fixed))
+        if self.adjoint:
+            if not y.requires_grad:
+                leaf = y.detach().requires_grad_()
+                self.leaves.append(leaf)
+                y = leaf.clone()
+            hook = self.contributions.hook(y, fmt, key, steps, finite, fixed)
+            y.register_hook(hook)
+        return y
+
+    def _within_range(self, y: Tensor, fmt: Format, totals: SiteTotals) -> tuple[Tensor, bool]:
+        """`y` with infinities where the format has no value, and whether all are finite."""
+        values = y.detach()
+        largest = largest_magnitude(values)
+        if largest < fmt.overflow_threshold:
+            totals.largest = max(totals.largest, largest)
+            return y, True
+        beyond = values.abs() >= fmt.overflow_threshold
+        self.bent = True
+        self.overflowed |= self.any_row(beyond & values.isfinite())
+        totals.largest = max(totals.largest, largest_magnitude(values.nan_to_num(0, 0, 0)))
+        return overflow(y, fmt), False
+
+    def _on_grid(self, y: Tensor, fmt: Format) -> bool:
+        """Whether all values are numbers of the format: counts, masks, powers of two.
+
+        Rounding leaves such a tensor as it is. (Single values that lie on the grid by chance say
+        nothing: where a sum has one more bit than the format, half of them do.)
+        """
+        formats = {fmt, *self.formats} if self.adjoint else {fmt}  # others share the gradients
+        few = y.flatten()[:: max(1, y.numel() // _SAMPLE)]
+        return all(torch.equal(v, round_to(v, f)) for v in (few, y) for f in formats)
+
+    def any_row(self, flags: Tensor) -> Tensor:
+        """Which inputs have a flag set anywhere in their part of a tensor, bool [batch]."""
+        return self.owners.rows(flags).any(dim=1)
+
+
+def largest_magnitude(values: Tensor) -> float:
+    """The largest magnitude; NaN where there is one."""
+    if values.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(values)
+    return max(-float(low), float(high)) if low == low else float("nan")

@@ -1,0 +1,143 @@
+"""Is this a training at all? Everything a user can get wrong, found before long work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.engine.models import require_float32
+from pytest_fp16.engine.training.lightning import is_lightning, require_automatic, unheard
+from pytest_fp16.engine.training.order import ordered, same_batch
+from pytest_fp16.engine.training.score import score
+from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.errors import DataError, FP16Error, ModelError, SettingError
+from pytest_fp16.precision import REFERENCE
+from pytest_fp16.subject import Training
+from pytest_fp16.task import Task
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A training that was tried: the subject, how to read its outputs, and what to warn of."""
+
+    subject: Training
+    task: Task
+    steps: int | None
+    notes: list[str] = field(default_factory=list)
+
+
+def sound(subject: Training, device: torch.device) -> Sound:
+    """Try one float32 step and the evaluation of one batch.
+
+    Raises:
+        DataError: data that yields once only, nothing, or labels that do not fit.
+        ModelError: no model, one in 16 bits already, one that cannot be copied or trained, a loss
+            that is no scalar or not finite.
+        SettingError: an optimizer or scheduler that is none.
+    """
+    notes: list[str] = []
+    for name in ("train_data", "eval_data"):
+        _require_repeatable(getattr(subject, name), name)
+    subject = _own_models(subject, notes)
+    place = Place(device)
+    state = initial_state(subject, 0)
+    trainee = Trainee(subject, REFERENCE, 0, state, place)
+    require_float32(trainee.model)
+    if not trainee.parameters():
+        raise ModelError("the model has no parameter that requires a gradient; nothing to train")
+    _require_loss(subject, trainee)
+    if trainee.own_step:
+        require_automatic(trainee.model)
+        notes += unheard(trainee.model)
+    first = _first(ordered(subject.train_data, 0, 0), "train_data")
+    if all_tensors(first) and not same_batch(first, next(iter(ordered(subject.train_data, 0, 0)))):
+        notes.append(
+            "train_data does not repeat under the same seed, so both precisions of a pair saw "
+            "different data; give the loader a torch.Generator, or draw from torch's own"
+        )
+    _try_step(trainee, first)
+    batch = _first(iter(subject.eval_data), "eval_data")
+    _, task = _guarded(
+        lambda: score(replace(subject, eval_data=[batch]), trainee.model, REFERENCE, place, None),
+        "evaluating a batch of eval_data in float32",
+    )
+    return Sound(subject, task, _length(subject.train_data), notes)
+
+
+def _require_repeatable(data: Any, name: str) -> None:
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"{name} yields once only (a {type(data).__name__}); pass a list, a DataLoader or "
+            "another object that starts anew each time"
+        )
+    if not isinstance(data, Iterable):
+        raise DataError(f"{name} must yield batches (got {type(data).__name__})")
+
+
+def _first(batches: Iterator[Any], name: str) -> Any:
+    for batch in batches:
+        return batch
+    raise DataError(f"{name} is empty: it yielded no batch")
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _own_models(subject: Training, notes: list[str]) -> Training:
+    """A function that returns one and the same module means that module: it is copied."""
+    if isinstance(subject.model, torch.nn.Module) or not callable(subject.model):
+        return subject
+    first, second = subject.model(), subject.model()
+    if first is not second or not isinstance(first, torch.nn.Module):
+        return subject
+    notes.append(
+        "the model function returns the same module each time, so every seed starts from its "
+        "weights; make a new one in it, and seeds will vary the initial weights too"
+    )
+    return replace(subject, model=first)
+
+
+def _require_loss(subject: Training, trainee: Trainee) -> None:
+    if subject.training_step is not None or callable(subject.loss):
+        return
+    if not is_lightning(trainee.model):
+        raise SettingError(
+            f"loss must be a function of (outputs, targets) (got {type(subject.loss).__name__})"
+        )
+
+
+def _try_step(trainee: Trainee, batch: Any) -> None:
+    trainee.model.train()
+
+    def attempt() -> torch.Tensor:
+        with torch.enable_grad(), trainee.installed():
+            return trainee.loss(trainee.placed(batch))
+
+    loss = _guarded(attempt, "the first training step in float32")
+    if not loss.requires_grad:
+        raise ModelError(
+            "the loss does not depend on the model's parameters: it requires no gradient; check "
+            "for .detach(), .item() or torch.no_grad() in the model or the loss"
+        )
+    if not bool(loss.detach().isfinite()):
+        raise ModelError(
+            f"the reference is no reference: the loss of the untrained float32 model is "
+            f"{float(loss.detach())}; repair the float32 training first"
+        )
+
+
+def _guarded(attempt: Any, doing: str) -> Any:
+    try:
+        return attempt()
+    except FP16Error:
+        raise
+    except Exception as error:
+        raise ModelError(f"{doing} raised {type(error).__name__}: {error}") from error

@@ -1,0 +1,171 @@
+"""The training runs of one check: each (precision, seed) at most once, stored when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pytest_fp16.engine.canary import CanaryFindings
+from pytest_fp16.engine.device import effective_target, run_mode
+from pytest_fp16.engine.training.canary import one_step
+from pytest_fp16.engine.training.input import Sound
+from pytest_fp16.engine.training.train import RunResult, train
+from pytest_fp16.engine.training.trainee import Amendment, Place, initial_state
+from pytest_fp16.precision import Precision
+from pytest_fp16.progress import Progress
+from pytest_fp16.settings import Settings
+from pytest_fp16.subject import Training
+
+
+class Runs:
+    """Makes training runs, and remembers them.
+
+    Args:
+        sound: the training, as `training_input.sound` found it.
+        settings: device, target, emulation, seeds.
+        device: where models run.
+        progress: told where a run is.
+        store: keeps finished runs, or None.
+        planned: by precision, the training with the modules that a plan keeps in float32, and
+            their names.
+    """
+
+    def __init__(
+        self,
+        sound: Sound,
+        settings: Settings,
+        device: torch.device,
+        progress: Progress | None = None,
+        store: Any = None,
+        planned: Mapping[str, tuple[Training, tuple[str, ...]]] | None = None,
+    ) -> None:
+        self.sound, self.settings, self.device = sound, settings, device
+        self.subject = sound.subject
+        self.progress, self.store = progress, store
+        self.planned = planned or {}
+        self.mode = run_mode(settings, device)
+        target = effective_target(settings, device, self.mode)
+        self.place = Place(device, target, self.mode == "emulated")
+        self._done: dict[tuple[str, int], RunResult] = {}
+        self._states: dict[int, Mapping[str, Any]] = {}
+        self._canaries: dict[str, CanaryFindings] = {}
+        self._steps = 0
+
+    @property
+    def total(self) -> int | None:
+        """Steps there would be, were the whole allowance of seeds spent."""
+        if self.sound.steps is None:
+            return None
+        runs = self.settings.seeds * (1 + len(self.settings.precisions))
+        return runs * self.steps_per_run
+
+    @property
+    def steps_per_run(self) -> int:
+        """Batches of one run; 0 where nobody knows."""
+        return (self.sound.steps or 0) * self.subject.epochs
+
+    def subject_for(self, precision: Precision) -> Training:
+        """The training as it is made in a precision: with what the plan keeps in float32."""
+        return self.planned.get(precision.name, (self.subject, ()))[0]
+
+    def _kept(self, precision: Precision, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What names a run in the store beside precision and seed: weights, and modules kept."""
+        keep = self.planned.get(precision.name, (self.subject, ()))[1]
+        return {**state, "kept in float32": list(keep)} if keep else state
+
+    def state(self, seed: int) -> Mapping[str, Any]:
+        """The float32 weights of a seed, made once."""
+        if seed not in self._states:
+            self._states.clear()  # seeds come one after the other: one set of weights is enough
+            self._states[seed] = initial_state(self.subject, seed)
+        return self._states[seed]
+
+    def run(self, precision: Precision, seed: int) -> RunResult:
+        """The run of that precision and seed: remembered, read from the store, or made."""
+        key = (precision.name, seed)
+        if key not in self._done:
+            state = self.state(seed)
+            found = None
+            if self.store is not None and self.settings.resume:
+                found = self.store.load(precision, seed, self._kept(precision, state))
+            if found is None:
+                found = self.fresh(precision, seed)
+                # A lack of memory may pass; a stored one would not.
+                if self.store is not None and found.ended != "out of memory":
+                    self.store.save(precision, seed, self._kept(precision, state), found)
+            self._done[key] = found
+            self._steps += self.steps_per_run
+        return self._done[key]
+
+    def fresh(
+        self,
+        precision: Precision,
+        seed: int,
+        amendment: Amendment | None = None,
+        subject: Any = None,
+    ) -> RunResult:
+        """A run that is not remembered: of an amended training, or of another subject.
+
+        What this device's own kernels refuse is refused where it is the target, or where no device
+        would have it.
+        """
+        refused = self._refused(precision, seed, amendment, subject)
+        if refused is not None:
+            return RunResult(precision.name, seed, ended="raised", error=refused)
+        return train(
+            subject or self.subject_for(precision),
+            precision,
+            seed,
+            self.state(seed),
+            self.place,
+            self.sound.task,
+            self._teller(precision, seed),
+            amendment,
+        )
+
+    def canary(self, precision: Precision) -> CanaryFindings | None:
+        """What one native step showed, made once; None where runs are native, or in 32 bits."""
+        if not self.place.emulated or precision.dtype_name == "float32":
+            return None
+        if precision.name not in self._canaries:
+            self._canaries[precision.name] = self._sung(precision, 0)
+        return self._canaries[precision.name]
+
+    def _refused(
+        self, precision: Precision, seed: int, amendment: Amendment | None, subject: Any
+    ) -> str | None:
+        canary = self.canary(precision)
+        if canary is None or canary.error is None:
+            return None
+        if amendment is not None or subject is not None:
+            canary = self._sung(precision, seed, amendment, subject)
+        on_target = self.place.target == self.device.type
+        nowhere = canary.mixed_dtypes and not precision.mixed
+        return canary.text if nowhere or (canary.unsupported and on_target) else None
+
+    def _sung(
+        self,
+        precision: Precision,
+        seed: int,
+        amendment: Amendment | None = None,
+        subject: Any = None,
+    ) -> CanaryFindings:
+        subject, state = subject or self.subject_for(precision), self.state(seed)
+        return one_step(subject, precision, seed, state, self.place, amendment)
+
+    def _teller(self, precision: Precision, seed: int) -> Any:
+        if self.progress is None:
+            return None
+        report, epochs, base = self.progress, self.subject.epochs, self._steps
+
+        def tell(epoch: int, step: int, loss: float) -> None:
+            what = (
+                f"{self.subject.name}: seed {seed}, {precision.name}, epoch {epoch + 1}/{epochs}, "
+                f"loss {loss:.4g}"
+            )
+            done = base + epoch * (self.sound.steps or 0) + step + 1
+            report(what, done, self.total)
+
+        return tell

@@ -1,0 +1,160 @@
+"""The metric of a trained model, and its predictions, reduced batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
+from pytest_fp16.engine.models import autocast, call
+from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.order import step_seed
+from pytest_fp16.engine.training.trainee import Place
+from pytest_fp16.errors import DataError
+from pytest_fp16.metric import Accuracy, RSquared, Scores, metric_name, right, user_scores
+from pytest_fp16.precision import Precision
+from pytest_fp16.subject import Training
+from pytest_fp16.task import Task, check_labels, infer_task
+from pytest_fp16.theory.budget import clamp
+
+#: Numbers of a run's predictions that are kept for δ and Γ; a pair needs them side by side.
+KEPT = 2**20
+
+
+@dataclass
+class Score:
+    """A metric on evaluation data.
+
+    Attributes:
+        name: of the metric.
+        value: the metric, higher is better.
+        resolution: its standard error on this data, clamped where the metric has a natural scale.
+        inputs: how many inputs there were.
+        finite: every output was a finite number.
+        predictions: canonical logits of the first inputs, float32 [n, P, C] on the CPU.
+        grain: the smallest step of the metric, 0 where there is none.
+        majority: share of the commonest label; None where there are no classes.
+    """
+
+    name: str
+    value: float
+    resolution: float
+    inputs: int
+    finite: bool
+    predictions: Tensor
+    grain: float = 0.0
+    majority: float | None = None
+
+
+@dataclass
+class _Sums:
+    """What is known so far: the metric's tally, predictions, and how often each label came."""
+
+    tally: Any = None
+    kept: list[Tensor] = field(default_factory=list)
+    room: int = KEPT
+    finite: bool = True
+    inputs: int = 0
+    counts: Tensor | None = None
+
+    def keep(self, logits: Tensor) -> None:
+        rows = self.room // max(logits[0].numel(), 1)
+        part = logits[:rows].detach().float().cpu()
+        self.kept.append(part)
+        self.room = self.room - part.numel() if rows >= logits.shape[0] else 0
+
+    def count(self, labels: Tensor, classes: int) -> None:
+        found = torch.bincount(labels.reshape(-1).cpu(), minlength=classes)
+        self.counts = found if self.counts is None else self.counts + found
+
+
+def score(
+    subject: Training, model: nn.Module, precision: Precision, place: Place, task: Task | None
+) -> tuple[Score, Task]:
+    """Evaluate `model`, in eval mode at `precision`, on the subject's eval data.
+
+    Args:
+        task: how to read outputs, or None to tell from the first batch.
+
+    Raises:
+        DataError: no data, or labels that do not fit the outputs.
+        ModelError: outputs that cannot be read as predictions.
+    """
+    was_training = model.training
+    model.eval()
+    sums = _Sums()
+    try:
+        with torch.no_grad(), place.arithmetic(precision):
+            seed_everything(step_seed(0, 0))
+            for batch in subject.eval_data:
+                task = _add(sums, subject, model, precision, place, task, batch)
+    finally:
+        torch.clear_autocast_cache()
+        model.train(was_training)
+    if task is None or not sums.inputs:
+        raise DataError("eval_data yields no batches; it must yield (inputs, targets), every time")
+    return _finished(sums, subject, task), task
+
+
+def _add(
+    sums: _Sums,
+    subject: Training,
+    model: nn.Module,
+    precision: Precision,
+    place: Place,
+    task: Task | None,
+    batch: Any,
+) -> Task:
+    inputs, labels = split_batch(batch, labelled=True)
+    labels = to_device(labels, torch.device("cpu"))
+    n = count_inputs(inputs, labels)
+    inputs = to_device(inputs, place.device)
+    with autocast(precision, place.device, place.target):
+        output = main_output(call(model, inputs, precision, subject.forward)).float().cpu()
+    if task is None:
+        task = infer_task(subject.task, output, labels, n, subject.ignore_index)
+        if task.kind == "embedding" and subject.metric is None:
+            raise DataError(
+                "task='embedding' has no metric of its own in a training; pass metric=, a function "
+                "of (outputs, labels) with one score per input"
+            )
+    sums.inputs += n
+    sums.finite = sums.finite and bool(output.isfinite().all())
+    logits = task.canonical(output)
+    if not task.batchwise:
+        sums.keep(logits)
+    if subject.metric is not None:
+        sums.tally = sums.tally or Scores()
+        sums.tally.add(user_scores(subject.metric, output, labels, n))
+        return task
+    targets = task.canonical_labels(labels, n)
+    assert targets is not None, "unreachable: labels were required"
+    if task.kind == "regression":
+        sums.tally = sums.tally or RSquared()
+        sums.tally.add(logits[:, 0], targets)
+        return task
+    sums.tally = sums.tally or Accuracy()
+    check_labels(task, targets, logits.shape[-1])
+    valid = task.valid(targets, logits[..., 0])
+    sums.tally.add(right(logits, targets), valid)
+    sums.count(targets[valid], logits.shape[-1])
+    return task
+
+
+def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
+    tally = sums.tally
+    accuracy = isinstance(tally, Accuracy)
+    return Score(
+        name=metric_name(task, subject.metric, labelled=True),
+        value=tally.value,
+        resolution=clamp(tally.standard_error, tally.scale),
+        inputs=sums.inputs,
+        finite=sums.finite,
+        predictions=torch.cat(sums.kept) if sums.kept else torch.empty(0, 1, 1),
+        grain=1 / tally.count if accuracy and tally.count else 0.0,
+        majority=None if sums.counts is None else float(sums.counts.max() / sums.counts.sum()),
+    )

@@ -1,0 +1,313 @@
+"""A fresh model with its optimizer at one precision, and one training step of it.
+
+``16-true`` and ``bf16-true`` keep parameters, gradients and optimizer state in 16 bits, with no
+master weights, and the batch (its floating targets too) is cast with them. ``16-mixed`` is autocast
+with a gradient scaler, ``bf16-mixed`` autocast alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.batching import (
+    cast_floating,
+    cast_module,
+    copied,
+    split_batch,
+    to_device,
+)
+from pytest_fp16.engine.emulation.autocast import held_policy
+from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.models import (
+    applied_loss,
+    autocast,
+    call_as_is,
+    make_model,
+    require_float32,
+)
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.source import entrance
+from pytest_fp16.engine.training.lightning import is_lightning, own_loss
+from pytest_fp16.engine.training.optimization import (
+    needs_closure,
+    needs_gradients_too,
+    optimization,
+)
+from pytest_fp16.errors import ModelError
+from pytest_fp16.precision import Precision
+from pytest_fp16.subject import Training
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training runs, and whether its 16-bit arithmetic is emulated.
+
+    Attributes:
+        device: the device of model and batches.
+        target: the device an emulated run speaks for.
+        emulated: every 16-bit operation in float32, rounded once.
+    """
+
+    device: torch.device
+    target: str = "cuda"
+    emulated: bool = False
+
+    def arithmetic(self, precision: Precision) -> Any:
+        """The context a step of that precision computes in."""
+        low = precision.dtype_name != "float32"
+        return Emulation(self.target) if self.emulated and low else nullcontext()
+
+
+@dataclass
+class Amendment:
+    """What a cure changes in a training, beside what `Training` itself says.
+
+    Attributes:
+        model: applied to the float32 model, before its cast and before the optimizer is made.
+        loss_scale: a constant factor on the loss, taken out of the gradients again.
+    """
+
+    model: Callable[[nn.Module], Any] | None = None
+    loss_scale: float | None = None
+
+
+def initial_state(subject: Training, seed: int) -> dict[str, Any]:
+    """The float32 weights and buffers every precision of a seed starts from.
+
+    Raises:
+        ModelError: a model that cannot be trained in both.
+    """
+    seed_everything(seed)
+    model = make_model(subject.model)
+    require_float32(model)
+    return {k: _copied(v) for k, v in model.state_dict().items()}
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter that has one: dense (an embedding's may be sparse), float32."""
+    assert parameter.grad is not None, "asked of parameters with a gradient only"
+    gradient = parameter.grad.detach().float()
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+class Trainee:
+    """A model in training at one precision.
+
+    Args:
+        subject: the training.
+        precision: how the model runs.
+        seed: the seed the model is made with.
+        state: the weights to start from, as `initial_state` gives them.
+        place: device, target and emulation.
+        amendment: what a cure changes.
+    """
+
+    def __init__(
+        self,
+        subject: Training,
+        precision: Precision,
+        seed: int,
+        state: Mapping[str, Any],
+        place: Place,
+        amendment: Amendment | None = None,
+    ) -> None:
+        self.subject, self.precision, self.place = subject, precision, place
+        self.amendment = amendment or Amendment()
+        self.low = precision.dtype_name != "float32"
+        self.cast = precision.dtype if self.low and not precision.mixed else None
+        seed_everything(seed)
+        model = make_model(subject.model)
+        model.load_state_dict(state)
+        model = model.to(place.device)
+        if self.amendment.model is not None:
+            self.amendment.model(model)
+        self.model = model if self.cast is None else cast_module(model, self.cast)
+        self.own_step = subject.training_step is None and is_lightning(self.model)
+        self.optimizer, self.scheduler, self.scheduler_step = optimization(subject, self.model)
+        scaled = precision.mixed and precision.dtype_name == "float16"
+        self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None
+        self.closure = needs_closure(self.optimizer)
+        self.primed = self.closure and needs_gradients_too(self.optimizer)
+        self.pending: list[Any] = []
+        self.applied = self.skipped = 0
+        self.index = -1  # of the batch within its epoch
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """What stays in force for the length of a run."""
+        with ExitStack() as stack, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*")
+            warnings.filterwarnings("ignore", message=".*self.log.*trainer.*")
+            warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
+            if any(isinstance(m, torch.jit.ScriptModule) for m in self.model.modules()):
+                # Optimized, a script's backward pass casts to the format that it first ran in.
+                stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
+            if self.precision.mixed:
+                stack.enter_context(held_policy(self.place.device.type, self.place.target))
+            yield
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def scale(self) -> float:
+        """The factor the loss is multiplied by before the backward pass."""
+        if self.scaler is not None:
+            return float(self.scaler.get_scale())
+        return self.amendment.loss_scale or 1.0
+
+    def placed(self, batch: Any) -> Any:
+        """A copy of a batch on the device, floating tensors cast where the whole model is."""
+        batch = to_device(batch, self.place.device)
+        return copied(batch if self.cast is None else cast_floating(batch, self.cast))
+
+    @entrance
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of a placed batch, in this precision.
+
+        Raises:
+            ModelError: the user's function returned no scalar tensor.
+        """
+        with autocast(self.precision, self.place.device, self.place.target):
+            value = self._user_loss(batch)
+        # Autocast drops its 16-bit copies of the weights when the outermost context ends; inside
+        # one that merely switches it off, it would go on with those of the first step.
+        torch.clear_autocast_cache()
+        if isinstance(value, Mapping) and "loss" in value:
+            value = value["loss"]
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shaped = isinstance(value, Tensor)
+            got = f"a tensor of shape {tuple(value.shape)}" if shaped else repr(value)[:80]
+            raise ModelError(
+                f"the loss must be a scalar tensor (got {got}); reduce it, with .mean() say"
+            )
+        return value.reshape(())
+
+    def _user_loss(self, batch: Any) -> Any:
+        if self.subject.training_step is not None:
+            return self.subject.training_step(self.model, batch)
+        if self.own_step:
+            return own_loss(self.model, batch, max(self.index, 0))
+        inputs, targets = split_batch(batch, labelled=True)
+        outputs = call_as_is(self.model, inputs, self.subject.forward)
+        return applied_loss(self.subject.loss, outputs, targets)
+
+    @entrance
+    def step(self, batch: Any, last: bool = False, witness: Any = None) -> float:
+        """Forward and backward of one batch, and the optimizer's step when it is due.
+
+        Args:
+            batch: as the data yields it.
+            last: no batch follows in this epoch, so what has been accumulated is applied.
+            witness: a dispatch mode that sees the operations as the 16-bit program has them.
+
+        Returns:
+            The loss of the batch.
+        """
+        self.index += 1
+        with self.place.arithmetic(self.precision), witness or nullcontext():
+            batch = self.placed(batch)
+            if self.closure:
+                return self._closed_step(batch, last)
+            loss = self.loss(batch)
+            self._backward(loss)
+            self.pending.append(None)
+            value = float(loss.detach())
+            if len(self.pending) >= self.subject.accumulate or last:
+                self._apply()
+            return value
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.subject.accumulate > 1:
+            loss = loss / self.subject.accumulate
+        if self.scaler is not None:
+            self.scaler.scale(loss).backward()
+        elif self.amendment.loss_scale:
+            (loss * self.amendment.loss_scale).backward()
+        else:
+            loss.backward()
+
+    def _unscale(self) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        elif self.amendment.loss_scale:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.amendment.loss_scale)
+
+    def _clip(self) -> None:
+        if self.subject.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self.subject.clip_grad_norm)
+
+    def _apply(self) -> None:
+        """Unscale, clip, step, and forget the gradients that were applied."""
+        self.pending.clear()
+        self._unscale()
+        self._clip()
+        before = self.scale
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        if self.scale < before:
+            self.skipped += 1
+        else:
+            self.applied += 1
+        self.optimizer.zero_grad()
+        if self.scheduler is not None and self.scheduler_step == "step":
+            self.scheduler.step()
+
+    def _closed_step(self, batch: Any, last: bool) -> float:
+        """A step of an optimizer that evaluates the loss itself (LBFGS)."""
+        if self.scaler is not None:  # torch's own refusal, of scaler.step(optimizer, closure)
+            raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
+        self.pending.append(batch)
+        if len(self.pending) < self.subject.accumulate and not last:
+            return float(self.loss(batch).detach())
+        batches, self.pending = self.pending, []
+        losses: list[float] = []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            total = torch.zeros((), device=self.place.device)
+            for part in batches:
+                loss = self.loss(part)
+                self._backward(loss)
+                total += loss.detach() / len(batches)
+            self._unscale()
+            self._clip()
+            losses.append(float(total))
+            return total
+
+        if self.primed:
+            closure()
+        self.optimizer.step(closure)
+        if not losses:  # one that had no use for it
+            closure()
+        self.applied += 1
+        if self.scheduler is not None and self.scheduler_step == "step":
+            self.scheduler.step()
+        return losses[0]
+
+    def end_epoch(self, mean_loss: float) -> None:
+        """Step a scheduler that goes by epochs."""
+        self.index = -1
+        if self.scheduler is None or self.scheduler_step != "epoch":
+            return
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(mean_loss)
+        else:
+            self.scheduler.step()

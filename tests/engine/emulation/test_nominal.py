@@ -1,0 +1,76 @@
+"""The dtypes that results would have in the 16-bit program."""
+
+import pytest
+import torch
+
+from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
+
+aten = torch.ops.aten
+HALF = torch.ones(2, 3, dtype=torch.float16)
+WIDE = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "kwargs", "expected"),
+    [
+        (aten.add.Tensor, (HALF, WIDE), {}, (torch.float32,)),
+        (aten.add.Tensor, (HALF, torch.tensor(1.0)), {}, (torch.float16,)),
+        (aten.mul.Tensor, (HALF, HALF.bfloat16()), {}, (torch.float32,)),
+        (aten.sum.default, (HALF,), {"dtype": torch.float32}, (torch.float32,)),
+        (aten._softmax.default, (HALF, 1, False), {}, (torch.float16,)),
+        (aten.max.dim, (HALF, 1), {}, (torch.float16, torch.int64)),
+        (aten.gt.Scalar, (HALF, 0), {}, (torch.bool,)),
+        (aten._foreach_add.Scalar, ([HALF, HALF], 1.0), {}, (torch.float16, torch.float16)),
+        (aten.zeros.default, ([2],), {"dtype": torch.bfloat16}, (torch.bfloat16,)),
+    ],
+)
+def test_nominal_dtypes_are_those_of_the_program(op, args, kwargs, expected):
+    assert nominal_dtypes(op, args, kwargs) == expected
+
+
+def test_nominal_dtypes_do_not_depend_on_shapes_or_write_anything():
+    x = HALF.clone()
+
+    assert nominal_dtypes(aten.add_.Tensor, (x, torch.ones(3, dtype=torch.float16)), {}) == (
+        torch.float16,
+    )
+    assert torch.equal(x, HALF)
+
+
+def test_promotion_where_no_meta_kernel_says_it():
+    assert promoted_low((HALF, HALF), {}) == torch.float16
+    assert promoted_low((HALF, WIDE), {}) is None
+    assert promoted_low((HALF, torch.tensor(1.0)), {}) == torch.float16
+    assert promoted_low((torch.ones(2, dtype=torch.long),), {}) is None
+
+
+def test_a_split_into_more_parts_than_before_keeps_its_dtype():
+    with Emulation("cuda"):
+        for parts in (2, 5, 3):
+            made = torch.ops.aten.unsafe_split.Tensor(torch.ones(2, 4 * parts).half(), 4, 1)
+            assert [p.dtype for p in made] == [torch.float16] * parts
+
+
+def test_a_result_beyond_those_asked_about_has_the_last_ones_dtype():
+    assert nominal_at((torch.float16, torch.int64), 0) == torch.float16
+    assert nominal_at((torch.float16, torch.int64), 5) == torch.int64
+
+
+def test_what_depends_on_a_flag_is_asked_anew():
+    assert nominal_dtypes(aten._softmax.default, (WIDE, 1, False), {}) == (torch.float32,)
+    assert nominal_dtypes(aten.sum.default, (HALF,), {}) == (torch.float16,)
+    assert nominal_dtypes(aten.sum.default, (HALF,), {"dtype": torch.float64}) == (torch.float64,)
+
+
+def test_shapes_that_depend_on_data_have_no_meta_kernel_to_ask():
+    assert nominal_dtypes(aten.nonzero.default, (HALF,), {}) in (None, (torch.int64,))
+    assert nominal_dtypes(aten.masked_select.default, (HALF, HALF > 0), {}) in (
+        None,
+        (torch.float16,),
+    )
+
+
+def test_what_the_program_refuses_is_raised():
+    with pytest.raises(RuntimeError, match="same dtype"):
+        nominal_dtypes(aten.dot.default, (HALF[0], WIDE[0]), {})

@@ -1,0 +1,188 @@
+"""Numbers that a target refuses, told on a machine without it."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.emulation.refusal import (
+    RefusedNumber,
+    UnsupportedOperation,
+    assignments_as_on,
+    first_line,
+    mechanism_of,
+    name_of,
+    require_in_range,
+    told,
+)
+
+HALF, BRAIN = torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [(65505.0, HALF), (-1e9, HALF), (2**30, HALF), (3.4e38, BRAIN), (-torch.inf, torch.int32)],
+)
+def test_a_finite_number_beyond_the_range_is_refused(number, dtype):
+    if dtype is torch.int32:
+        require_in_range(number, dtype)
+        return
+    with pytest.raises(RefusedNumber, match="cannot be converted"):
+        require_in_range(number, dtype)
+
+
+@pytest.mark.parametrize("number", [65504.0, -torch.inf, torch.nan, True, torch.tensor(1e9)])
+def test_what_fits_or_is_infinite_already_is_not(number):
+    require_in_range(number, HALF)
+
+
+def test_an_assignment_is_refused_as_on_cuda_and_everything_is_as_before_afterwards():
+    x = torch.zeros(3, dtype=HALF)
+    own = torch.Tensor.__setitem__
+    with Emulation("cuda"), assignments_as_on("cuda"):
+        x[0] = 2.0
+        x[x > 1] = -torch.inf
+        with pytest.raises(RefusedNumber):
+            x[x < 1] = -1e9
+        x.float()[0] = 1e9
+    assert torch.Tensor.__setitem__ is own
+    assert x.tolist() == [-torch.inf, 0, 0]
+
+
+def one_assigned():
+    """What becomes of a number beyond the range: infinity, where torch 2.6 still refuses it."""
+    x = torch.zeros(3, dtype=HALF)
+    try:
+        x[0] = 1e9
+    except RuntimeError as error:
+        return type(error)
+    return x.tolist()
+
+
+def test_for_a_cpu_an_assignment_is_what_it_is_on_a_cpu():
+    with Emulation("cpu"):
+        emulated = one_assigned()
+    assert emulated == one_assigned()
+    with Emulation("cuda"):
+        assert one_assigned() is RefusedNumber
+
+
+class Masked(nn.Module):
+    """Attention whose later positions are masked by an assignment."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.enter, self.leave, self.number = nn.Linear(4, 12), nn.Linear(4, 3), number
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.enter(x).chunk(3, -1)
+        scores = q @ k.transpose(1, 2)
+        scores[:, torch.ones(6, 6).triu(1).bool()] = self.number
+        return self.leave(scores.softmax(-1) @ v).mean(1)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "16-mixed", "bf16-true"])
+@pytest.mark.parametrize("number", [-1e9, -torch.inf])
+def test_a_mask_that_is_assigned(number, precision):
+    torch.manual_seed(0)
+    subject = Evaluation(model=Masked(number).eval(), data=[torch.randn(60, 6, 4)], labelled=False)
+    report = check(subject, precision=precision, budget=0.02)
+    refused = number > -torch.inf and precision.startswith("16")
+    expected = "not equivalent" if refused else "equivalent"
+    assert report.verdict == report.forecast.verdict == expected, str(report)
+    if refused:
+        assert (report.culprit.operation, report.culprit.mechanism) == ("setitem", "mask-inf")
+        assert "test_refusal.py" in report.culprit.source
+        assert report.cure.verified
+
+
+class Filled(nn.Linear):
+    def __init__(self, fill) -> None:
+        super().__init__(4, 3)
+        self.fill = fill
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.exp(-self.fill(x[:, :1]))
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda x: torch.full_like(x, 1e10),
+        lambda x: torch.full(x.shape, 1e10, dtype=x.dtype),
+        lambda x: x.new_full(x.shape, 1e10),
+        lambda x: x.index_fill(0, torch.tensor([0]), 1e10),
+    ],
+)
+def test_a_number_that_fills_one_column_is_refused_in_the_forecast_too(fill):
+    torch.manual_seed(0)
+    subject = Evaluation(model=Filled(fill).eval(), data=[torch.randn(60, 4)], labelled=False)
+    report = check(subject, precision="16-true")
+    assert report.verdict == report.forecast.verdict == "not equivalent", str(report)
+    assert report.culprit.mechanism == "mask-inf"
+
+
+def test_the_report_names_what_the_target_itself_would_raise():
+    refused = UnsupportedOperation("_linalg_svd", "float16", "cuda")
+    assert name_of(refused) == "RuntimeError"
+    assert name_of(ZeroDivisionError()) == "ZeroDivisionError"
+
+
+def test_an_error_is_told_by_its_first_line_or_else_by_its_class():
+    assert first_line(ValueError("\nwhat\nwhere")) == "what"
+    assert first_line(RuntimeError()) == "RuntimeError"
+    assert len(first_line(ValueError("x" * 999))) == 200
+    assert told(ValueError("what")) == "ValueError: what"
+    assert told(AssertionError()) == "AssertionError"
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_a_fourier_transform_without_a_kernel_is_named_itself(target):
+    """``stft`` reaches the kernel where ``fft`` asks for the dtype: emulated, it went on wide."""
+
+    class Spectrum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("window", torch.hann_window(16))
+            self.head = nn.Linear(9 * 9, 4)
+
+        def forward(self, x):
+            options = {"window": self.window, "return_complex": True, "center": False}
+            return self.head(torch.stft(x, 16, 4, **options).abs().flatten(1))
+
+    torch.manual_seed(0)
+    made = Evaluation(model=Spectrum().eval(), data=[torch.randn(8, 48)], labelled=False)
+    report = check(made, precision="16-true", target=target)
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert report.culprit.operation == "_fft_r2c"
+    assert report.culprit.mechanism == "unsupported-op"
+    assert report.run.unsupported
+
+
+@pytest.mark.parametrize(
+    ("said", "mechanism"),
+    [
+        ("RuntimeError: value cannot be converted to type c10::Half without overflow", "mask-inf"),
+        ("RuntimeError: _linalg_slogdet has no float16 kernel on cuda", "unsupported-op"),
+        ("NotImplementedError: \"x\" not implemented for 'Half'", "unsupported-op"),
+        ("RuntimeError: expected scalar type Half but found Float", "unsupported-op"),
+        ("TypeError: Got unsupported ScalarType BFloat16", "unsupported-op"),
+        ("RuntimeError: Closure use is not currently supported if GradScaler", "unsupported-op"),
+        ("AssertionError: No inf checks were recorded for this optimizer.", "unsupported-op"),
+        ("AssertionError: underflow in dt 1e-4", "precision-loss"),
+        ("AssertionError: the loss overflows", "precision-loss"),
+        (
+            "IndexError: index 9 is out of bounds for dimension 0 with size 9",
+            "precision-loss",
+        ),
+        ("ValueError: tensor([0.5], dtype=torch.float16) does not add up to 1", "precision-loss"),
+        ("_LinAlgError: the input is not positive-definite", "precision-loss"),
+        (
+            "ValueError: RNN input dtype (torch.float32) does not match weight dtype",
+            "unsupported-op",
+        ),
+    ],
+)
+def test_why_a_program_stopped(said, mechanism):
+    assert mechanism_of(said) == mechanism

@@ -1,0 +1,63 @@
+"""Watched steps stop at what broke them, and name it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16 import Training
+from pytest_fp16.engine.gradients.watched_steps import Replays, watched
+from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.precision import REFERENCE, precision
+
+
+def trainee(loss, optimizer=torch.optim.SGD):
+    data = [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))] * 3
+    given = {"train_data": data, "eval_data": data, "loss": loss, "model": lambda: nn.Linear(2, 2)}
+    subject = Training(**given, optimizer=lambda params: optimizer(params, lr=0.1))
+    place = Place(torch.device("cpu"), "cuda", True)
+    return Trainee(subject, precision("16-true"), 0, initial_state(subject, 0), place), data
+
+
+def test_the_step_that_broke_is_the_last():
+    calls = []
+
+    def loss(z, y):
+        calls.append(z)
+        return F.cross_entropy(z, y) * (1e5 if len(calls) == 2 else 1)
+
+    fresh, data = trainee(loss)
+    origin = watched(fresh, data, seed=0)
+    assert len(calls) == 2
+    assert (origin.found.operation, origin.found.mechanism) == ("mul", "overflow")
+
+
+def test_an_error_ends_them_where_it_was_raised():
+    def loss(z, y):
+        raise ValueError("no")
+
+    fresh, data = trainee(loss)
+    origin = watched(fresh, data, seed=None)
+    assert (origin.found, origin.failed_in) == (None, "<loss>")
+
+
+class Squared(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        total = sum((p.grad * 1e4).square().sum() for p in self.param_groups[0]["params"])
+        assert total > 0
+        super().step()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "seen"),
+    [(Squared, "16-true", True), (Squared, "16-mixed", False), (torch.optim.SGD, "16-true", False)],
+)
+def test_a_step_of_ones_own_is_watched_for_what_leaves_the_range(optimizer, name, seen):
+    fresh, data = trainee(F.cross_entropy, optimizer)
+    exact = Trainee(fresh.subject, REFERENCE, 0, initial_state(fresh.subject, 0), fresh.place)
+    replays = Replays(exact, precision(name), fresh.place, 0)
+    found = replays.beyond_range(data)
+    assert (found is not None) is seen
+    if seen:
+        assert (found.module, found.mechanism) == ("<optimizer>", "overflow")

@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from pytest_fp16.engine.tracing.shadow import Cell, Shadow, unwrap, wrap_inputs
+
+
+def test_floating_inputs_are_rounded_and_carry_the_dtype():
+    shadow = wrap_inputs(torch.tensor([0.1, 70000.0]), torch.float16)
+
+    assert shadow.dtype == torch.float16
+    assert shadow.inner.dtype == torch.float32
+    assert shadow.inner.tolist() == [0.0999755859375, float("inf")]
+    assert shadow.cell.depends
+    assert not shadow.cell.noisy
+
+
+def test_without_a_cast_inputs_keep_their_values():
+    x = torch.tensor([0.1])
+
+    assert wrap_inputs(x, None).inner is x
+    assert wrap_inputs(x, None).dtype == torch.float32
+
+
+def test_nested_inputs_keep_their_structure():
+    ids = torch.tensor([3])
+    wrapped = wrap_inputs({"a": [torch.ones(1), ids], "b": ("text", None)}, torch.bfloat16)
+
+    assert wrapped["a"][0].dtype == torch.bfloat16
+    assert wrapped["a"][1].dtype == torch.long
+    assert wrapped["b"] == ("text", None)
+    assert unwrap(wrapped)["a"][1] is ids
+
+
+def test_what_the_program_reads_on_the_host():
+    shadow = Shadow(torch.tensor([1 / 3]), torch.float16, Cell(True, False))
+
+    assert shadow.numpy().dtype == "float16"
+    assert shadow.tolist() == [0.333251953125]
+    assert shadow.native().dtype == torch.float16
+
+
+def test_a_value_is_written_into_a_text_as_a_number():
+    """Mixtures of experts look one up by name: ``experts[f"expert_{index}"]``."""
+    shadow = Shadow(torch.tensor([3, 7]), torch.int64, Cell(True, False))
+    one = Shadow(torch.tensor(3), torch.int64, Cell(True, False))
+
+    assert f"expert_{one} {one:03d}" == f"expert_{torch.tensor(3)} {torch.tensor(3):03d}"
+    assert f"{shadow}" == "tensor([3, 7])"
+
+
+def test_outside_a_trace_an_operation_on_it_is_an_error():
+    shadow = wrap_inputs(torch.ones(2), torch.float16)
+
+    with pytest.raises(RuntimeError, match="after its run had ended"):
+        shadow + 1
+
+
+def test_what_is_written_takes_part_in_what_the_memory_is():
+    shadow = Shadow(torch.zeros(2), torch.float16, Cell(False, False, torch.float16))
+    values = torch.ones(2)
+    shadow.write(values, depends=True, noisy=False)
+    assert shadow.inner is values
+    assert (shadow.cell.depends, shadow.cell.noisy, shadow.cell.grid) == (True, False, None)
+    shadow.write(values, depends=False, noisy=True)  # what was there once leaves its trace
+    assert (shadow.cell.depends, shadow.cell.noisy) == (True, True)

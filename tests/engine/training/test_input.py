@@ -1,0 +1,155 @@
+"""What a user can get wrong about a training is found before the first long run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.training.input import sound
+from pytest_fp16.errors import DataError, ModelError, SettingError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _state():
+    with preserved_state():
+        yield
+
+
+def _once(data):
+    yield from data
+
+
+BAD = {
+    "data that yields once": (
+        lambda t: {"train_data": _once(t.train_data)},
+        DataError,
+        "train_data yields once only",
+    ),
+    "no data": (lambda t: {"train_data": []}, DataError, "train_data is empty"),
+    "no evaluation data": (lambda t: {"eval_data": []}, DataError, "eval_data is empty"),
+    "data that is none": (lambda t: {"eval_data": 3}, DataError, "eval_data must yield batches"),
+    "an optimizer that is none": (
+        lambda t: {"optimizer": lambda params: "sgd"},
+        SettingError,
+        "it returned str",
+    ),
+    "no optimizer": (lambda t: {"optimizer": None}, SettingError, "configure_optimizers"),
+    "a loss per input": (
+        lambda t: {"loss": nn.CrossEntropyLoss(reduction="none")},
+        ModelError,
+        "the loss must be a scalar tensor",
+    ),
+    "a loss that is a number": (
+        lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o, t).item()},
+        ModelError,
+        "the loss must be a scalar tensor",
+    ),
+    "no loss": (lambda t: {"loss": None}, SettingError, "loss must be a function"),
+    "a loss without gradient": (
+        lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o.detach(), t)},
+        ModelError,
+        "requires no gradient",
+    ),
+    "a loss that is NaN": (
+        lambda t: {"loss": lambda o, t: o.sum() * float("nan")},
+        ModelError,
+        "the loss of the untrained float32 model is nan",
+    ),
+    "a model in 16 bits": (lambda t: {"model": lambda: t.model().half()}, ModelError, "16 bits"),
+    "no model": (lambda t: {"model": 3}, ModelError, "function that makes one"),
+    "nothing to train": (
+        lambda t: {"model": lambda: t.model().requires_grad_(False)},
+        ModelError,
+        "nothing to train",
+    ),
+    "labels out of range": (
+        lambda t: {"eval_data": [(x, y + 5) for x, y in t.eval_data]},
+        DataError,
+        "labels run from",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused(digits_training, case):
+    change, error, words = BAD[case]
+    subject = digits_training(**change(digits_training()))
+    with pytest.raises(error, match=words):
+        sound(subject, CPU)
+
+
+def test_a_healthy_training_is_sound(digits_training):
+    subject = digits_training()
+    found = sound(subject, CPU)
+    assert found.subject is subject
+    assert found.task.kind == "classification"
+    assert found.steps == len(subject.train_data)
+    assert found.notes == []
+
+
+def test_data_without_a_length_has_no_known_number_of_steps(digits_training):
+    class Lengthless:
+        def __iter__(self):
+            return iter(digits_training().train_data)
+
+    assert sound(digits_training(train_data=Lengthless()), CPU).steps is None
+
+
+def test_a_function_that_returns_one_module_means_that_module(digits_training):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    before = model[1].weight.detach().clone()
+    found = sound(digits_training(model=lambda: model), CPU)
+    assert found.subject.model is model
+    (note,) = found.notes
+    assert "returns the same module each time" in note
+    assert torch.equal(model[1].weight, before)
+
+
+def test_data_that_does_not_repeat_is_named(digits_training):
+    class Restless:
+        """Augments by a generator of its own that nobody knows."""
+
+        def __init__(self, batches):
+            self.batches, self.own = batches, torch.Generator().manual_seed(0)
+
+        def __iter__(self):
+            for x, y in self.batches:
+                yield x + torch.rand(x.shape, generator=self.own), y
+
+    data = Restless(digits_training().train_data)
+    (note,) = sound(digits_training(train_data=data), CPU).notes
+    assert "does not repeat under the same seed" in note
+
+
+def test_what_the_users_code_raises_says_what_was_being_done(digits_training):
+    def broken(z, y):
+        raise KeyError("no such label")
+
+    with pytest.raises(ModelError, match="first training step in float32 raised KeyError") as told:
+        sound(digits_training(loss=broken), CPU)
+    assert isinstance(told.value.__cause__, KeyError)
+
+    def only_in_training(model, x):
+        if not model.training:
+            raise ValueError("no head for evaluation")
+        return model(x)
+
+    with pytest.raises(ModelError, match="evaluating a batch of eval_data in float32 raised Value"):
+        sound(digits_training(forward=only_in_training), CPU)
+
+
+def test_the_users_own_errors_stay_as_they_are(digits_training):
+    def own(z, y):
+        raise DataError("these labels are for another model")
+
+    with pytest.raises(DataError, match="for another model"):
+        sound(digits_training(loss=own), CPU)
+
+
+def test_a_models_gradient_mode_is_no_matter(digits_training):
+    with torch.no_grad():
+        assert sound(digits_training(), CPU).notes == []
