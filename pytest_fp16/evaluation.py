@@ -13,7 +13,7 @@ from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_devi
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
-from pytest_fp16.engine.emulation.refusal import first_line
+from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.untouched import State, untouched

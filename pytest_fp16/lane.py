@@ -15,12 +15,8 @@ from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
-from pytest_fp16.engine.emulation.refusal import (
-    UnsupportedOperation,
-    first_line,
-    stops_the_program,
-    told,
-)
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
+from pytest_fp16.engine.emulation.wording import first_line, stops_the_program, told
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.untouched import State, carry_over, untouched

@@ -52,19 +52,6 @@ PRECISIONS = {
     )
 }
 
-#: Words of an error that tensors of different dtypes met in an operation that no device promotes.
-_MIXED_DTYPES = (
-    "same dtype", "same data type", "same scalar type", "the same type", "dtypes match",
-    "expected scalar type", "expected dtype", "not match weight dtype", "dtype to be equal",
-    "and weight type", "and bias type", "different dtypes", "input must have the type torch.",
-)  # fmt: skip
-
-#: Of an error of the program's own that no rounding leads to.
-WHATEVER_VALUES = "exact values of that dtype stop it as well"
-
-#: Of values beyond those that a format has one after another.
-WHOLE_NUMBERS = "whole numbers up to"
-
 ALIASES = {"no": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -94,24 +81,3 @@ def precision(name: object) -> Precision:
         PrecisionError: see `canonical_name`.
     """
     return PRECISIONS[canonical_name(name)]
-
-
-def mixes_dtypes(said: str) -> bool:
-    """Whether an error says that tensors of different dtypes met where none is promoted."""
-    return any(words in said for words in _MIXED_DTYPES)
-
-
-#: A scaler's words where gradients are gone before the optimizer's own step.
-_NOTHING_TO_SCALE = "No inf checks were recorded"
-#: Said of a gradient that is clamped, or read, before a scaler's factor is taken out of it.
-WHILE_SCALED = "while it is scaled"
-
-
-def refuses_closure(said: str) -> bool:
-    """Whether an error is torch's refusal to scale an optimizer that evaluates the loss itself."""
-    return "Closure use is not currently supported" in said
-
-
-def finds_nothing_to_scale(said: str) -> bool:
-    """Whether an error is a gradient scaler's that found no gradient: a hook has stepped."""
-    return _NOTHING_TO_SCALE in said

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.containers import all_tensors, foreign
+from pytest_fp16.engine.emulation.wording import mixes_dtypes
 from pytest_fp16.errors import DataError, ModelError
-from pytest_fp16.precision import mixes_dtypes
 from pytest_fp16.task import Task
 
 #: Labelled inputs in the first batch from which a reference can be told from chance.

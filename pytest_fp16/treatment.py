@@ -12,7 +12,7 @@ from pytest_fp16.diagnosis.evaluation import Diagnosis, Patient, diagnose
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.upcast import line_in_float32
 from pytest_fp16.engine.candidate import Candidate, fresh_model
-from pytest_fp16.engine.emulation.refusal import first_line
+from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.evaluation import EvaluationRun
 from pytest_fp16.evaluation_report import needs_diagnosis, report_of
 from pytest_fp16.lane import Lane

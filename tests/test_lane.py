@@ -7,7 +7,7 @@ from torch._ops import HigherOrderOperator
 
 from pytest_fp16 import Evaluation, Settings, check
 from pytest_fp16.conformance import examine
-from pytest_fp16.engine.emulation.refusal import is_trouble_with_dtypes
+from pytest_fp16.engine.emulation.wording import is_trouble_with_dtypes
 
 ALL = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
 

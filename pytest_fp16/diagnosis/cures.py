@@ -12,7 +12,6 @@ from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
-from pytest_fp16.precision import WHATEVER_VALUES, WHOLE_NUMBERS, mixes_dtypes
 from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
@@ -213,14 +212,17 @@ _ADVICE: dict[str, tuple[CureKind, str]] = {
 }  # fmt: skip
 
 
+#: By variant, where the advice is another one.
+_OTHERWISE = {
+    "mixed dtypes": "bring the tensors that meet there to one dtype",
+    "whole numbers": "keep the whole numbers as integers, or in float32",
+    "refused by the program": "let the program take 16-bit tensors",
+}
+
+
 def advice(culprit: Culprit) -> tuple[CureKind, str]:
     """What to change in the code, and where."""
     kind, text = _ADVICE[culprit.mechanism]
-    if culprit.mechanism == "unsupported-op" and mixes_dtypes(culprit.evidence):
-        text = "bring the tensors that meet there to one dtype"
-    if WHOLE_NUMBERS in culprit.evidence:
-        text = "keep the whole numbers as integers, or in float32"
-    if WHATEVER_VALUES in culprit.evidence:
-        text = "let the program take 16-bit tensors"
+    text = _OTHERWISE.get(culprit.variant or "", text)
     text = text.format(operation=culprit.operation, in_float32=_in_float32(culprit))
     return kind, f"{text} at {culprit.source}" if culprit.source else text

@@ -8,7 +8,6 @@ from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import ADDITIONS, RUNNING, STEPWISE, Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.why import Why, format_of
-from pytest_fp16.precision import WHOLE_NUMBERS
 from pytest_fp16.theory.rounding import Format
 
 #: An addend within so many spacings of the sum keeps fewer than four of its own bits.
@@ -39,8 +38,9 @@ def counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
             return Why(
                 "absorption",
                 born,
-                f"{WHOLE_NUMBERS} {measure.largest:.0f}; {fmt.name} can tell every one apart "
+                f"whole numbers up to {measure.largest:.0f}; {fmt.name} can tell every one apart "
                 f"up to {most:.0f} only",
+                "whole numbers",
             )
     return None
 

@@ -15,8 +15,7 @@ from pytest_fp16.diagnosis.digits import (
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.diagnosis.why import Why, format_of
-from pytest_fp16.engine.emulation.refusal import first_line, mechanism_of, told
-from pytest_fp16.precision import WHATEVER_VALUES
+from pytest_fp16.engine.emulation.wording import first_line, mechanism_of, told, variant_of
 from pytest_fp16.report.model import Culprit
 
 #: What stands between the cast of an operand and the operation that takes it: a broadcast product
@@ -29,17 +28,19 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     said = first_line(found.error)
     mechanism = mechanism_of(told(found.error))
     evidence = f"it raised {told(found.error)}"
+    variant = variant_of(told(found.error))
     if mechanism == "mask-inf":
         evidence = f"a constant beyond the range of {dtype_name}: {said}"
     elif mechanism == "precision-loss" and found.anyway:
-        mechanism = "unsupported-op"
-        evidence += f"; {WHATEVER_VALUES}"
+        mechanism, variant = "unsupported-op", "refused by the program"
+        evidence += "; exact values of that dtype stop it as well"
     return Culprit(
         module=found.module,
         operation=found.operation,
         mechanism=mechanism,
         evidence=evidence,
         source=found.source,
+        variant=variant,
     )
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.diagnosis.training_cures import Proposal, proposals
 from pytest_fp16.diagnosis.training_price import price_of
-from pytest_fp16.engine.emulation.refusal import mechanism_of
+from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, variant_of
 from pytest_fp16.engine.gradients.origin import Found, Origin
 from pytest_fp16.engine.models import make_model
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.train import RunResult, with_last
 from pytest_fp16.engine.training.trainee import Trainee
-from pytest_fp16.precision import refuses_closure
 from pytest_fp16.report.model import Culprit, Cure
 from pytest_fp16.theory.budget import within
 from pytest_fp16.theory.rounding import FORMATS
@@ -159,6 +158,7 @@ def _raised(result: RunResult, where: _Raised) -> Culprit:
         mechanism=mechanism_of(said),
         evidence=said + _when(result),
         source=where.source,
+        variant=variant_of(said),
     )
 
 

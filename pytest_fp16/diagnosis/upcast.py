@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.engine.containers import all_tensors, map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
-from pytest_fp16.engine.emulation.refusal import is_missing_kernel
+from pytest_fp16.engine.emulation.wording import is_missing_kernel
 from pytest_fp16.engine.source import calling_line
 from pytest_fp16.errors import ModelError
 from pytest_fp16.variants import Variant, variant

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
-from pytest_fp16.report.model import Culprit, Mechanism
+from pytest_fp16.report.model import Culprit, Mechanism, Variant
 from pytest_fp16.theory.rounding import FORMATS, Format
 
 
@@ -17,6 +17,7 @@ class Why:
     mechanism: Mechanism
     operation: Operation
     evidence: str
+    variant: Variant | None = None
 
     def culprit(self) -> Culprit:
         """The same as a report says it."""
@@ -26,6 +27,7 @@ class Why:
             mechanism=self.mechanism,
             evidence=self.evidence,
             source=self.operation.source,
+            variant=self.variant,
         )
 
 

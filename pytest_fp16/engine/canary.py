@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate, Witness
-from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, first_line, is_missing_kernel
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
+from pytest_fp16.engine.emulation.wording import first_line, is_missing_kernel, mixes_dtypes
 from pytest_fp16.engine.untouched import untouched
-from pytest_fp16.precision import mixes_dtypes
 
 #: Inputs the canary takes: float16 on a CPU is slow.
 INPUTS = 4

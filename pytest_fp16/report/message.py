@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pytest_fp16.precision import (
-    WHATEVER_VALUES,
-    WHILE_SCALED,
-    WHOLE_NUMBERS,
-    finds_nothing_to_scale,
-    mixes_dtypes,
-    refuses_closure,
-)
 from pytest_fp16.report import figures
-from pytest_fp16.report.model import Culprit, Cure, Metric, Report
+from pytest_fp16.report.model import Culprit, Cure, Metric, Report, Variant
 
 _WHY = {
     "overflow": "a value leaves the range of {format}",
@@ -24,6 +16,19 @@ _WHY = {
     "unsupported-op": "the device has no {format} kernel for this operation",
     "mask-inf": "a mask constant becomes infinite in {format}",
     "eps-underflow": "an epsilon is too small for {format} and rounds to zero",
+}
+
+_WHY_VARIANT: dict[Variant, str] = {
+    "mixed dtypes": "tensors of different dtypes meet in an operation that takes one",
+    "refused by the program": "the program itself refuses {format}",
+    "refused by autocast": "autocast refuses this operation, as it would be unsafe in 16 bits",
+    "closure": "a gradient scaler cannot scale the steps of an optimizer that evaluates the loss "
+    "itself; evaluate it in the training step, or train in bf16-mixed, without a scaler",
+    "no gradient left": "a gradient scaler found no gradient left: step in the loop and not in "
+    "hooks of the backward pass, or train in bf16-mixed, without a scaler",
+    "while scaled": "what clamps or reads gradients must do so after scaler.unscale_(optimizer); "
+    "or train in bf16-mixed, without a scaler",
+    "whole numbers": "large whole numbers become one in {format}",
 }
 
 _PLACES = {"": "the model itself", "<optimizer>": "the optimizer", "<loss>": "the loss"}
@@ -116,31 +121,8 @@ def _passed(report: Report) -> str:
 
 def _why(report: Report, culprit: Culprit) -> str:
     """The mechanism in words."""
-    if culprit.mechanism == "unsupported-op":
-        if mixes_dtypes(culprit.evidence):
-            return "tensors of different dtypes meet in an operation that takes one"
-        if refuses_closure(culprit.evidence):
-            return (
-                "a gradient scaler cannot scale the steps of an optimizer that evaluates the loss "
-                "itself; evaluate it in the training step, or train in bf16-mixed, without a scaler"
-            )
-        if finds_nothing_to_scale(culprit.evidence):
-            return (
-                "a gradient scaler found no gradient left: step in the loop and not in hooks of "
-                "the backward pass, or train in bf16-mixed, without a scaler"
-            )
-        if WHATEVER_VALUES in culprit.evidence:
-            return f"the program itself refuses {figures.dtype_name(report.precision)}"
-        if "unsafe to autocast" in culprit.evidence:
-            return "autocast refuses this operation, as it would be unsafe in 16 bits"
-    if WHOLE_NUMBERS in culprit.evidence:
-        return f"large whole numbers become one in {figures.dtype_name(report.precision)}"
-    if WHILE_SCALED in culprit.evidence:
-        return (
-            "what clamps or reads gradients must do so after scaler.unscale_(optimizer); or train "
-            "in bf16-mixed, without a scaler"
-        )
-    return _WHY[culprit.mechanism].format(format=figures.dtype_name(report.precision))
+    words = _WHY_VARIANT[culprit.variant] if culprit.variant else _WHY[culprit.mechanism]
+    return words.format(format=figures.dtype_name(report.precision))
 
 
 def _failed(report: Report) -> list[str]:

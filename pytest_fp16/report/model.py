@@ -59,6 +59,18 @@ Facts = Annotated[
 ]
 
 
+#: Forms of a mechanism that its usual words and cures do not fit.
+Variant = Literal[
+    "mixed dtypes",
+    "refused by the program",
+    "refused by autocast",
+    "closure",
+    "no gradient left",
+    "while scaled",
+    "whole numbers",
+]
+
+
 class Part(BaseModel):
     """Base of every part of a report: immutable, and closed to unknown fields."""
 
@@ -141,13 +153,17 @@ class Forecast(Part):
 
 
 class Culprit(Part):
-    """The submodule and operation at fault, and the evidence in numbers."""
+    """The submodule and operation at fault, and the evidence in numbers.
+
+    `variant` is the form that the mechanism took, where the usual one is not meant.
+    """
 
     module: str
     operation: str
     mechanism: Mechanism
     evidence: str
     source: str | None = None
+    variant: Variant | None = None
 
 
 class Price(Part):

@@ -1,8 +1,9 @@
 import re
+from typing import get_args
 
 import pytest
 
-from pytest_fp16.report.message import message
+from pytest_fp16.report.message import _WHY_VARIANT, message
 from pytest_fp16.report.model import (
     Certified,
     Check,
@@ -12,6 +13,7 @@ from pytest_fp16.report.model import (
     Mechanism,
     Run,
     Speed,
+    Variant,
 )
 
 NAN = float("nan")
@@ -260,15 +262,25 @@ def test_no_number_has_more_digits_than_anybody_reads(failed, passed, metric):
         assert not re.search(r"\d\.\d{4,}", message(report))
 
 
-def test_gradients_that_are_clamped_while_they_are_scaled(failed):
-    evidence = "a hook changes the gradient while it is scaled"
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("mixed dtypes", "tensors of different dtypes meet"),
+        ("refused by the program", "the program itself refuses float16"),
+        ("refused by autocast", "unsafe in 16 bits"),
+        ("closure", "that evaluates the loss itself"),
+        ("no gradient left", "not in hooks of the backward pass"),
+        ("while scaled", "after scaler.unscale_(optimizer)"),
+        ("whole numbers", "large whole numbers become one in float16"),
+    ],
+)
+def test_a_variant_has_words_of_its_own(failed, variant, words):
     culprit = Culprit(
-        module="", operation="backward", mechanism="precision-loss", evidence=evidence
+        module="", operation="", mechanism="unsupported-op", evidence="it", variant=variant
     )
-    assert "scaler.unscale_(optimizer)" in message(failed(culprit=culprit))
+    (why,) = [line for line in lines(failed(culprit=culprit)) if line.startswith("  why:")]
+    assert words in why
 
 
-def test_a_scaler_that_finds_no_gradient(failed):
-    said = "AssertionError: No inf checks were recorded for this optimizer."
-    culprit = Culprit(module="", operation="", mechanism="unsupported-op", evidence=said)
-    assert "not in hooks of the backward pass" in message(failed(culprit=culprit))
+def test_no_variant_is_without_words():
+    assert _WHY_VARIANT.keys() == set(get_args(Variant))

@@ -31,11 +31,11 @@ from pytest_fp16.engine.emulation.operations import (
 from pytest_fp16.engine.emulation.refusal import (
     OnTarget,
     UnsupportedOperation,
-    is_missing_kernel,
     require_own_agreement,
 )
 from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes
 from pytest_fp16.engine.emulation.wide import attention, run_wide
+from pytest_fp16.engine.emulation.wording import is_missing_kernel
 
 
 class Emulation(OnTarget):

@@ -18,36 +18,18 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_fp16.engine.emulation.inference import inference_as_no_grad
 from pytest_fp16.engine.emulation.recurrent import recurrent_by_steps
-from pytest_fp16.engine.source import raised_by_program
-from pytest_fp16.precision import finds_nothing_to_scale, mixes_dtypes, refuses_closure
+from pytest_fp16.engine.emulation.wording import first_line, is_missing_kernel
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pytest_fp16.report.model import Mechanism
-
 _LOW = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
-_MISSING_KERNEL = (
-    "not implemented for '",
-    "Low precision dtypes not supported",
-    "Unsupported dtype",
-    "FFT doesn't support tensors of type",
-)
-
-
-#: Classes of errors, and words in them, by which torch refuses a dtype.
-_REFUSALS = ("RuntimeError", "NotImplementedError", "TypeError")
-_OF_DTYPES = ("dtype", "scalar type", "ScalarType", "Half", "BFloat16", "kernel", "autocast")
-
-_DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
-#: Words of ATen where a kernel reads the memory of a carrier, which has none: not the program's.
-_OF_A_CARRIER = "data is not allocated yet"
-#: Words of ATen where an index leaves its table: one that was computed, and rounded.
-_INDEX_TROUBLE = ("out of range in self", "out of bounds")
 
 
 class UnsupportedOperation(RuntimeError):  # noqa: N818
     """An operation has no 16-bit kernel on the target. Seen by the verdict, not by users."""
+
+    told_as = "RuntimeError"  # which the target itself would raise
 
     def __init__(self, operation: str, dtype: str, target: str) -> None:
         super().__init__(f"{operation} has no {dtype} kernel on {target}")
@@ -61,63 +43,6 @@ class RefusedNumber(UnsupportedOperation):
         words = f"value cannot be converted to type c10::{_LOW[dtype]} without overflow: {number:g}"
         RuntimeError.__init__(self, words)
         self.operation = "__setitem__"
-
-
-def name_of(error: BaseException) -> str:
-    """The class of an exception, as the target itself would raise it."""
-    return "RuntimeError" if isinstance(error, UnsupportedOperation) else type(error).__name__
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, cut to a sensible length; its class if it has none."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return name_of(error)
-    return lines[0].split(" and mode <")[0][:200]  # torch goes on with the address of our mode
-
-
-def told(error: BaseException) -> str:
-    """An exception in one line: its class, and its text if it has one."""
-    name, line = name_of(error), first_line(error)
-    return name if line == name else f"{name}: {line}"
-
-
-def is_missing_kernel(error: BaseException) -> bool:
-    """Whether an error of ATen says that an operation has no kernel for a dtype."""
-    return isinstance(error, (RuntimeError, NotImplementedError)) and any(
-        words in str(error) for words in _MISSING_KERNEL
-    )
-
-
-def stops_the_program(error: BaseException) -> bool:
-    """Whether what a trace met would stop the 16-bit program too, rather than the trace alone."""
-    return is_trouble_with_dtypes(error) or raised_by_program(error)
-
-
-def is_trouble_with_dtypes(error: BaseException) -> bool:
-    """Whether a 16-bit program stopped because of its dtypes, as the native one would."""
-    if _OF_A_CARRIER in str(error):
-        return False
-    if isinstance(error, IndexError):
-        return any(words in str(error) for words in _INDEX_TROUBLE)
-    return is_missing_kernel(error) or (
-        isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
-        and any(word in str(error) for word in _DTYPE_TROUBLE)
-    )
-
-
-def mechanism_of(said: str) -> Mechanism:
-    """Why a 16-bit program stopped, from an error as `told` says it.
-
-    What the device refuses says so. Anything else (a check of the program's own, an index outside
-    of its table, a matrix that is not positive definite) comes of values that were rounded.
-    """
-    if "cannot be converted" in said:
-        return "mask-inf"
-    refused = said.startswith(_REFUSALS) and any(words in said for words in _OF_DTYPES)
-    refused = refused or refuses_closure(said) or mixes_dtypes(said)
-    refused = refused or finds_nothing_to_scale(said) or is_missing_kernel(RuntimeError(said))
-    return "unsupported-op" if refused else "precision-loss"
 
 
 def require_own_agreement(func: Any, name: str, args: Any, kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.emulation.refusal import told
+from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.gradients.evidence import (
     Broke,
     Evidence,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_fp16.report.model import Culprit, Mechanism
+from pytest_fp16.report.model import Culprit, Mechanism, Variant
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Finding:
     mechanism: Mechanism
     evidence: str
     source: str | None = None
+    variant: Variant | None = None
 
     @property
     def culprit(self) -> Culprit:
@@ -27,4 +28,5 @@ class Finding:
             mechanism=self.mechanism,
             evidence=self.evidence,
             source=self.source,
+            variant=self.variant,
         )

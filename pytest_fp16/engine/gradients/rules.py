@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_fp16.engine.emulation.refusal import mechanism_of
+from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, variant_of
 from pytest_fp16.engine.gradients.figures import worst_tensor
 from pytest_fp16.engine.gradients.finding import Finding
 from pytest_fp16.engine.gradients.origin import Found
 from pytest_fp16.engine.gradients.points import Point, loss_is_off
 from pytest_fp16.engine.gradients.step_rules import epsilon, optimizer, ran_off, slow, weights
-from pytest_fp16.precision import WHILE_SCALED, refuses_closure
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.decline import arrives
 from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
@@ -79,8 +78,12 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
     where = "<loss>" if evidence.raised_in is None else evidence.raised_in
     where = "<optimizer>" if refuses_closure(said) else where
-    kind, shown = mechanism_of(said), said[:200]
-    return Finding(f"a step raised {shown}", where, "", kind, shown, evidence.raised_at)
+    return Finding(
+        f"a step raised {said[:200]}",
+        *(where, "", mechanism_of(said), said[:200]),
+        evidence.raised_at,
+        variant_of(said),
+    )
 
 
 def _skipped(evidence: Evidence) -> Finding | None:
@@ -133,10 +136,10 @@ def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
     """A lost gradient, with what left the range on the way to it where that is known."""
     origin = evidence.swallowed
     if finding is not None and evidence.scaled > RELATIVE:
-        what = f"a hook or a step of its own changes the gradient {WHILE_SCALED}"
+        what = "a hook or a step of its own changes the gradient while it is scaled"
         what += f", by {evidence.scaled:.0%} of its size in 32 bits too; {finding.evidence}"
         reason = f"the gradient is not proportional to the loss: {what}"
-        return Finding(reason, "", "backward", "precision-loss", what)
+        return Finding(reason, "", "backward", "precision-loss", what, variant="while scaled")
     if finding is None or origin is None:
         return finding
     detail = f"{origin.detail(evidence.format)}; {finding.evidence}"

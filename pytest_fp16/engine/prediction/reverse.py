@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.emulation.refusal import first_line
+from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.tracing.sites import Sums
 from pytest_fp16.engine.tracing.trace import Trace
 from pytest_fp16.theory.rounding import Format

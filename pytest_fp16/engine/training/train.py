@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_fp16.engine.emulation.refusal import told
+from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.models import parameter_dtypes
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.score import Score, score

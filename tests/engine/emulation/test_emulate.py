@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
-from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, is_missing_kernel
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
+from pytest_fp16.engine.emulation.wording import is_missing_kernel
 
 LOW = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 

@@ -1,0 +1,120 @@
+"""What errors of torch say, recognised by their words: torch has few classes for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_fp16.engine.source import raised_by_program
+
+if TYPE_CHECKING:
+    from pytest_fp16.report.model import Mechanism, Variant
+
+_MISSING_KERNEL = (
+    "not implemented for '",
+    "Low precision dtypes not supported",
+    "Unsupported dtype",
+    "FFT doesn't support tensors of type",
+)
+
+#: Classes of errors, and words in them, by which torch refuses a dtype.
+_REFUSALS = ("RuntimeError", "NotImplementedError", "TypeError")
+_OF_DTYPES = ("dtype", "scalar type", "ScalarType", "Half", "BFloat16", "kernel", "autocast")
+
+_DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
+#: Words of ATen where a kernel reads the memory of a carrier, which has none: not the program's.
+_OF_A_CARRIER = "data is not allocated yet"
+#: Words of ATen where an index leaves its table: one that was computed, and rounded.
+_INDEX_TROUBLE = ("out of range in self", "out of bounds")
+#: Words of an error that tensors of different dtypes met in an operation that no device promotes.
+_MIXED_DTYPES = (
+    "same dtype", "same data type", "same scalar type", "the same type", "dtypes match",
+    "expected scalar type", "expected dtype", "not match weight dtype", "dtype to be equal",
+    "and weight type", "and bias type", "different dtypes", "input must have the type torch.",
+)  # fmt: skip
+#: A scaler's words where gradients are gone before the optimizer's own step.
+_NOTHING_TO_SCALE = "No inf checks were recorded"
+#: Autocast's words where a loss would be unsafe in 16 bits.
+_UNSAFE = "unsafe to autocast"
+
+
+def name_of(error: BaseException) -> str:
+    """The class of an exception, as the target itself would raise it."""
+    return getattr(error, "told_as", type(error).__name__)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, cut to a sensible length; its class if it has none."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return name_of(error)
+    return lines[0].split(" and mode <")[0][:200]  # torch goes on with the address of our mode
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line: its class, and its text if it has one."""
+    name, line = name_of(error), first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def is_missing_kernel(error: BaseException) -> bool:
+    """Whether an error of ATen says that an operation has no kernel for a dtype."""
+    return isinstance(error, (RuntimeError, NotImplementedError)) and any(
+        words in str(error) for words in _MISSING_KERNEL
+    )
+
+
+def stops_the_program(error: BaseException) -> bool:
+    """Whether what a trace met would stop the 16-bit program too, rather than the trace alone."""
+    return is_trouble_with_dtypes(error) or raised_by_program(error)
+
+
+def is_trouble_with_dtypes(error: BaseException) -> bool:
+    """Whether a 16-bit program stopped because of its dtypes, as the native one would."""
+    if _OF_A_CARRIER in str(error):
+        return False
+    if isinstance(error, IndexError):
+        return any(words in str(error) for words in _INDEX_TROUBLE)
+    return is_missing_kernel(error) or (
+        isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
+        and any(word in str(error) for word in _DTYPE_TROUBLE)
+    )
+
+
+def mechanism_of(said: str) -> Mechanism:
+    """Why a 16-bit program stopped, from an error as `told` says it.
+
+    What the device refuses says so. Anything else (a check of the program's own, an index outside
+    of its table, a matrix that is not positive definite) comes of values that were rounded.
+    """
+    if "cannot be converted" in said:
+        return "mask-inf"
+    refused = said.startswith(_REFUSALS) and any(words in said for words in _OF_DTYPES)
+    refused = refused or refuses_closure(said) or mixes_dtypes(said)
+    refused = refused or finds_nothing_to_scale(said) or is_missing_kernel(RuntimeError(said))
+    return "unsupported-op" if refused else "precision-loss"
+
+
+def variant_of(said: str) -> Variant | None:
+    """Which form of its mechanism a refusal is, from an error as `told` says it; None for none."""
+    if mixes_dtypes(said):
+        return "mixed dtypes"
+    if refuses_closure(said):
+        return "closure"
+    if finds_nothing_to_scale(said):
+        return "no gradient left"
+    return "refused by autocast" if _UNSAFE in said else None
+
+
+def mixes_dtypes(said: str) -> bool:
+    """Whether an error says that tensors of different dtypes met where none is promoted."""
+    return any(words in said for words in _MIXED_DTYPES)
+
+
+def refuses_closure(said: str) -> bool:
+    """Whether an error is torch's refusal to scale an optimizer that evaluates the loss itself."""
+    return "Closure use is not currently supported" in said
+
+
+def finds_nothing_to_scale(said: str) -> bool:
+    """Whether an error is a gradient scaler's that found no gradient: a hook has stepped."""
+    return _NOTHING_TO_SCALE in said

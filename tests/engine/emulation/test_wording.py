@@ -1,0 +1,104 @@
+"""What errors say, beside the errors that torch really raises."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
+from pytest_fp16.engine.emulation.wording import (
+    first_line,
+    mechanism_of,
+    mixes_dtypes,
+    name_of,
+    told,
+    variant_of,
+)
+
+HALF, WIDE = torch.ones(1, 4, 4).half(), torch.ones(1, 4, 4)
+MIXED = {
+    "product": lambda: HALF @ WIDE,
+    "layer": lambda: nn.Linear(4, 4)(HALF),
+    "convolution": lambda: nn.Conv1d(4, 2, 1)(HALF),
+    "recurrence": lambda: nn.GRU(4, 4)(HALF),
+    "scatter": lambda: HALF.scatter(0, torch.zeros(1, 4, 4).long(), WIDE),
+    "lerp": lambda: torch.lerp(HALF, WIDE, 0.5),
+    "normalisation": lambda: torch.nn.functional.embedding_bag(
+        torch.zeros(1, 4).long(), HALF[0], per_sample_weights=WIDE[:, 0], mode="sum"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_tensors_of_two_dtypes_are_known_by_what_torch_says(name):
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        MIXED[name]()
+    assert mixes_dtypes(str(error.value)), error.value
+
+
+@pytest.mark.parametrize(
+    ("said", "mixed"),
+    [
+        ("input must have the type torch.float16, got type torch.float32", True),  # torch 2.6
+        ("\"linalg_qr\" not implemented for 'Half'", False),
+        ("mat1 and mat2 shapes cannot be multiplied (4x4 and 3x3)", False),
+        ("value cannot be converted to type at::Half without overflow", False),
+    ],
+)
+def test_other_errors_are_not_taken_for_it(said, mixed):
+    assert mixes_dtypes(said) is mixed
+
+
+def test_the_report_names_what_the_target_itself_would_raise():
+    refused = UnsupportedOperation("_linalg_svd", "float16", "cuda")
+    assert name_of(refused) == "RuntimeError"
+    assert name_of(ZeroDivisionError()) == "ZeroDivisionError"
+
+
+def test_an_error_is_told_by_its_first_line_or_else_by_its_class():
+    assert first_line(ValueError("\nwhat\nwhere")) == "what"
+    assert first_line(RuntimeError()) == "RuntimeError"
+    assert len(first_line(ValueError("x" * 999))) == 200
+    assert told(ValueError("what")) == "ValueError: what"
+    assert told(AssertionError()) == "AssertionError"
+
+
+@pytest.mark.parametrize(
+    ("said", "mechanism"),
+    [
+        ("RuntimeError: value cannot be converted to type c10::Half without overflow", "mask-inf"),
+        ("RuntimeError: _linalg_slogdet has no float16 kernel on cuda", "unsupported-op"),
+        ("NotImplementedError: \"x\" not implemented for 'Half'", "unsupported-op"),
+        ("RuntimeError: expected scalar type Half but found Float", "unsupported-op"),
+        ("TypeError: Got unsupported ScalarType BFloat16", "unsupported-op"),
+        ("RuntimeError: Closure use is not currently supported if GradScaler", "unsupported-op"),
+        ("AssertionError: No inf checks were recorded for this optimizer.", "unsupported-op"),
+        ("AssertionError: underflow in dt 1e-4", "precision-loss"),
+        ("AssertionError: the loss overflows", "precision-loss"),
+        (
+            "IndexError: index 9 is out of bounds for dimension 0 with size 9",
+            "precision-loss",
+        ),
+        ("ValueError: tensor([0.5], dtype=torch.float16) does not add up to 1", "precision-loss"),
+        ("_LinAlgError: the input is not positive-definite", "precision-loss"),
+        (
+            "ValueError: RNN input dtype (torch.float32) does not match weight dtype",
+            "unsupported-op",
+        ),
+    ],
+)
+def test_why_a_program_stopped(said, mechanism):
+    assert mechanism_of(said) == mechanism
+
+
+@pytest.mark.parametrize(
+    ("said", "variant"),
+    [
+        ("RuntimeError: expected scalar type Half but found Float", "mixed dtypes"),
+        ("RuntimeError: Closure use is not currently supported if GradScaler", "closure"),
+        ("AssertionError: No inf checks were recorded for this optimizer.", "no gradient left"),
+        ("RuntimeError: binary_cross_entropy is unsafe to autocast", "refused by autocast"),
+        ("NotImplementedError: \"x\" not implemented for 'Half'", None),
+    ],
+)
+def test_which_form_a_refusal_takes(said, variant):
+    assert variant_of(said) == variant
