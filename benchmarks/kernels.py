@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from benchmarks import common
 from pytest_fp16.engine.emulation.autocast import target_autocast
 from pytest_fp16.engine.emulation.emulate import Emulation
-from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, is_missing_kernel
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
+from pytest_fp16.engine.emulation.wording import is_missing_kernel
 
 FORMATS = (torch.float16, torch.bfloat16)
 #: Of each operation: torch makes up to hundreds.
