@@ -15,17 +15,14 @@ from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.models import require_float32
-from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.errors import DataError, FP16Error, ModelError
-from pytest_fp16.evaluation_report import needs_diagnosis, report_of
 from pytest_fp16.lane import Lane
 from pytest_fp16.metric import Accuracy
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.progress import Progress
-from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.soundness import advice, handed_on, require_better_than_chance, require_data
 from pytest_fp16.subject import Evaluation
@@ -251,22 +248,3 @@ def _length(data: Any) -> int | None:
         return len(data)
     except TypeError:
         return None
-
-
-def examine_evaluation(
-    subject: Evaluation, settings: Settings, progress: Progress | None = None, test: str = ""
-) -> list[Report]:
-    """One report per precision of `settings`, from one pass through the data.
-
-    Raises:
-        FP16Error: misuse, see `check`.
-    """
-    with preserved_state():
-        run = EvaluationRun(subject, settings, progress, test=test)
-        run.execute()
-        reports = [report_of(run, lane) for lane in run.lanes]
-        if run.plan is not None or any(map(needs_diagnosis, reports)):
-            from pytest_fp16.treatment import treated
-
-            reports = treated(run, reports)
-        return reports

@@ -6,6 +6,7 @@ They have no useful gradient, so an input whose values come near one loses its c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,21 @@ DECISION_ULPS = 16.0
 Operands = list[tuple[SiteKey, Tensor]]
 #: The same with the root mean square of the operands' error.
 Errors = list[tuple[SiteKey, float]]
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A decision that rounding could change.
+
+    Attributes:
+        rows: the inputs for which it could, bool [B].
+        gap: of a comparison, how far its operands are apart where it could fall the other way,
+            infinite elsewhere; else None.
+    """
+
+    rows: Tensor
+    gap: Tensor | None = None
+
 
 _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 _INTEGER_PARTS = frozenset({"floor", "ceil", "trunc", "round", "_to_copy"})

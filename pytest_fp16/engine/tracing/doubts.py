@@ -7,7 +7,6 @@ a leaky ReLU written with ``where``, either choice is right to first order: a ki
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.emulation.operations import flat
 from pytest_fp16.engine.tracing.decisions import (
+    Doubt,
     Errors,
     Operands,
     gap,
@@ -33,20 +33,6 @@ STEEPEST = 4.0
 _FLOAT32 = 8 * torch.finfo(torch.float32).eps
 #: Operations whose result is the mask again: negated, or as numbers.
 _CARRY = frozenset({"_to_copy", "logical_not", "bitwise_not"})
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """A decision that rounding could change.
-
-    Attributes:
-        rows: the inputs for which it could, bool [B].
-        gap: of a comparison, how far its operands are apart where it could fall the other way,
-            infinite elsewhere; else None.
-    """
-
-    rows: Tensor
-    gap: Tensor | None = None
 
 
 class Doubts:

@@ -6,16 +6,14 @@ the gradients that flow through them, are float32 and never rounded.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.interception import Carrier
-
-if TYPE_CHECKING:
-    from pytest_fp16.engine.tracing.doubts import Doubt
+from pytest_fp16.engine.tracing.decisions import Doubt
 
 
 class Cell:

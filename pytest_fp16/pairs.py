@@ -1,0 +1,141 @@
+"""Pairs of runs, one per seed: added until they settle a verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from pytest_fp16.engine.training.runs import Runs
+from pytest_fp16.engine.training.train import RunResult
+from pytest_fp16.errors import ModelError
+from pytest_fp16.precision import REFERENCE, Precision
+from pytest_fp16.settings import Settings
+from pytest_fp16.theory.seeds import Look, seeds_missing, sequential
+
+#: A default budget that is more than this share of the metric itself is wide: a convention.
+WIDE = 0.1
+
+
+@dataclass
+class Pairs:
+    """The pairs of one precision, and what they say.
+
+    Attributes:
+        precision: of the candidate.
+        pairs: (reference, candidate), one per seed, that can be compared.
+        look: the last look at their losses; None before the first.
+        broke: the candidate's run that ended where its 32-bit twin did not.
+        unmade: why a run could not be made at all (no memory).
+        missing: how many more seeds would settle it.
+        notes: seeds that were left out, and why.
+    """
+
+    precision: Precision
+    pairs: list[tuple[RunResult, RunResult]] = field(default_factory=list)
+    look: Look | None = None
+    broke: tuple[RunResult, RunResult] | None = None
+    unmade: str | None = None
+    missing: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """Reference minus candidate, per pair."""
+        return [r.metric - c.metric for r, c in self.pairs]
+
+    @property
+    def verdict(self) -> str:
+        """``"equivalent"``, ``"not equivalent"`` or ``"inconclusive"``."""
+        if self.broke is not None:
+            return "not equivalent"
+        if self.look is None or self.unmade is not None or self.look.outcome == "undecided":
+            return "inconclusive"
+        return self.look.outcome
+
+
+def compare(runs: Runs, precision: Precision) -> Pairs:
+    """Add pairs until they settle it, a run breaks, or the allowance is spent.
+
+    Raises:
+        ModelError: the 32-bit training itself fails.
+    """
+    pairs = Pairs(precision)
+    allowance = runs.settings.seeds
+    for seed in range(allowance):
+        reference = runs.run(REFERENCE, seed)
+        _require_reference(reference, pairs, seed)
+        if reference.broke:
+            continue
+        candidate = runs.run(precision, seed)
+        if _unmade(pairs, reference, candidate):
+            return pairs
+        if candidate.broke:
+            pairs.broke = (reference, candidate)
+            return pairs
+        pairs.pairs.append((reference, candidate))
+        pairs.look = _look(pairs, runs.settings)
+        if pairs.look.outcome != "undecided":
+            _require_steady(pairs)
+            return pairs
+    if pairs.look is not None:
+        pairs.missing = seeds_missing(pairs.look, pairs.losses, allowance)
+    return pairs
+
+
+def _unmade(pairs: Pairs, *results: RunResult) -> bool:
+    for result in results:
+        if result.ended == "out of memory":
+            pairs.unmade = f"{result.precision}, seed {result.seed}: {result.error}"
+    return pairs.unmade is not None
+
+
+def _require_reference(reference: RunResult, pairs: Pairs, seed: int) -> None:
+    if not reference.broke:
+        if not pairs.pairs and seed == 0:
+            _require_learned(reference, pairs)
+        return
+    said = reference.error or f"it ended in: {reference.ended}"
+    if seed == 0:
+        raise ModelError(
+            f"the 32-bit training itself fails, so there is nothing to compare with: {said} "
+            f"(seed {seed}); repair it first"
+        )
+    pairs.notes.append(f"seed {seed} was left out: the 32-bit training fails there ({said})")
+
+
+def _require_learned(reference: RunResult, pairs: Pairs) -> None:
+    """A model that learned nothing in 32 bits cannot show what 16 bits would lose."""
+    score = reference.score
+    if score is None or score.majority is None or not math.isfinite(score.value):
+        return
+    if score.value <= score.majority + score.resolution:
+        pairs.notes.append(
+            f"the 32-bit training is near chance: accuracy {score.value:.1%}, the commonest label "
+            f"alone {score.majority:.1%}; a verdict on it says little, train longer"
+        )
+
+
+def _require_steady(pairs: Pairs) -> None:
+    """A default budget is two spreads of the 32-bit runs; one that is wide lets anything pass."""
+    look = pairs.look
+    if look is None or look.outcome != "equivalent" or look.reference_spread is None:
+        return
+    size = abs(sum(r.metric for r, _ in pairs.pairs) / len(pairs.pairs))
+    if look.budget > WIDE * size:
+        pairs.notes.append(
+            f"the 32-bit runs themselves differ by {look.reference_spread:.2g} over seeds "
+            f"(standard deviation), so that a loss of {look.budget:.2g} would pass; steady the "
+            "training, or set a budget"
+        )
+
+
+def _look(pairs: Pairs, settings: Settings) -> Look:
+    references = [r for r, _ in pairs.pairs]
+    scores = [r.score for r in references if r.score is not None]
+    metrics = [r.metric for r in references]
+    budget = settings.budget
+    if isinstance(budget, str):
+        budget = float(budget.rstrip("%")) / 100 * abs(sum(metrics) / len(metrics))
+    resolution = sum(s.resolution for s in scores) / len(scores)
+    grain = max(s.grain for s in scores)
+    return sequential(pairs.losses, metrics, resolution, settings.seeds, budget, grain)
