@@ -32,8 +32,9 @@ def flagged(case: TrainingCase, precision: str, device: str) -> tuple[Any, float
 
 def pair_seconds(case: TrainingCase, precision: str) -> float:
     """Seconds of one pair: 32 bits and the candidate, emulated."""
+    from pytest_fp16.engine.training.place import Place
     from pytest_fp16.engine.training.train import train
-    from pytest_fp16.engine.training.trainee import Place, initial_state
+    from pytest_fp16.engine.training.trainee import initial_state
     from pytest_fp16.precision import precision as named
 
     subject, place = case.training(), Place(torch.device("cpu"), "cuda", True)

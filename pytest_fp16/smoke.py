@@ -40,7 +40,8 @@ def _one_batch(subject: Evaluation) -> None:
 
 
 def _one_step(subject: Training) -> None:
-    from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+    from pytest_fp16.engine.training.place import Place
+    from pytest_fp16.engine.training.trainee import Trainee, initial_state
 
     state = initial_state(subject, 0)
     batch = _first(subject.train_data, "train_data")

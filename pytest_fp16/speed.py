@@ -199,7 +199,8 @@ def pass_of(
 def _training(
     subject: Training, precision: Precision, device: torch.device
 ) -> Callable[[], object]:
-    from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+    from pytest_fp16.engine.training.place import Place
+    from pytest_fp16.engine.training.trainee import Trainee, initial_state
 
     place = Place(device, device.type)
     trainee = Trainee(subject, precision, 0, initial_state(subject, 0), place)

@@ -24,9 +24,10 @@ from benchmarks.models import MLP
 from benchmarks.paper.data import Batches
 from pytest_fp16 import Training
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.score import score
 from pytest_fp16.engine.training.train import train
-from pytest_fp16.engine.training.trainee import Amendment, Place, initial_state
+from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.precision import precision
 
 PAIRS = (

@@ -21,8 +21,9 @@ from benchmarks.paper.models import Row
 from benchmarks.paper.store import Run, fingerprint
 from pytest_fp16 import Training
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.train import RunResult, train
-from pytest_fp16.engine.training.trainee import Place, initial_state
+from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.precision import precision
 
 _CODE = Path(__file__).parent / "models"

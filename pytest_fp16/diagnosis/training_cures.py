@@ -12,7 +12,7 @@ from torch import nn
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
-from pytest_fp16.engine.training.trainee import Amendment
+from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS, Precision
 from pytest_fp16.report.model import Culprit, CureKind, Mechanism

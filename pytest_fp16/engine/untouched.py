@@ -90,51 +90,56 @@ def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [v for v in held if isinstance(v, torch.optim.Optimizer)]
 
 
-def follow(model: nn.Module, leader: nn.Module) -> None:
-    """Give a model the state of another, and the numbers that its modules have counted to."""
-    for own, other in zip(model.modules(), leader.modules(), strict=False):
-        for name, there in other._buffers.items():
-            here = own._buffers.get(name)
-            if there is not None and here is not None and here.shape != there.shape:
-                own._buffers[name] = there.detach().to(here.dtype, copy=True)
-    model.load_state_dict(leader.state_dict())
-    count_alike(model, leader)
-
-
-def count_alike(model: nn.Module, leader: nn.Module) -> None:
-    """Give a model's modules the plain numbers of another's."""
-    for own, other in zip(model.modules(), leader.modules(), strict=False):
-        if type(own) is type(other):
-            vars(own).update({k: v for k, v in vars(other).items() if _counts(k, v, own)})
-
-
-def _counts(name: str, value: Any, module: nn.Module) -> bool:
-    return type(value) in (int, float) and type(vars(module).get(name)) in (int, float)
-
-
 #: What torch itself keeps in a module.
 _TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
-def carry_over(leader: nn.Module, model: nn.Module, dtype: torch.dtype | None) -> None:
+def carry_over(
+    leader: nn.Module, model: nn.Module, dtype: torch.dtype | None, weights: bool = False
+) -> None:
     """Give a model what another has carried along: hidden states, caches, averages, counts.
 
     Args:
         leader: the model whose state it is.
         model: one of the same modules, which gets its own copy.
-        dtype: of floating tensors in it; None for the leader's. A buffer keeps its own.
+        dtype: of floating tensors in plain attributes; None for the leader's. A buffer, and a
+            weight, keeps its own.
+        weights: its weights, too.
     """
 
     def cast(tensor: Tensor) -> Tensor:
         floating = tensor.is_floating_point() and dtype is not None
         return tensor.detach().to(dtype if floating else tensor.dtype, copy=True)
 
+    owned = {_memory(p) for p in leader.parameters()}
     for own, other in zip(model.modules(), leader.modules(), strict=False):
         for name, there in other._buffers.items():
             here = own._buffers.get(name)
-            if there is not None and here is not None:
+            if there is None or here is None:
+                continue
+            if weights and here.shape == there.shape:
+                here.detach().copy_(there)  # in place: modules may share it
+            else:
                 own._buffers[name] = there.detach().to(here.dtype, copy=True)
-        for name, value in vars(other).items():
-            plain = value is None or type(value) in (bool, int, float)
-            if name not in _TORCHS_OWN and (plain or all_tensors(value)):
-                vars(own)[name] = map_tensors(value, cast)
+        if type(own) is type(other):
+            carried = {k: v for k, v in vars(other).items() if _is_carried(k, v, owned)}
+            vars(own).update({k: map_tensors(v, cast) for k, v in carried.items()})
+    if weights:
+        model.load_state_dict(leader.state_dict())
+
+
+def _is_carried(name: str, value: Any, owned: set[int]) -> bool:
+    """A plain attribute that a program writes; not its weights under another name."""
+    if name in _TORCHS_OWN:
+        return False
+    tensors = all_tensors(value)
+    if not tensors:
+        return value is None or type(value) in (bool, int, float)
+    return not any(t.requires_grad or _memory(t) in owned for t in tensors)
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a sparse one, or one without memory
+        return id(tensor)

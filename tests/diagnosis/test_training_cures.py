@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pytest_fp16.diagnosis.training_cures import EPSILONS, proposals
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.report.model import Culprit
 

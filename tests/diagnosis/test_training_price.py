@@ -11,8 +11,8 @@ from pytest_fp16.diagnosis.training_cures import Proposal
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training.input import sound
+from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.engine.training.runs import Runs
-from pytest_fp16.engine.training.trainee import Amendment
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS
 

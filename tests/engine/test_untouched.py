@@ -9,7 +9,7 @@ from torch import nn
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
-from pytest_fp16.engine.untouched import State, carry_over, count_alike, follow, untouched
+from pytest_fp16.engine.untouched import State, carry_over, untouched
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
 
@@ -66,27 +66,62 @@ def test_it_is_after_an_error_too():
     assert (model.count, len(model.queue)) == (0, 0)
 
 
-def test_a_follower_has_the_state_and_the_counts():
+def test_weights_are_carried_over_where_they_are_asked_for():
     leader, model = Keeper(), Keeper()
+    first = model.body.weight.detach().clone()
     leader(torch.ones(2, 3))
-    follow(model, leader)
+    carry_over(leader, model, None)
+    assert torch.equal(model.body.weight, first)
+    carry_over(leader, model, None, weights=True)
+    assert torch.equal(model.body.weight, leader.body.weight)
     assert (model.count, model.ratio) == (1, 0.5)
     assert torch.equal(model.mean, leader.mean)
-    assert model.queue == []
 
 
-def test_a_memory_that_has_grown_is_followed():
+def test_a_memory_that_has_grown_is_carried_over():
     leader, model = Keeper(), Keeper().to(torch.bfloat16)
     leader.replaced = torch.ones(5, 3)
-    follow(model, leader)
+    carry_over(leader, model, torch.bfloat16, weights=True)
     assert torch.equal(model.replaced, torch.ones(5, 3, dtype=torch.bfloat16))
     assert leader.replaced.dtype == torch.float32
 
 
 def test_modules_of_another_kind_keep_their_numbers():
     model = nn.Sequential(nn.Dropout(0.1))
-    count_alike(model, nn.Sequential(nn.LeakyReLU(0.5)))
+    carry_over(nn.Sequential(nn.LeakyReLU(0.5)), model, None)
     assert model[0].p == 0.1
+
+
+class Aliased(nn.Module):
+    """Has its weights under other names, and averages of them in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 3)
+        self.trained, self.raw = list(self.body.parameters()), self.body.weight.data
+        self.averages = [torch.zeros(3, 3)]
+
+
+def test_weights_under_another_name_stay_the_weights():
+    leader, model = Aliased(), Aliased()
+    leader.averages[0] += 1
+    carry_over(leader, model, torch.float16, weights=True)
+    assert model.trained[0] is model.body.weight
+    assert model.raw.data_ptr() == model.body.weight.data_ptr()
+    assert torch.equal(model.averages[0], torch.ones(3, 3, dtype=torch.float16))
+
+
+def test_a_buffer_that_modules_share_stays_shared():
+    def pair():
+        layers = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+        layers[1].running_mean = layers[0].running_mean
+        return layers
+
+    leader, model = pair(), pair()
+    leader[0].running_mean += 1
+    carry_over(leader, model, None, weights=True)
+    assert model[0].running_mean is model[1].running_mean
+    assert torch.equal(model[0].running_mean, torch.ones(3))
 
 
 class Mean(nn.Module):
@@ -131,6 +166,22 @@ class Memory(nn.Module):
         return self.body(x)
 
 
+class Teacher(nn.Module):
+    """Follows averages of its own weights, which it keeps in a plain list."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.averages = [p.detach().clone() for p in self.body.parameters()]
+
+    def forward(self, x):
+        if self.training:
+            for kept, new in zip(self.averages, self.body.parameters(), strict=True):
+                kept.lerp_(new.detach().to(kept.dtype), 0.5)
+        weight, bias = (a.to(x.dtype) for a in self.averages)
+        return self.body(x) + 4 * nn.functional.linear(x, weight, bias)
+
+
 def scripted():
     return torch.jit.script(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
 
@@ -151,7 +202,7 @@ def found(make, name):
     return gradient_check(subject, precision(name), Settings(), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("make", [partial(Mean, 20), Annealed, Memory])
+@pytest.mark.parametrize("make", [partial(Mean, 20), Annealed, Memory, Teacher])
 @pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-mixed"])
 def test_the_check_leaves_what_a_model_keeps_alone(make, name):
     answer = found(make, name)

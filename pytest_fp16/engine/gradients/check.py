@@ -48,8 +48,8 @@ from pytest_fp16.engine.gradients.watched_steps import Replays
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.training.order import preserved_generators
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
-from pytest_fp16.engine.untouched import follow
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
@@ -94,7 +94,7 @@ class _Check:
         self.state = initial_state(subject, _SEED)
         self.exact = Trainee(subject, REFERENCE, _SEED, self.state, Place(device, target))
         self.place = Place(device, target, emulated=True)
-        self.replays = Replays(self.exact, precision, self.place, _SEED)
+        self.replays = Replays(self.exact, self.state, precision, self.place, _SEED)
         self.evidence = Evidence(FORMATS[precision.dtype])
         per_epoch = batches_per_epoch(subject)
         self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
@@ -217,7 +217,7 @@ class _Check:
         """The gradient of a batch for which a lost guard has nothing left beside it."""
         if candidate.scaler is not None:
             return None  # such a step is skipped
-        follow(candidate.model, self.exact.model)
+        candidate.follow(self.exact)
         try:
             finite = gradients(candidate, batch, 0).finite
         except torch.OutOfMemoryError:
@@ -255,13 +255,13 @@ class _Check:
             raise
         except Exception as error:
             self.evidence.raised_at = raised_at(error)
-            self.evidence.raised_in = self.replays.first(self.state, first).failed_in
+            self.evidence.raised_in = self.replays.first(first).failed_in
             return told(error), None
         reached = float_tensors(candidate)
         # In the model's order: that of a set changes with the process, and sums with the order.
         trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
         if any(not bool(reached[n].isfinite().all()) for n in trained):
-            origin = self.replays.first(self.state, first).cause
+            origin = self.replays.first(first).cause
             return "a weight is not finite after the optimizer's step", origin
         self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
         return None

@@ -10,7 +10,6 @@ from pytest_fp16.engine.gradients.evidence import Evidence
 from pytest_fp16.engine.gradients.origin import Found
 from pytest_fp16.engine.gradients.points import gradients, scaled_gradients
 from pytest_fp16.engine.training.trainee import Trainee
-from pytest_fp16.engine.untouched import follow
 
 
 def look_behind(
@@ -46,7 +45,7 @@ def changed_by_scale(reference: Trainee, batch: Any, scale: float) -> float:
 
 def skipped_share(reference: Trainee, candidate: Trainee, batches: Sequence[Any]) -> float:
     """The share of batches whose step a scaler would skip, at the reference's weights."""
-    follow(candidate.model, reference.model)
+    candidate.follow(reference)
     return sum(not _finite(candidate, batch) for batch in batches) / len(batches)
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.trainee import Trainee
-from pytest_fp16.engine.untouched import follow, untouched
+from pytest_fp16.engine.untouched import untouched
 
 #: Batches that such a program is shown.
 SHOWN = 32
@@ -73,7 +73,7 @@ def failing(
         candidate: takes its weights.
         batches: any number; `SHOWN` of them are tried.
     """
-    follow(candidate.model, reference.model)
+    candidate.follow(reference)
     for seed, batch in enumerate(itertools.islice(batches, SHOWN)):
         try:
             _loss(candidate, batch, seed)

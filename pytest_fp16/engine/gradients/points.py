@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.trainee import Trainee, gradient_of
-from pytest_fp16.engine.untouched import follow, untouched
+from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.gradient import (
     RHO_TENSOR,
     RHO_TOTAL,
@@ -122,7 +122,7 @@ def examine_point(
     reference: Trainee, candidate: Trainee, batches: Sequence[Any], step: int, unit_roundoff: float
 ) -> Point:
     """Compare both trainees' gradients at the reference's weights."""
-    follow(candidate.model, reference.model)
+    candidate.follow(reference)
     seeds = range(len(batches))
     exact = [gradients(reference, b, s) for b, s in zip(batches, seeds, strict=True)]
     nudged, tried = _nudged(reference, batches[:TRIED]), [g.by_name for g in exact[:TRIED]]

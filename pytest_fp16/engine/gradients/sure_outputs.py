@@ -25,7 +25,7 @@ from pytest_fp16.engine.gradients.points import Gradients, gradients, scaled_gra
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.training.trainee import Trainee
-from pytest_fp16.engine.untouched import follow, untouched
+from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.solved import expected_solved, share
 
 
@@ -71,7 +71,7 @@ def breaking(
             break
     else:
         return None
-    follow(candidate.model, reference.model)
+    candidate.follow(reference)
     with scaled_outputs(candidate.model, sure):
         try:
             lost = not _finite(scaled_gradients(candidate, batch, 0))

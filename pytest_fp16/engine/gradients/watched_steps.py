@@ -11,8 +11,8 @@ from pytest_fp16.engine.gradients.confidence import Confidence, scaling
 from pytest_fp16.engine.gradients.origin import Found, Origin
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import step_seed
-from pytest_fp16.engine.training.trainee import Place, Trainee
-from pytest_fp16.engine.untouched import count_alike
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.precision import Precision
 
 
@@ -48,27 +48,35 @@ class Replays:
     """Steps of a candidate made once more, by a fresh one, and watched.
 
     Args:
-        reference: the 32-bit training, whose weights they start from.
+        reference: the 32-bit training, as far as it has come.
+        state: the weights that it started from.
         precision, place: of the candidate.
         seed: of the training.
     """
 
-    def __init__(self, reference: Trainee, precision: Precision, place: Place, seed: int) -> None:
-        self.reference, self.precision, self.place, self.seed = reference, precision, place, seed
+    def __init__(
+        self,
+        reference: Trainee,
+        state: Mapping[str, Any],
+        precision: Precision,
+        place: Place,
+        seed: int,
+    ) -> None:
+        self.reference, self.state = reference, state
+        self.precision, self.place, self.seed = precision, place, seed
 
-    def _fresh(self, state: Mapping[str, Any]) -> Trainee:
-        return Trainee(self.reference.subject, self.precision, self.seed, state, self.place)
+    def _fresh(self) -> Trainee:
+        return Trainee(self.reference.subject, self.precision, self.seed, self.state, self.place)
 
     def here(self, batches: list[Any], sure: Confidence | None = None) -> Origin:
         """Steps from where the reference is now."""
-        model = self.reference.model
-        fresh = self._fresh({k: v.detach().clone() for k, v in model.state_dict().items()})
-        count_alike(fresh.model, model)
+        fresh = self._fresh()
+        fresh.follow(self.reference)
         return watched(fresh, batches, None, sure)
 
-    def first(self, state: Mapping[str, Any], batches: list[Any]) -> Origin:
+    def first(self, batches: list[Any]) -> Origin:
         """The first steps of the training, from its first weights."""
-        return watched(self._fresh(state), batches, self.seed)
+        return watched(self._fresh(), batches, self.seed)
 
     def beyond_range(self, batches: list[Any]) -> Found | None:
         """What leaves the range in a step of the user's own optimizer: a length over all weights.

@@ -19,7 +19,8 @@ from pytest_fp16.engine.canary import CanaryFindings, refused
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import ordered, step_seed
-from pytest_fp16.engine.training.trainee import Amendment, Place, Trainee, gradient_of
+from pytest_fp16.engine.training.place import Amendment, Place
+from pytest_fp16.engine.training.trainee import Trainee, gradient_of
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 

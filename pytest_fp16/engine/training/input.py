@@ -12,8 +12,9 @@ from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, require_automatic, unheard
 from pytest_fp16.engine.training.order import ordered, same_batch
+from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.score import score
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.errors import DataError, FP16Error, ModelError, SettingError
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Training

@@ -11,8 +11,9 @@ from pytest_fp16.engine.canary import CanaryFindings
 from pytest_fp16.engine.device import effective_target, run_mode
 from pytest_fp16.engine.training.canary import one_step
 from pytest_fp16.engine.training.input import Sound
+from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.train import RunResult, train
-from pytest_fp16.engine.training.trainee import Amendment, Place, initial_state
+from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.precision import Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings

@@ -13,7 +13,7 @@ from pytest_fp16.engine.models import autocast, call
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import step_seed
-from pytest_fp16.engine.training.trainee import Place
+from pytest_fp16.engine.training.place import Place
 from pytest_fp16.errors import DataError
 from pytest_fp16.metric import Accuracy, RSquared, Scores, metric_name, right, user_scores
 from pytest_fp16.precision import Precision

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.models import parameter_dtypes
 from pytest_fp16.engine.training.order import ordered
+from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.score import Score, score
-from pytest_fp16.engine.training.trainee import Amendment, Place, Trainee
+from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training

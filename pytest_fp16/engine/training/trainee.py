@@ -8,9 +8,8 @@ with a gradient scaler, ``bf16-mixed`` autocast alone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from pytest_fp16.engine.batching import (
     to_device,
 )
 from pytest_fp16.engine.emulation.autocast import held_policy
-from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.models import (
     applied_loss,
     autocast,
@@ -40,42 +38,11 @@ from pytest_fp16.engine.training.optimization import (
     needs_gradients_too,
     optimization,
 )
+from pytest_fp16.engine.training.place import Amendment, Place
+from pytest_fp16.engine.untouched import carry_over
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a training runs, and whether its 16-bit arithmetic is emulated.
-
-    Attributes:
-        device: the device of model and batches.
-        target: the device an emulated run speaks for.
-        emulated: every 16-bit operation in float32, rounded once.
-    """
-
-    device: torch.device
-    target: str = "cuda"
-    emulated: bool = False
-
-    def arithmetic(self, precision: Precision) -> Any:
-        """The context a step of that precision computes in."""
-        low = precision.dtype_name != "float32"
-        return Emulation(self.target) if self.emulated and low else nullcontext()
-
-
-@dataclass
-class Amendment:
-    """What a cure changes in a training, beside what `Training` itself says.
-
-    Attributes:
-        model: applied to the float32 model, before its cast and before the optimizer is made.
-        loss_scale: a constant factor on the loss, taken out of the gradients again.
-    """
-
-    model: Callable[[nn.Module], Any] | None = None
-    loss_scale: float | None = None
 
 
 def initial_state(subject: Training, seed: int) -> dict[str, Any]:
@@ -156,6 +123,10 @@ class Trainee:
             if self.precision.mixed:
                 stack.enter_context(held_policy(self.place.device.type, self.place.target))
             yield
+
+    def follow(self, leader: Trainee) -> None:
+        """Go on from where another trainee is now, in this precision's own formats."""
+        carry_over(leader.model, self.model, self.cast, weights=True)
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained."""

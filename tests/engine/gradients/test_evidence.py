@@ -20,7 +20,8 @@ from pytest_fp16.engine.gradients.evidence import (
     lost_in_the_cast,
     weight_names,
 )
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import precision
 from pytest_fp16.theory.rounding import FLOAT16

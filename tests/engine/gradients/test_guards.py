@@ -14,7 +14,8 @@ from pytest_fp16 import Training
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.gradients.guards import Guard, Guards, lost_guards
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.theory.rounding import FORMATS

@@ -14,7 +14,8 @@ from pytest_fp16.engine.gradients.lost_gradients import (
     skipped_share,
 )
 from pytest_fp16.engine.gradients.origin import Found
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.theory.rounding import FLOAT16
 

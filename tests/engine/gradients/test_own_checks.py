@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.gradients.own_checks import SHOWN, decides, failing
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.settings import Settings
 

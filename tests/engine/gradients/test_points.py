@@ -16,7 +16,8 @@ from pytest_fp16.engine.gradients.points import (
     loss_is_off,
     scaled_gradients,
 )
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.theory.gradient import Noise
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16

@@ -12,7 +12,8 @@ from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.gradients.confidence import confidence_of, decisions, scaling
 from pytest_fp16.engine.gradients.sure_outputs import wrong_share
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.settings import Settings
 

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.watched_steps import Replays, watched
-from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision
 
 
@@ -55,8 +56,9 @@ class Squared(torch.optim.SGD):
 )
 def test_a_step_of_ones_own_is_watched_for_what_leaves_the_range(optimizer, name, seen):
     fresh, data = trainee(F.cross_entropy, optimizer)
-    exact = Trainee(fresh.subject, REFERENCE, 0, initial_state(fresh.subject, 0), fresh.place)
-    replays = Replays(exact, precision(name), fresh.place, 0)
+    state = initial_state(fresh.subject, 0)
+    exact = Trainee(fresh.subject, REFERENCE, 0, state, fresh.place)
+    replays = Replays(exact, state, precision(name), fresh.place, 0)
     found = replays.beyond_range(data)
     assert (found is not None) is seen
     if seen:

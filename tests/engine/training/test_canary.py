@@ -13,7 +13,8 @@ from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training import canary as training_canary
 from pytest_fp16.engine.training.canary import one_step
 from pytest_fp16.engine.training.order import preserved_generators
-from pytest_fp16.engine.training.trainee import Place, initial_state
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.precision import precision
 
 CPU = torch.device("cpu")

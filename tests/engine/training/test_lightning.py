@@ -125,7 +125,8 @@ def test_a_lightning_module_trains_as_its_trainer_does(digits):
     """Same data in the same order: the Trainer's weights after two epochs, and ours."""
     lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
     from pytest_fp16.engine.training.order import ordered
-    from pytest_fp16.engine.training.trainee import Place, Trainee, initial_state
+    from pytest_fp16.engine.training.place import Place
+    from pytest_fp16.engine.training.trainee import Trainee, initial_state
     from pytest_fp16.precision import REFERENCE
 
     (x, y), _ = digits

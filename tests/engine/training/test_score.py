@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training import score as home
+from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.score import score
-from pytest_fp16.engine.training.trainee import Place
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.theory.budget import accuracy_error

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.train import COLLAPSED, train
-from pytest_fp16.engine.training.trainee import Amendment, Place, initial_state
+from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.precision import PRECISIONS
 
 CPU = torch.device("cpu")

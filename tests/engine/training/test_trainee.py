@@ -7,13 +7,8 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.training.trainee import (
-    Amendment,
-    Place,
-    Trainee,
-    gradient_of,
-    initial_state,
-)
+from pytest_fp16.engine.training.place import Amendment, Place
+from pytest_fp16.engine.training.trainee import Trainee, gradient_of, initial_state
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import PRECISIONS, REFERENCE
 

@@ -1,0 +1,47 @@
+"""Where a training runs and in which arithmetic, and what a cure changes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.precision import Precision
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training runs, and whether its 16-bit arithmetic is emulated.
+
+    Attributes:
+        device: the device of model and batches.
+        target: the device an emulated run speaks for.
+        emulated: every 16-bit operation in float32, rounded once.
+    """
+
+    device: torch.device
+    target: str = "cuda"
+    emulated: bool = False
+
+    def arithmetic(self, precision: Precision) -> Any:
+        """The context a step of that precision computes in."""
+        low = precision.dtype_name != "float32"
+        return Emulation(self.target) if self.emulated and low else nullcontext()
+
+
+@dataclass
+class Amendment:
+    """What a cure changes in a training, beside what `Training` itself says.
+
+    Attributes:
+        model: applied to the float32 model, before its cast and before the optimizer is made.
+        loss_scale: a constant factor on the loss, taken out of the gradients again.
+    """
+
+    model: Callable[[nn.Module], Any] | None = None
+    loss_scale: float | None = None
