@@ -197,17 +197,19 @@ def part_b(quick: bool) -> None:
 
 
 def part_c(quick: bool) -> None:
-    """Every labelled pair again without its labels."""
+    """Every labelled pair again without its labels; the cases held out, too."""
     tally: dict[str, list[int]] = {}
     rows = []
-    for case, precision, expected in pairs("cuda", "", quick):
+    every = [("", pair) for pair in pairs("cuda", "", quick)]
+    every += [("held out: ", pair) for pair in pairs("cuda", "", quick, held_out=True)]
+    for kept, (case, precision, expected) in every:
         if case.task == "regression":
             continue
         with_ = common.check_case(case, precision)
         model, batches = case.build()
         bare = case.evaluation(model=model, data=[x for x, _ in batches], labelled=False)
         without = common.checked(bare, precision)
-        counts = tally.setdefault(group(case, expected), [0, 0, 0, 0])
+        counts = tally.setdefault(kept + group(case, expected), [0, 0, 0, 0])
         same = with_.verdict == without.verdict
         right = (1, with_.verdict == expected, without.verdict == expected, same)
         counts[:] = [c + r for c, r in zip(counts, right, strict=True)]

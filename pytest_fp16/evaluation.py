@@ -171,7 +171,10 @@ class EvaluationRun:
                 f"{output.numel()} outputs of the first batch); mend the model or its inputs first"
             )
         self.labelled = labels is not None and self.task.kind != "embedding"
-        self.totals = MetricTotals(self.task, subject)
+        # Whoever sets a budget without labels sets it for flips, all alike.
+        unset = self.settings.budget is None and subject.metric is None
+        self.by_margin = unset and self.task.decides and not self.labelled
+        self.totals = MetricTotals(self.task, subject, self.by_margin)
         if isinstance(self.totals.tally, Accuracy):
             require_meaning(self.settings.budget)
         if self.labelled and subject.metric is None:
@@ -193,7 +196,11 @@ class EvaluationRun:
         rounds = precision(name).dtype_name != "float32"
         theory = self.candidate(name) if rounds and self.predict else None
         return Lane.start(
-            self.candidate(name), theory, self.task, self.mode if rounds else "native"
+            self.candidate(name),
+            theory,
+            self.task,
+            self.mode if rounds else "native",
+            self.by_margin,
         )
 
     def _repeat(self, inputs: Any, output: Tensor, seed: int) -> None:

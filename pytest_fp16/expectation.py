@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,11 @@ from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.metric import right
 from pytest_fp16.task import Task
 from pytest_fp16.theory.flips import flip_probability
-from pytest_fp16.theory.margin import pick, top_two
+from pytest_fp16.theory.margin import margin, pick, top_two
+
+#: By how much the reference prefers its own class to the one taken instead, and how likely that
+#: one is taken, [N, P] each. The first is infinite where nothing was decided.
+Flips = tuple[Tensor, Tensor]
 
 
 def alike(reference: Tensor, theory: TheoryBatch) -> Tensor:
@@ -63,6 +69,39 @@ def expected_right(
     lost = theory.logits.isnan().any(-1)
     known = third | lost | (same.sum(-1) > 1)
     return torch.where(known, right(theory.logits, labels).double(), expected)
+
+
+def flips_of(reference: Tensor, candidate: Tensor) -> Flips:
+    """The flips of canonical logits [N, P, C], as ``argmax`` decides."""
+    taken = candidate.nan_to_num(nan=-torch.inf).argmax(-1)
+    return _against(reference, taken, candidate.isnan().any(-1))
+
+
+def _against(reference: Tensor, taken: Tensor, lost: Tensor) -> Flips:
+    top = reference.nan_to_num(nan=-torch.inf).argmax(-1)
+    lead = margin(reference, top, taken).masked_fill(lost, torch.inf)
+    return lead, ((taken != top) | lost).double()
+
+
+def expected_flips(reference: Tensor, theory: TheoryBatch, chance: Tensor) -> Iterator[Flips]:
+    """The flips that theory expects; see `expected_right`."""
+    same = alike(reference, theory)
+    first = reference.nan_to_num(nan=-torch.inf).argmax(-1)
+    if theory.noisy_classes is not None:
+        for run in theory.noisy_classes:
+            lost = run < 0
+            keeps = pick(same, run.clamp(min=0)) & ~lost
+            taken = torch.where(keeps, first, run.clamp(min=0))
+            leads, flipped = _against(reference, taken, lost)
+            yield leads, flipped / len(theory.noisy_classes)
+        return
+    top, other = top_two(reference)
+    leads, flipped = flips_of(reference, theory.logits)
+    predicted = theory.logits.nan_to_num(nan=-torch.inf).argmax(-1)
+    known = (predicted != top) & (predicted != other)
+    known |= theory.logits.isnan().any(-1) | (same.sum(-1) > 1)
+    gap = margin(reference, top, other)
+    yield torch.where(known, leads, gap), torch.where(known, flipped, chance)
 
 
 def noisy(theory: TheoryBatch, task: Task, seed: int) -> Tensor:

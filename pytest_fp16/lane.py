@@ -72,8 +72,12 @@ class Lane:
         theory_candidate: Candidate | None,
         task: Task,
         mode: str,
+        by_margin: bool = False,
     ) -> Lane:
-        """A lane before its first batch; the theory pass has a model of its own."""
+        """A lane before its first batch; the theory pass has a model of its own.
+
+        Flips are weighed by their margins if `by_margin`, see `MetricTotals`.
+        """
         subject = candidate.subject
         theory = None
         if theory_candidate is not None:
@@ -92,8 +96,8 @@ class Lane:
             theory=theory,
             task=task,
             mode=mode,
-            prediction=Prediction(MetricTotals(task, subject)),
-            outcome=Outcome(MetricTotals(task, subject)),
+            prediction=Prediction(MetricTotals(task, subject, by_margin)),
+            outcome=Outcome(MetricTotals(task, subject, by_margin)),
         )
 
     @property

@@ -154,7 +154,7 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.nan_to_num(nan=-torch.inf).argmax(-1) == labels) & ~logits.isnan().any(-1)
 
 
-def metric_name(task: Task, custom: Any, labelled: bool) -> str:
+def metric_name(task: Task, custom: Any, labelled: bool, by_margin: bool = False) -> str:
     """How the report calls the metric."""
     if custom is not None:
         return getattr(custom, "__name__", "metric")
@@ -162,4 +162,6 @@ def metric_name(task: Task, custom: Any, labelled: bool) -> str:
         return "R²" if labelled else "R² to the reference"
     if task.kind == "embedding":
         return task.metric_name
-    return "accuracy" if labelled else "agreement with the reference"
+    if labelled:
+        return "accuracy"
+    return "agreement by margin" if by_margin else "agreement with the reference"

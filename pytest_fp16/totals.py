@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from pytest_fp16.agreement import Agreement
 from pytest_fp16.batch import Batch
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
-from pytest_fp16.expectation import expected_right, noisy
+from pytest_fp16.expectation import Flips, expected_flips, expected_right, flips_of, noisy
 from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
+from pytest_fp16.theory.margin import margin, top_two
 
 
 class MetricTotals:
-    """The subject's metric of one run, whatever kind it is."""
+    """The subject's metric of one run, whatever kind it is.
 
-    def __init__(self, task: Task, subject: Evaluation) -> None:
+    Args:
+        task: what counts as a decision.
+        subject: with the user's own metric, if there is one.
+        by_margin: weigh each flip by its margin, for want of labels.
+    """
+
+    def __init__(self, task: Task, subject: Evaluation, by_margin: bool = False) -> None:
         self.task = task
         self.custom = subject.metric
-        self.tally: Accuracy | RSquared | Scores
+        self.tally: Accuracy | Agreement | RSquared | Scores
         if self.custom is not None:
             self.tally = Scores()
+        elif by_margin:
+            self.tally = Agreement()
         elif task.decides:
             self.tally = Accuracy()
         else:
@@ -31,6 +43,8 @@ class MetricTotals:
         """Add what one run made of a batch: its raw and its canonical output."""
         if isinstance(self.tally, Scores):
             self.tally.add(user_scores(self.custom, output, batch.raw_labels, batch.n))
+        elif isinstance(self.tally, Agreement):
+            self._add_flips(self.tally, batch, [flips_of(batch.logits, logits)])
         elif isinstance(self.tally, Accuracy):
             labels = batch.top if batch.labels is None else batch.labels
             self.tally.add(right(logits, labels), batch.valid)
@@ -39,7 +53,9 @@ class MetricTotals:
 
     def add_expected(self, batch: Batch, theory: TheoryBatch, chance: Tensor) -> None:
         """Add what theory expects of a batch; `chance` is each decision's probability to flip."""
-        if isinstance(self.tally, Accuracy):
+        if isinstance(self.tally, Agreement):
+            self._add_flips(self.tally, batch, expected_flips(batch.logits, theory, chance))
+        elif isinstance(self.tally, Accuracy):
             labels = batch.top if batch.labels is None else batch.labels
             self.tally.add(expected_right(batch.logits, labels, theory, chance), batch.valid)
         elif isinstance(self.tally, RSquared):
@@ -53,6 +69,12 @@ class MetricTotals:
             raw = self.task.raw(noisy(theory, self.task, batch.seed), batch.output.shape)
             if raw is not None:
                 self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n))
+
+    def _add_flips(self, tally: Agreement, batch: Batch, flips: Iterable[Flips]) -> None:
+        tally.add(margin(batch.logits, *top_two(batch.logits)), batch.valid)
+        for leads, weights in flips:
+            counts = batch.valid & (weights > 0)
+            tally.add_flips(leads[counts], weights[counts])
 
     @property
     def value(self) -> float:

@@ -7,6 +7,7 @@ import statistics
 
 import torch
 
+from pytest_fp16.agreement import Agreement
 from pytest_fp16.lane import Lane
 from pytest_fp16.metric import Scores, metric_name
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
@@ -117,7 +118,7 @@ def metric_of(
     value = candidate.value
     loss = tally.value - value
     return Metric(
-        name=metric_name(reference.task, subject.metric, labelled),
+        name=metric_name(reference.task, subject.metric, labelled, isinstance(tally, Agreement)),
         reference=tally.value,
         candidate=value,
         loss=loss if not math.isnan(loss) else math.inf,

@@ -21,7 +21,10 @@ def test_a_tie_is_no_flip_but_costs_what_argmax_makes_of_it(labelled):
     evaluation = Evaluation(model=nn.Identity(), data=data, labelled=labelled)
     report = check(evaluation, precision="bf16-true")
     assert (report.flips, report.ties) == (0, 1)
-    assert report.metric.loss == pytest.approx(0.005)
+    by_margin = 0.0005 / 0.7 / 200  # unlabelled: of a median margin of 0.7
+    assert report.metric.loss == (
+        pytest.approx(0.005) if labelled else pytest.approx(by_margin, rel=0.2)
+    )
 
 
 def test_the_headline_without_labels_shows_the_loss_that_was_judged():

@@ -81,9 +81,10 @@ def _unlabelled(report: Report, metric: Metric) -> str:
     share, budget = 100 * metric.loss, 100 * metric.budget
     digits = figures.apart(share, budget)
     ties = f" and {figures.plural(report.ties, 'tie')}" if report.ties else ""
+    cost = "cost " if metric.budget_origin == "default" else ""  # weighed by their margins
     return (
         f"{figures.plural(flips, 'flip')}{ties} of {report.decisions} "
-        f"({figures.decimal(share, digits)} %, budget {figures.decimal(budget, digits)} %; "
+        f"({cost}{figures.decimal(share, digits)} %, budget {figures.decimal(budget, digits)} %; "
         "no labels)"
     )
 

@@ -76,15 +76,13 @@ def test_a_pass_that_spent_most_of_its_budget_says_where(passed, failed):
     ) in message(report)
 
 
-def test_unlabelled_data_are_judged_by_flips(failed, metric):
-    report = failed(
-        metric=metric(
-            name="agreement", reference=1.0, candidate=0.639, loss=130 / 360, labelled=False
-        )
-    )
+@pytest.mark.parametrize(("origin", "cost"), [("default", "cost "), ("absolute", "")])
+def test_unlabelled_data_are_judged_by_flips(failed, metric, origin, cost):
+    changes = {"reference": 1.0, "candidate": 0.639, "loss": 130 / 360, "labelled": False}
+    report = failed(metric=metric(name="agreement", budget_origin=origin, **changes))
     assert lines(report)[0] == (
-        "16-true is not equivalent to 32-true on test_digits: 130 flips of 360 (36.1 %, budget "
-        "0.8 %; no labels)"
+        f"16-true is not equivalent to 32-true on test_digits: 130 flips of 360 ({cost}36.1 %, "
+        "budget 0.8 %; no labels)"
     )
 
 
