@@ -160,7 +160,7 @@ def clipped_to_nothing() -> dict:
     """Finite gradients whose length is infinite are clipped to zero (tracel-ai/burn#5699)."""
     return recipe(
         scale=255.0,
-        size=479,
+        size=600,
         loss=partial(F.cross_entropy, reduction="sum"),
         optimizer=partial(torch.optim.SGD, lr=0.02),
         clip_grad_norm=1.0,

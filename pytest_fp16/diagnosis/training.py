@@ -131,7 +131,7 @@ def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | _Raised | 
     seed, state = result.seed, runs.state(result.seed)
     trainee = Trainee(runs.subject_for(pairs.precision), pairs.precision, seed, state, runs.place)
     origin = Origin(trainee.model)
-    origin.watch(trainee.optimizer)
+    origin.watch(trainee)
     with trainee.installed():
         for epoch in range(runs.subject.epochs):
             trainee.model.train()
@@ -171,10 +171,13 @@ def _when(result: RunResult) -> str:
 
 def _attributed(pairs: Pairs, proposal: Proposal) -> Culprit:
     """The culprit a cure points to, where nothing else named one."""
+    module, mechanism = proposal.points_to, proposal.mechanism
+    if pairs.broke is not None and pairs.broke[1].ended == "nan" and mechanism == "absorption":
+        module, mechanism = "", "overflow"  # what is merely lost beside another stays finite
     return Culprit(
-        module=proposal.points_to,
+        module=module,
         operation="",
-        mechanism=proposal.mechanism,
+        mechanism=mechanism,
         evidence=f"{_lost(pairs)}; gone with the cure ({proposal.description})",
     )
 

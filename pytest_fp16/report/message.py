@@ -15,7 +15,7 @@ _WHY = {
     "precision-loss": "{format} has too few digits for what is computed here",
     "unsupported-op": "the device has no {format} kernel for this operation",
     "mask-inf": "a mask constant becomes infinite in {format}",
-    "eps-underflow": "an epsilon is too small for {format} and rounds to zero",
+    "eps-underflow": "what keeps a divisor or logarithm from zero is zero in {format}",
 }
 
 _WHY_VARIANT: dict[Variant, str] = {

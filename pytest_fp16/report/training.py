@@ -194,21 +194,9 @@ def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> li
     warnings += _of_canary(runs, pairs)
     if runs.store is not None:
         warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
-    if (
-        forecast is not None
-        and forecast.verdict == "not equivalent"
-        and pairs.verdict == "equivalent"
-    ):
-        warnings.append(
-            "the gradient check expected a failure that no run over seeds showed: "
-            + forecast.reason
-        )
+    warnings += _surprises(pairs, forecast)
     if runs.place.emulated and pairs.precision.dtype_name != "float32":
-        skipped = sum(c.skipped for _, c in pairs.pairs)
-        if skipped:
-            warnings.append(
-                f"the gradient scaler skipped {skipped} step(s) while it sought its scale"
-            )
+        warnings += _skipped(pairs)
     metrics = [r.metric for r, _ in pairs.pairs]
     if len(metrics) > 1 and all(r.losses == pairs.pairs[0][0].losses for r, _ in pairs.pairs):
         warnings.append(
@@ -216,6 +204,39 @@ def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> li
             "the model, or a loader that shuffles"
         )
     return warnings
+
+
+def _surprises(pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
+    """Where the forecast and the runs say the opposite, and why that may be."""
+    if forecast is None or "inconclusive" in (pairs.verdict, forecast.verdict):
+        return []
+    if forecast.verdict == pairs.verdict:
+        return []
+    if pairs.verdict == "equivalent":
+        expected = "the gradient check expected a failure that no run over seeds showed: "
+        return [expected + forecast.reason]
+    followed = max((p["step"] for p in forecast.figures.get("points", [])), default=0)
+    total = forecast.figures.get("total_steps", 0)
+    return [
+        f"the gradient check did not foresee this: it followed {followed} of {total} steps, and "
+        "what shows later, or with few batches, it does not see"
+    ]
+
+
+def _skipped(pairs: Pairs) -> list[str]:
+    """Steps that a scaler skipped: while it sought its scale, and for the batches' own sake."""
+    skipped = sum(c.skipped for _, c in pairs.pairs)
+    lost = sum(c.lost for _, c in pairs.pairs)
+    said = []
+    if skipped > lost:
+        count = skipped - lost
+        said.append(f"the gradient scaler skipped {count} step(s) while it sought its scale")
+    if lost:
+        said.append(
+            f"the gradient scaler skipped {lost} step(s) after it had found its scale: their "
+            "gradients are not finite in float16"
+        )
+    return said
 
 
 def _of_canary(runs: Runs, pairs: Pairs) -> list[str]:

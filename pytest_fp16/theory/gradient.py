@@ -65,6 +65,10 @@ class Noise:
         return self.rho / self.allowed if self.allowed else (math.inf if self.rho else 0.0)
 
 
+#: Growth is even where its second half differs from its first by no more than this share.
+EVENLY = 0.25
+
+
 def batch_variance(gradients: Sequence[Tensor]) -> float:
     """Trace of the covariance of a gradient over batches (unbiased), from at least two."""
     stack = torch.stack([g.detach().double().flatten() for g in gradients])
@@ -273,3 +277,16 @@ def extrapolated(first: Tensor, second: Tensor, blocks: float) -> float:
     ratio = min(max(float(a @ b) / size, 0.0), 1.0)
     reached = blocks if ratio > 1 - 1e-9 else (1 - ratio**blocks) / (1 - ratio)
     return math.sqrt(size) * reached
+
+
+def reached_at_the_end(begin: Tensor, middle: Tensor, end: Tensor, blocks: float) -> float | None:
+    """The largest magnitude of what grows evenly, once it has gone on so; None where it does not.
+
+    Args:
+        begin, middle, end: before, between and after two equally long blocks of steps.
+        blocks: how many such blocks the whole training has.
+    """
+    first, second = (middle - begin).double(), (end - middle).double()
+    if not bool(first.any()) or float((second - first).norm()) > EVENLY * float(first.norm()):
+        return None
+    return float((begin.double() + (first + second) / 2 * blocks).abs().max())

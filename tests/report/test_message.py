@@ -114,7 +114,7 @@ def test_a_training_says_so(failed):
     assert said[1:4] == [
         "  same over seeds: 5 seeds, loss 2.1 ± 0.3",
         "  where: the optimizer, operation Adam: epsilon 1e-08, float16 holds 6e-08",
-        "  why:   eps-underflow: an epsilon is too small for float16 and rounds to zero",
+        "  why:   eps-underflow: what keeps a divisor or logarithm from zero is zero in float16",
     ]
 
 

@@ -176,8 +176,17 @@ def test_the_gradient_check_is_the_forecast_and_a_false_alarm_a_warning(runs):
     assert (
         "expected a failure that no run over seeds showed: weights stand still" in said.warnings[0]
     )
-    silent = GradientFindings("equivalent", "nothing found")
+    points = {"points": [{"step": 0}, {"step": 12}], "total_steps": 300}
+    silent = GradientFindings("equivalent", "nothing found", figures=points)
     assert not report(runs(), settled(pair()), silent).warnings
+
+
+def test_a_failure_that_was_not_foreseen_is_explained(runs):
+    silent = GradientFindings(
+        "equivalent", "nothing found", figures={"points": [{"step": 12}], "total_steps": 300}
+    )
+    (said,) = report(runs(), settled(pair(), outcome="not equivalent"), silent).warnings
+    assert "did not foresee this: it followed 12 of 300 steps" in said
 
 
 def found(text="the canary on cpu", **known):
@@ -210,6 +219,13 @@ def test_steps_that_were_skipped_and_seeds_that_vary_nothing(runs):
     skipped, alike = report(runs(), pairs).warnings
     assert "skipped 5 step(s)" in skipped
     assert "seeds vary nothing here" in alike
+
+
+def test_steps_that_were_skipped_for_their_batches_sought_no_scale(runs):
+    pairs = settled(pair(skipped=5, lost=3), pair(seed=1, skipped=2, lost=2))
+    sought, lost = report(runs(), pairs).warnings
+    assert sought == "the gradient scaler skipped 2 step(s) while it sought its scale"
+    assert "skipped 5 step(s) after it had found its scale" in lost
 
 
 def test_seeds_that_were_left_out_are_told(runs):

@@ -16,6 +16,7 @@ from pytest_fp16.theory.gradient import (
     meaningless,
     movement,
     noise,
+    reached_at_the_end,
     sums,
 )
 from pytest_fp16.theory.rounding import FLOAT16
@@ -158,3 +159,12 @@ def test_learning_at_half_the_speed(half, candidate, slow):
 
 def test_a_reference_that_learns_nothing_says_nothing():
     assert not learns_slowly([2.0, 2.2], [2.1, 2.1], [2.1, 2.0], [9.0, 9.0])
+
+
+@pytest.mark.parametrize(
+    ("middle", "end", "reached"),
+    [(11.0, 21.0, 201.0), (11.0, 22.0, 211.0), (1.0, 1.0, None), (11.0, 12.0, None)],
+)
+def test_what_grows_evenly_is_followed_to_the_end(middle, end, reached):
+    begin, middle, end = (torch.tensor([v, 0.0]) for v in (1.0, middle, end))
+    assert reached_at_the_end(begin, middle, end, 20) == reached

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.wording import told
+from pytest_fp16.engine.gradients.evaluated import evaluated
 from pytest_fp16.engine.gradients.evidence import (
     Broke,
     Evidence,
@@ -39,7 +40,7 @@ from pytest_fp16.engine.gradients.rules import (
     tensor_noise,
     total_noise,
 )
-from pytest_fp16.engine.gradients.second_look import applied_step, exact_step, measured, second_look
+from pytest_fp16.engine.gradients.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.gradients.step_rules import wayward
 from pytest_fp16.engine.gradients.sure_outputs import breaking, solved, wrong_share
@@ -95,7 +96,7 @@ class _Check:
         self.exact = Trainee(subject, REFERENCE, _SEED, self.state, Place(device, target))
         self.place = Place(device, target, emulated=True)
         self.replays = Replays(self.exact, self.state, precision, self.place, _SEED)
-        self.evidence = Evidence(FORMATS[precision.dtype])
+        self.evidence = Evidence(FORMATS[precision.dtype], cast=not precision.mixed)
         per_epoch = batches_per_epoch(subject)
         self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
         low, high = _TRAJECTORY
@@ -126,8 +127,9 @@ class _Check:
                 if evidence.broke is None and decides(candidate, extra[0]):
                     evidence.broke = self._fails(candidate)
                 if evidence.broke is None:
-                    evidence.stepped = self.replays.beyond_range(extra)
+                    evidence.stepped = self.replays.beyond_range(extra, first)
                     self._second_look(extra)
+                    evidence.evaluated = evaluated(self.exact, candidate, self.exact.applied)
         return evidence
 
     def _guards(self, batch: Any) -> dict[Any, Guard]:
@@ -142,7 +144,7 @@ class _Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self._require_reference(extra[0])
+            gradients(self.exact, extra[0], 0)  # what 32 bits raise too is the user's: passed on
             return self._raised(error, extra[0])
         self.evidence.points.append(point)
         if point.skipped and self.evidence.skipped is None:
@@ -152,7 +154,8 @@ class _Check:
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             if gradient_is_lost(point):
-                found = self.replays.here([extra[0]]).found
+                watch = self.replays.here([extra[0]])
+                found = watch.found or watch.emptied
                 scale = point.scale if candidate.scaler is not None else None
                 look_behind(self.evidence, self.exact, extra[0], scale, found)
             return None
@@ -173,10 +176,6 @@ class _Check:
         """What the candidate raises with other batches, where it decides by its values."""
         found = failing(self.exact, candidate, endless(self.subject, _SEED))
         return None if found is None else self._raised(*found)
-
-    def _require_reference(self, batch: Any) -> None:
-        """An error that the 32-bit training raises too is the user's, and is passed on."""
-        gradients(self.exact, batch, 0)
 
     def _trajectory(self, candidate: Trainee, extra: list[Any], first: list[Any]) -> Recorder:
         """The 32-bit steps, with a point in the middle and at the end."""
@@ -277,16 +276,12 @@ class _Check:
         fresh = Trainee(self.subject, REFERENCE, _SEED, self.state, self.exact.place)
         streams = self.stream, self._again()
         steps = self.length, min(2 * self.length, evidence.total_steps)
-        try:
-            candidate = self._candidate()
-            look = second_look((fresh, self.exact), candidate, streams, extra, _SEED, steps)
-            if doubt and look.slow:
-                look = measured(look, self.exact, candidate)
+        exact = fresh, self.exact
+        look = longer_look(exact, self._candidate, streams, extra, _SEED, steps, doubt)
+        if isinstance(look, str):
+            evidence.broke = look, None
+        else:
             evidence.second = look
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            evidence.broke = told(error), None
 
     def _again(self) -> Iterator[Any]:
         """The batches of the trajectory and those that follow, from the first."""

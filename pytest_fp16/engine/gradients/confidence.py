@@ -24,6 +24,8 @@ from pytest_fp16.errors import DataError
 
 #: Margins of well-trained classifiers reach 20 (a probability within 2e-9 of one).
 TRAINED_MARGIN, MOST_CONFIDENT = 20.0, 64.0
+#: The classes furthest from a trained classifier's best are about twice as far as the second.
+FURTHEST = 2.0
 #: Tried in this order, up to the first that float32 itself survives: a probability of 1 - 2e-9 is
 #: 1 in float32 too, and a slope that is infinite there is infinite in any format.
 MARGINS = (TRAINED_MARGIN, 10.0, 5.0)
@@ -74,7 +76,13 @@ class Confidence:
         if t.dim() < 2 or (self.targets is not None and self.targets.is_floating_point()):
             return sure
         best, reached = (v.detach().amax(self.classes, keepdim=True) for v in (t, sure))
-        return torch.where(best - t.detach() > self.margin, t + (reached - best), sure)
+        gap = best - t.detach()
+        sure = torch.where(gap > self.margin, t + (reached - best), sure)
+        # A decision that was close would throw the classes that were not out of float32's range.
+        furthest = torch.maximum(gap, torch.full_like(gap, FURTHEST * self.margin))
+        return torch.where(
+            reached - sure.detach() > furthest, t + (reached - furthest - t.detach()), sure
+        )
 
     def _by_its_own(self, t: Tensor, factor: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """An output (righted, where that is wanted) and its factor, by what it has right itself."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.engine.gradients.evaluated import Evaluated
 from pytest_fp16.engine.gradients.guards import Guard
 from pytest_fp16.engine.gradients.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.origin import Found
@@ -22,7 +23,7 @@ from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.errors import DataError
 from pytest_fp16.subject import Training
-from pytest_fp16.theory.gradient import Movement, extrapolated, movement
+from pytest_fp16.theory.gradient import Movement, extrapolated, movement, reached_at_the_end
 from pytest_fp16.theory.rounding import Format
 
 #: What was raised or lost, and where that is known to come from.
@@ -35,6 +36,7 @@ class Evidence:
 
     Attributes:
         format: of the candidate.
+        cast: whether it keeps its buffers in that format, too.
         points: gradients along the trajectory.
         broke: (what was raised or lost, origin) where the candidate could not take its first
             steps.
@@ -56,16 +58,19 @@ class Evidence:
             a whole training would leave it behind by.
         lags: where running statistics of batch norms end.
         lost_buffers: buffers that are not finite in 16 bits.
+        outgrown: buffers that grow evenly, out of the range before the training ends, and how far.
         lost_weights: weights and buffers that the format cannot hold from the start.
         optimizer: what the run of the optimizer alone showed; None where it does not apply.
         stepped: what leaves the range in a step of the user's own optimizer, and is finite again.
         second: what a longer look showed; None where the weights went their 32-bit way.
+        evaluated: scores of the same weights in both precisions, where they can be taken.
         total_steps: optimizer steps of the whole training.
         batch_size: inputs per batch.
         epsilon: (hyperparameter, value) of an optimizer epsilon that is zero in the format.
     """
 
     format: Format
+    cast: bool = True
     points: list[Point] = field(default_factory=list)
     broke: Broke | None = None
     raised_in: str | None = None
@@ -81,10 +86,12 @@ class Evidence:
     lags: list[Lag] = field(default_factory=list)
     statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
     lost_buffers: list[str] = field(default_factory=list)
+    outgrown: dict[str, float] = field(default_factory=dict)
     lost_weights: list[str] = field(default_factory=list)
     optimizer: Probe | None = None
     stepped: Found | None = None
     second: SecondLook | None = None
+    evaluated: Evaluated | None = None
     total_steps: int = 0
     batch_size: int = 0
     epsilon: tuple[str, float] | None = None
@@ -128,6 +135,9 @@ class Evidence:
             if not moved.length:
                 continue
             blocks = 2 * self.total_steps / steps
+            after = reached_at_the_end(begin[name], middle[name], end[name], blocks)
+            if self.cast and after is not None and after > self.format.largest:
+                self.outgrown[name] = after
             way = extrapolated(middle[name] - begin[name], end[name] - middle[name], blocks)
             size = float(begin[name].double().norm()) + way
             self.statistics[name] = (moved, way * moved.distance / size)

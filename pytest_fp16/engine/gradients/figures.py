@@ -105,6 +105,7 @@ def figures(evidence: Evidence) -> dict[str, Any]:
     found: dict[str, Any] = {
         "points": points,
         "batch_size": evidence.batch_size,
+        "total_steps": evidence.total_steps,
         "unit_roundoff": evidence.format.unit_roundoff,
         "rho": max((p.total.rho for p in evidence.points), default=math.nan),
     }

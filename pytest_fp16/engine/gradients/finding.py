@@ -30,3 +30,13 @@ class Finding:
             source=self.source,
             variant=self.variant,
         )
+
+
+def module_of(name: str) -> str:
+    """The module that a parameter or buffer belongs to."""
+    return name.rpartition(".")[0]
+
+
+def leaf_of(name: str) -> str:
+    """What a parameter or buffer is called within its module."""
+    return name.rpartition(".")[2]

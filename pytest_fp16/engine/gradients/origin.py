@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +14,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import facts, flat, tensors
 from pytest_fp16.engine.gradients.forward_lines import ForwardLines
+from pytest_fp16.engine.gradients.lost_values import (
+    copies,
+    finite,
+    has_nan,
+    in_float64,
+    mechanism_of_loss,
+    results_of,
+    stored,
+    zero_where,
+)
 from pytest_fp16.engine.models import Location
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.rounding import Format
 
 _FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty empty_like".split())
+#: The phase between backward pass and optimizer, and the operation as its user knows it.
+CLIPPING = "clip_grad_norm_"
 _ZERO_DIVISORS = frozenset("div reciprocal rsqrt log log2 log10 pow addcdiv sqrt".split())
-#: Infinite in float64, too, of arguments that are merely large.
-_GROWING = frozenset("exp exp2 expm1 cosh sinh pow".split())
 
 
 class Found(NamedTuple):
@@ -55,6 +65,8 @@ class Found(NamedTuple):
         return self._happened(form) + behind
 
     def _happened(self, form: Format) -> str:
+        if self.mechanism == "overflow" and math.isinf(self.largest):
+            return f"a divisor that is infinite in {form.name} leaves nothing"
         if self.mechanism == "mask-inf":
             return f"a constant that is infinite in {form.name} gave NaN"
         if self.mechanism == "eps-underflow":
@@ -75,9 +87,10 @@ class Origin(TorchDispatchMode):
     backward pass is told from hooks on the gradients of its outputs.
 
     Attributes:
-        phase: ``"<loss>"`` (forward and backward) or ``"<optimizer>"``.
+        phase: ``"<loss>"`` (forward and backward), ``"clip_grad_norm_"`` or ``"<optimizer>"``.
         found: the operation, or None.
         born: the first that made NaN of an infinity that no operation made, or None.
+        emptied: the first that divided by such an infinity, or None.
         raised_in: the innermost module whose forward pass an error is leaving, or None.
     """
 
@@ -89,6 +102,7 @@ class Origin(TorchDispatchMode):
         self._last = "<loss>"
         self.found: Found | None = None
         self.born: Found | None = None
+        self.emptied: Found | None = None
         self._lines = ForwardLines()
         self.raised_in: str | None = None
         self._followed: dict[int, Any] = {}
@@ -106,9 +120,13 @@ class Origin(TorchDispatchMode):
         self._lines.clear()
         self._entered_any = False
 
-    def watch(self, optimizer: Any) -> None:
-        """Tell the steps of an optimizer from the rest."""
-        optimizer.register_step_pre_hook(lambda *_: setattr(self, "phase", "<optimizer>"))
+    def watch(self, trainee: Any) -> None:
+        """Tell the steps of a trainee's optimizer, and the clipping before them, from the rest."""
+        trainee.optimizer.register_step_pre_hook(lambda *_: self._in_phase("<optimizer>"))
+        trainee.clipping = lambda: self._in_phase(CLIPPING)
+
+    def _in_phase(self, phase: str) -> None:
+        self.phase = phase
 
     def _follow(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -140,7 +158,7 @@ class Origin(TorchDispatchMode):
     def place(self) -> str:
         """The module that is running, forwards or backwards."""
         if self.phase != "<loss>":
-            return self.phase
+            return "<optimizer>"
         if self.location.stack:
             return self.location()
         # A loss may have a backward pass of its own (a gradient penalty): each pass begins in it.
@@ -156,7 +174,7 @@ class Origin(TorchDispatchMode):
         """Where a step that raised an error was: a module, the loss, or the optimizer."""
         if self.raised_in is not None and self.phase == "<loss>":
             return self.raised_in
-        return self.phase if self.phase != "<loss>" else self._last
+        return "<optimizer>" if self.phase != "<loss>" else self._last
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -169,122 +187,40 @@ class Origin(TorchDispatchMode):
         held, named = args, kwargs
         if watching:
             self._lines.note()
-            held, named = _copies(args, kwargs)
+            held, named = copies(args, kwargs)
         out = func(*args, **kwargs)
         if watching:
-            self._look(func, held, named, _results(func, args, out))
+            self._look(func, held, named, results_of(func, args, out))
         return out
 
     def _look(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: list[Any]
     ) -> None:
         name = facts(func).name.removeprefix("_foreach_")  # over many tensors, it is the same one
-        if name in _FILLS or all(_finite(t) for t in results):
+        if self.emptied is None and name == "div" and len(args) > 1 and not finite(args[1]):
+            self.emptied = self._found(name, "overflow", math.inf)  # x / inf, and no x is left
+        if name in _FILLS or all(finite(t) for t in results):
             return
         floating = [t for t in tensors(args, kwargs) if t.is_floating_point()]
-        if not all(_finite(t) for t in floating):
-            if self.born is None and _has_nan(results) and not _has_nan(floating):
+        if not all(finite(t) for t in floating):
+            if self.born is None and has_nan(results) and not has_nan(floating):
                 self.born = self._found(name, "mask-inf", math.inf)
             return
-        lost = [t for t in results if not _finite(t)]
+        floating = [stored(t) for t in floating]
+        lost = [stored(t) for t in results if not finite(t)]
         divides = name in _ZERO_DIVISORS
-        zero = divides and any(_zero_where(t, arg) for t in lost for arg in floating)
+        zero = divides and any(zero_where(t, arg) for t in lost for arg in floating)
         largest = max((float(t.abs().max()) for t in floating if t.numel()), default=0.0)
-        exact = _in_float64(func, args, kwargs, results)
-        mechanism = _mechanism(name, lost, exact, zero)
+        exact = in_float64(func, args, kwargs, results)
+        mechanism = mechanism_of_loss(name, lost, exact, zero)
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
         self.found = self._found(name, mechanism, largest, reached)
 
     def _found(
         self, name: str, mechanism: Mechanism, largest: float, reached: float = math.nan
     ) -> Found:
+        if self.phase == CLIPPING:
+            return Found("<optimizer>", CLIPPING, mechanism, largest, reached)
         source, behind = self._lines.here()
         of_batch = name == "_to_copy" and source is None and not self._entered_any
         return Found(self.place, name, mechanism, largest, reached, source, of_batch, behind)
-
-
-def _mechanism(name: str, lost: list[Tensor], exact: list[Tensor] | None, zero: bool) -> Mechanism:
-    """Why values were lost, from what exact arithmetic makes of the same arguments.
-
-    Args:
-        name: of the operation.
-        lost: its results that are not finite.
-        exact: float64's values where they are not; None where it cannot be run so.
-        zero: whether the operation divides (or takes a logarithm), and an argument is zero.
-    """
-    if zero:
-        return "eps-underflow"
-    if exact is None:
-        return "cancellation" if any(bool(t.isnan().any()) for t in lost) else "overflow"
-    if any(bool(t.isnan().any()) for t in exact):
-        return "cancellation"
-    if any(bool(t.isinf().any()) for t in exact):
-        return "overflow" if name in _GROWING else "eps-underflow"
-    pairs = zip(exact, lost, strict=True)
-    beyond = any(bool((e.abs() > torch.finfo(t.dtype).max).any()) for e, t in pairs)
-    # A result that would fit: a constant inside the kernel has rounded to zero.
-    return "overflow" if beyond else "eps-underflow"
-
-
-def _zero_where(lost: Tensor, argument: Tensor) -> bool:
-    """Whether an argument is zero where a result is not finite."""
-    try:
-        zero = (argument == 0).expand(lost.shape)
-    except RuntimeError:  # of another shape
-        return False
-    return bool((zero & ~torch.isfinite(lost)).any())
-
-
-def _results(func: Any, args: Sequence[Any], out: Any) -> list[Any]:
-    """What an operation returned; what it wrote where it returns nothing (a fused optimizer)."""
-    return flat(out) if out is not None else flat([args[i] for i in facts(func).mutated])
-
-
-def _in_float64(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: list[Any]
-) -> list[Tensor] | None:
-    """What float64 gives where the results were not finite; None where it has no such kernel."""
-    wide = tuple(map(_double, args))
-    try:
-        out = func(*wide, **{k: _double(v) for k, v in kwargs.items()})
-    except Exception:
-        return None
-    exact = _results(func, wide, out)
-    pairs = [(e, t) for e, t in zip(exact, results, strict=False) if not _finite(t)]
-    if any(not isinstance(e, Tensor) or e.shape != t.shape for e, t in pairs):
-        return None
-    return [e[~torch.isfinite(t)].double() for e, t in pairs]
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, (list, tuple)):
-        return [_double(item) for item in value]
-    if isinstance(value, torch.dtype) and value.is_floating_point:
-        return torch.float64
-    return value
-
-
-def _copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The arguments as they were before the operation, small tensors copied."""
-    return tuple(map(_copied, args)), {k: _copied(v) for k, v in kwargs.items()}
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone() if value.numel() <= 2**20 else value
-    if isinstance(value, (list, tuple)):
-        return [_copied(item) for item in value]
-    return value
-
-
-def _has_nan(values: list[Any]) -> bool:
-    floating = [t for t in values if isinstance(t, Tensor) and t.is_floating_point()]
-    return any(bool(t.isnan().any()) for t in floating)
-
-
-def _finite(value: Any) -> bool:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return True
-    return bool(torch.isfinite(value).all())

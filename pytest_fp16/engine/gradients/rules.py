@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, variant_of
+from pytest_fp16.engine.gradients.buffer_rules import lags, lost_buffers, outgrown, statistics
+from pytest_fp16.engine.gradients.evaluated import metric_lost
 from pytest_fp16.engine.gradients.figures import worst_tensor
-from pytest_fp16.engine.gradients.finding import Finding
+from pytest_fp16.engine.gradients.finding import Finding, leaf_of, module_of
 from pytest_fp16.engine.gradients.origin import Found
 from pytest_fp16.engine.gradients.points import Point, loss_is_off
 from pytest_fp16.engine.gradients.step_rules import epsilon, optimizer, ran_off, slow, weights
@@ -19,10 +21,6 @@ from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.evidence import Evidence
 
-#: A statistic that leaves its way by half its length, if that puts it off by a tenth of its size.
-STATISTIC_DISTANCE, STATISTIC_LAG = 0.5, 0.1
-#: A running variance that ends off by half (a fifth of the scale) in the median channel.
-END_LAG = 0.5
 #: Halvings that take a loss scale from its start, 2^16, to float16's smallest number.
 COLLAPSED = 40
 #: Noise is judged only where the gradient itself is off by a quarter.
@@ -73,7 +71,7 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         name = evidence.lost_weights[0]
         what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
         reason = f"{said} in 16 bits: {what}"
-        return Finding(reason, _module(name), _leaf(name), "overflow", what)
+        return Finding(reason, module_of(name), leaf_of(name), "overflow", what)
     if said.startswith("the ") or said.startswith("a "):
         return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
     where = "<loss>" if evidence.raised_in is None else evidence.raised_in
@@ -93,16 +91,6 @@ def _skipped(evidence: Evidence) -> Finding | None:
     share, origin = evidence.skipped
     said = f"the loss scale collapses: for {share:.0%} of the batches the gradient is not finite"
     return _explained(evidence, said, origin)
-
-
-def _lost_buffers(evidence: Evidence) -> Finding | None:
-    if not evidence.lost_buffers:
-        return None
-    name = evidence.lost_buffers[0]
-    what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
-    return Finding(
-        f"a running statistic is lost: {what}", _module(name), _leaf(name), "overflow", what
-    )
 
 
 def _bad_total(noise: Noise) -> bool:
@@ -168,7 +156,7 @@ def _total(evidence: Evidence) -> Finding | None:
         f"{point.total.gain:.2f}, {point.total.zeroed:.0%} of its entries vanish"
     )
     everywhere = sum(_bad_tensor(n) for n in point.tensors.values()) > 0.9 * len(point.tensors)
-    module = "<loss>" if everywhere and kind == "underflow" else _module(name)
+    module = "<loss>" if everywhere and kind == "underflow" else module_of(name)
     detail = what + (f"; worst {name} ({noise.rho:.2g})" if noise else "")
     return Finding(f"the gradient is not the 32-bit one: {what}", module, "backward", kind, detail)
 
@@ -194,7 +182,7 @@ def _tensor(evidence: Evidence) -> Finding | None:
         f"the error of {name} is {noise.rho:.2g} of its batch noise (allowed {noise.allowed:.2g}), "
         f"gain {noise.gain:.2f}, {noise.zeroed:.0%} of its entries vanish"
     )
-    return Finding(f"one gradient is lost: {what}", _module(name), "backward", _kind(noise), what)
+    return Finding(f"one gradient is lost: {what}", module_of(name), "backward", _kind(noise), what)
 
 
 def _kind(noise: Noise) -> Mechanism:
@@ -228,51 +216,8 @@ def _guards(evidence: Evidence) -> Finding | None:
     return None
 
 
-def _statistics(evidence: Evidence) -> Finding | None:
-    weights = evidence.weights
-    led = weights is not None and weights.distance > STATISTIC_DISTANCE
-    frozen = [
-        (lag, name, moved)
-        for name, (moved, lag) in evidence.statistics.items()
-        if moved.distance > STATISTIC_DISTANCE
-        and lag > STATISTIC_LAG
-        # What follows weights that go another way goes another way, too; it need not stand still.
-        and not (led and moved.size > 1 - STATISTIC_DISTANCE)
-    ]
-    if not frozen:
-        return None
-    lag, name, moved = max(frozen, key=lambda item: item[0])
-    what = (
-        f"{name} makes {moved.gain:.0%} of its 32-bit way over the first steps, misses it by "
-        f"{moved.distance:.0%}, and would end {lag:.0%} off"
-    )
-    reason = f"an average loses its way: {what}"
-    return Finding(reason, _module(name), _leaf(name), "absorption", what)
-
-
-def _lags(evidence: Evidence) -> Finding | None:
-    if not evidence.lags:
-        return None
-    lost = max(evidence.lags, key=lambda lag: lag.lost)
-    if lost.lost:
-        holds = f"{evidence.format.name} ({evidence.format.largest:.2e})"
-        what = f"{lost.lost:.0%} of {lost.name} would leave the range of {holds}"
-        reason = f"a running statistic is lost: {what}"
-        return Finding(reason, _module(lost.name), _leaf(lost.name), "overflow", what)
-    worst = max(evidence.lags, key=lambda lag: lag.share)
-    if not worst.share > END_LAG:
-        return None
-    what = f"{worst.name} would end {worst.share:.0%} off (momentum {worst.momentum:g})"
-    reason = f"a running statistic stands still: {what}"
-    return Finding(reason, _module(worst.name), _leaf(worst.name), "absorption", what)
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
+def _evaluation(evidence: Evidence) -> Finding | None:
+    return metric_lost(evidence.evaluated)
 
 
 #: In this order: the first that finds something names the reason.
@@ -280,15 +225,17 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _broke,
     _skipped,
     _confident,
-    _lost_buffers,
+    lost_buffers,
+    outgrown,
     epsilon,
     total_noise,
     tensor_noise,
     _loss,
     _guards,
-    _statistics,
-    _lags,
+    statistics,
+    lags,
     optimizer,
     weights,
     slow,
+    _evaluation,
 )

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 import torch
 
+from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import preserved_generators, step_seed
@@ -151,6 +152,31 @@ def second_look(
         every_one = [[found[n] for n in kept] for found in every_one]
     start, half, end, reached = every_one
     return SecondLook(whole, start, half if whole >= 2 * made else None, end, reached)
+
+
+def longer_look(
+    exact: tuple[Trainee, Trainee],
+    make: Callable[[], Trainee],
+    streams: tuple[Iterator[Any], Iterator[Any]],
+    held: Sequence[Any],
+    seed: int,
+    steps: tuple[int, int],
+    doubt: bool,
+) -> SecondLook | str:
+    """As `second_look`, with the metric where there is doubt; what the candidate raised, if it did.
+
+    Args:
+        make: makes the candidate.
+        doubt: whether gradients are bent, so that the metric decides.
+    """
+    try:
+        candidate = make()
+        look = second_look(exact, candidate, streams, held, seed, steps)
+        return measured(look, exact[1], candidate) if doubt and look.slow else look
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return told(error)
 
 
 def measured(look: SecondLook, trained: Trainee, candidate: Trainee) -> SecondLook:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pytest_fp16.engine.gradients.confidence import Confidence, scaling
-from pytest_fp16.engine.gradients.origin import Found, Origin
+from pytest_fp16.engine.gradients.origin import CLIPPING, Found, Origin
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
@@ -29,7 +29,7 @@ def watched(
     """
     origin = Origin(trainee.model)
     nn.Module.register_forward_hook(trainee.model, scaling(sure))
-    origin.watch(trainee.optimizer)
+    origin.watch(trainee)
     every = trainee.subject.accumulate
     for number, batch in enumerate(batches):
         origin.begin()
@@ -78,11 +78,21 @@ class Replays:
         """The first steps of the training, from its first weights."""
         return watched(self._fresh(), batches, self.seed)
 
-    def beyond_range(self, batches: list[Any]) -> Found | None:
-        """What leaves the range in a step of the user's own optimizer: a length over all weights.
+    def beyond_range(self, batches: list[Any], first: list[Any]) -> Found | None:
+        """What leaves the range in a length over all weights: clipping, or a user's own optimizer.
 
         A sample of the weights does not show it, which torch's own, element by element, do with.
+
+        Args:
+            batches: steps from where the reference is now.
+            first: those of the training's first steps, where a length is largest.
         """
         own = not type(self.reference.optimizer).__module__.startswith("torch.")
-        found = self.here(batches).found if own and not self.precision.mixed else None
-        return found if found is not None and found.module == "<optimizer>" else None
+        clips = self.reference.subject.clip_grad_norm is not None
+        if self.precision.mixed or not (own or clips):
+            return None
+        for look, held in ((self.here, batches), (self.first, first[: len(batches)])):
+            found = look(held).found
+            if found is not None and found.module == "<optimizer>":
+                return found if own or found.operation == CLIPPING else None
+        return None

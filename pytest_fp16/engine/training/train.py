@@ -54,6 +54,7 @@ class RunResult:
         failed_at: (epoch, step) of the step that ended it early.
         steps: optimizer steps applied.
         skipped: optimizer steps a gradient scaler skipped.
+        lost: of these, the ones after it had found a scale.
         scale: the last loss scale.
         dtypes: how many results of each dtype the operations of the first step had.
         state_dtypes: dtypes of parameters, gradients and optimizer state.
@@ -68,6 +69,7 @@ class RunResult:
     failed_at: tuple[int, int] | None = None
     steps: int = 0
     skipped: int = 0
+    lost: int = 0
     scale: float = 1.0
     dtypes: dict[str, int] = field(default_factory=dict)
     state_dtypes: dict[str, list[str]] = field(default_factory=dict)
@@ -140,6 +142,7 @@ def train(
         result.ended, result.error = "raised", told(error)
     if trainee is not None:
         result.steps, result.skipped = trainee.applied, trainee.skipped
+        result.lost = trainee.lost
         result.scale = trainee.scale
         result.state_dtypes = _state_dtypes(trainee)
     return result

@@ -8,7 +8,7 @@ with a gradient scaler, ``bf16-mixed`` autocast alone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -107,7 +107,8 @@ class Trainee:
         self.closure = needs_closure(self.optimizer)
         self.primed = self.closure and needs_gradients_too(self.optimizer)
         self.pending: list[Any] = []
-        self.applied = self.skipped = 0
+        self.clipping: Callable[[], None] = lambda: None  # told before gradients are clipped
+        self.applied = self.skipped = self.lost = 0
         self.index = -1  # of the batch within its epoch
 
     @contextmanager
@@ -220,6 +221,7 @@ class Trainee:
 
     def _clip(self) -> None:
         if self.subject.clip_grad_norm is not None:
+            self.clipping()
             nn.utils.clip_grad_norm_(self.parameters(), self.subject.clip_grad_norm)
 
     def _apply(self) -> None:
@@ -235,6 +237,7 @@ class Trainee:
             self.optimizer.step()
         if self.scale < before:
             self.skipped += 1
+            self.lost += self.applied > 0  # the scale was found: it is the batch
         else:
             self.applied += 1
         self.optimizer.zero_grad()

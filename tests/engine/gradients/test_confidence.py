@@ -176,3 +176,13 @@ def test_a_mask_that_the_format_holds_is_no_failure():
     for name in ("16-true", "16-mixed"):
         found = gradient_check(subject, precision(name), Settings(), CPU)
         assert found.verdict == "equivalent", found.reason
+
+
+def test_no_class_is_thrown_further_than_a_trained_classifier_throws_it():
+    """A close decision takes a large factor, which would empty exp() in float32, too."""
+    logits = torch.tensor([[0.5, 0.0, -8.0, -30.0]], requires_grad=True)
+    sure = scaling(Confidence(torch.full((1, 1), 40.0), classes=1))(None, None, logits)
+    best = float(sure[0, 0].detach())
+    assert (best - sure.detach()[0]).tolist() == [0.0, 20.0, 40.0, 30.5]
+    sure.sum().backward()
+    assert bool((logits.grad > 0).all())  # the slope of each stays

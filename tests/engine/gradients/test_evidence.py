@@ -177,3 +177,14 @@ def test_buffers_that_are_lost_are_those_finite_in_32_bits():
     lost = state(4.0, float("inf"), float("nan"))
     assert compared(lost).lost_buffers == ["average", "norm.running_var"]
     assert compared(lost, end=state(4.0, float("inf"), 1.0)).lost_buffers == ["norm.running_var"]
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "cast", "lost"),
+    [(8000, True, []), (800_000, True, ["average"]), (800_000, False, [])],
+)
+def test_what_grows_evenly_out_of_the_range_is_noted(total_steps, cast, lost):
+    evidence = Evidence(FLOAT16, cast=cast, total_steps=total_steps)
+    ends = [state(3.0, 1.0), state(3.5, 1.5), state(4.0, 2.0)]
+    evidence.compare(Averaging(), (state(3.0, 1.0), state(4.0, 2.0)), ends, ["body.weight"], 8)
+    assert list(evidence.outgrown) == lost

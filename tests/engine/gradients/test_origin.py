@@ -169,3 +169,14 @@ def test_an_infinite_constant_that_gives_nan_is_to_blame_where_nothing_else_is()
     assert origin.found is None
     assert (origin.cause.operation, origin.cause.mechanism) == ("mul", "mask-inf")
     assert "infinite in float16" in origin.cause.detail(FORMATS[torch.float16])
+
+
+def test_a_quotient_by_a_constant_that_is_infinite_is_remembered():
+    origin = Origin(nn.Identity())
+    count = half(2.0).new_tensor(80000.0)
+    with Emulation("cuda"), origin:
+        torch.div(half(2.0), count)
+    assert origin.found is None
+    assert (origin.emptied.operation, origin.emptied.mechanism) == ("div", "overflow")
+    said = origin.emptied.detail(FORMATS[torch.float16])
+    assert said == "a divisor that is infinite in float16 leaves nothing"

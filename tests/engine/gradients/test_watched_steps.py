@@ -59,7 +59,36 @@ def test_a_step_of_ones_own_is_watched_for_what_leaves_the_range(optimizer, name
     state = initial_state(fresh.subject, 0)
     exact = Trainee(fresh.subject, REFERENCE, 0, state, fresh.place)
     replays = Replays(exact, state, precision(name), fresh.place, 0)
-    found = replays.beyond_range(data)
+    found = replays.beyond_range(data, data)
     assert (found is not None) is seen
     if seen:
         assert (found.module, found.mechanism) == ("<optimizer>", "overflow")
+
+
+def steep(clips):
+    """Eighty weights whose gradients float16 holds, and whose common length it does not."""
+    data = [(torch.full((4, 10), 2000.0), torch.zeros(4))] * 3
+    return Training(
+        model=lambda: nn.Linear(10, 8),
+        optimizer=lambda params: torch.optim.SGD(params, lr=1e-6),
+        loss=lambda z, y: 5 * z.sum(),
+        train_data=data,
+        eval_data=data,
+        clip_grad_norm=1.0 if clips else None,
+    )
+
+
+@pytest.mark.parametrize(("clips", "first"), [(True, True), (True, False), (False, True)])
+def test_clipping_by_a_length_that_is_infinite_is_named(clips, first):
+    subject = steep(clips)
+    place = Place(torch.device("cpu"), "cuda", True)
+    state = initial_state(subject, 0)
+    exact = Trainee(subject, REFERENCE, 0, state, place)
+    replays = Replays(exact, state, precision("16-true"), place, 0)
+    small = [(x * 1e-3, y) for x, y in subject.train_data]
+    held = (small, subject.train_data) if first else (subject.train_data, small)
+    found = replays.beyond_range(*held)
+    assert (found is not None) is clips
+    if clips:
+        assert (found.module, found.operation) == ("<optimizer>", "clip_grad_norm_")
+        assert found.mechanism == "overflow"
