@@ -26,10 +26,10 @@ from benchmarks.forecast import OPTIONS, Labels, by_case, chosen
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.diagnosis import evaluation
 from pytest_fp16.engine.models import call_as_is
-from pytest_fp16.evaluation import EvaluationRun
-from pytest_fp16.evaluation_report import report_of
+from pytest_fp16.evaluation.report import report_of
+from pytest_fp16.evaluation.run import EvaluationRun
+from pytest_fp16.evaluation.treatment import patient_of
 from pytest_fp16.report.model import Report
-from pytest_fp16.treatment import patient_of
 
 
 def traced(model: nn.Module, inputs: Any, precision: str) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.errors import SettingError
-from pytest_fp16.evaluation import EvaluationRun
-from pytest_fp16.evaluation_report import needs_diagnosis, report_of
+from pytest_fp16.evaluation.report import needs_diagnosis, report_of
+from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings
@@ -83,7 +83,7 @@ def _examine_evaluation(
         run.execute()
         reports = [report_of(run, lane) for lane in run.lanes]
         if run.plan is not None or any(map(needs_diagnosis, reports)):
-            from pytest_fp16.treatment import treated
+            from pytest_fp16.evaluation.treatment import treated
 
             reports = treated(run, reports)
         return reports

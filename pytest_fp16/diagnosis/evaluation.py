@@ -17,7 +17,7 @@ from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, vanishi
 from pytest_fp16.diagnosis.specimen import FEW, Sample, Specimen, fewer
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.device import is_out_of_memory
-from pytest_fp16.evidence import Kept
+from pytest_fp16.evaluation.evidence import Kept
 from pytest_fp16.report.model import Culprit, Cure, Report
 from pytest_fp16.task import Task
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import pytest_fp16.treatment as treatment
+import pytest_fp16.evaluation.treatment as treatment
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.origin import Raised, find_origin
 from pytest_fp16.diagnosis.specimen import Specimen

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-import pytest_fp16.treatment as treatment
+import pytest_fp16.evaluation.treatment as treatment
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.conformance import examine
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.errors import ModelError
-from pytest_fp16.evaluation import EvaluationRun
+from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.settings import Settings
 
 

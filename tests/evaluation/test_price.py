@@ -55,7 +55,7 @@ def test_native_it_is_timed_beside_the_uncured_and_the_reference(digits, monkeyp
             run()
         return {"cured": [2.0, 3.0, 4.0], "uncured": [2.0, 2.0, 2.0], "reference": [6.0] * 3}
 
-    monkeypatch.setattr("pytest_fp16.price.race", race)
+    monkeypatch.setattr("pytest_fp16.evaluation.price.race", race)
     report = check(subject(digits), precision="16-true", emulate="never", device="cpu")
     assert raced == [["cured", "reference", "uncured"]]
     assert (report.cure.price.slowdown, report.cure.price.speedup) == (1.5, 2.0)
@@ -69,7 +69,9 @@ def test_a_model_that_raises_has_no_time_without_the_cure(digits, monkeypatch):
 
     given = subject(digits)
     given.model.norm = Qr()
-    monkeypatch.setattr("pytest_fp16.price.race", lambda runs: {name: [1.0] for name in runs})
+    monkeypatch.setattr(
+        "pytest_fp16.evaluation.price.race", lambda runs: {name: [1.0] for name in runs}
+    )
     report = check(given, precision="16-true", emulate="never", device="cpu")
     assert report.cure.verified
     price = report.cure.price

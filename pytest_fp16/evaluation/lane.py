@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.batch import Batch
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
@@ -20,11 +19,12 @@ from pytest_fp16.engine.emulation.wording import first_line, stops_the_program, 
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.untouched import State, carry_over, untouched
-from pytest_fp16.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
+from pytest_fp16.evaluation.batch import Batch
+from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
+from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.precision import Precision
 from pytest_fp16.task import Task
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
-from pytest_fp16.totals import MetricTotals
 
 #: Inputs an ideal emulation may be run on to tell correlated rounding from a defect.
 SECOND_LOOK = 2000

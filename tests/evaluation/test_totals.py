@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pytest_fp16 import Evaluation
-from pytest_fp16.batch import Batch
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
+from pytest_fp16.evaluation.batch import Batch
+from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.task import Task
-from pytest_fp16.totals import MetricTotals
 
 N = 400
 

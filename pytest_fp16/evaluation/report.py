@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_fp16 import verdict as rules
 from pytest_fp16.engine.models import complex_tensors
-from pytest_fp16.lane import Lane
+from pytest_fp16.evaluation import verdict as rules
+from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.report.model import Report, Run, Verdict
 
 if TYPE_CHECKING:
-    from pytest_fp16.evaluation import EvaluationRun
+    from pytest_fp16.evaluation.run import EvaluationRun
 
 #: The canary's outputs part from emulation's by more than accumulation order explains.
 LARGE_DIFFERENCE = 0.1

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.agreement import Agreement
+from pytest_fp16.evaluation.agreement import Agreement
 
 REAL = {"allow_nan": False, "allow_infinity": False}
 margins = st.lists(st.floats(1e-6, 1e6, **REAL), min_size=1, max_size=40)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.evidence import lost_values
+from pytest_fp16.evaluation.evidence import lost_values
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -7,15 +7,15 @@ import statistics
 
 import torch
 
-from pytest_fp16.agreement import Agreement
-from pytest_fp16.lane import Lane
+from pytest_fp16.evaluation.agreement import Agreement
+from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric import Scores, metric_name
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.theory.budget import allowed_loss, within
 from pytest_fp16.theory.rounding import FORMATS
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
-from pytest_fp16.totals import MetricTotals
 
 #: A candidate whose errors exceed an ideal emulation's by this factor has more than correlation.
 BEYOND_IDEAL = 1.25

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pytest_fp16.evaluation.verdict import luck, mass_ties, median
 from pytest_fp16.precision import precision
-from pytest_fp16.verdict import luck, mass_ties, median
 
 
 def a_lane(decides=True, **outcome):

@@ -13,9 +13,9 @@ from pytest_fp16.report.model import Price
 from pytest_fp16.speed import pass_of, race, ratio
 
 if TYPE_CHECKING:
-    from pytest_fp16.evaluation import EvaluationRun
-    from pytest_fp16.evidence import Kept
-    from pytest_fp16.lane import Lane
+    from pytest_fp16.evaluation.evidence import Kept
+    from pytest_fp16.evaluation.lane import Lane
+    from pytest_fp16.evaluation.run import EvaluationRun
 
 
 def price_of(run: EvaluationRun, lane: Lane, cured: Candidate) -> Price | None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pytest_fp16.evaluation_report import needs_diagnosis
+from pytest_fp16.evaluation.report import needs_diagnosis
 from pytest_fp16.report.model import Metric, Report
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
-from pytest_fp16.expectation import alike, expected_right, flip_chance
+from pytest_fp16.evaluation.expectation import alike, expected_right, flip_chance
 
 
 def theory_of(logits, sigma=1.0, **more):

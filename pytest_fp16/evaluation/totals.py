@@ -7,10 +7,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pytest_fp16.agreement import Agreement
-from pytest_fp16.batch import Batch
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
-from pytest_fp16.expectation import Flips, expected_flips, expected_right, flips_of, noisy
+from pytest_fp16.evaluation.agreement import Agreement
+from pytest_fp16.evaluation.batch import Batch
+from pytest_fp16.evaluation.expectation import (
+    Flips,
+    expected_flips,
+    expected_right,
+    flips_of,
+    noisy,
+)
 from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task

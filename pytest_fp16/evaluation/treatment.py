@@ -13,11 +13,11 @@ from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.upcast import line_in_float32
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.emulation.wording import first_line
-from pytest_fp16.evaluation import EvaluationRun
-from pytest_fp16.evaluation_report import needs_diagnosis, report_of
-from pytest_fp16.lane import Lane
+from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.price import price_of
+from pytest_fp16.evaluation.report import needs_diagnosis, report_of
+from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.planned import extend, remarks
-from pytest_fp16.price import price_of
 from pytest_fp16.report.model import Report
 
 

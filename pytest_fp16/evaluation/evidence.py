@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pytest_fp16.batch import Batch
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
-from pytest_fp16.expectation import flip_chance
+from pytest_fp16.evaluation.batch import Batch
+from pytest_fp16.evaluation.expectation import flip_chance
+from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.task import Task
 from pytest_fp16.theory.flips import FlipCount
 from pytest_fp16.theory.margin import (
@@ -27,7 +28,6 @@ from pytest_fp16.theory.margin import (
     floating_point_error,
 )
 from pytest_fp16.theory.standardised import GRANTED_SPREAD, ErrorTotals
-from pytest_fp16.totals import MetricTotals
 
 #: Errors of the 32-bit runs themselves, relative to the largest logit: below it nothing is claimed.
 FLOAT32_NOISE = 2.0**-20

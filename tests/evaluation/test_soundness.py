@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from pytest_fp16.errors import DataError, ModelError
-from pytest_fp16.soundness import advice, handed_on, require_better_than_chance, require_data
+from pytest_fp16.evaluation.soundness import (
+    advice,
+    handed_on,
+    require_better_than_chance,
+    require_data,
+)
 from pytest_fp16.task import Task
 
 CLASSES = 4

@@ -2,7 +2,7 @@
 
 import torch
 
-from pytest_fp16.batch import Batch
+from pytest_fp16.evaluation.batch import Batch
 
 
 def batch(logits):

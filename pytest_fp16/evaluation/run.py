@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.batch import Batch
 from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
@@ -17,17 +16,23 @@ from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.errors import DataError, FP16Error, ModelError
-from pytest_fp16.lane import Lane
+from pytest_fp16.evaluation.batch import Batch
+from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.soundness import (
+    advice,
+    handed_on,
+    require_better_than_chance,
+    require_data,
+)
+from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric import Accuracy
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings, require_meaning
-from pytest_fp16.soundness import advice, handed_on, require_better_than_chance, require_data
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import check_labels, infer_task, require_like, require_shape
-from pytest_fp16.totals import MetricTotals
 
 _SEED = 1729
 
