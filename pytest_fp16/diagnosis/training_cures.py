@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_fp16.diagnosis.upcast import line_in_float32
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
@@ -77,6 +78,8 @@ def proposals(
         found += _loss_scales(precision, loss_scale)
     if where not in (None, "<optimizer>", "<loss>"):
         found += _kept(model, str(where), mechanism)
+    if culprit is not None and where not in ("<optimizer>", "<loss>"):
+        found += _at_its_line(model, culprit)
     other = [*_mixed(precision), *_bfloat16(precision)]
     yield from _unique([*found, *(other[::-1] if mechanism == "overflow" else other)])
 
@@ -196,6 +199,23 @@ def _keep(names: list[str], where: str, mechanism: str | None) -> Proposal:
         points_to=where,
         mechanism=mechanism or "precision-loss",  # type: ignore[arg-type]
     )
+
+
+def _at_its_line(model: nn.Module, culprit: Culprit) -> list[Proposal]:
+    """The culprit's line in float32, where the forward of the model runs it."""
+    line = culprit.source
+    if line is None or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        return []
+    return [
+        Proposal(
+            kind="upcast",
+            description=f"compute {culprit.operation or 'it'} in float32 at {line}, and cast back "
+            "only where a layer takes the result",
+            amendment=Amendment(model=lambda model: line_in_float32(model, line)),
+            points_to=culprit.module,
+            mechanism=culprit.mechanism,
+        )
+    ]
 
 
 def _mixed(precision: Precision) -> list[Proposal]:

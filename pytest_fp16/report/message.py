@@ -181,7 +181,8 @@ def _no_culprit(report: Report) -> str:
 
 
 def _siblings(report: Report) -> str:
-    if report.precision.startswith("bf16"):
+    refused = report.culprit is not None and report.culprit.mechanism == "unsupported-op"
+    if report.precision.startswith("bf16") or refused:
         return ""
     return ", or test bf16-true and bf16-mixed, whose range is that of float32"
 

@@ -27,7 +27,7 @@ LARGE_DIFFERENCE = 0.25
 _ENDS = {
     "nan": "ended in NaN or infinity",
     "diverged": "diverged",
-    "collapsed scale": "lost its loss scale: every step was skipped",
+    "collapsed scale": "lost its loss scale, as step after step was skipped,",
     "raised": "raised an error",
     "out of memory": "ran out of memory",
     "finished": "finished",

@@ -240,3 +240,24 @@ def test_targets_that_do_not_fit_are_the_batch_itself(digits_training):
     report = check(subject, precision="16-true", seeds=2)
     assert report.culprit.mechanism == "overflow"
     assert "the batch itself, inputs or targets, goes up to" in report.culprit.evidence
+
+
+class Canvas(nn.Module):
+    """Writes features back onto a canvas in the type of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.point, self.head = nn.Linear(1, 2), nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        canvas = torch.zeros(*x.shape, 2, dtype=x.dtype)
+        canvas[x > 0.2] = self.point(x[x > 0.2][:, None])
+        return self.head(canvas.flatten(1))
+
+
+def test_tensors_of_two_dtypes_are_cured_at_the_line_where_they_meet(digits_training):
+    report = check(digits_training(model=Canvas, epochs=1), precision="bf16-mixed", seeds=3)
+    assert report.culprit.mechanism == "unsupported-op"
+    assert (report.cure.kind, report.cure.verified) == ("upcast", True)
+    assert report.culprit.source in report.cure.description

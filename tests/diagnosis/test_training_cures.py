@@ -168,3 +168,29 @@ class Shared(torch.optim.Optimizer):
 def test_an_optimizer_that_shares_parameters_out_by_their_number(digits_training):
     subject = digits_training(optimizer=Shared)
     assert kinds(subject, "16-true", "<optimizer>", "eps-underflow") == ["mixed", "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "tried"),
+    [
+        ("", "net.py:3", True),
+        ("1.0", "net.py:3", True),
+        ("", None, False),
+        ("<loss>", "a.py:1", False),
+    ],
+)
+def test_the_line_of_a_model_is_tried_in_float32(digits_training, module, line, tried):
+    culprit = culprit_of(module).model_copy(update={"source": line, "operation": "mul"})
+    found = list(proposals(digits_training(), norms(), PRECISIONS["16-true"], culprit, None))
+    said = [p.description for p in found if p.kind == "upcast"]
+    assert bool(said) is tried
+    if tried:
+        assert said[0].startswith("compute mul in float32 at net.py:3")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_line_of_a_script_is_tried(digits_training):
+    culprit = culprit_of("").model_copy(update={"source": "net.py:3"})
+    scripted = torch.jit.script(norms())
+    found = proposals(digits_training(), scripted, PRECISIONS["16-true"], culprit, None)
+    assert not [p for p in found if p.kind == "upcast"]

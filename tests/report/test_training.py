@@ -120,7 +120,11 @@ def test_a_run_that_broke_is_the_verdict(runs, given, budget, origin):
 
 @pytest.mark.parametrize(
     ("ended", "words"),
-    [("diverged", "diverged"), ("collapsed scale", "every step was skipped"), ("raised", "raised")],
+    [
+        ("diverged", "diverged"),
+        ("collapsed scale", "step after step was skipped"),
+        ("raised", "raised"),
+    ],
 )
 def test_how_it_ended_in_words(ended, words):
     said = how_it_ended(result(ended=ended, seed=4))
