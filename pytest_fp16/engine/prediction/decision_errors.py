@@ -6,30 +6,26 @@ a difference near zero says nothing of the errors of what was subtracted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.engine.tracing.decisions import Errors, Operands
-
-if TYPE_CHECKING:
-    from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 
 _RUNS = 4
 
 
-def decision_errors(
-    theory: TheoryPass, inputs: Any, n: int, indices: list[int], seed: int
-) -> Errors:
+def decision_errors(tracer: Tracer, inputs: Any, n: int, indices: list[int], seed: int) -> Errors:
     """The predicted errors of what each decision compares, from some inputs of a batch.
 
     Raises:
         NotDifferentiableError: the model does not run on a part of a batch.
     """
-    generator = torch.Generator(device=theory.device).manual_seed(seed)
+    generator = torch.Generator(device=tracer.device).manual_seed(seed)
 
     def operands(**options: Any) -> Operands:
-        trace, _ = theory.trace_part(inputs, n, indices, seed, collect=True, **options)
+        trace, _ = tracer.trace_part(inputs, n, indices, seed, collect=True, **options)
         return trace.doubts.operands
 
     plain = operands(adjoint=False)
@@ -40,3 +36,13 @@ def decision_errors(
             if key == other and was.shape == now.shape:
                 squares[i] += float((now - was).nan_to_num(0, 0, 0).square().mean())
     return [(key, (s / _RUNS) ** 0.5) for (key, _), s in zip(plain, squares, strict=True)]
+
+
+def learn_decisions(tracer: Tracer, inputs: Any, n: int, seed: int) -> None:
+    """Predict, on the first few inputs of a batch, the error of what the model decides on.
+
+    Raises:
+        NotDifferentiableError: as `decision_errors`.
+    """
+    tracer.errors = decision_errors(tracer, inputs, n, list(range(5 if n >= 7 else 1)), seed)
+    tracer.totals.clear()

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
 from pytest_fp16.engine.prediction.theory_batch import PROBABLE_SIGMAS, TheoryBatch
-
-if TYPE_CHECKING:
-    from pytest_fp16.engine.prediction.theory_pass import TheoryPass
+from pytest_fp16.engine.prediction.tracer import Tracer
 
 #: How many runs.
 NOISE_RUNS = 8
 
 
-def noise_batch(
-    theory: TheoryPass, inputs: Any, n: int, reference: Tensor, seed: int
-) -> TheoryBatch:
+def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
     """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
-    task = theory.task
-    generator = torch.Generator(device=theory.device).manual_seed(seed)
-    detailed = not theory.totals
-    trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=detailed)
-    if trace.doubts.decisions and not theory.errors and _learned(theory, inputs, n, seed):
-        trace, plain = theory.trace(inputs, n, seed, adjoint=False, detailed=detailed)
+    task = tracer.task
+    generator = torch.Generator(device=tracer.device).manual_seed(seed)
+    detailed = not tracer.totals
+    trace, plain = tracer.trace(inputs, n, seed, adjoint=False, detailed=detailed)
+    if trace.doubts.decisions and not tracer.errors and _learned(tracer, inputs, n, seed):
+        trace, plain = tracer.trace(inputs, n, seed, adjoint=False, detailed=detailed)
     plain = plain.detach()
     margin = task.margins(plain, reference)
     squares, classes = torch.zeros_like(margin), []
     moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
     for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
-        run = theory.trace(inputs, n, seed, noise=generator)[1].detach()
+        run = tracer.trace(inputs, n, seed, noise=generator)[1].detach()
         squares += (task.margins(run, reference) - margin).square_()
         if task.decides:
             classes.append(run.argmax(-1).masked_fill_(run.sum(-1).isnan(), -1))
@@ -57,10 +54,10 @@ def noise_batch(
     )
 
 
-def _learned(theory: TheoryPass, inputs: Any, n: int, seed: int) -> bool:
+def _learned(tracer: Tracer, inputs: Any, n: int, seed: int) -> bool:
     """Whether the errors of what the model decides on are known now: of masks there are none."""
     try:
-        theory.learn_decisions(inputs, n, seed)
+        learn_decisions(tracer, inputs, n, seed)
     except NotDifferentiableError:  # a batch that cannot be cut: they stay bounded by ulps
         return False
     return True

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from pytest_fp16.engine.prediction.reverse import backward
+from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.engine.tracing.sites import Sums
 from pytest_fp16.engine.tracing.trace import Trace
 from pytest_fp16.theory.rounding import Format
-
-if TYPE_CHECKING:
-    from pytest_fp16.engine.prediction.theory_pass import TheoryPass
-
 
 #: A competitor is cleared without a pass of its own this many bounds of the runner-up away, at
 #: least: bounds are measured on a few inputs and taken for all.
@@ -53,20 +48,18 @@ class Screening:
     """How much larger than the runner-up's the bound of a class is, measured on a few inputs.
 
     Args:
-        theory: the theory of the candidate.
+        tracer: of the candidate.
         trace, canonical: its run of the few inputs.
         reference: their canonical logits, [few, P, C].
     """
 
-    def __init__(
-        self, theory: TheoryPass, trace: Trace, canonical: Tensor, reference: Tensor
-    ) -> None:
-        self.theory = theory
+    def __init__(self, tracer: Tracer, trace: Trace, canonical: Tensor, reference: Tensor) -> None:
+        self.tracer = tracer
         self.program = trace, canonical
         self.reference = reference
         self.ranks = reference.argsort(-1, descending=True)
         self.top = torch.zeros_like(reference).scatter_(-1, self.ranks[..., :1], 1.0)
-        self.own = self._bound(theory.task.seeds(reference)).clamp(min=1e-30)
+        self.own = self._bound(tracer.task.seeds(reference)).clamp(min=1e-30)
 
     def by_class(self) -> Tensor:
         """The screen of each class, [C]: so many bounds of the runner-up away it is cleared."""
@@ -116,14 +109,12 @@ class Screening:
         return ratio[: len(self.reference)].nan_to_num(0, 0, 0).max()
 
     def _bound(self, seeds: Tensor) -> Tensor:
-        return backward(*self.program, seeds)[self.theory.format].bound
+        return backward(*self.program, seeds)[self.tracer.format].bound
 
 
-def measured_screen(
-    theory: TheoryPass, trace: Trace, canonical: Tensor, reference: Tensor
-) -> Tensor:
+def measured_screen(tracer: Tracer, trace: Trace, canonical: Tensor, reference: Tensor) -> Tensor:
     """The screen of each class, [C]; see `Screening`."""
     classes = reference.shape[-1]
-    if not theory.task.decides or classes < 3:
+    if not tracer.task.decides or classes < 3:
         return reference.new_full((classes,), SCREEN)
-    return Screening(theory, trace, canonical, reference).by_class()
+    return Screening(tracer, trace, canonical, reference).by_class()

@@ -8,35 +8,24 @@ batch), the trace is repeated with random rounding errors instead.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_fp16.engine.batching import PRIMES, chunks, copied, take
-from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
-from pytest_fp16.engine.models import Location, autocast, call_as_is
-from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.batching import PRIMES, chunks
 from pytest_fp16.engine.prediction.certificates import Certifier
-from pytest_fp16.engine.prediction.decision_errors import decision_errors
+from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.random_rounding import noise_batch
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError, backward
 from pytest_fp16.engine.prediction.rivals import Rivals, measured_screen
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch, concatenate, differ
 from pytest_fp16.engine.prediction.theory_sharing import Sharing
-from pytest_fp16.engine.randomness import seed_everything
-from pytest_fp16.engine.tracing.decisions import Errors
-from pytest_fp16.engine.tracing.recorder import Recorder
-from pytest_fp16.engine.tracing.shadow import Shadow, wrap_inputs
-from pytest_fp16.engine.tracing.sites import SiteKey, SiteTotals, Sums
+from pytest_fp16.engine.prediction.tracer import Tracer
+from pytest_fp16.engine.tracing.sites import Sums
 from pytest_fp16.engine.tracing.trace import Trace
-from pytest_fp16.engine.untouched import untouched
-from pytest_fp16.precision import Precision
-from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import Task
-from pytest_fp16.theory.rounding import FORMATS, Format
+from pytest_fp16.theory.rounding import Format
 
 _CHUNK_BYTES = 512 * 2**20
 #: Inputs in a chunk, at most, unless a site has so few values that calling its kernels costs more
@@ -49,43 +38,27 @@ _MOST_UNDECIDED = 0.5
 
 
 @dataclass(eq=False)
-class TheoryPass:
+class TheoryPass(Tracer):
     """The theory of one candidate, fed batch by batch.
 
     Attributes:
-        model: the candidate's own copy, cast as the candidate is.
-        precision, target, device: how it runs.
-        subject, task: how it is called, and what counts as a decision.
-        carries: the model carries something from one batch to the next.
-        totals: running totals per site.
+        method: how σ is found now.
+        notes: why it is not found otherwise.
     """
 
-    model: nn.Module
-    precision: Precision
-    target: str
-    device: torch.device
-    subject: Evaluation
-    task: Task
-    carries: bool = False
-    totals: dict[SiteKey, SiteTotals] = field(default_factory=dict)
     method: str = "adjoint"
     notes: list[str] = field(default_factory=list)
-    opaque: set[str] = field(default_factory=set)
-    dtypes: dict[str, int] = field(default_factory=dict)
 
     #: Others whose rounding sites may be the same: see `theory_sharing`.
     followers: list[TheoryPass] = field(default_factory=list)
     pending: tuple[int, list[TheoryBatch]] | None = None
     compared: bool = False
-    errors: Errors = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.where = Location(self.model)
-        self.constants: dict[int, tuple[Tensor, Tensor]] = {}
+        super().__post_init__()
         self.chunk = _CHUNK
         self.screen = torch.empty(0)
         self.started = False
-        self.row: torch.Size | None = None  # of canonical logits, for one input
         if self.task.many or self.task.batchwise:
             self.method = "random rounding"
             self.notes.append(
@@ -133,75 +106,13 @@ class TheoryPass:
         self.notes.append(f"{reason}: σ from repeated runs with random rounding")
         self.totals.clear()
 
-    # -- one trace ----------------------------------------------------------------------------
-
-    def trace(
-        self,
-        inputs: Any,
-        batch: int,
-        seed: int,
-        noise: torch.Generator | None = None,
-        collect: bool = False,
-        **options: Any,
-    ) -> tuple[Trace, Tensor]:
-        """Trace one chunk; its canonical logits in float32, with their graph."""
-        recorder = Recorder(
-            batch=batch,
-            device=self.device,
-            where=self.where,
-            totals=self.totals,
-            noise=noise,
-            formats=self.formats,
-            **options,
-        )
-        trace = Trace(recorder, self.target, self.constants, self.errors, collect)
-        trace.mixed = self.precision.mixed
-        self.where.reset()
-        seed_everything(seed)
-        cast = None if self.precision.mixed else self.precision.dtype
-        traced = wrap_inputs(copied(inputs), cast)
-        # Each of the traces of a batch begins with what was carried up to that batch.
-        kept = untouched(self.model, weights=False) if self.carries else nullcontext()
-        with torch.no_grad(), autocast(self.precision, self.device, self.target), kept, trace:
-            output = call_as_is(self.model, traced, self.subject.forward)
-        main = main_output(output)
-        values = main.inner if isinstance(main, Shadow) else main
-        with torch.enable_grad():
-            canonical = self.task.canonical(values.float())
-        self.opaque |= trace.opaque
-        for name, count in trace.dtypes.items():
-            self.dtypes[name] = max(self.dtypes.get(name, 0), count)
-        return trace, canonical
-
-    def trace_part(
-        self, inputs: Any, n: int, indices: list[int], seed: int, **options: Any
-    ) -> tuple[Trace, Tensor]:
-        """Trace some inputs of a batch.
-
-        Raises:
-            NotDifferentiableError: the model does not run on a part of a batch, or its outputs
-                there are not those inputs'.
-        """
-        try:
-            part = self.trace(take(inputs, n, indices), len(indices), seed, **options)
-        except UnsupportedOperation:
-            raise
-        except Exception as error:  # if the 16-bit program fails, the whole batch will show it
-            raise NotDifferentiableError(
-                f"the model does not run on a part of a batch ({type(error).__name__})"
-            ) from error
-        row = part[1].shape[1:] if self.row is None else self.row
-        if part[1].shape != (len(indices), *row):  # not one row, as it was, for each input
-            raise NotDifferentiableError("a part of a batch does not give its part of the outputs")
-        return part
-
     def _start(self, inputs: Any, n: int, reference: Tensor, seed: int) -> None:
         """Size the chunks, and check on a few inputs that σ does not depend on the batch."""
         self.started = True
         few = 5 if n >= 7 else 1
         trace, canonical = self.trace_part(inputs, n, list(range(few)), seed)
         if trace.doubts.decisions:
-            self.learn_decisions(inputs, n, seed)
+            learn_decisions(self, inputs, n, seed)
         if trace.severed:
             names = ", ".join(sorted(trace.severed))
             raise NotDifferentiableError(f"no gradient passes {names}")
@@ -223,21 +134,11 @@ class TheoryPass:
         if trace.recorder.owners.shared or bool(differs.any()) or differ(values, canonical[:few]):
             raise NotDifferentiableError("the error of an input depends on its batch")
 
-    def learn_decisions(self, inputs: Any, n: int, seed: int) -> None:
-        """Predict, on the first few inputs, the error of what the model decides on."""
-        self.errors = decision_errors(self, inputs, n, list(range(5 if n >= 7 else 1)), seed)
-        self.totals.clear()
-
     def _sigma(self, trace: Trace, canonical: Tensor, reference: Tensor) -> Tensor:
         sums = backward(trace, canonical, self.task.seeds(reference))[self.format]
         return sums.sigma[: len(reference)].unsqueeze(1)
 
     # -- reverse mode -------------------------------------------------------------------------
-
-    @property
-    def format(self) -> Format:
-        """The 16-bit format of the precision."""
-        return FORMATS[self.precision.dtype]
 
     @property
     def formats(self) -> tuple[Format, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError, backward
 from pytest_fp16.engine.prediction.rivals import Rivals
 from pytest_fp16.engine.tracing.sites import Sums
@@ -81,7 +82,7 @@ class Sharing:
         options = {"adjoint": not follower.compared, "detailed": not before}
         try:
             if trace.doubts.decisions and not follower.compared:
-                follower.learn_decisions(inputs, n, self.seed)
+                learn_decisions(follower, inputs, n, self.seed)
             own, logits = follower.trace_part(inputs, n, indices, self.seed, **options)
         except Exception:  # whatever it is, the follower's own pass will meet and report it
             return None

@@ -1,0 +1,130 @@
+"""A candidate's program, traced chunk by chunk: where every prediction of its errors starts."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.batching import copied, take
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
+from pytest_fp16.engine.models import Location, autocast, call_as_is
+from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.tracing.decisions import Errors
+from pytest_fp16.engine.tracing.recorder import Recorder
+from pytest_fp16.engine.tracing.shadow import Shadow, wrap_inputs
+from pytest_fp16.engine.tracing.sites import SiteKey, SiteTotals
+from pytest_fp16.engine.tracing.trace import Trace
+from pytest_fp16.engine.untouched import untouched
+from pytest_fp16.precision import Precision
+from pytest_fp16.subject import Evaluation
+from pytest_fp16.task import Task
+from pytest_fp16.theory.rounding import FORMATS, Format
+
+
+@dataclass(eq=False)
+class Tracer:
+    """Traces one candidate.
+
+    Attributes:
+        model: the candidate's own copy, cast as the candidate is.
+        precision, target, device: how it runs.
+        subject, task: how it is called, and what counts as a decision.
+        carries: the model carries something from one batch to the next.
+        totals: running totals per site.
+        opaque: operations that could not be looked into.
+        dtypes: of the results that operations gave, and how many.
+        errors: predicted ones of what the model decides on, once they are known.
+    """
+
+    model: nn.Module
+    precision: Precision
+    target: str
+    device: torch.device
+    subject: Evaluation
+    task: Task
+    carries: bool = False
+    totals: dict[SiteKey, SiteTotals] = field(default_factory=dict)
+    opaque: set[str] = field(default_factory=set)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    errors: Errors = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.where = Location(self.model)
+        self.constants: dict[int, tuple[Tensor, Tensor]] = {}
+        self.row: torch.Size | None = None  # of canonical logits, for one input
+
+    @property
+    def format(self) -> Format:
+        """The 16-bit format of the precision."""
+        return FORMATS[self.precision.dtype]
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """Every format whose spacing is recorded, this one first."""
+        return (self.format,)
+
+    def trace(
+        self,
+        inputs: Any,
+        batch: int,
+        seed: int,
+        noise: torch.Generator | None = None,
+        collect: bool = False,
+        **options: Any,
+    ) -> tuple[Trace, Tensor]:
+        """Trace one chunk; its canonical logits in float32, with their graph."""
+        recorder = Recorder(
+            batch=batch,
+            device=self.device,
+            where=self.where,
+            totals=self.totals,
+            noise=noise,
+            formats=self.formats,
+            **options,
+        )
+        trace = Trace(recorder, self.target, self.constants, self.errors, collect)
+        trace.mixed = self.precision.mixed
+        self.where.reset()
+        seed_everything(seed)
+        cast = None if self.precision.mixed else self.precision.dtype
+        traced = wrap_inputs(copied(inputs), cast)
+        # Each of the traces of a batch begins with what was carried up to that batch.
+        kept = untouched(self.model, weights=False) if self.carries else nullcontext()
+        with torch.no_grad(), autocast(self.precision, self.device, self.target), kept, trace:
+            output = call_as_is(self.model, traced, self.subject.forward)
+        main = main_output(output)
+        values = main.inner if isinstance(main, Shadow) else main
+        with torch.enable_grad():
+            canonical = self.task.canonical(values.float())
+        self.opaque |= trace.opaque
+        for name, count in trace.dtypes.items():
+            self.dtypes[name] = max(self.dtypes.get(name, 0), count)
+        return trace, canonical
+
+    def trace_part(
+        self, inputs: Any, n: int, indices: list[int], seed: int, **options: Any
+    ) -> tuple[Trace, Tensor]:
+        """Trace some inputs of a batch.
+
+        Raises:
+            NotDifferentiableError: the model does not run on a part of a batch, or its outputs
+                there are not those inputs'.
+        """
+        try:
+            part = self.trace(take(inputs, n, indices), len(indices), seed, **options)
+        except UnsupportedOperation:
+            raise
+        except Exception as error:  # if the 16-bit program fails, the whole batch will show it
+            raise NotDifferentiableError(
+                f"the model does not run on a part of a batch ({type(error).__name__})"
+            ) from error
+        row = part[1].shape[1:] if self.row is None else self.row
+        if part[1].shape != (len(indices), *row):  # not one row, as it was, for each input
+            raise NotDifferentiableError("a part of a batch does not give its part of the outputs")
+        return part

@@ -1,0 +1,84 @@
+"""The program is traced as it would run, without rounding it and without leaving a trace in it."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
+from pytest_fp16.engine.prediction.tracer import Tracer
+from pytest_fp16.precision import precision
+from pytest_fp16.subject import Evaluation
+from pytest_fp16.task import infer_task
+from pytest_fp16.theory.rounding import FLOAT16
+
+N = 12
+
+
+@pytest.fixture
+def x():
+    return torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
+
+
+def tracer_of(model, x, name="16-true", **options):
+    with torch.no_grad():
+        out = model(x)
+    task = infer_task("auto", out, None, len(x), -100)
+    wanted, cpu = precision(name), torch.device("cpu")
+    cast = model if wanted.mixed else model.half()
+    return Tracer(
+        cast, wanted, "cuda", cpu, Evaluation(model=model, data=[x]), task, **options
+    ), task.canonical(out)
+
+
+@pytest.mark.parametrize("name", ["16-true", "16-mixed"])
+def test_values_are_those_of_float32_but_for_what_storage_rounds(x, name):
+    torch.manual_seed(0)
+    tracer, reference = tracer_of(
+        nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), x, name
+    )
+    trace, canonical = tracer.trace(x, N, 0)
+    assert tracer.formats == (FLOAT16,)
+    assert canonical.shape == reference.shape
+    assert torch.allclose(canonical, reference, atol=5e-3)
+    assert not torch.equal(canonical, reference)
+    assert trace.recorder.leaves  # where 16 bits would round
+    assert tracer.dtypes["float16"] > 0
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.seen = nn.Linear(6, 3), 0
+
+    def forward(self, x):
+        self.seen += 1
+        return self.body(x) + 0.1 * self.seen
+
+
+@pytest.mark.parametrize("carries", [True, False])
+def test_what_is_carried_along_is_left_for_the_next_batch(x, carries):
+    model = Counting()
+    tracer, _ = tracer_of(model, x, carries=carries)
+    tracer.trace(x, N, 0)
+    assert model.seen == (1 if carries else 2)  # the first run was not the tracer's
+
+
+class OfTheWholeBatch(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if len(x) == N else y[:1]
+
+
+class NotInParts(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.reshape(N, 6))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(OfTheWholeBatch, "its part of the outputs"), (NotInParts, "does not run on a part")],
+)
+def test_a_part_of_a_batch_must_give_its_part_of_the_outputs(x, kind, said):
+    tracer, _ = tracer_of(kind(6, 3), x)
+    with pytest.raises(NotDifferentiableError, match=said):
+        tracer.trace_part(x, N, [0, 1, 2], 0)
