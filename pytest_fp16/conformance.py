@@ -65,7 +65,7 @@ def examine(
     if isinstance(subject, Evaluation):
         return _examine_evaluation(subject, settings, progress, test)
     if isinstance(subject, Training):
-        from pytest_fp16.training import examine_training
+        from pytest_fp16.training.run import examine_training
 
         return examine_training(subject, settings, progress, test)
     raise SettingError(

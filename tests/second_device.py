@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import pytest_fp16.evaluation.run
-import pytest_fp16.training
+import pytest_fp16.training.run
 from pytest_fp16 import Evaluation, Settings, Training
 from pytest_fp16.conformance import examine
 
@@ -158,7 +158,7 @@ def main():
     import torch._dynamo
 
     torch.Generator = Generator
-    for module in (pytest_fp16.evaluation.run, pytest_fp16.training):
+    for module in (pytest_fp16.evaluation.run, pytest_fp16.training.run):
         module.resolve_device = torch.device
     torch.manual_seed(0)
     assert libraries, "the kernels live as long as these"

@@ -22,7 +22,7 @@ from pytest_fp16.theory.rounding import FORMATS
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.check import GradientFindings
     from pytest_fp16.engine.training.runs import Runs
-    from pytest_fp16.pairs import Pairs
+    from pytest_fp16.training.pairs import Pairs
 
 #: Whole trainings a diagnosis may spend on cures.
 TRIES = 4

@@ -44,7 +44,7 @@ BROKEN = {
 def _gradient_check(request, monkeypatch):
     if "silent" in request.param:
         silent = GradientFindings("equivalent", "nothing found")
-        monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: silent)
+        monkeypatch.setattr("pytest_fp16.training.run.gradient_check", lambda *_: silent)
 
 
 def at(source):
@@ -196,7 +196,7 @@ class Counted(nn.Module):
 
 def test_a_loss_that_breaks_late_is_not_laid_to_the_module_before_it(digits_training, monkeypatch):
     silent = GradientFindings("equivalent", "nothing found")
-    monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: silent)
+    monkeypatch.setattr("pytest_fp16.training.run.gradient_check", lambda *_: silent)
 
     def loss(outputs, targets):
         z, steps = outputs

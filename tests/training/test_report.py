@@ -16,10 +16,10 @@ from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.score import Score
 from pytest_fp16.engine.training.train import RunResult
-from pytest_fp16.pairs import Pairs
 from pytest_fp16.precision import PRECISIONS
-from pytest_fp16.report.training import LARGE_DIFFERENCE, how_it_ended, report_of
 from pytest_fp16.theory.seeds import Look
+from pytest_fp16.training.pairs import Pairs
+from pytest_fp16.training.report import LARGE_DIFFERENCE, how_it_ended, report_of
 
 CPU = torch.device("cpu")
 ROWS = [[3.0, 1.0, 0.0], [0.0, 2.0, 1.5]]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.check import GradientFindings
     from pytest_fp16.engine.training.runs import Runs
     from pytest_fp16.engine.training.train import RunResult
-    from pytest_fp16.pairs import Pairs
     from pytest_fp16.precision import Precision
+    from pytest_fp16.training.pairs import Pairs
 
 #: The canary's gradient parts from emulation's by more than the order of accumulation explains.
 LARGE_DIFFERENCE = 0.25

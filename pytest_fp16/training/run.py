@@ -15,15 +15,15 @@ from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.store import open_store
-from pytest_fp16.pairs import Pairs, compare
 from pytest_fp16.plan import Plan
 from pytest_fp16.planned import extend, kept_by, plan_of, remarks, with_kept
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
-from pytest_fp16.report.training import report_of
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
+from pytest_fp16.training.pairs import Pairs, compare
+from pytest_fp16.training.report import report_of
 
 
 def examine_training(

@@ -13,7 +13,7 @@ from pytest_fp16 import Settings, check
 from pytest_fp16.conformance import examine
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import PRECISIONS
-from pytest_fp16.training import training_step_functions
+from pytest_fp16.training.run import training_step_functions
 
 
 def adam(params):
@@ -60,7 +60,7 @@ def test_an_alarm_without_a_failure_is_a_warning(digits_training, monkeypatch):
     from pytest_fp16.engine.gradients.check import GradientFindings
 
     alarm = GradientFindings("not equivalent", "the planted reason")
-    monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: alarm)
+    monkeypatch.setattr("pytest_fp16.training.run.gradient_check", lambda *_: alarm)
     report = check(digits_training(), precision="16-true", seeds=3)
     assert report.verdict == "equivalent"
     assert any("the planted reason" in warning for warning in report.warnings)
@@ -70,7 +70,7 @@ def test_a_silent_gradient_check_does_not_save_a_failure(digits_training, monkey
     from pytest_fp16.engine.gradients.check import GradientFindings
 
     silent = GradientFindings("equivalent", "nothing found")
-    monkeypatch.setattr("pytest_fp16.training.gradient_check", lambda *_: silent)
+    monkeypatch.setattr("pytest_fp16.training.run.gradient_check", lambda *_: silent)
     report = check(digits_training(optimizer=adam), precision="16-true", seeds=3)
     assert report.verdict == "not equivalent"
     assert report.culprit.module == "<optimizer>"
