@@ -235,3 +235,28 @@ class Canvas(nn.Module):
 def scattered_pillars() -> dict:
     """A canvas in the input's type takes no features of another (open-mmlab/mmdetection3d#1842)."""
     return recipe(Canvas)
+
+
+class Adapted(nn.Module):
+    """A frozen layer in float16 with an adapter of low rank in float32."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.half().requires_grad_(False)
+        self.down = nn.Linear(base.in_features, 8, bias=False)
+        self.up = nn.Linear(8, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+@case(sound=f"16-true {MIXED}")
+def adapters_over_half() -> dict:
+    """LoRA over a base that was loaded in float16, which SGD trains (after huggingface/peft)."""
+
+    def make() -> nn.Module:
+        model = copy.deepcopy(learned()[0])
+        return nn.Sequential(model[0], Adapted(model[1]), model[2], Adapted(model[3]))
+
+    return recipe(make)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,6 +48,7 @@ def sound(subject: Training, device: torch.device) -> Sound:
     state = initial_state(subject, 0)
     trainee = Trainee(subject, REFERENCE, 0, state, place)
     require_float32(trainee.model)
+    notes += _of_base(trainee.base)
     if not trainee.parameters():
         raise ModelError("the model has no parameter that requires a gradient; nothing to train")
     _require_loss(subject, trainee)
@@ -104,6 +105,17 @@ def _own_models(subject: Training, notes: list[str]) -> Training:
         "weights; make a new one in it, and seeds will vary the initial weights too"
     )
     return replace(subject, model=first)
+
+
+def _of_base(base: Mapping[str, torch.dtype]) -> list[str]:
+    """What became of a frozen base that was in 16 bits before."""
+    if not base:
+        return []
+    dtype = str(next(iter(base.values()))).removeprefix("torch.")
+    return [
+        f"{len(base)} frozen tensor(s) of the model are {dtype} already: the mixed precisions have "
+        "them so, 32-true has them in float32, where they lose nothing"
+    ]
 
 
 def _require_loss(subject: Training, trainee: Trainee) -> None:

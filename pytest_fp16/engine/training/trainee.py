@@ -32,6 +32,7 @@ from pytest_fp16.engine.models import (
 )
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
+from pytest_fp16.engine.training.frozen_base import narrowed, widened
 from pytest_fp16.engine.training.lightning import is_lightning, own_loss
 from pytest_fp16.engine.training.optimization import (
     needs_closure,
@@ -53,6 +54,7 @@ def initial_state(subject: Training, seed: int) -> dict[str, Any]:
     """
     seed_everything(seed)
     model = make_model(subject.model)
+    widened(model)
     require_float32(model)
     return {k: _copied(v) for k, v in model.state_dict().items()}
 
@@ -95,10 +97,13 @@ class Trainee:
         self.cast = precision.dtype if self.low and not precision.mixed else None
         seed_everything(seed)
         model = make_model(subject.model)
+        self.base = widened(model)
         model.load_state_dict(state)
         model = model.to(place.device)
         if self.amendment.model is not None:
             self.amendment.model(model)
+        if precision.mixed:
+            narrowed(model, self.base)
         self.model = model if self.cast is None else cast_module(model, self.cast)
         self.own_step = subject.training_step is None and is_lightning(self.model)
         self.optimizer, self.scheduler, self.scheduler_step = optimization(subject, self.model)
