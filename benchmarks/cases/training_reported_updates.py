@@ -259,4 +259,4 @@ def adapters_over_half() -> dict:
         model = copy.deepcopy(learned()[0])
         return nn.Sequential(model[0], Adapted(model[1]), model[2], Adapted(model[3]))
 
-    return recipe(make)
+    return recipe(make, optimizer=partial(SGD, lr=0.02))

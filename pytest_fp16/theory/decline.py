@@ -36,3 +36,9 @@ def arrives(values: Sequence[float], threshold: float, total: int) -> int | None
         return None
     step = math.ceil((math.log(threshold) - start) / slope)
     return step if step <= total else None
+
+
+def returns(values: Sequence[float], bound: float, total: int) -> bool:
+    """Whether a decline that is above a bound now will be below it before the end."""
+    step = arrives(values, bound, total)
+    return step is not None and step >= len(values)

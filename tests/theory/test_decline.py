@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pytest_fp16.theory.decline import arrives
+from pytest_fp16.theory.decline import arrives, returns
 
 
 def decline(steps, rate=0.1, noise=0.0):
@@ -39,3 +39,11 @@ def test_steps_without_a_value_are_left_out():
 def test_the_first_half_is_not_asked():
     values = [1.0] * 30 + decline(30)
     assert arrives(values, 1e-8, 1000) == pytest.approx(30 + 184, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("bound", "total", "comes_back"), [(50.0, 200, True), (50.0, 60, False), (99.0, 200, False)]
+)
+def test_what_is_above_a_bound_returns_below_it_or_does_not(bound, total, comes_back):
+    """It has fallen from 100 by a hundredth a step, and will be at 50 after 69."""
+    assert returns([100 * 0.99**step for step in range(20)], bound, total) is comes_back

@@ -31,7 +31,7 @@ from pytest_fp16.engine.gradients.evidence import (
 from pytest_fp16.engine.gradients.guards import Guard, Guards, lost_guards
 from pytest_fp16.engine.gradients.lost_gradients import look_behind, not_skipped, skipped_share
 from pytest_fp16.engine.gradients.optimizer_probe import Recorder, probe
-from pytest_fp16.engine.gradients.own_checks import SHOWN, decides, failing
+from pytest_fp16.engine.gradients.own_checks import SHOWN, counted, decides, failing
 from pytest_fp16.engine.gradients.points import BATCHES, beyond_range, examine_point, gradients
 from pytest_fp16.engine.gradients.rules import (
     RULES,
@@ -54,6 +54,7 @@ from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
+from pytest_fp16.theory.decline import returns
 from pytest_fp16.theory.rounding import FORMATS
 
 __all__ = ["GradientFindings", "gradient_check"]
@@ -92,6 +93,7 @@ class _Check:
         self, subject: Training, precision: Precision, target: str, device: torch.device
     ) -> None:
         self.subject, self.precision, self.target = subject, precision, target
+        self.every, self.losses = subject.accumulate, list[float]()
         self.state = initial_state(subject, _SEED)
         self.exact = Trainee(subject, REFERENCE, _SEED, self.state, Place(device, target))
         self.place = Place(device, target, emulated=True)
@@ -128,6 +130,8 @@ class _Check:
                     evidence.broke = self._fails(candidate)
                 if evidence.broke is None:
                     evidence.stepped = self.replays.beyond_range(extra, first)
+                    counts = counted(self.exact, candidate, extra[0], evidence.format)
+                    evidence.miscount, evidence.changed = counts
                     self._second_look(extra)
                     evidence.evaluated = evaluated(self.exact, candidate, self.exact.applied)
         return evidence
@@ -159,8 +163,10 @@ class _Check:
                 scale = point.scale if candidate.scaler is not None else None
                 look_behind(self.evidence, self.exact, extra[0], scale, found)
             return None
-        if beyond_range(point) and step < self.length:
-            return None  # what is trained does not feel it, and it may return into the range
+        largest, batches = self.evidence.format.largest, self.evidence.total_steps * self.every
+        late = step < self.length or returns(self.losses, largest, batches)
+        if beyond_range(point) and late:
+            return None  # what is trained does not feel it, and it returns into the range
         origin = self.replays.here([extra[0]]).cause
         what = "gradient" if not point.finite else "loss"
         return f"the {what} is not finite", origin
@@ -182,17 +188,16 @@ class _Check:
         evidence, exact = self.evidence, self.exact
         recorder = Recorder(exact)
         statistics = StatisticsRecorder(exact.model)
-        losses, witness, emptied = [], None, 0
+        witness, emptied, every = None, 0, self.every
         if evidence.guards:
             witness = Guards(exact.model, self.precision.dtype, evidence.guards)
-        every = self.subject.accumulate
         points = {max(self.length // 3, 1), self.length}
         half = self.together // 2
         snapshots = [float_tensors(exact)]
         for step in range(self.length):
             held = first[step * every : (step + 1) * every]
             held = held or list(itertools.islice(self.stream, every))
-            losses += exact_step(exact, held, _SEED, step, witness)
+            self.losses += exact_step(exact, held, _SEED, step, witness)
             if witness is not None:
                 witness.step()
                 if witness.emptied and evidence.broke is None and emptied < _EMPTIED:
@@ -205,9 +210,7 @@ class _Check:
                 evidence.broke = self._point(candidate, extra, step + 1)
         if evidence.broke is None:
             self._sure(candidate, not_skipped(evidence, candidate, extra))
-            evidence.broke = self._together(
-                first[: 2 * half * every], snapshots, losses[: 2 * half * every]
-            )
+            evidence.broke = self._together(first[: 2 * half * every], snapshots)
         if not self.precision.mixed:
             evidence.lags = statistics.lags(evidence.total_steps, self.precision.dtype)
         return recorder
@@ -238,18 +241,16 @@ class _Check:
                 self.evidence.solved = solved(candidate, self.shares, self.evidence.total_steps)
             return
 
-    def _together(
-        self, first: list[Any], snapshots: list[dict[str, Tensor]], losses: list[float]
-    ) -> Broke | None:
+    def _together(self, first: list[Any], snapshots: list[dict[str, Tensor]]) -> Broke | None:
         """The first steps once more, in the candidate's precision."""
         candidate = self._candidate()
-        every, start = self.subject.accumulate, float_tensors(candidate)
+        every, start = self.every, float_tensors(candidate)
         steps = len(first) // every
         try:
             for step in range(steps):
                 batches = first[step * every : (step + 1) * every]
                 loss = applied_step(candidate, batches, _SEED, step)
-                self.evidence.first_losses.append((losses[(step + 1) * every - 1], loss))
+                self.evidence.first_losses.append((self.losses[(step + 1) * every - 1], loss))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -19,6 +19,7 @@ from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.second_look import SecondLook
 from pytest_fp16.engine.gradients.statistics_probe import Lag, StatisticsRecorder
 from pytest_fp16.engine.gradients.sure_outputs import Solved
+from pytest_fp16.engine.gradients.whole_numbers import Miscount
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.errors import DataError
@@ -64,6 +65,8 @@ class Evidence:
         stepped: what leaves the range in a step of the user's own optimizer, and is finite again.
         second: what a longer look showed; None where the weights went their 32-bit way.
         evaluated: scores of the same weights in both precisions, where they can be taken.
+        miscount: whole numbers that the program makes in 16 bits, and are wrong.
+        changed: whole numbers that a cast to 16 bits changes.
         total_steps: optimizer steps of the whole training.
         batch_size: inputs per batch.
         epsilon: (hyperparameter, value) of an optimizer epsilon that is zero in the format.
@@ -92,6 +95,8 @@ class Evidence:
     stepped: Found | None = None
     second: SecondLook | None = None
     evaluated: Evaluated | None = None
+    miscount: Miscount | None = None
+    changed: Miscount | None = None
     total_steps: int = 0
     batch_size: int = 0
     epsilon: tuple[str, float] | None = None

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
+from pytest_fp16.engine.gradients.whole_numbers import Miscount, WholeNumbers, miscounted
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
+from pytest_fp16.theory.rounding import Format
 
 #: Batches that such a program is shown.
 SHOWN = 32
@@ -54,13 +56,28 @@ def _whole(out: Any, args: tuple[Any, ...]) -> bool:
 def decides(candidate: Trainee, batch: Any) -> bool:
     """Whether the 16-bit program decides anything by its values, in the loss of one batch."""
     decisions = Decisions()
+    _witnessed(candidate, batch, decisions)
+    return decisions.seen
+
+
+def counted(
+    reference: Trainee, candidate: Trainee, batch: Any, form: Format
+) -> tuple[Miscount | None, Miscount | None]:
+    """(whole numbers made in 16 bits and wrong, whole numbers that a cast to 16 bits changes)."""
+    candidate.follow(reference)
+    exact, low = (WholeNumbers(trainee.model) for trainee in (reference, candidate))
+    _witnessed(reference, batch, exact)
+    _witnessed(candidate, batch, low)
+    return miscounted(exact, low, form), low.changed
+
+
+def _witnessed(trainee: Trainee, batch: Any, witness: Any) -> None:
     try:
-        _loss(candidate, batch, 0, decisions)
+        _loss(trainee, batch, 0, witness)
     except torch.OutOfMemoryError:
         raise
     except Exception:
         pass  # what is wrong with it has been seen elsewhere, or will be
-    return decisions.seen
 
 
 def failing(

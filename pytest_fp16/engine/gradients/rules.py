@@ -14,6 +14,7 @@ from pytest_fp16.engine.gradients.finding import Finding, leaf_of, module_of
 from pytest_fp16.engine.gradients.origin import Found
 from pytest_fp16.engine.gradients.points import Point, loss_is_off
 from pytest_fp16.engine.gradients.step_rules import epsilon, optimizer, ran_off, slow, weights
+from pytest_fp16.engine.gradients.whole_numbers import whole_numbers
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.decline import arrives
 from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
@@ -128,6 +129,9 @@ def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
         what += f", by {evidence.scaled:.0%} of its size in 32 bits too; {finding.evidence}"
         reason = f"the gradient is not proportional to the loss: {what}"
         return Finding(reason, "", "backward", "precision-loss", what, variant="while scaled")
+    changed = evidence.miscount or evidence.changed
+    if finding is not None and changed is not None and finding.mechanism == "precision-loss":
+        return changed.finding(finding.reason, evidence.format, f"; {finding.evidence}")
     if finding is None or origin is None:
         return finding
     detail = f"{origin.detail(evidence.format)}; {finding.evidence}"
@@ -216,6 +220,10 @@ def _guards(evidence: Evidence) -> Finding | None:
     return None
 
 
+def _whole_numbers(evidence: Evidence) -> Finding | None:
+    return whole_numbers(evidence.miscount, evidence.format)
+
+
 def _evaluation(evidence: Evidence) -> Finding | None:
     return metric_lost(evidence.evaluated)
 
@@ -237,5 +245,6 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     optimizer,
     weights,
     slow,
+    _whole_numbers,
     _evaluation,
 )

@@ -515,6 +515,24 @@ def test_a_sum_that_leaves_the_range_and_returns_is_a_note(digits):
     assert any("loss is infinite in 16 bits after 0" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("epochs", "verdict"), [(60, "equivalent"), (3, "not equivalent")])
+def test_a_sum_that_returns_late_is_followed_down(epochs, verdict):
+    """It falls by a hundredth a step, from four times what float16 holds."""
+    x = torch.ones(64, 1)
+    data = [(x, torch.full((64, 1), 65.0))] * 8
+    subject = Training(
+        model=lambda: nn.Linear(1, 1, bias=False),
+        optimizer=partial(torch.optim.SGD, lr=4e-5),
+        loss=partial(F.mse_loss, reduction="sum"),
+        train_data=data,
+        eval_data=data,
+        epochs=epochs,
+        task="regression",
+    )
+    found = gradient_check(subject, precision("16-true"), Settings(), CPU)
+    assert found.verdict == verdict, found.reason
+
+
 def test_a_loss_that_stays_beyond_the_range_is_none(digits_training):
     subject = digits_training(loss=lambda outputs, _: (outputs - 300).square().mean() / 1e5)
     found = gradient_check(subject, precision("16-true"), Settings(), CPU)
