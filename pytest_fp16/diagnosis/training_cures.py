@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from pytest_fp16.diagnosis.upcast import line_in_float32
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
+from pytest_fp16.engine.training.optimization import optimization
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS, Precision
@@ -93,22 +94,16 @@ def _unique(found: list[Proposal]) -> Iterator[Proposal]:
 
 
 def _epsilons(subject: Training, model: nn.Module) -> list[Proposal]:
-    make = subject.optimizer
-    if make is None:
-        return []
-
-    def with_epsilon(value: float) -> Any:
-        def optimizer(parameters: Any) -> Any:
-            made = make(parameters)
-            for group in made.param_groups:
+    def raised_to(value: float) -> Callable[[Any], None]:
+        def amend(optimizer: Any) -> None:
+            for group in optimizer.param_groups:
                 for name in epsilons_of(group):
                     group[name] = max(group[name], value)
-            return made
 
-        return optimizer
+        return amend
 
-    probe = make(list(model.parameters()))  # all of them: it may share them out by their number
-    known = {n: g[n] for g in probe.param_groups[::-1] for n in epsilons_of(g)}
+    groups = optimization(subject, model)[0].param_groups
+    known = {n: g[n] for g in groups[::-1] for n in epsilons_of(g)}
     if not known:
         return []
     name, least = min(known.items(), key=lambda item: item[1])
@@ -116,7 +111,7 @@ def _epsilons(subject: Training, model: nn.Module) -> list[Proposal]:
         Proposal(
             kind="optimizer epsilon",
             description=f"set the optimizer's {name} to {value:g} (it is {least:g})",
-            subject=replace(subject, optimizer=with_epsilon(value)),
+            amendment=Amendment(optimizer=raised_to(value)),
             points_to="<optimizer>",
             mechanism="eps-underflow",
         )

@@ -195,6 +195,11 @@ def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> li
     if runs.store is not None:
         warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
     warnings += _surprises(pairs, forecast)
+    if pairs.look is not None and -pairs.look.mean > pairs.look.budget:
+        warnings.append(
+            f"the 16-bit runs score higher by {-pairs.look.mean:.3g}, more than the budget: their "
+            "steps are others than those of 32 bits, which may be trained too briefly"
+        )
     if runs.place.emulated and pairs.precision.dtype_name != "float32":
         warnings += _skipped(pairs)
     metrics = [r.metric for r, _ in pairs.pairs]

@@ -55,10 +55,34 @@ def first(subject, kind, precision="16-true", culprit=None, scale=None):
 def test_an_epsilon_is_raised_where_it_is_smaller(digits_training):
     subject = digits_training(optimizer=adam)
     cure = first(subject, "optimizer epsilon", culprit=culprit_of("<optimizer>"))
-    made = cure.subject.optimizer(list(subject.model().parameters()))
+    made = adam(list(subject.model().parameters()))
+    cure.amendment.optimizer(made)
     assert [g["eps"] for g in made.param_groups] == [EPSILONS[0]]
     assert float(torch.tensor(EPSILONS[0]).half()) > 0
     assert "it is 1e-08" in cure.description
+
+
+class Own(nn.Module):
+    """Brings its own step and optimizer, as a Lightning module does."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(4, 2)
+
+    def training_step(self, batch, index):
+        return nn.functional.cross_entropy(self.line(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return adam(self.parameters())
+
+
+def test_the_epsilon_of_a_modules_own_optimizer_is_raised(digits_training):
+    subject = digits_training(model=Own, optimizer=None, loss=None)
+    cure = first(subject, "optimizer epsilon", culprit=culprit_of("<optimizer>"))
+    place = Place(CPU, "cuda", emulated=True)
+    state = initial_state(subject, 0)
+    trainee = Trainee(subject, PRECISIONS["16-true"], 0, state, place, cure.amendment)
+    assert trainee.optimizer.param_groups[0]["eps"] == EPSILONS[0]
 
 
 def test_sgd_has_no_epsilon(digits_training):

@@ -185,6 +185,12 @@ def test_the_gradient_check_is_the_forecast_and_a_false_alarm_a_warning(runs):
     assert not report(runs(), settled(pair()), silent).warnings
 
 
+@pytest.mark.parametrize(("mean", "told"), [(-0.02, False), (-0.05, True), (0.05, False)])
+def test_a_gain_beyond_the_budget_is_no_merit_of_16_bits(runs, mean, told):
+    said = report(runs(), settled(pair(), mean=mean)).warnings
+    assert any("score higher by 0.05, more than the budget" in w for w in said) is told
+
+
 def test_a_failure_that_was_not_foreseen_is_explained(runs):
     silent = GradientFindings(
         "equivalent", "nothing found", figures={"points": [{"step": 12}], "total_steps": 300}

@@ -40,8 +40,10 @@ class Amendment:
 
     Attributes:
         model: applied to the float32 model, before its cast and before the optimizer is made.
+        optimizer: applied to the optimizer once it is made.
         loss_scale: a constant factor on the loss, taken out of the gradients again.
     """
 
     model: Callable[[nn.Module], Any] | None = None
+    optimizer: Callable[[Any], None] | None = None
     loss_scale: float | None = None

@@ -107,6 +107,8 @@ class Trainee:
         self.model = model if self.cast is None else cast_module(model, self.cast)
         self.own_step = subject.training_step is None and is_lightning(self.model)
         self.optimizer, self.scheduler, self.scheduler_step = optimization(subject, self.model)
+        if self.amendment.optimizer is not None:
+            self.amendment.optimizer(self.optimizer)
         scaled = precision.mixed and precision.dtype_name == "float16"
         self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None
         self.closure = needs_closure(self.optimizer)
