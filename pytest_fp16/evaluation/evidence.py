@@ -26,6 +26,7 @@ from pytest_fp16.theory.margin import (
     classification_tolerance,
     flips_and_ties,
     floating_point_error,
+    lost_values,
 )
 from pytest_fp16.theory.standardised import GRANTED_SPREAD, ErrorTotals
 
@@ -41,21 +42,6 @@ NEAREST = 8
 KEPT = 8
 
 
-def lost_values(reference: Tensor, values: Tensor) -> Tensor:
-    """How many values of each input are NaN or infinite where the reference's are finite, [N].
-
-    A model that sets classes it rejects to -inf may reject another one, but no more of them.
-    """
-    own, values = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (reference, values))
-    finite = own.isfinite()
-    lost = (values.isnan() & finite).sum(1)
-    for infinite in (math.inf, -math.inf):
-        here = values == infinite
-        more = here.sum(1) - (own == infinite).sum(1)
-        lost += torch.minimum(more.clamp(min=0), (here & finite).sum(1))
-    return lost
-
-
 @dataclass
 class Prediction:
     """What theory says of all batches.
@@ -63,6 +49,7 @@ class Prediction:
     Attributes:
         flips: distribution of the number of flips; its σ includes the granted model error.
         not_finite: outputs that leave the range although the reference's do not.
+        kept_finite: probability that no run rounded at random loses an output.
         nearest: the inputs with the smallest margin over σ, (that ratio, position in the data).
     """
 
@@ -76,6 +63,7 @@ class Prediction:
     overflows: int = 0
     undecided: int = 0
     not_finite: int = 0
+    kept_finite: float = 1.0
     sigmas: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     nearest: list[tuple[float, int]] = field(default_factory=list)
@@ -85,6 +73,8 @@ class Prediction:
         self.overflows += int(theory.overflowed.sum())
         self.undecided += int(theory.undecided.sum())
         self.not_finite += int(lost_values(batch.logits, theory.logits).sum())
+        if theory.noisy_lost is not None:
+            self.kept_finite *= 1 - float(theory.noisy_lost.float().mean())
         chance = torch.zeros_like(theory.margin, dtype=torch.float64)
         if batch.n and self.metric.task.decides:
             valid = batch.valid

@@ -19,6 +19,8 @@ from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
 #: A candidate whose errors exceed an ideal emulation's by this factor has more than correlation.
 BEYOND_IDEAL = 1.25
+#: Probability that every output stays finite, below which a lost one is to be expected.
+LIKELY_LOST = 0.5
 #: Outputs that moved by more than this, relative to their spread, survived by luck.
 LUCK = 0.1
 #: Beyond this share of exact ties the order of the classes decides.
@@ -152,6 +154,10 @@ def forecast(lane: Lane, metric: Metric) -> Forecast | None:
     elif prediction.not_finite:
         verdict = "not equivalent"
         reason = f"{prediction.not_finite} outputs leave the range of {lane.precision.dtype_name}"
+    elif prediction.kept_finite < LIKELY_LOST:
+        verdict = "not equivalent"
+        chance = 1 - prediction.kept_finite
+        reason = f"rounding makes outputs NaN or infinite, with a probability of {chance:.0%}"
     elif isinstance(prediction.metric.tally, Scores) and not prediction.metric.tally.count:
         verdict = "inconclusive"
         reason = f"theory does not say what {metric.name} becomes for this task"

@@ -5,6 +5,8 @@ Shapes: N inputs, P positions with one decision each (1 for plain classification
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -81,3 +83,20 @@ def flips_and_ties(
     tied = holds & ((candidate == best.unsqueeze(-1)).sum(-1) > 1)
     lost = tied & best.isinf()
     return ~holds | lost, tied & ~lost
+
+
+def lost_values(reference: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """How many values of each input are NaN or infinite where the reference's are finite, [N].
+
+    A model that sets classes it rejects to -inf may reject another one, but no more of them.
+    """
+    own, values = (t.reshape(len(t), math.prod(t.shape[1:])) for t in (reference, values))
+    if bool(values.isfinite().all()):
+        return torch.zeros(len(values), dtype=torch.long, device=values.device)
+    finite = own.isfinite()
+    lost = (values.isnan() & finite).sum(1)
+    for infinite in (math.inf, -math.inf):
+        here = values == infinite
+        more = here.sum(1) - (own == infinite).sum(1)
+        lost += torch.minimum(more.clamp(min=0), (here & finite).sum(1))
+    return lost

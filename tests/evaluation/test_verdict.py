@@ -4,7 +4,9 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.evaluation.verdict import luck, mass_ties, median
 from pytest_fp16.precision import precision
 
@@ -44,3 +46,24 @@ def test_many_ties_are_told(ties, told):
 
 def test_no_decision_no_tie():
     assert mass_ties(a_lane()) is None
+
+
+class Logits(torch.nn.Module):
+    """log(p / (1 − p)) of several tags, which is infinite where p rounds to one."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        p = torch.sigmoid(x * self.scale)
+        return torch.log(p / (1 - p))
+
+
+@pytest.mark.parametrize(("scale", "said"), [(9.0, "not equivalent"), (4.0, "equivalent")])
+def test_outputs_that_only_rounding_loses_are_forecast(scale, said):
+    x = torch.linspace(-1, 1, 600).reshape(100, 6)
+    subject = Evaluation(Logits(scale), [(x, (x > 0).float())], task="multilabel")
+    report = check(subject, precision="16-true")
+    assert report.forecast.verdict == report.verdict == said, str(report)
+    assert ("NaN or infinite" in report.forecast.reason) == (said == "not equivalent")

@@ -11,6 +11,7 @@ from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
 from pytest_fp16.engine.prediction.theory_batch import PROBABLE_SIGMAS, TheoryBatch
 from pytest_fp16.engine.prediction.tracer import Tracer
+from pytest_fp16.theory.margin import lost_values
 
 #: How many runs.
 NOISE_RUNS = 8
@@ -26,10 +27,11 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
         trace, plain = tracer.trace(inputs, n, seed, adjoint=False, detailed=detailed)
     plain = plain.detach()
     margin = task.margins(plain, reference)
-    squares, classes = torch.zeros_like(margin), []
+    squares, classes, lost = torch.zeros_like(margin), [], []
     moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
     for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
         run = tracer.trace(inputs, n, seed, noise=generator)[1].detach()
+        lost.append(lost_values(reference, run).any())
         squares += (task.margins(run, reference) - margin).square_()
         if task.decides:
             classes.append(run.argmax(-1).masked_fill_(run.sum(-1).isnan(), -1))
@@ -50,6 +52,7 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
         overflowed=trace.recorder.overflowed,
         undecided=undecided[:n] if len(undecided) == n else undecided.new_zeros(n),
         noisy_classes=torch.stack(classes) if classes else None,
+        noisy_lost=torch.stack(lost),
         **({} if task.decides else _values(plain, moved / NOISE_RUNS, moved_squares / NOISE_RUNS)),
     )
 

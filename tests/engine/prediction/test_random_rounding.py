@@ -54,8 +54,11 @@ def test_the_classes_of_each_run_are_kept_and_nan_has_none(theory_of, x):
     classes = noise_batch(theory, x, N, reference, 0).noisy_classes
     assert classes.shape == (NOISE_RUNS, N, 1)
     assert (classes == reference.argmax(-1)).float().mean() > 0.95
+    assert not noise_batch(theory, x, N, reference, 0).noisy_lost.any()
     theory, _ = theory_of(Poisoned().eval(), x)
-    classes = noise_batch(theory, x, N, reference, 0).noisy_classes
+    found = noise_batch(theory, x, N, reference, 0)
+    classes = found.noisy_classes
+    assert bool(found.noisy_lost.all())
     lost = x[:, 0] > 1.6
     assert bool((classes[:, lost] == -1).all())
     assert bool((classes[:, x[:, 0] < 1.4] >= 0).all())
