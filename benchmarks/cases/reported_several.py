@@ -33,6 +33,7 @@ class Surprise(nn.Module):
     """The log of a share, with 1e-12 for those that are nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x) + 1e-30
         return torch.log(x / x.sum(-1, keepdim=True) + 1e-12) / 20
 
 
@@ -47,10 +48,10 @@ class InARow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = self.length(x.flatten(1, 2) * 700)
         columns = self.whitened(rows.mT)
-        return self.body(self.surprise(F.relu(columns) + 1e-30).flatten(1))
+        return self.body(self.surprise(columns).flatten(1))
 
 
-@planted("overflow", "length", "mul sum", fails=("16-true",), moot=("16-mixed",), family="several")
+@planted("eps-underflow", "whitened", "add", fails=("16-true",), family="several")
 def three_faults_in_a_row() -> Built:
     """detectron2, timm: an overflow hides an epsilon, which hides another."""
     train, test = data.digits()

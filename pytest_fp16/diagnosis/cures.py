@@ -91,6 +91,7 @@ def find_cure(
             cure = Cure(
                 kind=kind,
                 modules=list(remedy.keep),
+                precision=remedy.precision if remedy.precision != clinic.precision else None,
                 verified=True,
                 description=_described(clinic, remedy, culprit, hint[1]),
                 verdict=report.verdict,
@@ -185,10 +186,12 @@ def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> s
             f"{_in_float32(culprit)} at {remedy.line}, and cast back only where a layer takes the "
             "result"
         )
+    several = len(remedy.keep) > 1 and culprit.module in remedy.keep
+    instead = f"{culprit.module} alone is not enough; there, {hint}" if several else f"or {hint}"
     if remedy.precision == clinic.precision:
-        return f"keep {names} in float32 (or {hint})"
+        return f"keep {names} in float32 ({instead})"
     kept = f" with {names} kept in float32" if names else ""
-    return f"run in {remedy.precision}{kept} (or {hint})"
+    return f"run in {remedy.precision}{kept} ({instead})"
 
 
 def _in_float32(culprit: Culprit) -> str:

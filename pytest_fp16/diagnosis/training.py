@@ -72,6 +72,7 @@ def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
     return Cure(
         kind=proposal.kind,
         modules=proposal.modules,
+        precision=proposal.precision.name if proposal.precision is not None else None,
         verified=True,
         description=proposal.description,
         verdict="equivalent",

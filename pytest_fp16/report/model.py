@@ -199,12 +199,14 @@ CureKind = Literal[
 class Cure(Part):
     """What to do about it; `verified` says that it was applied and the check passed.
 
+    `precision` is the one to run in, where the cure is another one than failed (None: the same).
     A training's is tried with one `seed`, that of the worst pair: `reference` is the 32-bit metric
     of that seed, and `budget` what it may lose.
     """
 
     kind: CureKind
     modules: list[str] = []
+    precision: str | None = None
     verified: bool
     description: str
     verdict: Verdict | None = None

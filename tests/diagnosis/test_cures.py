@@ -43,6 +43,8 @@ def test_all_modules_of_the_kind_where_one_is_not_enough(make_net, digits):
     report = evaluated(model, digits)
     assert report.culprit.module == "core.part.norm0"
     assert report.cure.verified
+    assert report.cure.precision is None
+    assert "core.part.norm0 alone is not enough; there, " in report.cure.description
     assert set(report.cure.modules) == {f"core.part.norm{i}" for i in range(3)}
 
 
@@ -144,6 +146,7 @@ def test_float16_where_bfloat16_has_too_few_digits_for_the_whole_model():
     )
     assert report.verdict == "not equivalent"
     assert (report.cure.kind, report.cure.verified) == ("float16", True)
+    assert report.cure.precision == "16-mixed"
     assert "16-mixed" in report.cure.description
 
 
