@@ -53,7 +53,7 @@ MODULES = (
     *("heldout", "reported", "reported_losses", "reported_models", "reported_more"),
     *("reported_optimizers", "reported_others", "reported_sound", "reported_steps"),
     *("reported_pictures", "reported_densities", "reported_agents", "reported_habits"),
-    *("reported_objectives", "reported_worlds", "reported_updates"),
+    *("reported_objectives", "reported_worlds", "reported_updates", "reported_rest"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Which line of the user's code an operation of a backward pass belongs to.
+"""Which line and module of the user's an operation of a backward pass belongs to.
 
 Autograd numbers its nodes as the forward pass makes them, and says while it runs backwards which of
 them it is at. So the line that made a node is known by its number.
@@ -20,20 +20,36 @@ _CURRENT: Any = getattr(torch._C, "_current_autograd_node", None)
 
 
 class ForwardLines:
-    """The lines of the forward operations, by the nodes they made."""
+    """The lines of the forward operations, and their modules, by the nodes they made."""
 
     def __init__(self) -> None:
         self._lines: dict[int, Line] = {}
+        self._places: dict[int, str] = {}
 
-    def note(self) -> None:
-        """An operation is about to run. One without a node finds its predecessor's taken."""
-        line = user_line() if _NEXT is not None else None
+    def note(self, place: str) -> None:
+        """An operation is about to run. One without a node finds its predecessor's taken.
+
+        Args:
+            place: the module that runs it.
+        """
+        if _NEXT is None:
+            return
+        node = _NEXT() - 1
+        self._places.setdefault(node, place)
+        line = user_line()
         if line is not None:
-            self._lines.setdefault(_NEXT() - 1, line)
+            self._lines.setdefault(node, line)
 
     def clear(self) -> None:
         """Forget them: a step is over."""
         self._lines.clear()
+        self._places.clear()
+
+    @property
+    def place(self) -> str | None:
+        """The module whose forward pass made the node that is running; None where none is."""
+        node = _CURRENT() if _CURRENT is not None else None
+        return self._places.get(node._sequence_nr()) if node is not None else None
 
     def here(self) -> tuple[str | None, str | None]:
         """(line, forward operation) of what runs now; no operation where it runs forwards."""

@@ -162,6 +162,9 @@ class Origin(TorchDispatchMode):
         if self.location.stack:
             return self.location()
         # A loss may have a backward pass of its own (a gradient penalty): each pass begins in it.
+        known = self._lines.place
+        if known is not None:
+            return known
         return self._backward_of.get(torch._C._current_graph_task_id(), "<loss>")
 
     @property
@@ -186,7 +189,7 @@ class Origin(TorchDispatchMode):
         watching = self.found is None
         held, named = args, kwargs
         if watching:
-            self._lines.note()
+            self._lines.note(self.place)
             held, named = copies(args, kwargs)
         out = func(*args, **kwargs)
         if watching:

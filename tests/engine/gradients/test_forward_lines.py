@@ -13,10 +13,12 @@ class Watch(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.lines, self.seen, self.running = ForwardLines(), {}, ""
+        self.places = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.running = func.__name__.partition(".")[0]
-        self.lines.note()
+        self.lines.note(f"in {self.running}")
+        self.places[self.running] = self.lines.place
         line, of = self.lines.here()
         self.seen[self.running, of] = line
         return func(*args, **(kwargs or {}))
@@ -61,3 +63,12 @@ def test_where_torch_does_not_number_its_nodes_the_calling_line_stands(monkeypat
     monkeypatch.setattr(forward_lines, "_CURRENT", None)
     found = watched(monkeypatch, lambda x: x.exp().sin().sum())
     assert found["cos", None] == "cos:1"  # of the operation itself, and no forward one
+
+
+def test_each_is_in_the_module_of_its_forward():
+    watch = Watch()
+    x = torch.ones(3, requires_grad=True)
+    with watch:
+        x.exp().sin().sum().backward()
+    assert watch.places["exp"] is None  # it runs forwards
+    assert (watch.places["cos"], watch.places["expand"]) == ("in sin", "in sum")

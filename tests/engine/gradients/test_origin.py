@@ -180,3 +180,24 @@ def test_a_quotient_by_a_constant_that_is_infinite_is_remembered():
     assert (origin.emptied.operation, origin.emptied.mechanism) == ("div", "overflow")
     said = origin.emptied.detail(FORMATS[torch.float16])
     assert said == "a divisor that is infinite in float16 leaves nothing"
+
+
+class Between(nn.Module):
+    """Takes a root between its two layers, in its own forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last((h * h).sqrt())
+
+
+def test_what_a_model_computes_between_its_layers_is_its_own_on_the_way_back():
+    """The last module entered backwards is the layer behind it, whose backward pass is over."""
+    model = Between().half()
+    origin = Origin(model)
+    with Emulation("cuda"), origin:
+        model(half(0.0, 0.0)[None]).sum().backward()
+    assert (origin.found.module, origin.found.backward_of) == ("", "sqrt")
