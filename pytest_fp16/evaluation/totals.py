@@ -77,10 +77,10 @@ class MetricTotals:
                 self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n))
 
     def _add_flips(self, tally: Agreement, batch: Batch, flips: Iterable[Flips]) -> None:
-        tally.add(margin(batch.logits, *top_two(batch.logits)), batch.valid)
+        tally.add(margin(batch.logits, *top_two(batch.logits)), batch.top, batch.valid)
         for leads, weights in flips:
             counts = batch.valid & (weights > 0)
-            tally.add_flips(leads[counts], weights[counts])
+            tally.add_flips(leads[counts], batch.top[counts], weights[counts])
 
     @property
     def value(self) -> float:
