@@ -58,6 +58,8 @@ def one_step(
     text = f"the canary made a training step natively on {device}"
     if emulated is None or native is None or emulated.gradient is None or native.gradient is None:
         return CanaryFindings(text, None, emulation_error)
+    if not bool(native.gradient.isfinite().any() | emulated.gradient.isfinite().any()):
+        return CanaryFindings(f"{text}; its gradient is lost, and emulation's is, too")
     difference = _difference(native.gradient, emulated.gradient)
     text += f"; emulation's gradient differs by {difference:.1e} of its size"
     said, difference = _steps(native.length, emulated.length, difference)

@@ -171,3 +171,17 @@ def test_what_is_said_of_two_steps(native, emulated, said, difference):
     text, found = training_canary._steps(native, emulated, 0.1)
     assert (said in text, bool(text)) == (True, bool(said))
     assert found == difference
+
+
+def test_gradients_that_are_lost_in_both_runs_are_no_difference(digits_training):
+    def loss(outputs, targets):
+        nothing = outputs * 0
+        return nn.functional.cross_entropy(outputs, targets) + (nothing / (nothing + 1e-8)).sum()
+
+    subject = digits_training(
+        model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), loss=loss
+    )
+    found = canary(subject, "16-true")
+    assert found.difference is None
+    assert found.text.endswith("its gradient is lost, and emulation's is, too")
+    assert canary(subject, "bf16-true").difference is not None
