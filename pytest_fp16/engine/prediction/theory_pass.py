@@ -131,7 +131,8 @@ class TheoryPass(Tracer):
         together = self._sigma(trace, canonical, reference[:kept])
         self.totals.clear()
         differs = (alone - together[:few]).abs() > _AGREEMENT * alone
-        if trace.recorder.owners.shared or bool(differs.any()) or differ(values, canonical[:few]):
+        moved = differ(values, canonical[:few], alone)
+        if trace.recorder.owners.shared or bool(differs.any()) or moved:
             raise NotDifferentiableError("the error of an input depends on its batch")
 
     def _sigma(self, trace: Trace, canonical: Tensor, reference: Tensor) -> Tensor:

@@ -44,8 +44,16 @@ def test_on_the_host_nothing_changes_but_the_place():
 
 
 def test_logits_differ_by_more_than_the_order_of_a_sum():
-    alone = torch.tensor([[100.0, -torch.inf], [0.0, torch.nan]])
-    assert not differ(alone, alone + 0.01)
-    assert differ(alone, alone + 0.2)
+    alone = torch.tensor([[[100.0, -torch.inf]], [[0.0, torch.nan]]])
+    sure = torch.tensor([[0.0], [torch.nan]])
+    assert not differ(alone, alone + 0.01, sure)
+    assert differ(alone, alone + 0.2, sure)
     # what is not finite in one of them says nothing
-    assert not differ(alone, torch.tensor([[torch.inf, -torch.inf], [0.0, 3.0]]))
+    assert not differ(alone, torch.tensor([[[torch.inf, -torch.inf]], [[0.0, 3.0]]]), sure)
+
+
+def test_logits_differ_by_more_than_they_are_uncertain_by():
+    alone = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+    moved = alone + torch.tensor([[[0.1]], [[0.02]]])
+    assert not differ(alone, moved, torch.tensor([[0.5], [0.1]]))
+    assert differ(alone, moved, torch.tensor([[0.5], [0.05]]))
