@@ -17,6 +17,10 @@ from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.theory.margin import margin, pick, top_two
 
 
+#: Inputs among which one can be nearer than another.
+_NEIGHBOURS = 3
+
+
 @dataclass(frozen=True)
 class Task:
     """How to read a model's outputs and the labels that go with them.
@@ -55,6 +59,8 @@ class Task:
         if self.kind == "regression":
             return output.reshape(n, 1, -1)
         if self.kind == "embedding":
+            if n == 1:  # the last of a data set: nobody else is near, so nothing is decided
+                return output.new_tensor([[[0.0, -torch.inf]]])
             unit = torch.nn.functional.normalize(output.reshape(n, -1), dim=-1)
             own = torch.eye(n, dtype=torch.bool, device=output.device)
             return (unit @ unit.T).masked_fill(own, -torch.inf).unsqueeze(1)
@@ -148,6 +154,11 @@ def infer_task(kind: str, output: Tensor, labels: Any, n: int, ignore_index: int
     labels = None if labels is None else torch.as_tensor(labels)
     if kind == "auto":
         kind = _guess(output, labels)
+    if kind == "embedding" and n < _NEIGHBOURS:
+        raise DataError(
+            f"an embedding is judged by which other input of its batch is nearest, and the first "
+            f"batch holds {n}; make the batches larger, or set task='regression' to compare values"
+        )
     if kind in ("regression", "embedding"):
         return Task(kind, many=kind == "embedding")
     if kind == "multilabel":

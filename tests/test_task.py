@@ -111,6 +111,14 @@ def test_an_embedding_decides_its_nearest_neighbour():
     assert Task("embedding").batchwise
 
 
+def test_a_last_embedding_alone_decides_nothing_and_a_first_is_refused():
+    alone = Task("embedding").canonical(torch.randn(1, 8))
+    assert alone.tolist() == [[[0.0, -torch.inf]]]
+    with pytest.raises(DataError, match="the first batch holds 1; make the batches larger"):
+        infer(torch.randn(1, 8), None, "embedding")
+    assert infer(torch.randn(3, 8), None, "embedding").kind == "embedding"
+
+
 def test_a_tie_with_the_references_class_counts_as_its_own_and_nan_as_wrong():
     task = Task("classification")
     logits = torch.tensor([[[1.0, 1.0]], [[1.0, 2.0]], [[float("nan"), 2.0]]])
