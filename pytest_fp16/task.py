@@ -16,7 +16,6 @@ from torch import Tensor
 from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.theory.margin import margin, pick, top_two
 
-
 #: Inputs among which one can be nearer than another.
 _NEIGHBOURS = 3
 

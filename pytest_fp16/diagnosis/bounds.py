@@ -140,12 +140,15 @@ def vanished(born: Operation, finding: Finding, fmt: Format, few: bool = False) 
 
 
 def _fell(born: Operation, measure: Measure, fmt: Format) -> Why:
+    stored = measure.fixed and not measure.made
+    whose = "values of a weight or buffer" if stored else "values"
     return Why(
         "underflow",
         born,
-        f"{measure.zeroed / measure.count:.1%} of the values fall to zero and "
+        f"{measure.zeroed / measure.count:.1%} of the {whose} fall to zero and "
         f"{measure.small / measure.count:.1%} lie below the smallest normal number of "
         f"{fmt.name}, {fmt.smallest_normal:.2g}; their root mean square is {measure.value:.2g}",
+        "stored values" if stored else None,
     )
 
 

@@ -218,6 +218,7 @@ _ADVICE: dict[str, tuple[CureKind, str]] = {
 #: By variant, where the advice is another one.
 _OTHERWISE = {
     "mixed dtypes": "bring the tensors that meet there to one dtype",
+    "stored values": "scale what is stored, and take the scale back behind",
     "whole numbers": "keep the whole numbers as integers, or in float32",
     "refused by the program": "let the program take 16-bit tensors",
 }

@@ -29,6 +29,8 @@ _WHY_VARIANT: dict[Variant, str] = {
     "while scaled": "what clamps or reads gradients must do so after scaler.unscale_(optimizer); "
     "or train in bf16-mixed, without a scaler",
     "whole numbers": "large whole numbers become one in {format}",
+    "stored values": "a weight or a buffer is too small for {format} and falls to zero as the "
+    "model is cast",
 }
 
 _PLACES = {"": "the model itself", "<optimizer>": "the optimizer", "<loss>": "the loss"}

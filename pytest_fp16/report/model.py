@@ -68,6 +68,7 @@ Variant = Literal[
     "no gradient left",
     "while scaled",
     "whole numbers",
+    "stored values",
 ]
 
 

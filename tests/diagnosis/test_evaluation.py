@@ -258,3 +258,17 @@ def test_cures_are_held_against_theory_where_that_can_fail_them(
     assert report.culprit.mechanism == "overflow"
     assert report.cure.verified
     assert len(ran) == predictions
+
+
+def test_a_stored_value_that_vanishes_is_told_from_a_computed_one():
+    """The variance of a batch norm, which nothing before it can be multiplied by."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16, eps=1e-12), nn.Linear(16, 5)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-4), model[0].bias.zero_()
+        model[1].running_var.fill_(3e-9)
+    report = check(Evaluation(model=model, data=[torch.randn(300, 64)], labelled=False))
+    assert (report.culprit.module, report.culprit.mechanism) == ("1", "underflow")
+    assert report.culprit.variant == "stored values"
+    assert "a weight or a buffer is too small for float16" in str(report)
+    assert "scale what is stored" in report.cure.description
