@@ -34,7 +34,7 @@ def smoke(subject: Evaluation | Training) -> None:
 
 def _one_batch(subject: Evaluation) -> None:
     model = make_model(subject.model).eval()
-    inputs, _ = split_batch(_first(subject.data, "data"), subject.labelled)
+    inputs, _ = split_batch(_first(subject.data, "data"), subject.holds_labels)
     with torch.no_grad():
         main_output(call_as_is(model, copied(to_device(inputs, _device(model))), subject.forward))
 

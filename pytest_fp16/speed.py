@@ -184,7 +184,7 @@ def pass_of(
     Raises:
         DataError: there is no batch.
     """
-    inputs, _ = split_batch(_first(subject.data), subject.labelled)
+    inputs, _ = split_batch(_first(subject.data), subject.holds_labels)
     inputs = copied(to_device(inputs, device))
     if precision != REFERENCE and not precision.mixed:
         inputs = cast_floating(inputs, precision.dtype)

@@ -30,7 +30,8 @@ class Evaluation:
             ``"multilabel"``, ``"regression"``, ``"embedding"``.
         metric: None for the task's own (accuracy, R², …), or a function of (outputs, labels) that
             returns one score per input, shape [N], higher is better; the metric is their mean.
-            Outputs are in the memory of the CPU, wherever the model runs.
+            Outputs are in the memory of the CPU, wherever the model runs; labels are whatever the
+            batch holds (transcripts, lists of boxes).
         forward: None to call ``model(*inputs)`` or ``model(**inputs)``; or a function of
             (model, inputs) that returns the outputs.
         ignore_index: a label that is not a decision (padding).
@@ -48,6 +49,11 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _checked(self)
+
+    @property
+    def holds_labels(self) -> bool | None:
+        """`labelled`; where a metric of the user's own reads them, a batch's second part is."""
+        return True if self.labelled is None and self.metric is not None else self.labelled
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.subject import Evaluation, Training
 from pytest_fp16.theory.margin import margin, pick, top_two
 
 #: Inputs among which one can be nearer than another.
@@ -134,6 +135,22 @@ def direction(size: int, device: torch.device) -> Tensor:
         signs = torch.randint(0, 2, (size,), generator=generator).float().mul_(2).sub_(1)
         _DIRECTIONS[key] = (signs / size**0.5).to(device)
     return _DIRECTIONS[key]
+
+
+def task_of(subject: Evaluation | Training, output: Tensor, labels: Any, n: int) -> Task:
+    """The task of a subject, told from the reference's output and labels of the first batch.
+
+    Labels that only the subject's own metric can read (transcripts, boxes) tell nothing of it.
+
+    Raises:
+        DataError, ModelError: see `infer_task`.
+    """
+    if subject.metric is not None:
+        try:
+            return infer_task(subject.task, output, labels, n, subject.ignore_index)
+        except (DataError, TypeError, ValueError, RuntimeError):  # torch's, of what is no tensor
+            labels = None
+    return infer_task(subject.task, output, labels, n, subject.ignore_index)
 
 
 def infer_task(kind: str, output: Tensor, labels: Any, n: int, ignore_index: int) -> Task:

@@ -36,8 +36,8 @@ def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
             return inputs, labels
     if labelled:
         raise DataError(
-            "labelled=True, but a batch is not (inputs, labels) nor a dict with 'labels'; "
-            f"it is {type(batch).__name__}"
+            "labelled=True, or a metric= that needs labels, but a batch is not (inputs, labels) "
+            f"nor a dict with 'labels'; it is {type(batch).__name__}"
         )
     if isinstance(batch, (list, tuple)) and len(batch) == 1:
         return batch[0], None

@@ -32,7 +32,7 @@ from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import check_labels, infer_task, require_like, require_shape
+from pytest_fp16.task import check_labels, require_like, require_shape, task_of
 
 _SEED = 1729
 
@@ -119,7 +119,7 @@ class EvaluationRun:
 
     def _batches(self) -> Iterator[Batch]:
         for number, raw in enumerate(self.subject.data):
-            inputs, labels = split_batch(raw, self.subject.labelled)
+            inputs, labels = split_batch(raw, self.subject.holds_labels)
             self.taken = isinstance(raw, Mapping) and labels is not None
             if isinstance(labels, Tensor):
                 labels = labels.cpu()
@@ -133,6 +133,8 @@ class EvaluationRun:
                 for lane in self.lanes:
                     lane.follow(self.reference.model)
             output = self._reference_output(inputs, _SEED + number)
+            if self.subject.metric is not None and output.dim():
+                n = output.shape[0]  # its labels may come in any number: all boxes in one table
             others = self.reference.not_finite
             if not self.lanes:
                 self._begin(inputs, output, labels, n, _SEED + number)
@@ -169,7 +171,7 @@ class EvaluationRun:
         subject, self.shape = self.subject, output.shape
         if subject.metric is not None and labels is None:
             raise DataError("metric= needs labels; yield batches (inputs, labels)")
-        self.task = infer_task(subject.task, output, labels, n, subject.ignore_index)
+        self.task = task_of(subject, output, labels, n)
         if bool(output.isnan().any()):
             raise ModelError(
                 f"the reference itself returns NaN in float32 ({int(output.isnan().sum())} of "
@@ -241,18 +243,28 @@ class EvaluationRun:
 
     def _batch(self, inputs: Any, output: Tensor, labels: Any, n: int, seed: int) -> Batch:
         logits = self.task.canonical(output)
-        canonical = self.task.canonical_labels(labels, n) if self.labelled else None
+        canonical = self._canonical(labels, n, output, logits) if self.labelled else None
         valid = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
         if canonical is not None and self.task.decides:
-            require_shape(canonical, valid.shape, labels, output)
-            check_labels(self.task, canonical, logits.shape[-1])
             valid = canonical != self.task.ignore_index
-        elif canonical is not None and self.subject.metric is None:
-            require_shape(canonical, logits.flatten(1).shape, labels, output)
         if self.task.decides:
             valid &= ~logits.isnan().any(-1)
         parts = (logits, canonical, valid)
         return Batch(inputs, labels, n, self.inputs, output, *parts, seed)
+
+    def _canonical(self, labels: Any, n: int, output: Tensor, logits: Tensor) -> Tensor | None:
+        """The labels as the task reads them; None where only a metric of the user's own can."""
+        try:
+            read = self.task.canonical_labels(labels, n)
+            assert read is not None, "unreachable: labelled"
+            wanted = logits.shape[:2] if self.task.decides else logits.flatten(1).shape
+            require_shape(read, wanted, labels, output)
+            check_labels(self.task, read, logits.shape[-1])
+        except (DataError, TypeError, ValueError, RuntimeError):
+            if self.subject.metric is None:
+                raise
+            return None
+        return read
 
 
 def _length(data: Any) -> int | None:

@@ -631,3 +631,45 @@ def test_whole_numbers_that_become_one_are_told_as_that():
     assert report.culprit.mechanism == "absorption"
     assert "why:   absorption: large whole numbers become one in float16" in str(report)
     assert "keep the whole numbers as integers, or in float32 at" in str(report)
+
+
+def _right(outputs, labels):
+    return torch.tensor(
+        [float(int(o.argmax()) == int(y[-1])) for o, y in zip(outputs, labels, strict=True)]
+    )
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: [[0] * int(v) + [int(v)] for v in y],  # of other lengths than the outputs
+        lambda y: [str(int(v)) for v in y],
+        lambda y: torch.stack([torch.full_like(y, -1), y], 1),  # padded as no class is
+        lambda y: torch.stack([torch.arange(len(y)), y], 1),
+    ],
+)
+def test_labels_may_be_what_only_the_users_metric_reads(form):
+    x, y = batch()
+    report = check(Evaluation(model=First(), data=[(x, form(y))], metric=_right))
+    assert report.equivalent
+    assert (report.metric.reference, report.metric.labelled) == (1, True)
+    assert report.forecast.verdict == "equivalent"
+
+
+def test_labels_for_a_metric_may_come_in_any_number():
+    x, y = batch()
+    table = torch.stack([torch.arange(len(y)), y], 1).repeat(3, 1)  # row, class: as boxes come
+
+    def found(outputs, rows):
+        first = rows[: len(outputs)]
+        return (outputs.argmax(-1)[first[:, 0]] == first[:, 1]).float()
+
+    report = check(Evaluation(model=First(), data=[(x, table)], metric=found))
+    assert report.equivalent
+    assert report.inputs == len(x)
+
+
+def test_a_metric_says_what_labels_it_needs():
+    x, _ = batch()
+    with pytest.raises(DataError, match="metric= that needs labels"):
+        check(Evaluation(model=First(), data=[x], metric=_right))

@@ -18,7 +18,7 @@ from pytest_fp16.errors import DataError
 from pytest_fp16.metric import Accuracy, RSquared, Scores, metric_name, right, user_scores
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
-from pytest_fp16.task import Task, check_labels, infer_task
+from pytest_fp16.task import Task, check_labels, task_of
 from pytest_fp16.theory.budget import clamp
 
 #: Numbers of a run's predictions that are kept for δ and Γ; a pair needs them side by side.
@@ -115,8 +115,10 @@ def _add(
     inputs = to_device(inputs, place.device)
     with autocast(precision, place.device, place.target):
         output = main_output(call(model, inputs, precision, subject.forward)).float().cpu()
+    if subject.metric is not None and output.dim():
+        n = output.shape[0]  # its labels may come in any number: all boxes in one table
     if task is None:
-        task = infer_task(subject.task, output, labels, n, subject.ignore_index)
+        task = task_of(subject, output, labels, n)
         if task.kind == "embedding" and subject.metric is None:
             raise DataError(
                 "task='embedding' has no metric of its own in a training; pass metric=, a function "

@@ -138,3 +138,17 @@ def test_what_cannot_be_scored_says_why(digits_training):
         score(digits_training(eval_data=[]), nn.Identity(), REFERENCE, PLACE, None)
     with pytest.raises(DataError, match="no metric of its own in a training"):
         of(digits_training, logits(), torch.zeros(60).long(), task="embedding")
+
+
+def test_labels_that_only_the_users_metric_reads(digits_training):
+    x = logits()
+
+    def spelled(outputs, words):
+        return torch.tensor(
+            [float(len(w) == int(o.argmax())) for o, w in zip(outputs, words, strict=True)]
+        )
+
+    data = [(x, ["x" * int(c) for c in x.argmax(-1)])]
+    subject = digits_training(model=nn.Identity, eval_data=data, metric=spelled)
+    found, task = score(subject, nn.Identity(), REFERENCE, PLACE, None)
+    assert (found.value, found.inputs, task.kind) == (1.0, len(x), "classification")
