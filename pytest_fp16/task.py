@@ -61,9 +61,7 @@ class Task:
         if self.kind == "embedding":
             if n == 1:  # the last of a data set: nobody else is near, so nothing is decided
                 return output.new_tensor([[[0.0, -torch.inf]]])
-            unit = torch.nn.functional.normalize(output.reshape(n, -1), dim=-1)
-            own = torch.eye(n, dtype=torch.bool, device=output.device)
-            return (unit @ unit.T).masked_fill(own, -torch.inf).unsqueeze(1)
+            return _likeness(output.reshape(n, -1)).unsqueeze(1)
         if self.kind == "multilabel":
             flat = output.reshape(n, -1)
             return torch.stack([torch.zeros_like(flat), flat], dim=-1)
@@ -122,6 +120,19 @@ class Task:
         predicted = torch.where(ties, reference_top, predicted)
         failed = logits.isnan().any(-1)
         return (predicted == labels) & ~failed
+
+
+def _likeness(output: Tensor) -> Tensor:
+    """Cosines between the rows, less one, [N, N]; −inf of a row and itself.
+
+    Cosines of embeddings that share a large part are one but for their last digits, so they are
+    taken as −|u − v|²/2 of unit vectors less their mean, which keeps what tells them apart.
+    """
+    unit = torch.nn.functional.normalize(output, dim=-1)
+    unit = unit - unit.nanmean(0)  # one row that is lost must not take the others with it
+    square = unit.square().sum(-1)
+    own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return (unit @ unit.T - (square[:, None] + square) / 2).masked_fill(own, -torch.inf)
 
 
 _DIRECTIONS: dict[tuple[int, str], Tensor] = {}

@@ -111,6 +111,22 @@ def test_an_embedding_decides_its_nearest_neighbour():
     assert Task("embedding").batchwise
 
 
+def test_neighbours_are_told_beside_a_large_common_part():
+    """Cosines themselves are one to within float32's own rounding here."""
+    random = torch.Generator().manual_seed(0)
+    apart = torch.rand(40, 24, generator=random)
+    likeness = Task("embedding").canonical(apart + 200).squeeze(1)
+    unit = torch.nn.functional.normalize((apart + 200).double(), dim=-1)
+    exact = (unit @ unit.T - 1).fill_diagonal_(-torch.inf)
+    assert torch.equal(likeness.argmax(-1), exact.argmax(-1))
+    torch.testing.assert_close(likeness.double(), exact, rtol=1e-2, atol=0.0)
+
+    lost = apart.clone()
+    lost[3] = torch.nan
+    kept = [i for i in range(40) if i != 3]
+    assert Task("embedding").canonical(lost).squeeze(1)[kept][:, kept].isnan().sum() == 0
+
+
 def test_a_last_embedding_alone_decides_nothing_and_a_first_is_refused():
     alone = Task("embedding").canonical(torch.randn(1, 8))
     assert alone.tolist() == [[[0.0, -torch.inf]]]

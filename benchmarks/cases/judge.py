@@ -106,7 +106,7 @@ def neighbours(outputs: list[Tensor]) -> Tensor:
     """The nearest other row of each batch, by cosine."""
     found = []
     for out in outputs:
-        unit = nn.functional.normalize(out, dim=-1)
+        unit = nn.functional.normalize(out.double(), dim=-1)
         found.append((unit @ unit.T).fill_diagonal_(-2).argmax(-1))
     return torch.cat(found)
 
