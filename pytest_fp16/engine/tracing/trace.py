@@ -230,7 +230,8 @@ class Trace(Interception):
             return y, call.depends and call.noisy
         aliased = shadow is not None and shadow.cell.aliases > 1
         fixed = None
-        if call.depends and not aliased:
+        # What accumulates rounds as it goes, be it a count that no input has a part in.
+        if (call.depends or known.stepwise) and not aliased:
             moved, fixed = certain_error(call, y, fmt, self.target)
             self.recorder.bent |= moved is not y
             y = moved

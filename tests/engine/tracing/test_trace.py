@@ -412,3 +412,15 @@ def test_jagged_tensors_are_followed():
 
     assert torch.allclose(out.inner, program(x).float(), atol=0.02)
     assert "sin" in site_names(trace)
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_a_count_that_no_input_has_a_part_in_stands_still(target):
+    """The degrees of a graph: ones are added to 2048 in vain."""
+    goal = torch.zeros(3000, dtype=torch.long)
+
+    def degrees(x):
+        return x * x.new_zeros(1).index_add(0, goal, x.new_ones(3000))
+
+    _, out = traced(degrees, torch.ones(BATCH, 1), target=target)
+    assert out.inner.tolist() == [[2048.0]] * BATCH
