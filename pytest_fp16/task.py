@@ -98,6 +98,12 @@ class Task:
         top, other = top_two(reference)
         return margin(logits, top, other)
 
+    def magnitude(self, logits: Tensor) -> Tensor:
+        """How large the values are whose own float32 noise each decision carries, [N, P]."""
+        largest = logits.abs().nan_to_num(0, 0, 0).amax(-1)
+        # Of two rows of length one, their distance: it is the root of what the cosine lacks.
+        return (2 * largest).sqrt() if self.batchwise else largest
+
     def seeds(self, reference: Tensor) -> Tensor:
         """The derivative of `margins` with respect to the canonical logits, [N, P, C]."""
         if not self.decides:

@@ -121,6 +121,9 @@ def test_neighbours_are_told_beside_a_large_common_part():
     assert torch.equal(likeness.argmax(-1), exact.argmax(-1))
     torch.testing.assert_close(likeness.double(), exact, rtol=1e-2, atol=0.0)
 
+    distance = Task("embedding").magnitude(likeness.unsqueeze(1)).squeeze(1).double()
+    torch.testing.assert_close(distance, torch.cdist(unit, unit).amax(-1), rtol=1e-2, atol=0.0)
+
     lost = apart.clone()
     lost[3] = torch.nan
     kept = [i for i in range(40) if i != 3]

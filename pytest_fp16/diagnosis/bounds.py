@@ -122,15 +122,16 @@ def vanished(born: Operation, finding: Finding, fmt: Format, few: bool = False) 
         born, finding, fmt: the operation, what was measured, the format it worked in.
         few: a few zeros are enough, as where an output became NaN: lost digits alone make none.
     """
-    worst: tuple[float, Measure] | None = None
+    worst: tuple[tuple[float, float], Measure] | None = None
     stored = [m for m in finding.operands if not m.made]
     for measure in (*finding.own, *stored):
         some = measure.error > 0 and measure.zeroed > 0
         share = max(measure.small_error, 0.0) if some or measure.small else 0.0
-        share = max(share, measure.zeroed / max(1, measure.count - measure.exact_zeros))
-        if worst is None or share > worst[0]:
-            worst = (share, measure)
-    if worst is None or worst[0] < VANISHED:
+        gone = measure.zeroed / max(1, measure.count - measure.exact_zeros)
+        seen = (round(max(share, gone), 2), gone)  # of two that vanish, that of which less is left
+        if worst is None or seen > worst[0]:
+            worst = (seen, measure)
+    if worst is None or worst[0][0] < VANISHED:
         zeroed = max(finding.own, key=lambda m: m.zeroed, default=None) if few else None
         return _fell(born, zeroed, fmt) if zeroed is not None and zeroed.zeroed else None
     measure = worst[1]

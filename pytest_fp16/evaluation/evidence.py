@@ -229,7 +229,7 @@ def standardised(
         inputs they were taken.
     """
     actual = task.margins(logits, batch.logits) - theory.margin
-    noise = FLOAT32_NOISE * theory.logits.abs().nan_to_num(0, 0, 0).amax(-1)
+    noise = FLOAT32_NOISE * task.magnitude(theory.logits)
     sigma = theory.sigma
     usable = actual.isfinite() & sigma.isfinite() & ~theory.undecided.unsqueeze(1)
     if batch.valid.shape == actual.shape:

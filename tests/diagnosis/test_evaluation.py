@@ -266,9 +266,32 @@ def test_a_stored_value_that_vanishes_is_told_from_a_computed_one():
     model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16, eps=1e-12), nn.Linear(16, 5)).eval()
     with torch.no_grad():
         model[0].weight.mul_(1e-4), model[0].bias.zero_()
-        model[1].running_var.fill_(3e-9)
+        model[1].running_mean.fill_(2e-5), model[1].running_var.fill_(3e-9)
     report = check(Evaluation(model=model, data=[torch.randn(300, 64)], labelled=False))
     assert (report.culprit.module, report.culprit.mechanism) == ("1", "underflow")
     assert report.culprit.variant == "stored values"
     assert "a weight or a buffer is too small for float16" in str(report)
     assert "scale what is stored" in report.cure.description
+    # The running mean has lost most of its digits as well, but it is not what is zero.
+    assert report.culprit.evidence.startswith("100.0% of the values of a weight or buffer fall")
+
+
+class Common(nn.Module):
+    """Embeddings that differ by a thousandth of what they have in common."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Linear(16, 32)
+
+    def forward(self, x):
+        return self.own(x) * 0.01 + 20
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
+def test_what_embeddings_have_in_common_absorbs_the_rest(precision):
+    torch.manual_seed(2)
+    subject = Evaluation(Common().eval(), [torch.randn(100, 16)], labelled=False, task="embedding")
+    report = check(subject, precision=precision)
+    culprit = report.culprit
+    assert (culprit.module, culprit.operation, culprit.mechanism) == ("", "add", "absorption")
+    assert report.cure.verified
