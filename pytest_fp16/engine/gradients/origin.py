@@ -161,10 +161,10 @@ class Origin(TorchDispatchMode):
             return "<optimizer>"
         if self.location.stack:
             return self.location()
-        # A loss may have a backward pass of its own (a gradient penalty): each pass begins in it.
         known = self._lines.place
         if known is not None:
             return known
+        # A loss may have a backward pass of its own (a gradient penalty): each pass begins in it.
         return self._backward_of.get(torch._C._current_graph_task_id(), "<loss>")
 
     @property
