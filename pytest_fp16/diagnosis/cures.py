@@ -12,7 +12,7 @@ from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
-from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report
+from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report, Verdict
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
 HEALED = 0.5
@@ -45,6 +45,7 @@ class Clinic:
         price: tells what a remedy costs.
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
+        line_failed: the culprit's line in float32 was tried, and is not enough.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Clinic:
     price: Pricer
     siblings: dict[str, Report] = field(default_factory=dict)
     budget: int = 3
+    line_failed: bool = False
 
     def __post_init__(self) -> None:
         self.names = dict(self.model.named_modules())
@@ -100,7 +102,11 @@ def find_cure(
                 price=price,
             )
             return cure, remedy.keep if remedy.precision == clinic.precision else ()
-    return Cure(kind=hint[0], verified=False, description=hint[1] + vain), ()
+        clinic.line_failed |= remedy.line is not None and report is not None
+    known = clinic.line_failed and hint[0] == "upcast"
+    vain = vain or " (by itself not enough)" * known
+    verdict: Verdict | None = "not equivalent" if known else None
+    return Cure(kind=hint[0], verified=False, description=hint[1] + vain, verdict=verdict), ()
 
 
 def _candidates(
@@ -112,8 +118,10 @@ def _candidates(
         yield "keep_in_float32", Remedy(clinic.precision, keep)
     if culprit.source is not None:
         upcast = Remedy(clinic.precision, line=culprit.source)
-        if _heals(clinic, upcast, origin):
+        left = _left(clinic, upcast, origin)
+        if left < HEALED:
             yield "upcast", upcast
+        clinic.line_failed |= HEALED <= left < math.inf
     name, _, mode = clinic.precision.partition("-")
     mixed = f"{name}-mixed"
     if mode == "true":
@@ -172,11 +180,16 @@ def _alike(clinic: Clinic, module: str) -> list[str]:
 
 def _heals(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> bool:
     """Whether the few inputs come out (nearly) right; where that is not known, yes."""
+    return _left(clinic, remedy, origin) < HEALED
+
+
+def _left(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> float:
+    """The damage left on the few inputs; infinite where the remedy cannot be applied."""
     try:
         output = clinic.rerun(remedy).run()
-    except Exception:  # it cannot be applied, or does not run
-        return False
-    return origin is None or origin.damage.of(output) < HEALED
+    except Exception:  # or does not run
+        return math.inf
+    return 0.0 if origin is None else origin.damage.of(output)
 
 
 def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> str:

@@ -8,7 +8,7 @@ from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import ADDITIONS, RUNNING, STEPWISE, Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.why import Why, format_of
-from pytest_fp16.theory.rounding import Format
+from pytest_fp16.theory.rounding import Format, ulp_at
 
 #: An addend within so many spacings of the sum keeps fewer than four of its own bits.
 ABSORBED = 16.0
@@ -54,7 +54,7 @@ def absorbed(born: Operation, finding: Finding, fmt: Format) -> Why | None:
         return None
     how = "one after another into one sum" if born.name in STEPWISE else "beside"
     text = f"{small:.2g} is added to {large:.3g}, where {fmt.name} has steps of "
-    text += f"{large * 2 * fmt.unit_roundoff:.2g}"
+    text += f"{ulp_at(large, fmt):.2g}"
     if born.name in STEPWISE:
         text = f"terms of up to {small:.2g} are added {how} of {large:.3g} that {fmt.name} keeps"
     return Why("absorption", born, text)
@@ -131,5 +131,5 @@ def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
     return Why(
         "precision-loss",
         born,
-        f"{text}; {fmt.name} has steps of {2 * fmt.unit_roundoff * measure.value:.2g} there",
+        f"{text}; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there",
     )

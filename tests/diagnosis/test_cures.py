@@ -123,6 +123,33 @@ def test_advice_with_the_line_where_nothing_passes(digits):
         assert report.cure.kind in ("mixed", "upcast")
 
 
+def test_a_line_that_is_not_enough_was_tried():
+    """Corners and sizes of boxes: each is too coarse in bfloat16, whichever line is in float32."""
+
+    class Boxes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(16, 4)
+
+        def forward(self, x):
+            corner = self.body(x)[:, :2] * 50
+            corner = corner + 1500
+            size = self.body(x)[:, 2:].sigmoid() * 10 + 2
+            return torch.cat([corner, corner + size], -1)
+
+    def near(outputs, labels):
+        return 1 - (outputs.float() - labels).abs().mean(-1)
+
+    torch.manual_seed(0)
+    model, x = Boxes().eval(), torch.randn(200, 16)
+    data = [(x, model(x).detach())]
+    subject = Evaluation(model=model, data=data, task="regression", metric=near)
+    report = check(subject, precision="bf16-true", emulate="always", budget=0.02)
+    assert (report.cure.kind, report.cure.verified) == ("upcast", False)
+    assert report.cure.verdict == "not equivalent"
+    assert "(by itself not enough); tried: does not pass" in str(report)
+
+
 def test_float16_where_bfloat16_has_too_few_digits_for_the_whole_model():
     """Nearest of many alike: no one module and no one line is to blame."""
 

@@ -30,6 +30,13 @@ def test_an_addend_of_few_spacings_is_absorbed(small, told):
     assert not told or why.mechanism == "absorption"
 
 
+@pytest.mark.parametrize(("large", "said"), [(3000.0, "steps of 2"), (2047.0, "steps of 1")])
+def test_the_steps_named_are_those_of_the_format(large, said):
+    assert absorbed(Operation(0, "add", "m"), adding(0.3, large), HALF).evidence.endswith(said)
+    found = Finding(results=[measure([large + 0.3])])
+    assert f"{said} there" in imprecise(Operation(0, "sin", "m"), found, HALF).evidence
+
+
 def test_an_exact_sum_absorbs_nothing():
     assert absorbed(Operation(0, "add", "m"), adding(4.0, 4096.0), HALF) is None
 
