@@ -131,7 +131,8 @@ def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
         return Finding(reason, "", "backward", "precision-loss", what, variant="while scaled")
     changed = evidence.miscount or evidence.changed
     if finding is not None and changed is not None and finding.mechanism == "precision-loss":
-        return changed.finding(finding.reason, evidence.format, f"; {finding.evidence}")
+        reason = f"{finding.reason} ({changed.said(evidence.format)})"
+        return changed.finding(reason, evidence.format, f"; {finding.evidence}")
     if finding is None or origin is None:
         return finding
     detail = f"{origin.detail(evidence.format)}; {finding.evidence}"

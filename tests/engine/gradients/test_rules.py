@@ -11,6 +11,7 @@ from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.rules import RULES, doubtful, gradient_is_lost
 from pytest_fp16.engine.gradients.second_look import SecondLook
 from pytest_fp16.engine.gradients.statistics_probe import Lag
+from pytest_fp16.engine.gradients.whole_numbers import Miscount
 from pytest_fp16.theory.gradient import Movement, Noise
 from pytest_fp16.theory.rounding import FLOAT16
 
@@ -266,3 +267,15 @@ def test_a_scale_collapses_where_too_many_steps_are_skipped(steps, collapses):
     if collapses:
         assert (said[0].module, said[0].operation, said[0].source) == ("gate", "div", "gate.py:4")
         assert "for 10% of the batches" in said[0].reason
+
+
+def test_a_gradient_that_is_bent_is_laid_to_whole_numbers_that_a_cast_changed():
+    changed = Miscount("rotary", "net.py:3", 2049, 2048, 0.4)
+    first, *_ = found(points=[point(LOUD, head_weight=LOUD)], changed=changed)
+    assert (first.module, first.mechanism, first.source) == ("rotary", "absorption", "net.py:3")
+    assert first.variant == "whole numbers"
+    assert "2049 becomes 2048" in first.reason
+    assert "2049 becomes 2048" in first.evidence
+    vanished = noise(rho=3.0, relative=0.9, gain=0.1, zeroed=0.9, zeroed_norm=0.9)
+    first, *_ = found(points=[point(vanished, head_weight=vanished)], changed=changed)
+    assert first.mechanism == "underflow"  # no matter of digits
