@@ -98,7 +98,10 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
             )
         if constant != 1 and rounded == 1 and wrong:
             return Why(
-                "eps-underflow", born, f"the constant {constant!r} rounds to 1 in {fmt.name}"
+                "eps-underflow",
+                born,
+                f"the constant {constant!r} rounds to 1 in {fmt.name}",
+                "near one",
             )
     for measure in finding.operands:
         if measure.fixed and measure.zeroed and measure.largest < fmt.smallest_subnormal:

@@ -232,6 +232,8 @@ _ADVICE: dict[str, tuple[CureKind, str]] = {
 _OTHERWISE = {
     "mixed dtypes": "bring the tensors that meet there to one dtype",
     "stored values": "scale what is stored, and take the scale back behind",
+    "near one": "use a bound that the format can tell from one, 0.999 in float16 and 0.99 in "
+    "bfloat16, or set it in float32",
     "whole numbers": "keep the whole numbers as integers, or in float32",
     "refused by the program": "let the program take 16-bit tensors",
 }

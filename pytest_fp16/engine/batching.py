@@ -32,6 +32,8 @@ def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
                 return mapping_like(batch, rest), batch[key]
     elif isinstance(batch, (list, tuple)) and len(batch) == 2 and labelled is not False:
         inputs, labels = batch
+        if labels is None and not labelled:
+            return inputs, None  # a place for labels that is empty, and no second input
         if labelled or isinstance(labels, Tensor) or _is_labels(labels):
             return inputs, labels
     if labelled:

@@ -295,3 +295,18 @@ def test_what_embeddings_have_in_common_absorbs_the_rest(precision):
     culprit = report.culprit
     assert (culprit.module, culprit.operation, culprit.mechanism) == ("", "add", "absorption")
     assert report.cure.verified
+
+
+class Odds(nn.Module):
+    """Log-odds of probabilities that are kept from one."""
+
+    def forward(self, x):
+        p = x.sigmoid().clamp(1e-3, 1 - 1e-4)
+        return torch.log(p / (1 - p))
+
+
+def test_a_bound_just_below_one_is_no_small_epsilon():
+    subject = Evaluation(Odds().eval(), [10 * torch.randn(100, 4)], labelled=False)
+    report = check(subject)
+    assert (report.culprit.mechanism, report.culprit.variant) == ("eps-underflow", "near one")
+    assert "0.999 in float16" in report.cure.description

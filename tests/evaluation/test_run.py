@@ -673,3 +673,30 @@ def test_a_metric_says_what_labels_it_needs():
     x, _ = batch()
     with pytest.raises(DataError, match="metric= that needs labels"):
         check(Evaluation(model=First(), data=[x], metric=_right))
+
+
+def test_a_pair_whose_second_is_none_holds_no_labels():
+    x, _ = batch()
+    report = check(Evaluation(model=First(), data=[(x, None)]))
+    assert report.equivalent
+    assert not report.metric.labelled
+
+
+class Filled(nn.Module):
+    """Values that count where an area is there: a ratio as steep as it is bounded."""
+
+    def forward(self, x):
+        low = 300 + 200 * x[:, :4].sigmoid()
+        area = (low + 300 * x[:, 4:].relu()) - low
+        return torch.tanh(x[:, :4]) * area / (area + 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_no_loss_is_forecast_from_a_slope_that_ends_at_once(precision):
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    x[:, 4:] = x[:, 4:].abs() + 0.5
+    x[0, 4] = 0  # one area that is none
+    subject = Evaluation(Filled().eval(), [x], labelled=False, task="regression")
+    report = check(subject, precision=precision, budget=0.01)
+    assert report.equivalent, str(report)
+    assert report.forecast.verdict == "equivalent", str(report)

@@ -93,6 +93,8 @@ class TheoryPass(Tracer):
         """
         if bool((said.margin.isfinite() & ~said.sigma.isfinite()).any()):
             raise NotDifferentiableError("the gradient of some inputs is not finite")
+        if not self.task.decides and _beyond_first_order(said):
+            raise NotDifferentiableError("the errors of some inputs would exceed all values")
         most = _MOST_UNDECIDED if self.task.decides else 0.0
         if float(said.undecided.float().mean()) > most:
             share = "most" if self.task.decides else "some"
@@ -171,6 +173,17 @@ class TheoryPass(Tracer):
         for key, (square, absolute) in sums.by_site.items():
             self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
             self.totals[key].worst += float(absolute.nan_to_num(0, 0, 0).sum()) / 2
+
+
+def _beyond_first_order(said: TheoryBatch) -> bool:
+    """Whether a predicted error is larger than values are: a slope that holds for no such step.
+
+    A ratio such as a / (a + 1e-3) near zero is steep and ends at one. Errors of margins need no
+    such look: a flip costs one at most.
+    """
+    values = said.logits.flatten(1).double().nan_to_num(0, 0, 0).square().sum(1)
+    errors = said.sigma[:, 0].double().square() * said.logits[0].numel()
+    return bool((errors > values.mean()).any())
 
 
 def _require_one_path(trace: Trace) -> None:
