@@ -103,6 +103,8 @@ def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
         return None
     try:
         found = _replayed(runs, pairs, result)
+        if found is None:  # a buffer is looked at when its epoch is over, and was lost before
+            found = _replayed(runs, pairs, result, whole=True)
     except Exception:  # the verdict stands whether or not the failure lets itself be watched
         found = None
     if result.ended == "raised":
@@ -126,7 +128,10 @@ class _Raised(NamedTuple):
     source: str | None = None
 
 
-def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | _Raised | None:
+def _replayed(
+    runs: Runs, pairs: Pairs, result: RunResult, whole: bool = False
+) -> Found | _Raised | None:
+    """What a second run shows at the step that broke the first, or in the whole of its epoch."""
     if result.failed_at is None:
         return None
     seed, state = result.seed, runs.state(result.seed)
@@ -140,12 +145,13 @@ def _replayed(runs: Runs, pairs: Pairs, result: RunResult) -> Found | _Raised | 
             batches = with_last(ordered(runs.subject.train_data, seed, epoch))
             for step, (batch, last) in enumerate(batches):
                 origin.begin()
-                watched = (epoch, step) == result.failed_at
+                last_one = (epoch, step) == result.failed_at
+                watched = last_one or (whole and epoch == result.failed_at[0])
                 try:
                     losses.append(trainee.step(batch, last, origin if watched else None))
                 except Exception as error:  # sooner, where something of the user's counts the steps
                     return _Raised(origin.failed_in, raised_at(error))
-                if watched:
+                if last_one or origin.found is not None:
                     return origin.cause
             trainee.end_epoch(sum(losses) / len(losses))
     return None

@@ -261,3 +261,24 @@ def test_tensors_of_two_dtypes_are_cured_at_the_line_where_they_meet(digits_trai
     assert report.culprit.mechanism == "unsupported-op"
     assert (report.cure.kind, report.cure.verified) == ("upcast", True)
     assert report.culprit.source in report.cure.description
+
+
+class Growing(nn.Module):
+    """Keeps a number that grows with every step, and leaves float16 in the middle of an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(64, 10)
+        self.register_buffer("kept", torch.tensor(1.0))
+
+    def forward(self, x):
+        if self.training:
+            self.kept.mul_(1.5)
+        return self.line(x.flatten(1))
+
+
+def test_a_buffer_that_is_lost_within_an_epoch_is_named(digits_training):
+    model = lambda: nn.Sequential(Growing())  # noqa: E731
+    report = check(digits_training(model=model, epochs=6), precision="16-true", seeds=1)
+    assert (report.culprit.module, report.culprit.operation) == ("0", "mul")
+    assert report.culprit.mechanism == "overflow"
