@@ -74,7 +74,8 @@ def loss_pair(metric: Metric) -> tuple[str, str]:
     if metric.budget_origin == "absolute":  # as the user wrote it
         digits = next((d for d in range(digits, 5) if abs(round(b, d) - b) < 1e-9), digits)
     digits = apart(a, b, digits)
-    return decimal(a, digits), decimal(b, digits)
+    said = decimal(a, digits), decimal(b, digits)
+    return said if a == b or said[0] != said[1] else (significant(a), significant(b))
 
 
 def unit(metric: Metric) -> str:

@@ -29,6 +29,7 @@ def test_two_numbers_that_differ_are_given_the_decimals_that_show_it():
 def test_loss_and_budget_never_look_alike_unless_they_are(metric):
     assert figures.loss_pair(metric(loss=0.0084, budget=0.0081)) == ("0.84", "0.81")
     assert figures.loss_pair(metric(loss=0.0081, budget=0.0081)) == ("0.8", "0.8")
+    assert figures.loss_pair(metric(loss=3.2e-9, budget=0.0)) == ("3.2e-07", "0")
 
 
 def test_a_tiny_budget_is_not_shown_as_zero(metric):

@@ -97,6 +97,7 @@ class Emulation(OnTarget):
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Raise UnsupportedOperation where the target is known to have no kernel."""
         if missing_kernel(known.name, args, self.target):
+            require_same_dtype(known.name, args, self.target)  # asked before any kernel is
             low = next((t.dtype for t in tensors(args, kwargs) if t.dtype in LOW), None)
             if low is not None:
                 raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), self.target)

@@ -46,6 +46,10 @@ _SAME_DTYPE: dict[str, tuple[int, ...]] = {
     "_embedding_bag": (0, 6),
     "_embedding_bag_forward_only": (0, 6),
     "_sparse_addmm": (0, 1, 2),
+    "_linalg_solve_ex": (0, 1),
+    "linalg_lstsq": (0, 1),
+    "linalg_lu_solve": (0, 2),
+    "cholesky_solve": (0, 1),
 }
 _SAME_DTYPE_ATTENTION = (0, 1, 2)
 #: Input, weight and bias of normalisations, which take no weights narrower than their input.

@@ -20,6 +20,13 @@ def test_mixed_dtypes_are_refused_by_name():
         require_same_dtype("nll_loss_forward", args, "cuda")
 
 
+def test_mixed_dtypes_are_refused_before_a_kernel_is_missed():
+    with Emulation("cuda"), pytest.raises(RuntimeError, match="same dtype"):
+        torch.linalg.solve(torch.eye(3), torch.ones(3, 2, dtype=torch.float16))
+    with Emulation("cuda"), pytest.raises(RuntimeError, match="no float16 kernel"):
+        torch.linalg.solve(torch.eye(3).half(), torch.ones(3, 2, dtype=torch.float16))
+
+
 @pytest.mark.parametrize("target", ["cuda", "cpu"])
 @pytest.mark.parametrize(
     ("call", "wide_input", "wide_weights"),
