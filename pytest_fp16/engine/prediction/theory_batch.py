@@ -10,8 +10,6 @@ from torch import Tensor
 
 #: "probable" means every margin above this many σ.
 PROBABLE_SIGMAS = 4.0
-#: Part of σ by which logits may move unnoticed: it adds 3 % to a root mean square.
-_UNSURE = 0.25
 
 
 @dataclass
@@ -75,7 +73,7 @@ def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
     )
 
 
-def differ(alone: Tensor, together: Tensor, sigma: Tensor) -> bool:
+def differ(alone: Tensor, together: Tensor, unsure: Tensor) -> bool:
     """Whether the logits of some inputs change with their batch, beyond the order of sums.
 
     Which values fall back onto an operand may hang on that order, too: in a deep model a few of
@@ -83,10 +81,10 @@ def differ(alone: Tensor, together: Tensor, sigma: Tensor) -> bool:
 
     Args:
         alone, together: canonical logits of a few inputs, [N, P, C].
-        sigma: of their margins, [N, P].
+        unsure: how far they may move unnoticed, [N, P].
     """
     finite = alone.isfinite() & together.detach().isfinite()
     gap = torch.where(finite, alone - together.detach(), torch.zeros_like(alone)).abs()
     scale = torch.where(finite, alone, torch.zeros_like(alone)).abs().amax()
-    unsure = _UNSURE * sigma.nan_to_num(0, 0, 0).unsqueeze(-1)
-    return bool((gap > torch.maximum(1e-3 * scale, unsure)).any())
+    most = torch.maximum(1e-3 * scale, unsure.nan_to_num(0, 0, 0).unsqueeze(-1))
+    return bool((gap > most).any())

@@ -32,7 +32,10 @@ _CHUNK_BYTES = 512 * 2**20
 #: than running them.
 _CHUNK = 61
 _FEW_VALUES = 2**16
+#: Part by which σ of an input may differ alone and in a batch, and the part of σ that its logits
+#: may be moved by: such a shift adds as much to a root mean square.
 _AGREEMENT = 0.05
+_SHIFT = ((1 + _AGREEMENT) ** 2 - 1) ** 0.5
 #: Share of inputs near a discrete decision above which their errors are no longer exceptions.
 _MOST_UNDECIDED = 0.5
 
@@ -133,7 +136,7 @@ class TheoryPass(Tracer):
         together = self._sigma(trace, canonical, reference[:kept])
         self.totals.clear()
         differs = (alone - together[:few]).abs() > _AGREEMENT * alone
-        moved = differ(values, canonical[:few], alone)
+        moved = differ(values, canonical[:few], _SHIFT * alone)
         if trace.recorder.owners.shared or bool(differs.any()) or moved:
             raise NotDifferentiableError("the error of an input depends on its batch")
 

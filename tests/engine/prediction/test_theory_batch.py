@@ -55,5 +55,5 @@ def test_logits_differ_by_more_than_the_order_of_a_sum():
 def test_logits_differ_by_more_than_they_are_uncertain_by():
     alone = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
     moved = alone + torch.tensor([[[0.1]], [[0.02]]])
-    assert not differ(alone, moved, torch.tensor([[0.5], [0.1]]))
-    assert differ(alone, moved, torch.tensor([[0.5], [0.05]]))
+    assert not differ(alone, moved, torch.tensor([[0.12], [0.03]]))
+    assert differ(alone, moved, torch.tensor([[0.12], [0.01]]))
