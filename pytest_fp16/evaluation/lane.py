@@ -15,7 +15,12 @@ from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
-from pytest_fp16.engine.emulation.wording import first_line, stops_the_program, told
+from pytest_fp16.engine.emulation.wording import (
+    first_line,
+    is_trouble_with_dtypes,
+    stops_the_program,
+    told,
+)
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.untouched import State, carry_over, untouched
@@ -170,7 +175,9 @@ class Lane:
         self.canary = sing(self.candidate, batch.inputs, batch.n, batch.seed, self.witness, few)
         on_target = self.candidate.target == self.candidate.device.type
         refused = self.canary.mixed_dtypes and not self.precision.mixed
-        if refused or (self.canary.unsupported and on_target):
+        error = self.canary.error
+        stopped = error is not None and is_trouble_with_dtypes(error)
+        if refused or ((self.canary.unsupported or stopped) and on_target):
             self._fail(self.canary.error)
         elif isinstance(self.canary.emulation_error, UnsupportedOperation) and not on_target:
             self._fail(self.canary.emulation_error)  # this device has the kernel, the target not

@@ -99,6 +99,12 @@ def flush_underflow(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     return torch.where(x.abs() < fmt.smallest_normal, x + step, x)
 
 
+def flush_to_one(x: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """`x` with the values that `fmt` cannot tell from ±1 there, the others untouched."""
+    step = round_to(x.detach(), fmt) - x.detach()
+    return torch.where((x.detach() + step).abs() == 1, x + step, x)
+
+
 def overflow(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     """`x` with the values that `fmt` cannot hold replaced by infinities of their sign."""
     return torch.where(

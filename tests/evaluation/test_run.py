@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pytest_fp16 import Evaluation, Settings, Training, check
 from pytest_fp16.conformance import examine
@@ -700,3 +701,41 @@ def test_no_loss_is_forecast_from_a_slope_that_ends_at_once(precision):
     report = check(subject, precision=precision, budget=0.01)
     assert report.equivalent, str(report)
     assert report.forecast.verdict == "equivalent", str(report)
+
+
+class OnTheCpu(nn.Module):
+    """A function of 16-bit values that a CPU's kernels compute otherwise than CUDA's, or not."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run, self.scale = run, nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.run(x * self.scale)
+
+
+@pytest.mark.parametrize("emulate", ["never", "always"])
+@pytest.mark.parametrize(
+    ("run", "precision"),
+    [
+        (lambda x: (1 + x / 100).prod(-1, keepdim=True), "16-true"),
+        (lambda x: torch.erfinv(torch.tanh(x)), "bf16-true"),
+        (lambda x: torch.logit(torch.sigmoid(4 * x), eps=1e-5), "16-true"),
+        (lambda x: torch.linalg.solve(x.view(-1, 10, 20)[:, :, :10], x.view(-1, 10, 20)[:, :, 10:])
+         .flatten(1), "16-true"),
+        (lambda x: torch.polar(x.abs(), x).real, "bf16-true"),
+    ],
+)  # fmt: skip
+def test_a_cpu_is_forecast_and_emulated_as_it_runs(run, precision, emulate):
+    x = torch.randn(100, 200, generator=torch.Generator().manual_seed(0))
+    subject = Evaluation(OnTheCpu(run).eval(), [x], labelled=False, task="regression")
+    report = check(subject, precision=precision, target="cpu", emulate=emulate)
+    assert report.verdict == report.forecast.verdict == "not equivalent", str(report)
+
+
+def test_a_cpus_folds_are_as_predicted():
+    fold = lambda x: F.fold(F.unfold(x.view(-1, 1, 10, 20), 3), (10, 20), 3).flatten(1)  # noqa: E731
+    x = torch.randn(50, 200, generator=torch.Generator().manual_seed(0))
+    subject = Evaluation(OnTheCpu(fold).eval(), [x], labelled=False, task="regression")
+    report = check(subject, precision="16-true", target="cpu", emulate="never")
+    assert report.equivalent, str(report)

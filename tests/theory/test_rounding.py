@@ -10,6 +10,7 @@ from pytest_fp16.theory.rounding import (
     BFLOAT16,
     FLOAT16,
     FORMATS,
+    flush_to_one,
     flush_underflow,
     overflow,
     round_to,
@@ -125,3 +126,10 @@ def test_ulp_of_a_strided_tensor_leaves_its_argument_alone():
 
     assert torch.equal(ulp(x, FLOAT16), ulp(x.contiguous(), FLOAT16))
     assert torch.equal(x, before)
+
+
+def test_what_a_format_cannot_tell_from_one_is_one():
+    x = torch.tensor([1 - 2.0**-13, 1 - 2.0**-9, -1 + 2.0**-13, 0.3], requires_grad=True)
+    assert flush_to_one(x, FLOAT16).tolist() == [1.0, x[1].item(), -1.0, x[3].item()]
+    flush_to_one(x, FLOAT16).sum().backward()
+    assert x.grad.tolist() == [1.0] * 4

@@ -25,6 +25,7 @@ from pytest_fp16.engine.emulation.operations import (
     Facts,
     facts,
     flat,
+    on_target,
     rebuild,
     tensors,
 )
@@ -76,6 +77,7 @@ class Emulation(OnTarget):
     ) -> Any:
         """One operation with 16-bit arguments or results."""
         self.require_kernel(known, args, kwargs)
+        known = on_target(known, self.target)
         if known.foreign and not self.mixed:
             require_own_agreement(func, known.name, args, kwargs)
         # Moving values, and accumulating in 16 bits, is what the native kernel does exactly; it

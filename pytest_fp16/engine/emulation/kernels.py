@@ -65,16 +65,23 @@ _NORMALISES: dict[str, tuple[int, ...]] = {
 #: On CUDA these take no wider ones either: "expected scalar type Half but found Float".
 _EXACTLY_ON_CUDA = frozenset({"native_layer_norm", "native_group_norm"})
 
+#: No float16 or bfloat16 kernel on a CPU nor on CUDA: LAPACK and its kin have none.
+_NO_KERNEL = frozenset(
+    """
+    _linalg_svd _linalg_eigh linalg_eig linalg_cholesky_ex linalg_inv_ex linalg_lu_factor_ex
+    linalg_qr linalg_lstsq linalg_solve_triangular triangular_solve _linalg_solve_ex _linalg_det
+    _linalg_slogdet cholesky_inverse cholesky_solve geqrf _cdist_forward _pdist_forward _ctc_loss
+    polar
+    """.split()
+)
+
 #: No float16 or bfloat16 kernel on CUDA: the libraries behind them offer none, or nobody has asked.
 #: `benchmarks.kernels` holds this table against torch's own of what each device supports.
-NO_CUDA_KERNEL = frozenset(
+NO_CUDA_KERNEL = _NO_KERNEL.union(
     """
-    _linalg_svd _linalg_eigh linalg_eigvalsh linalg_eig linalg_cholesky_ex linalg_inv_ex
-    linalg_lu_factor_ex linalg_lu linalg_lu_solve linalg_qr linalg_ldl_factor_ex linalg_lstsq
-    linalg_solve_triangular triangular_solve _linalg_solve_ex _linalg_det _linalg_slogdet
-    cholesky cholesky_inverse cholesky_solve geqrf ormqr linalg_householder_product
-    _cdist_forward _pdist_forward histc _ctc_loss
-    linalg_pinv linalg_ldl_solve lu_unpack sparse_sampled_addmm angle polar igamma igammac
+    linalg_eigvalsh linalg_lu linalg_lu_solve linalg_ldl_factor_ex cholesky ormqr
+    linalg_householder_product histc
+    linalg_pinv linalg_ldl_solve lu_unpack sparse_sampled_addmm angle igamma igammac
     special_zeta special_ndtri special_log_ndtr special_erfcx special_airy_ai
     special_spherical_bessel_j0 special_bessel_j0 special_bessel_j1 special_bessel_y0
     special_bessel_y1 special_modified_bessel_i0 special_modified_bessel_i1
@@ -100,7 +107,7 @@ _SPARSE = frozenset(
 #: "nms_kernel" and "roi_align_forward_kernel" are "not implemented for 'BFloat16'".
 _NO_BFLOAT16 = frozenset({"complex", "nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})
 
-#: Rows from which CUDA's cdist for p = 2 becomes a matrix product, which has 16-bit kernels.
+#: Rows from which cdist for p = 2 becomes a matrix product, which has 16-bit kernels.
 _CDIST_BY_PRODUCT = 25
 
 
@@ -108,12 +115,12 @@ def missing_kernel(name: str, args: Sequence[Any], target: str) -> bool:
     """Whether a target is known to have no 16-bit kernel for an operation on these arguments."""
     if name in _TRANSFORMS:
         return bool(args[0].device.type == "cpu")
-    if target != "cuda":
-        return False
     if name == "_cdist_forward" and len(args) > 2 and args[2] == 2.0:
         mode = args[3] if len(args) > 3 and args[3] is not None else 0
         many = max(args[0].shape[-2], args[1].shape[-2]) > _CDIST_BY_PRODUCT
         return not (mode == 1 or (mode == 0 and many))
+    if target != "cuda":
+        return name in _NO_KERNEL
     if name in _SPARSE:
         return sum(map(_is_coo, args)) == 1
     if name in _NO_BFLOAT16:

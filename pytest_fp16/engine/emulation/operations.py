@@ -45,6 +45,9 @@ STEPWISE = frozenset(
     "index_add scatter_add index_put _index_put_impl put_ binary_cross_entropy_backward".split()
 )
 
+#: A CPU's kernels that do so too, where CUDA's have accumulators, and bounds, of 32 bits.
+_STEPWISE_ON_CPU = frozenset({"prod", "col2im", "logit"})
+
 #: Operations whose float32 result is a decision: comparisons, selections, integer parts.
 DISCRETE = frozenset(
     """
@@ -131,6 +134,12 @@ def facts(op: OpOverload) -> Facts:
 
 #: Accumulators that only do so where they are asked to, by their fourth argument.
 _MAY_ACCUMULATE = frozenset({"index_put", "_index_put_impl", "put_"})
+
+
+def on_target(known: Facts, target: str) -> Facts:
+    """The facts about an operation as the kernels of a target compute it."""
+    stepwise = target == "cpu" and known.name in _STEPWISE_ON_CPU
+    return replace(known, stepwise=True) if stepwise else known
 
 
 def as_called(known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> Facts:

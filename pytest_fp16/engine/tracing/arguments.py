@@ -109,7 +109,8 @@ def steps(known: Facts, args: Any, y: Tensor) -> float:
     """Roundings per value: an accumulator in 16 bits rounds at every addition."""
     if not known.stepwise:
         return 1.0
-    source = max((s.numel() for s in shadows_in(args[1:], {})), default=y.numel())
+    sources = shadows_in(args[1:], {}) or shadows_in(args, {})  # those of a product come first
+    source = max((s.numel() for s in sources), default=y.numel())
     return max(1.0, source / y.numel())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,14 @@ from pytest_fp16.engine.tracing.absorption import accumulated, certain_errors, o
 from pytest_fp16.engine.tracing.arguments import as_native, flushes, written_targets
 from pytest_fp16.engine.tracing.recorder import Recorder
 from pytest_fp16.engine.tracing.shadow import Shadow, unwrap
-from pytest_fp16.theory.rounding import FORMATS, Format, flush_underflow
+from pytest_fp16.theory.rounding import FORMATS, Format, flush_to_one, flush_underflow
 
 _SINGULAR = frozenset(
     "div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split()
 )
+
+#: Those that are singular at one, or minus one, where a bounded value ends.
+_SINGULAR_AT_ONE = frozenset("log1p logit atanh erfinv".split())
 
 #: What an operation gave, and the traced tensors it wrote with their new values.
 Computed = tuple[Any, list[tuple[Shadow, Tensor]]]
@@ -63,8 +67,10 @@ def compute(call: Call, recorder: Recorder) -> Computed:
         if args[0].inner.dtype == torch.float32:
             return args[0].inner.clone(), []
     inner_args, inner_kwargs = unwrap(args), {k: widen(unwrap(v)) for k, v in kwargs.items()}
-    if call.depends and known.name in _SINGULAR:
-        inner_args = [_flushed(a, i, recorder) for a, i in zip(args, inner_args, strict=True)]
+    for names, flush in ((_SINGULAR, flush_underflow), (_SINGULAR_AT_ONE, flush_to_one)):
+        if call.depends and known.name in names:
+            pairs = zip(args, inner_args, strict=True)
+            inner_args = [_flushed(a, i, recorder, flush) for a, i in pairs]
     written: list[tuple[Shadow, Tensor]] = []
     for i in known.mutated:
         for shadow, put in written_targets(args, inner_args, i):
@@ -110,12 +116,14 @@ def _attention(call: Call, recorder: Recorder) -> Any:
     )
 
 
-def _flushed(original: Any, inner: Any, recorder: Recorder) -> Any:
-    """An argument of a singular operation: what underflows is on the format's grid."""
+def _flushed(
+    original: Any, inner: Any, recorder: Recorder, flush: Callable[[Tensor, Format], Tensor]
+) -> Any:
+    """An argument of a singular operation: near where it is singular, on the format's grid."""
     dtype = flushes(original)
     if dtype is None or inner.numel() == 0:
         return inner
-    on_grid = flush_underflow(inner, FORMATS[dtype])
+    on_grid = flush(inner, FORMATS[dtype])
     recorder.bent = recorder.bent or not torch.equal(on_grid.detach(), inner.detach())
     return on_grid
 

@@ -30,6 +30,7 @@ from pytest_fp16.engine.emulation.operations import (
     Facts,
     as_called,
     flat,
+    on_target,
     rebuild,
 )
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, require_own_agreement
@@ -147,7 +148,7 @@ class Trace(Interception):
 
     def operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """Any other operation: refused as the program refuses it, computed, wrapped."""
-        known = as_called(known, args, kwargs)
+        known = on_target(as_called(known, args, kwargs), self.target)
         cells = [s.cell for s in shadows_in(args, kwargs)]
         doubts = [c.doubt for c in cells if c.doubt is not None]
         moves = known.name not in _CONSTANT

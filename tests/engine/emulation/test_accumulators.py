@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pytest_fp16.engine.emulation.emulate import Emulation
 
@@ -79,3 +80,22 @@ def test_what_the_kernel_refuses_is_refused():
         torch.zeros(2, 3, dtype=torch.float16).index_add(
             0, torch.tensor([7]), torch.ones(1, 3).half()
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: (1 + x / 100).prod(-1),
+        lambda x: F.fold(F.unfold(x.view(5, 1, 6, 6), 3, padding=1), (6, 6), 3, padding=1),
+        lambda x: torch.logit(torch.sigmoid(9 * x), eps=1e-5),
+    ],
+)
+def test_a_cpus_own_accumulators_and_bounds_are_in_the_format(run, dtype):
+    x = torch.randn(5, 36, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with Emulation("cpu"):
+        emulated = run(x)
+    with Emulation("cuda"):
+        elsewhere = run(x)
+    assert torch.equal(emulated, run(x))
+    assert not torch.equal(elsewhere, emulated)

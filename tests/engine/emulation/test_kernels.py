@@ -137,3 +137,26 @@ def test_what_no_gpu_computes_in_16_bits_is_refused(function):
         function(HALF)
     with Emulation("cuda"):
         assert function(WIDE).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("_linalg_solve_ex", lambda a: torch.linalg.solve(a, a.clone())),
+        ("linalg_qr", torch.linalg.qr),
+        ("_linalg_det", torch.linalg.det),
+        ("_pdist_forward", torch.pdist),
+        ("polar", lambda a: torch.polar(a, a)),
+        ("angle", torch.angle),
+        ("histc", torch.histc),
+    ],
+)
+def test_what_a_cpu_has_no_kernel_for_is_what_it_refuses(name, call, dtype):
+    a = (torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) + torch.eye(4)).to(dtype)
+    try:
+        call(a)
+        refused = False
+    except RuntimeError:
+        refused = True
+    assert missing_kernel(name, (a,), "cpu") is refused
