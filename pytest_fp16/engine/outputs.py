@@ -32,6 +32,8 @@ def main_output(output: Any) -> Tensor:
         candidates = list(output)
     else:
         candidates = list(vars(output).values()) if hasattr(output, "__dict__") else []
+    # A loss beside the logits, first or not, is no prediction; alone it may be refused as one.
+    candidates.sort(key=lambda c: isinstance(c, Tensor) and c.dim() == 0)
     for candidate in candidates:
         if isinstance(candidate, Tensor) and candidate.is_floating_point():
             return candidate

@@ -79,3 +79,10 @@ def test_infinities_of_the_reference_are_no_loss():
     torch.manual_seed(0)
     model, data = Detector(masked=True).eval(), [torch.randn(32, 10)]
     assert check(Evaluation(model=model, data=data, labelled=False)).warnings == []
+
+
+def test_a_loss_beside_the_logits_is_no_prediction():
+    loss, logits = torch.tensor(0.5), torch.ones(4, 3)
+    assert main_output((loss, logits)) is logits
+    assert main_output({"loss": loss, "scores": logits}) is logits
+    assert main_output((loss,)) is loss

@@ -14,6 +14,7 @@ _MISSING_KERNEL = (
     "Low precision dtypes not supported",
     "Unsupported dtype",
     "FFT doesn't support tensors of type",
+    "could not create a primitive",  # oneDNN's, which a CPU without float16 arithmetic lacks
 )
 
 #: Classes of errors, and words in them, by which torch refuses a dtype.

@@ -7,6 +7,7 @@ from torch import nn
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.emulation.wording import (
     first_line,
+    is_missing_kernel,
     mechanism_of,
     mixes_dtypes,
     name_of,
@@ -102,3 +103,8 @@ def test_why_a_program_stopped(said, mechanism):
 )
 def test_which_form_a_refusal_takes(said, variant):
     assert variant_of(said) == variant
+
+
+def test_a_primitive_that_cannot_be_made_is_a_missing_kernel():
+    said = "could not create a primitive descriptor for the LSTM forward propagation primitive"
+    assert is_missing_kernel(RuntimeError(said))
