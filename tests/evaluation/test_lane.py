@@ -163,7 +163,9 @@ def test_an_ordinary_model_is_forecast(name, target):
     with torch.no_grad():
         data = [(tokens, model(tokens).argmax(-1))]
 
-    for report in examine(Evaluation(model=model, data=data), Settings(ALL, target=target)):
+    # Whether a CPU has a float16 LSTM under autocast depends on the CPU, and the canary says so.
+    names = tuple(p for p in ALL if (target, name, p) != ("cpu", "lstm", "16-mixed"))
+    for report in examine(Evaluation(model=model, data=data), Settings(names, target=target)):
         # Views written in place have no reverse pass: the noise of repeated runs stands in.
         method = "random rounding" if name == "in place" else "adjoint"
         assert report.forecast.method == method, report.forecast.reason
