@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.accumulators import accumulate
+from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.interception import wrapped
 from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dtype
 from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
@@ -67,10 +68,16 @@ class Emulation(OnTarget):
             return NotImplemented  # its turn: what it computes with comes back here
         if not _touches_low(args, kwargs):
             return func(*args, **kwargs)
+        composed = composition(func, args)
+        if composed is not None:
+            return composed(self._step, *args, **kwargs)
         known = facts(func)
         if known.view or known.reshapes:
             return func(*args, **kwargs)
         return self.compute(func, known, args, kwargs)
+
+    def _step(self, func: OpOverload, *args: Any) -> Any:
+        return self.__torch_dispatch__(func, (), args)
 
     def compute(
         self, func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.operations import Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
 from pytest_fp16.engine.emulation.refusal import OnTarget
@@ -134,12 +135,18 @@ class Interception(OnTarget):
         known = facts(func)
         args = tuple(self._adopted(a) for a in args)
         kwargs = {k: self._adopted(v) for k, v in (kwargs or {}).items()}
+        composed = composition(func, args)
+        if composed is not None:
+            return composed(self._step, *args, **kwargs)
         with self.below():
             if known.view:
                 return self.view(func, known, args, kwargs)
             if known.reshapes:
                 return self.reshape(func, args, kwargs)
             return self.operate(func, known, args, kwargs)
+
+    def _step(self, func: OpOverload, *args: Any) -> Any:
+        return self.__torch_dispatch__(func, (), args)
 
     def _adopted(self, value: Any) -> Any:
         if isinstance(value, Tensor):

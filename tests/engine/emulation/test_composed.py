@@ -1,0 +1,85 @@
+"""Composed operations round where the native kernel's parts do."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.tracing.recorder import Recorder
+from pytest_fp16.engine.tracing.shadow import wrap_inputs
+from pytest_fp16.engine.tracing.trace import Trace
+
+X = 3 * torch.randn(40, 7, 5, generator=torch.Generator().manual_seed(0))
+INFINITE = X.clone()
+INFINITE[3], INFINITE[5, :, 2], INFINITE[7, 1, 1] = -torch.inf, -torch.inf, torch.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("values", [X, INFINITE, 300 + X], ids=["plain", "infinite", "offset"])
+@pytest.mark.parametrize(("dim", "keepdim"), [(-1, False), (1, True), ((0, 2), False)])
+def test_logsumexp_is_the_native_one(values, dtype, dim, keepdim):
+    x = values.to(dtype)
+    with Emulation("cuda"):
+        emulated = torch.logsumexp(x, dim, keepdim)
+    assert emulated.dtype == dtype
+    assert torch.equal(emulated, torch.logsumexp(x, dim, keepdim))
+
+
+def test_in_float32_it_is_one_operation():
+    with Emulation("cuda"):
+        assert torch.equal(torch.logsumexp(X, 1), X.logsumexp(1))
+
+
+def test_of_nothing_it_is_minus_infinity():
+    with Emulation("cuda"):
+        assert (
+            torch.logsumexp(torch.zeros(2, 0, dtype=torch.float16), 1).tolist() == [-torch.inf] * 2
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_its_gradient_is_the_native_one(dtype):
+    def gradient():
+        x = (300 + X).to(dtype).requires_grad_()
+        torch.logsumexp(x, 1).sum().backward()
+        return x.grad
+
+    with Emulation("cuda"):
+        emulated = gradient()
+    assert torch.equal(emulated, gradient())
+
+
+def test_a_trace_has_a_site_for_each_part_and_the_gradient_of_the_whole():
+    recorder = Recorder(len(X), torch.device("cpu"), where=str, totals={})
+    (shadow,) = wrap_inputs((X,), torch.bfloat16)
+    with torch.no_grad(), Trace(recorder, "cuda", {}) as trace:
+        traced = torch.logsumexp(shadow, 1)
+    # What is certain to fall back onto an operand does so in a trace, too.
+    assert torch.allclose(traced.inner, X.bfloat16().float().logsumexp(1), rtol=2**-7)
+    names = {key[1] for key in recorder.totals}
+    assert {"sub", "exp", "sum", "log", "add"} <= names
+    assert trace.doubts.decisions == 0
+
+
+class Forward(nn.Module):
+    """The forward algorithm of a chain of tags."""
+
+    def __init__(self):
+        super().__init__()
+        self.move = nn.Parameter(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)))
+
+    def forward(self, x):
+        score = x[:, 0]
+        for t in range(1, x.shape[1]):
+            score = (score[:, :, None] + self.move).logsumexp(1) + x[:, t]
+        return score
+
+
+def test_a_chain_of_them_is_predicted(theory_of):
+    theory, reference = theory_of(Forward(), X, "bf16-true")
+    said = theory.run(X, len(X), reference, 0)
+    with torch.no_grad():
+        low = Forward().bfloat16()(X.bfloat16()).float()
+    actual = theory.task.margins(low.unsqueeze(1), reference) - said.margin
+    spread = float((actual / said.sigma).square().mean().sqrt())
+    assert 0.6 < spread < 1.5
