@@ -16,6 +16,7 @@ from benchmarks.cases import (
     reported_generators,
     reported_idioms,
     reported_layers,
+    reported_lengths,
     reported_mismatched,
     reported_more,
     reported_oddities,
@@ -23,6 +24,7 @@ from benchmarks.cases import (
     reported_quantities,
     reported_range,
     reported_rankings,
+    reported_readings,
     reported_scenes,
     reported_sequences,
     reported_several,
@@ -30,6 +32,7 @@ from benchmarks.cases import (
     reported_sound,
     reported_traps,
     reported_unusual,
+    reported_vectors,
 )
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "reported_generators",
     "reported_idioms",
     "reported_layers",
+    "reported_lengths",
     "reported_mismatched",
     "reported_more",
     "reported_oddities",
@@ -49,6 +53,7 @@ __all__ = [
     "reported_quantities",
     "reported_range",
     "reported_rankings",
+    "reported_readings",
     "reported_scenes",
     "reported_sequences",
     "reported_several",
@@ -56,4 +61,5 @@ __all__ = [
     "reported_sound",
     "reported_traps",
     "reported_unusual",
+    "reported_vectors",
 ]
