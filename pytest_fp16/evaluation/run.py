@@ -23,9 +23,10 @@ from pytest_fp16.evaluation.soundness import (
     handed_on,
     require_better_than_chance,
     require_data,
+    require_finite,
 )
 from pytest_fp16.evaluation.totals import MetricTotals
-from pytest_fp16.metric import Accuracy
+from pytest_fp16.metric import Accuracy, Scores
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
 from pytest_fp16.precision import REFERENCE, precision
@@ -143,6 +144,8 @@ class EvaluationRun:
             batch = self._batch(inputs, output, labels, n, _SEED + number)
             batch.not_finite = others
             self.totals.add(batch, batch.output, batch.logits)
+            if isinstance(self.totals.tally, Scores):
+                require_finite(self.totals.value)
             yield batch
 
     def _require_same_kind(self, labels: Any, number: int) -> None:

@@ -36,6 +36,19 @@ def require_data(data: Any, name: str = "data") -> None:
         )
 
 
+def require_finite(score: float) -> None:
+    """Refuse a metric of the user's own that says nothing of the reference.
+
+    Raises:
+        DataError: its mean is NaN or infinite, so that no loss can be told from it.
+    """
+    if not math.isfinite(score):
+        raise DataError(
+            f"metric= is {score} on the float32 outputs already (a mean over nothing, a logarithm "
+            "of no error?); clamp what it returns, one finite score per input"
+        )
+
+
 def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) -> None:
     """Refuse a classifier that guesses: its decisions say nothing of what 16 bits change.
 

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.evaluation.soundness import (
     advice,
@@ -64,3 +66,15 @@ def test_an_object_that_hides_its_tensors_is_remarked():
     (said,) = handed_on([graph, torch.zeros(2)])
     assert "an object of type SimpleNamespace" in said
     assert handed_on([torch.zeros(2)]) == []
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
+def test_a_metric_that_says_nothing_of_the_reference_is_refused(score):
+    """Such as the signal-to-noise ratio of outputs that are the labels themselves."""
+
+    def metric(outputs, labels):
+        return torch.full((len(outputs),), score)
+
+    x = torch.randn(8, 4)
+    with pytest.raises(DataError, match="on the float32 outputs already"):
+        check(Evaluation(nn.Linear(4, 2).eval(), [(x, x)], metric=metric))
