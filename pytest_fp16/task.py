@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.subject import Evaluation, Training
-from pytest_fp16.theory.margin import margin, pick, top_two
+from pytest_fp16.theory.margin import margin, top_two
 
 #: Inputs among which one can be nearer than another.
 _NEIGHBOURS = 3
@@ -118,14 +118,6 @@ class Task:
         if labels is None or not self.decides:
             return torch.ones_like(like, dtype=torch.bool)
         return labels != self.ignore_index
-
-    def correct(self, logits: Tensor, labels: Tensor, reference_top: Tensor) -> Tensor:
-        """Whether each decision is right, [N, P]; a tie with the reference's class is its own."""
-        predicted = logits.nan_to_num(nan=-torch.inf).argmax(-1)
-        ties = pick(logits, reference_top) == logits.amax(-1)
-        predicted = torch.where(ties, reference_top, predicted)
-        failed = logits.isnan().any(-1)
-        return (predicted == labels) & ~failed
 
 
 def _likeness(output: Tensor) -> Tensor:

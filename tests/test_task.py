@@ -138,18 +138,6 @@ def test_a_last_embedding_alone_decides_nothing_and_a_first_is_refused():
     assert infer(torch.randn(3, 8), None, "embedding").kind == "embedding"
 
 
-def test_a_tie_with_the_references_class_counts_as_its_own_and_nan_as_wrong():
-    task = Task("classification")
-    logits = torch.tensor([[[1.0, 1.0]], [[1.0, 2.0]], [[float("nan"), 2.0]]])
-    top = torch.tensor([[1], [0], [1]])
-
-    assert task.correct(logits, torch.tensor([[1], [1], [1]]), top).flatten().tolist() == [
-        True,
-        True,
-        False,
-    ]
-
-
 def test_the_direction_of_values_is_fixed_and_of_length_one():
     one, two = direction(7, torch.device("cpu")), direction(7, torch.device("cpu"))
 

@@ -63,12 +63,15 @@ def expected_right(
         return (torch.stack(classes) == labels).double().mean(0)
     top, other = top_two(reference)
     expected = (top == labels) * (1 - chance) + (other == labels) * chance
-    # Where storage alone moves the decision to a third class, no margin of ours speaks of it.
+    known = _settled(theory, top, other, same)
+    return torch.where(known, right(theory.logits, labels).double(), expected)
+
+
+def _settled(theory: TheoryBatch, top: Tensor, other: Tensor, same: Tensor) -> Tensor:
+    """Where storage alone decides, [N, P]: of a third class, a tie or NaN no margin speaks."""
     predicted = theory.logits.nan_to_num(nan=-torch.inf).argmax(-1)
     third = (predicted != top) & (predicted != other)
-    lost = theory.logits.isnan().any(-1)
-    known = third | lost | (same.sum(-1) > 1)
-    return torch.where(known, right(theory.logits, labels).double(), expected)
+    return third | theory.logits.isnan().any(-1) | (same.sum(-1) > 1)
 
 
 def flips_of(reference: Tensor, candidate: Tensor) -> Flips:
@@ -97,9 +100,7 @@ def expected_flips(reference: Tensor, theory: TheoryBatch, chance: Tensor) -> It
         return
     top, other = top_two(reference)
     leads, flipped = flips_of(reference, theory.logits)
-    predicted = theory.logits.nan_to_num(nan=-torch.inf).argmax(-1)
-    known = (predicted != top) & (predicted != other)
-    known |= theory.logits.isnan().any(-1) | (same.sum(-1) > 1)
+    known = _settled(theory, top, other, same)
     gap = margin(reference, top, other)
     yield torch.where(known, leads, gap), torch.where(known, flipped, chance)
 

@@ -94,34 +94,3 @@ def _diagnosis(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> t
     if pairs.verdict != "not equivalent":
         return None, None
     return diagnose_training(runs, pairs, forecast)
-
-
-def training_step_functions(
-    subject: Training, precision: Precision, settings: Settings
-) -> tuple[Any, Any]:
-    """Two functions that make one training step each, at 32-true and at `precision`.
-
-    Each has a model and optimizer of its own, from the same weights, and steps over the first
-    batch of `train_data` again and again: for timing. Seeds and global state are the caller's.
-    """
-    from pytest_fp16.engine.training.order import ordered
-    from pytest_fp16.engine.training.trainee import Trainee, initial_state
-
-    device = resolve_device(settings.device)
-    with preserved_state(), preserved_generators(subject.train_data):
-        found = sound(subject, device)
-        place = Runs(found, settings, device).place
-        state = initial_state(found.subject, 0)
-        batch = next(iter(ordered(found.subject.train_data, 0, 0)))
-        trainees = [Trainee(found.subject, p, 0, state, place) for p in (REFERENCE, precision)]
-
-    def step_of(trainee: Trainee) -> Any:
-        trainee.model.train()
-
-        def step() -> float:
-            with torch.enable_grad(), trainee.installed():
-                return trainee.step(batch, last=True)
-
-        return step
-
-    return step_of(trainees[0]), step_of(trainees[1])

@@ -12,8 +12,6 @@ from torch import nn
 from pytest_fp16 import Settings, check
 from pytest_fp16.conformance import examine
 from pytest_fp16.errors import DataError
-from pytest_fp16.precision import PRECISIONS
-from pytest_fp16.training.run import training_step_functions
 
 
 def adam(params):
@@ -129,18 +127,6 @@ def test_progress_names_seed_precision_epoch_and_loss(digits_training):
     steps = [done for what, done, _ in told if "seed" in what]
     assert steps == sorted(steps)
     assert steps[-1] == told[-1][2]
-
-
-def test_step_functions_train_a_model_of_their_own(digits_training):
-    subject = digits_training()
-    reference, candidate = training_step_functions(
-        subject, PRECISIONS["16-true"], Settings(emulate="never", device="cpu")
-    )
-    first = reference(), candidate()
-    assert first[0] == pytest.approx(first[1], rel=1e-2)
-    for _ in range(20):
-        last = reference(), candidate()
-    assert max(last) < min(first) - 0.5
 
 
 def test_what_was_noted_of_the_input_is_a_warning_of_the_report(digits_training):

@@ -70,14 +70,11 @@ class Emulation(OnTarget):
             return func(*args, **kwargs)
         composed = composition(func, args)
         if composed is not None:
-            return composed(self._step, *args, **kwargs)
+            return composed(self.step, *args, **kwargs)
         known = facts(func)
         if known.view or known.reshapes:
             return func(*args, **kwargs)
         return self.compute(func, known, args, kwargs)
-
-    def _step(self, func: OpOverload, *args: Any) -> Any:
-        return self.__torch_dispatch__(func, (), args)
 
     def compute(
         self, func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -137,16 +137,13 @@ class Interception(OnTarget):
         kwargs = {k: self._adopted(v) for k, v in (kwargs or {}).items()}
         composed = composition(func, args)
         if composed is not None:
-            return composed(self._step, *args, **kwargs)
+            return composed(self.step, *args, **kwargs)
         with self.below():
             if known.view:
                 return self.view(func, known, args, kwargs)
             if known.reshapes:
                 return self.reshape(func, args, kwargs)
             return self.operate(func, known, args, kwargs)
-
-    def _step(self, func: OpOverload, *args: Any) -> Any:
-        return self.__torch_dispatch__(func, (), args)
 
     def _adopted(self, value: Any) -> Any:
         if isinstance(value, Tensor):

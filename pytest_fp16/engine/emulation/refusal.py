@@ -119,6 +119,10 @@ class OnTarget(TorchDispatchMode):
         self._meets = target
         self._context = ExitStack()
 
+    def step(self, func: Any, *args: Any) -> Any:
+        """One operation of those that a composed one consists of."""
+        return self.__torch_dispatch__(func, (), args)  # type: ignore[no-untyped-call]
+
     def __enter__(self) -> Self:
         if self._meets is not None:
             self._context.enter_context(assignments_as_on(self._meets))

@@ -82,4 +82,4 @@ def test_a_chain_of_them_is_predicted(theory_of):
         low = Forward().bfloat16()(X.bfloat16()).float()
     actual = theory.task.margins(low.unsqueeze(1), reference) - said.margin
     spread = float((actual / said.sigma).square().mean().sqrt())
-    assert 0.6 < spread < 1.5
+    assert 0.7 < spread < 1.5
