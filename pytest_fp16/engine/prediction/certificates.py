@@ -7,20 +7,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.prediction.rivals import Rivals
+from pytest_fp16.engine.prediction.rivals import EXTRA_COMPETITORS, Rivals
 from pytest_fp16.engine.prediction.theory_batch import PROBABLE_SIGMAS, TheoryBatch
 from pytest_fp16.engine.tracing.sites import Sums
 from pytest_fp16.engine.tracing.trace import Trace
 from pytest_fp16.task import Task
 from pytest_fp16.theory.rounding import Format
 
-#: Extra backward passes for inputs with more than one near competitor.
-EXTRA_COMPETITORS = 2
+
+@dataclass(frozen=True)
+class Near:
+    """To which inputs a third class, or one behind it, comes near; bool, [N, P, classes].
+
+    Attributes:
+        bounded, probable: below the screen of their bounds, of their kσ.
+    """
+
+    bounded: Tensor
+    probable: Tensor
 
 
 @dataclass(frozen=True)
 class Certifier:
-    """Judges the chunks of one precision.
+    """Judges the inputs of one precision.
 
     Attributes:
         task: what counts as a margin.
@@ -32,58 +41,93 @@ class Certifier:
     format: Format
     screen: Tensor
 
-    def judge(
-        self, trace: Trace, canonical: Tensor, reference: Tensor, sums: Sums, rivals: Rivals
-    ) -> TheoryBatch:
-        """The theory of one chunk, with extra passes for competitors that come near.
+    def judge(self, trace: Trace, canonical: Tensor, reference: Tensor, sums: Sums) -> TheoryBatch:
+        """The theory of one chunk, third classes left aside.
 
         Args:
             trace, canonical: the program's own run of the chunk.
             reference: the reference's canonical logits, [kept, P, C].
             sums: of the backward pass from the runner-up's margin.
-            rivals: the backward passes from the margins over further classes.
         """
         kept = len(reference)
         logits = canonical.detach()[:kept]
         sigma, bound = (v[:kept].unsqueeze(1) for v in (sums.sigma, sums.bound))
         margin = self.task.margins(logits, reference)
         undecided = trace.doubts.undecided[:kept]
-        said = TheoryBatch(
+        sure = ~undecided.unsqueeze(1) & self.task.decides
+        return TheoryBatch(
             logits=logits,
             margin=margin,
             sigma=sigma,
             bound=bound,
-            bounded=(margin > bound) & ~undecided.unsqueeze(1),
-            probable=(margin > PROBABLE_SIGMAS * sigma) & ~undecided.unsqueeze(1),
+            bounded=(margin > bound) & sure,
+            probable=(margin > PROBABLE_SIGMAS * sigma) & sure,
             overflowed=trace.recorder.overflowed[:kept],
             undecided=undecided,
         )
-        if self.task.decides:
-            self._clear_rivals(said, reference, rivals)
-        else:
-            said.bounded = said.probable = torch.zeros_like(said.bounded)
-        return said
 
-    def _clear_rivals(self, said: TheoryBatch, reference: Tensor, rivals: Rivals) -> None:
-        """Withdraw certificates where a third class could win."""
+    def near(self, said: TheoryBatch, reference: Tensor) -> Near:
+        """Which certificates of a batch a third class could still take away."""
         assert said.bound is not None, "unreachable: it comes from a backward pass"
         ranks = reference.argsort(-1, descending=True)
-        gaps = said.logits.gather(-1, ranks[..., :1]) - said.logits.gather(-1, ranks[..., 2:])
+        gaps = _gaps(said.logits, ranks)
         # What a competitor must keep of its distance to be cleared without a pass of its own.
         screen = self.screen[ranks[..., 2:]]
         bounds = screen * said.bound.unsqueeze(-1)
         sigmas = screen * (PROBABLE_SIGMAS * said.sigma).unsqueeze(-1)
-        said.bounded &= (gaps >= bounds)[..., EXTRA_COMPETITORS:].all(-1)
-        said.probable &= (gaps >= sigmas)[..., EXTRA_COMPETITORS:].all(-1)
+        return Near(
+            said.bounded.unsqueeze(-1) & (gaps < bounds),
+            said.probable.unsqueeze(-1) & (gaps < sigmas),
+        )
+
+    def clear(self, said: TheoryBatch, reference: Tensor, near: Near, rivals: Rivals) -> None:
+        """Withdraw certificates where a third class could win.
+
+        Args:
+            said: the theory of a batch.
+            reference: the reference's canonical logits, [N, P, C].
+            near: whom to look at; all that are near by one of the first few classes have been asked
+                about.
+            rivals: what these were found to be.
+        """
+        gaps = _gaps(said.logits, reference.argsort(-1, descending=True))
+        for certified, of in ((said.bounded, near.bounded), (said.probable, near.probable)):
+            certified &= ~of[..., EXTRA_COMPETITORS:].any(-1)
         for extra in range(min(EXTRA_COMPETITORS, gaps.shape[-1])):
-            gap = gaps[..., extra]
-            needy = (
-                said.bounded & (gap < bounds[..., extra]),
-                said.probable & (gap < sigmas[..., extra]),
-            )
-            if not bool((needy[0] | needy[1]).any()):
+            sums = rivals.of(self.format, extra)
+            if sums is None:
                 continue
-            sums = rivals.sums(ranks[..., :1], ranks[..., extra + 2 : extra + 3])[self.format]
-            own, worst = (v[: len(reference)].unsqueeze(1) for v in (sums.sigma, sums.bound))
-            said.bounded &= ~needy[0] | (gap > worst)
-            said.probable &= ~needy[1] | (gap > PROBABLE_SIGMAS * own)
+            sigma, bound = (v.unsqueeze(1) for v in (sums.sigma, sums.bound))
+            gap = gaps[..., extra]
+            said.bounded &= ~near.bounded[..., extra] | (gap > bound)
+            said.probable &= ~near.probable[..., extra] | (gap > PROBABLE_SIGMAS * sigma)
+
+
+def _gaps(logits: Tensor, ranks: Tensor) -> Tensor:
+    """How far the third class and those behind it are away from the first, [N, P, C - 2]."""
+    return logits.gather(-1, ranks[..., :1]) - logits.gather(-1, ranks[..., 2:])
+
+
+def clear_rivals(
+    batch: list[tuple[Certifier, TheoryBatch]], reference: Tensor, rivals: Rivals
+) -> None:
+    """Withdraw the certificates of a batch that a third class could take, for several precisions.
+
+    Args:
+        batch: what each of them says of it.
+        reference: the reference's canonical logits, [N, P, C].
+        rivals: is asked about all inputs that one of them wants to know about, together.
+    """
+    if not batch[0][0].task.decides:
+        return
+    near = [certifier.near(said, reference) for certifier, said in batch]
+    # A certificate that a farther class takes anyway is not worth a pass.
+    asked = torch.stack([_worth(n.bounded) | _worth(n.probable) for n in near]).any(0)
+    rivals.ask(asked.any(1), reference)
+    for (certifier, said), of in zip(batch, near, strict=True):
+        certifier.clear(said, reference, of, rivals)
+
+
+def _worth(near: Tensor) -> Tensor:
+    """Of the first few classes, those that alone can take a certificate; [N, P, few]."""
+    return near[..., :EXTRA_COMPETITORS] & ~near[..., EXTRA_COMPETITORS:].any(-1, keepdim=True)

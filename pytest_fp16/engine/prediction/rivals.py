@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.batching import chunks
 from pytest_fp16.engine.prediction.reverse import backward
 from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.engine.tracing.sites import Sums
@@ -15,6 +18,8 @@ from pytest_fp16.theory.rounding import Format
 #: least: bounds are measured on a few inputs and taken for all.
 SCREEN = 4.0
 _MARGIN = 2.0
+#: Backward passes for inputs with more than one near competitor.
+EXTRA_COMPETITORS = 2
 #: Backward passes on the first few inputs that measure how far the errors of classes differ.
 SCREENING_PASSES = 32
 #: Of a group of classes measured together: this far above the other groups, one may stand out.
@@ -22,26 +27,64 @@ _STANDS_OUT = 2.0
 
 
 class Rivals:
-    """Backward passes of one chunk from the margins over the third class and further ones.
+    """The margins over a third class and further ones, for the inputs to which they come near.
 
-    Ranks are the reference's, so each is made once, whoever asks for it.
+    These few are traced again, together: a backward pass costs as much for one input of a chunk as
+    for all of them.
+
+    Args:
+        retrace: traces the inputs of a batch at some indices.
+        size: how many at once.
+        whole: the trace of the whole batch with its canonical logits, where it is at hand.
     """
 
-    def __init__(self, trace: Trace, canonical: Tensor, like: Tensor) -> None:
-        self.trace = trace
-        self.canonical = canonical
-        self.like = like
-        self.known: list[tuple[Tensor, dict[Format, Sums]]] = []
+    def __init__(
+        self,
+        retrace: Callable[[list[int]], tuple[Trace, Tensor]],
+        size: int,
+        whole: tuple[Trace, Tensor] | None = None,
+    ) -> None:
+        self.retrace = retrace
+        self.size = size
+        self.whole = whole
+        self.known: list[dict[Format, Sums]] = []
 
-    def sums(self, top: Tensor, rival: Tensor) -> dict[Format, Sums]:
-        """The sums of the margins of `top` over `rival`, class indices of shape [kept, P, 1]."""
-        for asked, sums in self.known:
-            if torch.equal(asked, rival):
-                return sums
-        seeds = torch.zeros_like(self.like).scatter(-1, top, 1.0).scatter(-1, rival, -1.0)
-        made = backward(self.trace, self.canonical, seeds)
-        self.known.append((rival, made))
-        return made
+    def ask(self, asked: Tensor, reference: Tensor) -> None:
+        """Look at the margins over the third class and those behind it.
+
+        Args:
+            asked: which inputs' margins over which of these classes, bool, [N, few].
+            reference: the reference's canonical logits, [N, P, C]. Ranks are the reference's.
+        """
+        self.known = [{} for _ in range(asked.shape[1])]
+        who = asked.any(1).nonzero().flatten().tolist()
+        if self.whole is not None and who:
+            self._look(*self.whole, list(range(len(asked))), asked, reference)
+            return
+        for indices, kept in chunks(len(who), self.size):
+            there = [who[i] for i in indices]
+            self._look(*self.retrace(there), there[:kept], asked, reference)
+
+    def _look(
+        self, trace: Trace, canonical: Tensor, there: list[int], asked: Tensor, reference: Tensor
+    ) -> None:
+        rows = reference[there]
+        ranks = rows.argsort(-1, descending=True)
+        for extra, known in enumerate(self.known):
+            if not bool(asked[there, extra].any()):
+                continue
+            seeds = torch.zeros_like(rows).scatter(-1, ranks[..., :1], 1.0)
+            seeds.scatter_(-1, ranks[..., extra + 2 : extra + 3], -1.0)
+            for fmt, sums in backward(trace, canonical, seeds).items():
+                if fmt not in known:
+                    zeros = reference.new_zeros(len(asked))
+                    known[fmt] = Sums(zeros, zeros.clone())
+                known[fmt].square[there] = sums.square[: len(there)]
+                known[fmt].absolute[there] = sums.absolute[: len(there)]
+
+    def of(self, fmt: Format, extra: int) -> Sums | None:
+        """Sums over the batch for the class so far behind the third; None if nobody asked."""
+        return self.known[extra].get(fmt)
 
 
 class Screening:

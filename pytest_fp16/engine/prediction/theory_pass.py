@@ -9,13 +9,14 @@ batch), the trace is repeated with random rounding errors instead.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import PRIMES, chunks
-from pytest_fp16.engine.prediction.certificates import Certifier
+from pytest_fp16.engine.prediction.certificates import Certifier, clear_rivals
 from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.random_rounding import noise_batch
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError, backward
@@ -54,7 +55,7 @@ class TheoryPass(Tracer):
 
     #: Others whose rounding sites may be the same: see `theory_sharing`.
     followers: list[TheoryPass] = field(default_factory=list)
-    pending: tuple[int, list[TheoryBatch]] | None = None
+    pending: tuple[int, TheoryBatch] | None = None
     compared: bool = False
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class TheoryPass(Tracer):
         if self.method == "adjoint":
             try:
                 if shared is not None and shared[0] == seed:
-                    return self._decided(concatenate(shared[1]))
+                    return self._decided(shared[1])
                 if not self.started:
                     self._start(inputs, n, reference, seed)
                 return self._decided(self._adjoint_batch(inputs, n, reference, seed))
@@ -157,19 +158,21 @@ class TheoryPass(Tracer):
         return Certifier(self.task, self.format, self.screen)
 
     def _adjoint_batch(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
-        parts = []
+        parts, cuts = [], chunks(n, self.chunk)
         sharing = Sharing(self, seed)
-        for indices, kept in chunks(n, self.chunk):
+        for indices, kept in cuts:
             trace, canonical = self.trace_part(inputs, n, indices, seed, detailed=not self.totals)
             _require_one_path(trace)
             rows = reference[indices[:kept]]
             sums = backward(trace, canonical, self.task.seeds(rows))[self.format]
             self.record(sums)
-            rivals = Rivals(trace, canonical, rows)
-            sharing.chunk(trace, canonical, rivals, (inputs, n, indices, rows))
-            parts.append(self.certifier.judge(trace, canonical, rows, sums, rivals))
-        sharing.hand_over()
-        return concatenate(parts)
+            sharing.chunk(trace, canonical, (inputs, n, indices, rows))
+            parts.append(self.certifier.judge(trace, canonical, rows, sums))
+        said = concatenate(parts)
+        again = partial(self.trace_part, inputs, n, seed=seed)
+        rivals = Rivals(again, self.chunk, (trace, canonical) if len(cuts) == 1 else None)
+        clear_rivals([(self.certifier, said), *sharing.handed_over()], reference, rivals)
+        return said
 
     def record(self, sums: Sums) -> None:
         """Add a pass's sums to the running totals of the sites."""

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError, backward
-from pytest_fp16.engine.prediction.rivals import Rivals
+from pytest_fp16.engine.prediction.theory_batch import TheoryBatch, concatenate
 from pytest_fp16.engine.tracing.sites import Sums
 from pytest_fp16.engine.tracing.trace import Trace
 from pytest_fp16.theory.rounding import Format
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
+    from pytest_fp16.engine.prediction.certificates import Certifier
     from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 
 #: A follower's own σ and the leader's may differ by this much, in the root mean square.
@@ -41,14 +41,11 @@ class Sharing:
         self.seed = seed
         self.parts: dict[int, list[TheoryBatch]] = {id(f): [] for f in leader.followers}
 
-    def chunk(
-        self, trace: Trace, canonical: Tensor, rivals: Rivals, part: tuple[Any, int, Any, Tensor]
-    ) -> None:
+    def chunk(self, trace: Trace, canonical: Tensor, part: tuple[Any, int, Any, Tensor]) -> None:
         """Offer one chunk to every follower.
 
         Args:
             trace, canonical: the leader's run of it, just after its backward pass.
-            rivals: its further backward passes.
             part: the batch's inputs, their number, the chunk's indices, its reference logits.
         """
         sums = dict(trace.recorder.contributions.sums)
@@ -67,8 +64,8 @@ class Sharing:
                     del self.parts[id(follower)]
                     continue
                 follower.record(sums[follower.format])
-                mine = (*own, part[3], sums[follower.format], rivals)
-                self.parts[id(follower)].append(follower.certifier.judge(*mine))
+                said = follower.certifier.judge(*own, part[3], sums[follower.format])
+                self.parts[id(follower)].append(said)
                 continue
             # Another program, or values bent by the range of one format: it goes its own way.
             del self.parts[id(follower)]
@@ -110,9 +107,12 @@ class Sharing:
         offered, found = (s.square[:kept].double().sum() for s in (sums[follower.format], mine))
         return bool((offered - found).abs() <= 2 * AGREEMENT * found)
 
-    def hand_over(self) -> None:
-        """Give every follower that could follow to the end what it will ask for."""
+    def handed_over(self) -> list[tuple[Certifier, TheoryBatch]]:
+        """What every follower that could follow to the end will be given when it asks."""
+        given = []
         for follower in self.leader.followers:
             parts = self.parts.get(id(follower))
             if parts:
-                follower.pending = (self.seed, parts)
+                follower.pending = (self.seed, concatenate(parts))
+                given.append((follower.certifier, follower.pending[1]))
+        return given

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_fp16.engine.prediction.certificates import EXTRA_COMPETITORS, Certifier
+from pytest_fp16.engine.prediction.certificates import Certifier, clear_rivals
+from pytest_fp16.engine.prediction.rivals import EXTRA_COMPETITORS
 from pytest_fp16.engine.prediction.theory_batch import PROBABLE_SIGMAS
 from pytest_fp16.engine.tracing.sites import Sums
 from pytest_fp16.task import Task
@@ -22,13 +23,16 @@ class KnownRivals:
     def __init__(self, bounds, sigmas):
         self.bounds, self.sigmas, self.asked = bounds, sigmas, 0
 
-    def of(self, classes):
+    def sums(self, classes):
         # A `Sums` of one site per input: |∂g/∂y · ulp| is twice the bound, √12 times σ.
         return Sums(12 * self.sigmas[classes].square(), 2 * self.bounds[classes])
 
-    def sums(self, top, rival):
-        self.asked += 1
-        return {FLOAT16: self.of(rival[:, 0, 0])}
+    def ask(self, asked, reference):
+        self.asked += int(asked.any(0).sum())
+        self.ranks = reference.argsort(-1, descending=True)[:, 0]
+
+    def of(self, fmt, extra):
+        return self.sums(self.ranks[:, extra + 2]) if extra + 2 < self.ranks.shape[1] else None
 
 
 def judged(logits, bounds, sigmas, kind="classification", undecided=None):
@@ -37,7 +41,7 @@ def judged(logits, bounds, sigmas, kind="classification", undecided=None):
     reference = logits.unsqueeze(1)
     ranks = logits.argsort(-1, descending=True)
     rivals = KnownRivals(bounds, sigmas)
-    own = rivals.of(ranks[:, 1])
+    own = rivals.sums(ranks[:, 1])
     ratio = torch.maximum(
         bounds / own.bound.unsqueeze(1), sigmas / own.sigma.unsqueeze(1)
     )  # [N, C]
@@ -47,7 +51,9 @@ def judged(logits, bounds, sigmas, kind="classification", undecided=None):
         recorder=SimpleNamespace(overflowed=none.clone()),
     )
     certifier = Certifier(Task(kind), FLOAT16, screen=ratio.amax(0))
-    return certifier.judge(trace, reference, reference, own, rivals), ranks, rivals
+    said = certifier.judge(trace, reference, reference, own)
+    clear_rivals([(certifier, said)], reference, rivals)
+    return said, ranks, rivals
 
 
 finite = st.integers(-60, 60).map(lambda i: i / 7)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_fp16.engine.prediction import rivals
 from pytest_fp16.engine.prediction.rivals import SCREEN
 
 N, WILD = 24, 37
@@ -56,3 +57,26 @@ def test_one_class_among_many_stands_out_though_it_is_never_near(classes, theory
     within = z[:, -1] - model(x)[:, WILD] < theory.screen[WILD] * batch.bound[:, 0]
     assert within.any()
     assert not batch.bounded[:, 0][within].any()
+
+
+def test_the_few_looked_at_again_get_the_certificates_of_the_whole_chunk(theory_of, monkeypatch):
+    torch.manual_seed(0)
+    model, x = Head(8, wild=False).eval(), torch.randn(150, 12)
+    with torch.no_grad():
+        model.head.weight.mul_(0.02)  # classes near one another
+        model.head.bias.mul_(0.05)
+    theory, reference = theory_of(model, x, "bf16-true")
+    whole = theory.run(x, 150, reference, 0)
+    assert theory.chunk >= 150
+    looked: list[int] = []
+    made = rivals.backward
+    monkeypatch.setattr(rivals, "backward", lambda t, c, s: looked.append(len(c)) or made(t, c, s))
+    cut, _ = theory_of(model, x, "bf16-true")
+    cut.started, cut.screen, cut.chunk = True, theory.screen, 31
+    parts = cut.run(x, 150, reference, 0)
+    assert looked, "a third class comes near somewhere, or this test shows nothing"
+    assert len(looked) < 2 * 5  # not two for each chunk
+    assert torch.equal(parts.bounded, whole.bounded)
+    assert torch.equal(parts.probable, whole.probable)
+    assert parts.bounded.any()
+    assert not parts.bounded.all()
