@@ -21,7 +21,7 @@ from pytest_fp16.engine.models import (
     prepare,
     quiet,
 )
-from pytest_fp16.engine.outputs import main_output, not_finite
+from pytest_fp16.engine.outputs import Others, main_output, others
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
@@ -59,6 +59,7 @@ class Candidate:
 
     Attributes:
         carries: the model carries something from one batch to the next.
+        beside: what was returned beside the predictions of the batch that ran last.
     """
 
     carries = False
@@ -76,7 +77,7 @@ class Candidate:
         self.device = device
         self.target = target
         self.model = prepare(model, precision, device)
-        self.not_finite: Counter[str] = Counter()
+        self.beside = Others()
 
     def outputs(
         self,
@@ -104,7 +105,7 @@ class Candidate:
             with emulation, witness or nullcontext():
                 output = call(self.model, inputs, self.precision, self.subject.forward)
             predictions = main_output(output)
-            self.not_finite = not_finite(output, predictions)
+            self.beside = others(output, predictions)
             return predictions.detach().to(torch.float32)
 
 

@@ -1,12 +1,14 @@
-"""What a model returns: its predictions, and what no check judges, but should stay finite."""
+"""What a model returns: its predictions, and what is beside them, which no check judges."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pytest_fp16.errors import ModelError
@@ -65,13 +67,32 @@ def _described(output: Any) -> str:
     )
 
 
-def not_finite(output: Any, predictions: Tensor) -> Counter[str]:
-    """How many values of each other output are NaN or infinite, by its name."""
-    found: Counter[str] = Counter()
+@dataclass(frozen=True)
+class Others:
+    """What a model returns beside its predictions.
+
+    Attributes:
+        not_finite: how many values of each tensor are NaN or infinite, by its name.
+        values: the tensors themselves that are returned as such and not in a container (hidden
+            states by layer, a cache), float32 [N, …], by name.
+    """
+
+    not_finite: Counter[str] = field(default_factory=Counter)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+def others(output: Any, predictions: Tensor) -> Others:
+    """What is in an output beside the predictions."""
+    found = Others()
     for name, tensor in _named(output, "", _DEPTH):
-        if tensor is not predictions and tensor.is_floating_point():
-            found[name] += tensor.numel() - int(tensor.isfinite().sum())
-    return +found
+        if tensor is predictions or not tensor.is_floating_point():
+            continue
+        lost = tensor.numel() - int(tensor.isfinite().sum())
+        if lost:
+            found.not_finite[name] += lost
+        if tensor.dim() and "." not in name:
+            found.values[name] = tensor.detach().to(torch.float32)
+    return found
 
 
 def _named(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:

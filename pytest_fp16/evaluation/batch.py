@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pytest_fp16.engine.outputs import Others
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Batch:
         labels: canonical [N, P] (regression: [N, D]), or None.
         valid: decisions that count, bool [N, P].
         seed: the random state its runs start from.
-        not_finite: values of other outputs that are NaN or infinite in the reference, by output.
+        beside: what the reference returned beside its predictions, on the device.
     """
 
     inputs: Any
@@ -35,7 +36,7 @@ class Batch:
     labels: Tensor | None
     valid: Tensor
     seed: int
-    not_finite: Mapping[str, int] = field(default_factory=dict)
+    beside: Others = field(default_factory=Others)
 
     @property
     def top(self) -> Tensor:

@@ -7,7 +7,6 @@ that is from what theory said.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.evaluation.batch import Batch
+from pytest_fp16.evaluation.beside import Beside
 from pytest_fp16.evaluation.expectation import flip_chance
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.task import Task
@@ -147,8 +147,7 @@ class Outcome:
 
     Attributes:
         ties: decisions that tie in the candidate, and do not in the reference.
-        beside: values of other outputs that are NaN or infinite, and more of them than in the
-            reference, by output.
+        beside: what became of outputs that are not judged.
     """
 
     metric: MetricTotals
@@ -164,7 +163,7 @@ class Outcome:
     loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     moved: list[float] = field(default_factory=lambda: [0.0, 0.0])
     wrong_inputs: list[int] = field(default_factory=list)
-    beside: Counter[str] = field(default_factory=Counter)
+    beside: Beside = field(default_factory=Beside)
     kept: Kept | None = None
 
     def add(self, batch: Batch, output: Tensor, logits: Tensor, theory: TheoryBatch | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,7 +123,7 @@ class Lane:
             return
         logits = self.task.canonical(output)
         self.outcome.add(batch, output, logits, said)
-        self.outcome.beside += self.candidate.not_finite - Counter(batch.not_finite)
+        self.outcome.beside.add(batch.beside, self.candidate.beside)
         self._keep(batch)
         if said is not None and not self.ideal and self._strays():
             self._look_again(batch, said, logits, before)

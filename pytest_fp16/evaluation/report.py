@@ -93,7 +93,7 @@ def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> 
             f"{', '.join(names)} stays complex, as with model.half() or model.bfloat16(); "
             f"model.to({precision_.dtype}) would make it real and lose the imaginary part"
         )
-    said += rules.beside(lane)
+    said += lane.outcome.beside.warnings()
     if verdict == "equivalent":
         said += [w for w in (rules.luck(lane), rules.mass_ties(lane)) if w]
         if metric is not None and metric.loss > SPENT * metric.budget:

@@ -136,13 +136,13 @@ class EvaluationRun:
             output = self._reference_output(inputs, _SEED + number)
             if self.subject.metric is not None and output.dim():
                 n = output.shape[0]  # its labels may come in any number: all boxes in one table
-            others = self.reference.not_finite
+            beside = self.reference.beside
             if not self.lanes:
                 self._begin(inputs, output, labels, n, _SEED + number)
             require_like(output, self.shape, number)
             self._require_same_kind(labels, number)
             batch = self._batch(inputs, output, labels, n, _SEED + number)
-            batch.not_finite = others
+            batch.beside = beside
             self.totals.add(batch, batch.output, batch.logits)
             if isinstance(self.totals.tally, Scores):
                 require_finite(self.totals.value)

@@ -266,19 +266,6 @@ def mass_ties(lane: Lane) -> str | None:
     return f"{said}: {order}"
 
 
-def beside(lane: Lane) -> list[str]:
-    """The warning that what is returned beside the predictions breaks, which nobody judged."""
-    lost = lane.outcome.beside
-    if not lost:
-        return []
-    names = ", ".join(f"{name!r} ({count})" for name, count in lost.most_common(3))
-    names += f" and {len(lost) - 3} more" * (len(lost) > 3)
-    return [
-        f"outputs that were not judged are NaN or infinite where the reference is finite: {names} "
-        "values; to judge one of them, return it with forward="
-    ]
-
-
 def median(values: list[float]) -> float | None:
     """The median of the values that are numbers; None where there is none."""
     finite = [v for v in values if not math.isnan(v)]

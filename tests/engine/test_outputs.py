@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.outputs import main_output, not_finite
+from pytest_fp16.engine.outputs import main_output, others
 from pytest_fp16.errors import ModelError
 
 BAD, GOOD = torch.tensor([torch.inf, 1.0, torch.nan]), torch.ones(2)
@@ -24,12 +24,12 @@ class Said:
 
 def test_values_are_counted_by_the_name_of_their_output():
     Pair = namedtuple("Pair", "start end")
-    assert not_finite(BAD, BAD) == {}
-    assert not_finite((GOOD, BAD, 3), GOOD) == {"1": 2}
-    assert not_finite({"logits": GOOD, "boxes": BAD}, GOOD) == {"boxes": 2}
-    assert not_finite(Pair(GOOD, BAD), GOOD) == {"end": 2}
-    assert not_finite(Said(GOOD, (GOOD, BAD)), GOOD) == {"hidden.1": 2}
-    assert not_finite({"ids": torch.arange(3), "boxes": GOOD}, GOOD) == {}
+    assert others(BAD, BAD).not_finite == {}
+    assert others((GOOD, BAD, 3), GOOD).not_finite == {"1": 2}
+    assert others({"logits": GOOD, "boxes": BAD}, GOOD).not_finite == {"boxes": 2}
+    assert others(Pair(GOOD, BAD), GOOD).not_finite == {"end": 2}
+    assert others(Said(GOOD, (GOOD, BAD)), GOOD).not_finite == {"hidden.1": 2}
+    assert others({"ids": torch.arange(3), "boxes": GOOD}, GOOD).not_finite == {}
 
 
 @pytest.mark.parametrize(

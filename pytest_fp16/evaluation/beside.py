@@ -1,0 +1,68 @@
+"""Outputs beside the predictions: no check judges them, and nobody should be misled by that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pytest_fp16.engine.outputs import Others
+from pytest_fp16.theory.budget import LARGEST
+
+#: Outputs named in a warning, at most.
+_NAMED = 3
+
+
+@dataclass
+class Beside:
+    """What became of outputs that are not judged.
+
+    Attributes:
+        lost: values that are NaN or infinite, and more of them than in the reference, by output.
+        moved: squared errors, and the squared spread beside which they are seen, by output.
+    """
+
+    lost: Counter[str] = field(default_factory=Counter)
+    moved: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, reference: Others, candidate: Others) -> None:
+        """Add one batch."""
+        self.lost += candidate.not_finite - reference.not_finite
+        for name, was in reference.values.items():
+            now = candidate.values.get(name)
+            if now is None or now.shape != was.shape:
+                continue
+            finite = was.isfinite() & now.isfinite()
+            was, now = was[finite].double(), now[finite].double()
+            if was.numel():
+                error, spread = self.moved.get(name, (0.0, 0.0))
+                error += float((now - was).square().sum())
+                self.moved[name] = error, spread + float((was - was.mean()).square().sum())
+
+    def warnings(self) -> list[str]:
+        """That some are not finite, and that some are off by more than any default budget."""
+        said = []
+        if self.lost:
+            lost = [f"{name!r} ({count})" for name, count in self.lost.most_common()]
+            said.append(
+                "outputs that were not judged are NaN or infinite where the reference is finite: "
+                f"{_listed(lost)} values"
+            )
+        shares = {name: _share(*moved) for name, moved in self.moved.items()}
+        off = sorted((name for name in shares if shares[name] > LARGEST), key=shares.__getitem__)
+        if off:
+            moved = [f"{name!r} by {shares[name]:.2g}" for name in reversed(off)]
+            said.append(
+                "outputs that were not judged differ from the reference's (their squared error, "
+                f"beside the variance there): {_listed(moved)}"
+            )
+        return [f"{text}; to judge one of them, return it with forward=" for text in said]
+
+
+def _share(error: float, spread: float) -> float:
+    """Squared error as a part of the variance, which is what R² loses."""
+    return error / spread if spread else 0.0
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
