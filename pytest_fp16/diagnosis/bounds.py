@@ -87,7 +87,9 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
         if born.name not in _EPSILON or not finding.results:
             return None
         wrong = any(m.error > 0 or m.zeroed or m.lost for m in finding.own)
-    for constant in finding.scalars:
+    # A kernel may hand its epsilon on as a tensor of one number: cosine_similarity does.
+    handed = (m.largest for m in finding.operands if m.fixed and m.made and m.count == 1)
+    for constant in (*finding.scalars, *handed):
         rounded = _nearest(constant, fmt)
         if constant != 0 and rounded == 0 and wrong:
             return Why(

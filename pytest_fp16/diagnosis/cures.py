@@ -83,12 +83,16 @@ def find_cure(
         The cure, and the modules that make the failing precision itself pass (for a plan).
     """
     hint, vain = advice(culprit), ""
+    everything: list[Remedy] = []
     for kind, remedy in _candidates(clinic, culprit, origin):
+        if any(_includes(remedy, other) for other in everything):
+            continue  # no cheaper: the allowance is for others
         report = clinic.judged(remedy)
         if report is not None and report.equivalent:
             price = clinic.price(remedy)
             if price is not None and price.float32_share >= _EVERYTHING:
                 vain = " (what was tried passes only with the whole model in float32)"
+                everything.append(remedy)
                 continue
             cure = Cure(
                 kind=kind,
@@ -107,6 +111,12 @@ def find_cure(
     vain = vain or " (by itself not enough)" * known
     verdict: Verdict | None = "not equivalent" if known else None
     return Cure(kind=hint[0], verified=False, description=hint[1] + vain, verdict=verdict), ()
+
+
+def _includes(remedy: Remedy, other: Remedy) -> bool:
+    """Whether a remedy keeps in float32 what another does, and more."""
+    alike = remedy.precision == other.precision and other.line is None
+    return alike and set(other.keep) < set(remedy.keep)
 
 
 def _candidates(

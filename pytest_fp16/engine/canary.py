@@ -5,7 +5,7 @@ It shows that every operation has a kernel here, and that emulation agrees with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ class CanaryFindings:
     difference: float | None = None
 
 
+def _lacks_kernel(error: BaseException) -> bool:
+    return is_missing_kernel(error) or isinstance(error, UnsupportedOperation)
+
+
 def refused(
     error: BaseException, emulation_error: BaseException | None, device: str
 ) -> CanaryFindings:
@@ -53,7 +57,7 @@ def refused(
         emulation_error: what emulation raised, if it did.
         device: their device type.
     """
-    unsupported = is_missing_kernel(error) or isinstance(error, UnsupportedOperation)
+    unsupported = _lacks_kernel(error)
     words = "has no 16-bit kernel for an operation" if unsupported else "raised"
     said = first_line(error)
     text = f"the canary on {device} {words}: {said[:160]}"
@@ -78,6 +82,13 @@ def sing(
         emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
     with untouched(candidate.model, weights=False):
         native, error = _attempt(candidate, few, seed)
+    alone = error or emulation_error
+    if count < n and alone is not None and _lacks_kernel(alone):
+        # A larger batch may take other kernels, as that of cdist does: it is what counts.
+        whole = sing(candidate, inputs, n, seed, witness, n)
+        if whole.error is None and whole.emulation_error is None:
+            text = f"{whole.text}; {count} inputs alone raised: {first_line(alone)[:160]}"
+            return replace(whole, text=text)
     device = candidate.device.type
     if error is not None:
         return refused(error, emulation_error, device)

@@ -35,3 +35,13 @@ def test_a_constant_that_rounds_away(constant, told):
     why = vanishing_constant(Operation(0, "lt", "m"), seen, FORMATS[torch.float16])
     assert (why is not None) == (told is not None)
     assert told is None or f"rounds to {told}" in why.evidence
+
+
+def test_an_epsilon_that_a_kernel_hands_on_as_a_tensor():
+    """cosine_similarity makes one of its own in float32, and clamps 16-bit lengths by it."""
+    epsilon = Measure(torch.tensor(1e-8), torch.tensor(1e-8), torch.float32, fixed=True)
+    lengths = finding([1e-8, 2.0], torch.float16)
+    seen = Finding(own=lengths.own, operands=[epsilon], results=lengths.own)
+    why = vanishing_constant(Operation(0, "clamp_min", "m"), seen, FORMATS[torch.float16])
+    assert why.mechanism == "eps-underflow"
+    assert "the constant 1e-08 rounds to zero" in why.evidence

@@ -201,3 +201,32 @@ def test_the_whole_model_in_float32_is_no_cure():
     assert not report.cure.verified
     said = "(what was tried passes only with the whole model in float32); not tried"
     assert f"cure:  compute addmm in float32 {said}" in str(report)
+
+
+def test_the_allowance_is_not_spent_on_more_of_what_is_no_cure():
+    """All products are in `inner`: whatever else is kept beside it, nothing is gained."""
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Linear(16, 256)
+
+        def forward(self, x):
+            y = self.wide(x) * 3e4
+            return (y @ y.T)[:, :10] / 9e8
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.last = nn.Identity(), Inner(), nn.LayerNorm(10)
+
+        def forward(self, x):
+            return self.last(self.inner(self.first(x)))
+
+    torch.manual_seed(0)
+    model, x = Outer().eval(), torch.randn(64, 16)
+    data = [(x, model(x).argmax(-1))]
+    report = check(Evaluation(model=model, data=data), precision="16-mixed", budget=0.05)
+    assert (report.culprit.module, report.culprit.mechanism) == ("inner", "overflow")
+    assert report.cure.verified
+    assert report.cure.kind == "bfloat16"

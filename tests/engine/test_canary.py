@@ -129,3 +129,22 @@ def test_the_difference_is_relative_to_the_largest_output(first, second, differe
 
     found, _ = sung(Two(), torch.ones(4, 2))
     assert found.difference == pytest.approx(difference)
+
+
+class Distances(nn.Module):
+    """cdist has a kernel of 16 bits for more than 25 rows."""
+
+    def forward(self, x):
+        return torch.cdist(x, torch.eye(6, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize("n", [30, 20])
+def test_what_a_few_inputs_alone_are_refused_is_tried_with_all_of_them(n, target):
+    found, _ = sung(Distances(), torch.randn(n, 6), target=target)
+    assert (found.error is None) == (n == 30)
+    if n == 30:
+        assert found.text.startswith("the canary ran natively on cpu")
+        assert "4 inputs alone raised: \"cdist\" not implemented for 'Half'" in found.text
+    else:
+        assert found.unsupported

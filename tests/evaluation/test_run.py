@@ -739,3 +739,21 @@ def test_a_cpus_folds_are_as_predicted():
     subject = Evaluation(OnTheCpu(fold).eval(), [x], labelled=False, task="regression")
     report = check(subject, precision="16-true", target="cpu", emulate="never")
     assert report.equivalent, str(report)
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(30, "equivalent"), (20, "not equivalent")])
+def test_a_kernel_that_only_small_batches_lack(size, verdict):
+    """cdist: a few inputs taken out of a batch are refused, the batch itself is not."""
+
+    class Nearest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.points = nn.Parameter(torch.randn(5, 6))
+
+        def forward(self, x):
+            return -torch.cdist(x, self.points)
+
+    torch.manual_seed(0)
+    model, x = Nearest(), torch.randn(size, 6)
+    report = check(Evaluation(model=model, data=[(x, model(x).argmax(-1))]), precision="16-true")
+    assert (report.verdict, report.forecast.verdict) == (verdict, verdict)

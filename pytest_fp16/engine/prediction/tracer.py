@@ -118,7 +118,10 @@ class Tracer:
         """
         try:
             part = self.trace(take(inputs, n, indices), len(indices), seed, **options)
-        except UnsupportedOperation:
+        except UnsupportedOperation as error:
+            if len(indices) < n:  # a larger batch may take another kernel, as that of cdist does
+                self.trace(inputs, n, seed)
+                raise NotDifferentiableError(f"a part of a batch would stop: {error}") from error
             raise
         except Exception as error:  # if the 16-bit program fails, the whole batch will show it
             raise NotDifferentiableError(

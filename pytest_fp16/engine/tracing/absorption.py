@@ -116,7 +116,9 @@ def _falls(operand: Tensor, y: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
 
 
 def crowded(y: Tensor, fmt: Format) -> Tensor:
-    """`y` rounded, where many values share few numbers of the format and err to one side.
+    """`y` rounded, where many values share few numbers of the format and do not err at random.
+
+    They err to one side, all of them or those of one input: hazards of one patient are alike.
 
     Args:
         y: float32 results, before any rounding.
@@ -133,10 +135,25 @@ def crowded(y: Tensor, fmt: Format) -> Tensor:
     distinct = few.unique()
     if len(distinct) < max(shared, 1.0) * _CROWD:
         return y
-    bias = ((round_to(distinct, fmt) - distinct) / ulp(distinct, fmt)).mean()
-    if float(bias.abs()) <= _BIASED / (12 * len(distinct)) ** 0.5:
+    bias = _errors(distinct, fmt).mean()
+    chance = float(bias.abs()) <= _BIASED / (12 * len(distinct)) ** 0.5
+    if chance and not _alike_within_inputs(values, fmt):
         return y
     return y + (round_to(values, fmt) - values)
+
+
+def _errors(values: Tensor, fmt: Format) -> Tensor:
+    """Rounding errors in ulp: uniform of variance 1/12 where they are a matter of chance."""
+    return (round_to(values, fmt) - values) / ulp(values, fmt)
+
+
+def _alike_within_inputs(values: Tensor, fmt: Format) -> bool:
+    """Whether the mean errors of inputs (the first axis) vary more than independent ones would."""
+    if values.ndim < 2 or values[0].numel() < 2:
+        return False
+    means = _errors(values.flatten(1), fmt).mean(1)
+    times = 12 * values[0].numel() * float(means.square().mean())
+    return bool(times > 1 + _BIASED * (2 / len(means)) ** 0.5)
 
 
 def repeated(y: Tensor, fmt: Format) -> Tensor:

@@ -106,3 +106,15 @@ def test_a_mask_times_a_constant_errs_alike_everywhere(fmt):
 )
 def test_what_does_not_repeat_is_left_alone(y, fmt):
     assert repeated(y, fmt) is y
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_errors_that_are_alike_within_an_input_are_applied(fmt):
+    """One less a small hazard, which is nearly the same on all days of a patient."""
+    random = torch.Generator().manual_seed(4)
+    patients = 4 * torch.rand(60, 1, generator=random)
+    days = patients + 0.05 * torch.rand(60, 200, generator=random)
+    y = 1 - 2 * fmt.unit_roundoff * days
+    assert torch.equal(crowded(y, fmt), round_to(y, fmt))
+    shuffled = y.flatten()[torch.randperm(y.numel(), generator=random)].view_as(y)
+    assert crowded(shuffled, fmt) is shuffled
