@@ -9,6 +9,7 @@ by analysis and confirmed by `benchmarks.cases.judge` before the tool first saw 
 from benchmarks.cases import (
     reported_attention,
     reported_configured,
+    reported_decays,
     reported_decisions,
     reported_detectors,
     reported_digits,
@@ -17,6 +18,7 @@ from benchmarks.cases import (
     reported_idioms,
     reported_layers,
     reported_lengths,
+    reported_matches,
     reported_mismatched,
     reported_more,
     reported_oddities,
@@ -38,6 +40,7 @@ from benchmarks.cases import (
 __all__ = [
     "reported_attention",
     "reported_configured",
+    "reported_decays",
     "reported_decisions",
     "reported_detectors",
     "reported_digits",
@@ -46,6 +49,7 @@ __all__ = [
     "reported_idioms",
     "reported_layers",
     "reported_lengths",
+    "reported_matches",
     "reported_mismatched",
     "reported_more",
     "reported_oddities",
