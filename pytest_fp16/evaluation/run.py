@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,7 +72,7 @@ class EvaluationRun:
         self.target = effective_target(settings, self.device, self.mode)
         self.warnings: list[str] = []
         self.lanes: list[Lane] = []
-        self.inputs = 0
+        self.inputs = self.beyond = 0  # the latter: outputs of the reference past comparing
         self.carries = False  # something from one batch to the next
         self.taken = False  # whether labels were taken out of a mapping, which the model may miss
 
@@ -94,6 +95,11 @@ class EvaluationRun:
                 self.progress(f"evaluating {self.subject.name}", number + 1, total)
         if not self.inputs:
             raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
+        if self.beyond:  # minus infinity is what a mask is for
+            self.warnings.append(
+                f"{self.beyond} outputs of the reference itself are NaN or infinite in float32; "
+                "what 16 bits do to them cannot be told"
+            )
         if isinstance(self.totals.tally, Accuracy) and not self.totals.tally.count:
             raise DataError(
                 f"no decision counts: every label is ignore_index ({self.subject.ignore_index})"
@@ -143,6 +149,7 @@ class EvaluationRun:
             self._require_same_kind(labels, number)
             batch = self._batch(inputs, output, labels, n, _SEED + number)
             batch.beside = beside
+            self.beyond += int((batch.logits.isnan() | (batch.logits == math.inf)).sum())
             self.totals.add(batch, batch.output, batch.logits)
             if isinstance(self.totals.tally, Scores):
                 require_finite(self.totals.value)

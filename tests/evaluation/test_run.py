@@ -757,3 +757,19 @@ def test_a_kernel_that_only_small_batches_lack(size, verdict):
     model, x = Nearest(), torch.randn(size, 6)
     report = check(Evaluation(model=model, data=[(x, model(x).argmax(-1))]), precision="16-true")
     assert (report.verdict, report.forecast.verdict) == (verdict, verdict)
+
+
+@pytest.mark.parametrize(("reach", "said"), [(30.0, 2), (3.0, 0)])
+def test_a_reference_that_is_infinite_itself_is_remarked(reach, said):
+    """exp(90) is no float32; minus infinity, as of masked logits, is nothing to speak of."""
+
+    class Exponents(nn.Module):
+        def forward(self, x):
+            return torch.cat([torch.exp(x * reach), torch.full_like(x[:, :1], -torch.inf)], -1)
+
+    x = torch.tensor([[3.0, 1.0], [1.0, 3.0], [2.0, 1.0]])
+    data = [(x, torch.tensor([0, 1, 0]))]
+    report = check(Evaluation(model=Exponents(), data=data), precision="bf16-mixed")
+    warned = [w for w in report.warnings if "of the reference itself are NaN or infinite" in w]
+    assert len(warned) == bool(said)
+    assert not said or warned[0].startswith(f"{said} outputs")
