@@ -28,10 +28,8 @@ from pytest_fp16.theory.margin import (
     floating_point_error,
     lost_values,
 )
-from pytest_fp16.theory.standardised import GRANTED_SPREAD, ErrorTotals
+from pytest_fp16.theory.standardised import FLOAT32_NOISE, GRANTED_SPREAD, ErrorTotals
 
-#: Errors of the 32-bit runs themselves, relative to the largest logit: below it nothing is claimed.
-FLOAT32_NOISE = 2.0**-20
 #: What is as large as this hides a class: ``finfo.min`` is another number in every format.
 _AS_GOOD_AS_INFINITE = torch.finfo(torch.float32).max / 16
 #: Inputs named of those that went wrong.

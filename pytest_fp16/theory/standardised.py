@@ -20,6 +20,8 @@ GRANTED_SPREAD = 1.5
 #: Sound kernels had means of 0.01 to 0.04, truncating ones −1.4 to −1.8.
 GRANTED_BIAS = 0.5
 LEVEL = 0.999
+#: Errors of the 32-bit runs themselves, relative to the largest logit: below it nothing is claimed.
+FLOAT32_NOISE = 2.0**-20
 
 
 def spread_allowed(n: int) -> float:

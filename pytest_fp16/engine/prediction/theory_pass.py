@@ -18,6 +18,7 @@ from torch import Tensor
 from pytest_fp16.engine.batching import PRIMES, chunks
 from pytest_fp16.engine.prediction.certificates import Certifier, clear_rivals
 from pytest_fp16.engine.prediction.decision_errors import learn_decisions
+from pytest_fp16.engine.prediction.first_order import require_first_order
 from pytest_fp16.engine.prediction.random_rounding import noise_batch
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError, backward
 from pytest_fp16.engine.prediction.rivals import Rivals, measured_screen
@@ -140,6 +141,8 @@ class TheoryPass(Tracer):
         moved = differ(values, canonical[:few], _SHIFT * alone)
         if trace.recorder.owners.shared or bool(differs.any()) or moved:
             raise NotDifferentiableError("the error of an input depends on its batch")
+        part = (inputs, n, indices, reference[:kept])
+        require_first_order(self, part, seed, (trace, canonical), together)
 
     def _sigma(self, trace: Trace, canonical: Tensor, reference: Tensor) -> Tensor:
         sums = backward(trace, canonical, self.task.seeds(reference))[self.format]

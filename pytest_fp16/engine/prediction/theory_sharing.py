@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pytest_fp16.engine.prediction.decision_errors import learn_decisions
+from pytest_fp16.engine.prediction.first_order import require_first_order
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError, backward
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch, concatenate
 from pytest_fp16.engine.tracing.sites import Sums
@@ -58,7 +59,7 @@ class Sharing:
             elif follower.format == self.leader.format or not (
                 trace.recorder.bent or own[0].recorder.bent
             ):
-                if not follower.compared and not self._agrees(follower, own, part[3], sums):
+                if not follower.compared and not self._agrees(follower, own, part, sums):
                     self.leader.followers.remove(follower)
                     follower.totals.clear()
                     del self.parts[id(follower)]
@@ -94,18 +95,24 @@ class Sharing:
         self,
         follower: TheoryPass,
         own: tuple[Trace, Tensor],
-        reference: Tensor,
+        part: tuple[Any, int, Any, Tensor],
         sums: dict[Format, Sums],
     ) -> bool:
-        """Whether the follower's own backward pass over a chunk gives the σ it was offered."""
+        """Whether the follower's own backward pass over a chunk gives the σ it was offered.
+
+        And whether first order holds for its errors, too, which may be larger.
+        """
         follower.compared = True
+        reference, offered = part[3], sums[follower.format]
+        kept = len(reference)
         try:
             mine = backward(*own, follower.task.seeds(reference))[follower.format]
+            sigma = mine.sigma[:kept].unsqueeze(1)
+            require_first_order(follower, part, self.seed, own, sigma)
         except NotDifferentiableError:
             return False
-        kept = len(reference)
-        offered, found = (s.square[:kept].double().sum() for s in (sums[follower.format], mine))
-        return bool((offered - found).abs() <= 2 * AGREEMENT * found)
+        given, found = (s.square[:kept].double().sum() for s in (offered, mine))
+        return bool((given - found).abs() <= 2 * AGREEMENT * found)
 
     def handed_over(self) -> list[tuple[Certifier, TheoryBatch]]:
         """What every follower that could follow to the end will be given when it asks."""

@@ -4,7 +4,8 @@ Operands are on the grid of the format. So a sum whose addend is below half an u
 with a factor next to one, rounds to the operand itself: a moving average stands still, a counter
 stops. So it is where a function is flat: exponentials of tiny numbers share the few numbers of the
 format next to one; and a mask times a constant holds two values, which err alike everywhere. Such
-errors have no random sign, and a σ does not describe them; they are applied instead.
+errors have no random sign, and a σ does not describe them; they are applied instead. Beside a zero
+a sum has no error at all.
 The same holds for kernels that accumulate in 16 bits: they are asked themselves.
 """
 
@@ -173,6 +174,24 @@ def repeated(y: Tensor, fmt: Format) -> Tensor:
         return y
     rounded = round_to(values, fmt)
     return y if torch.equal(rounded, values) else y + (rounded - values)
+
+
+def beside_zeros(y: Tensor, operands: Sequence[Tensor]) -> Tensor | None:
+    """Where a sum is exact because one of its operands is zero: one there, zero elsewhere.
+
+    Args:
+        y: the sum or difference.
+        operands: both of them, on the grid of its format in the 16-bit program.
+
+    Returns:
+        None where that is (nearly) nowhere.
+    """
+    exact = None
+    for operand in operands:
+        if float((_sampled(operand.detach(), _SAMPLE) == 0).float().mean()) >= _WORTHWHILE:
+            zeros = (operand.detach() == 0).to(y.dtype).expand(y.shape)
+            exact = zeros if exact is None else exact.maximum(zeros)
+    return exact
 
 
 def operands_of(name: str, args: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:

@@ -21,7 +21,12 @@ from pytest_fp16.engine.emulation.operations import (
     functional,
 )
 from pytest_fp16.engine.emulation.wide import attention, run_wide
-from pytest_fp16.engine.tracing.absorption import accumulated, certain_errors, operands_of
+from pytest_fp16.engine.tracing.absorption import (
+    accumulated,
+    beside_zeros,
+    certain_errors,
+    operands_of,
+)
 from pytest_fp16.engine.tracing.arguments import as_native, flushes, written_targets
 from pytest_fp16.engine.tracing.recorder import Recorder
 from pytest_fp16.engine.tracing.shadow import Shadow, unwrap
@@ -33,6 +38,7 @@ _SINGULAR = frozenset(
 
 #: Those that are singular at one, or minus one, where a bounded value ends.
 _SINGULAR_AT_ONE = frozenset("log1p logit atanh erfinv".split())
+_SUMS = frozenset({"add", "sub", "rsub"})
 
 #: What an operation gave, and the traced tensors it wrote with their new values.
 Computed = tuple[Any, list[tuple[Shadow, Tensor]]]
@@ -142,6 +148,19 @@ def certain_error(call: Call, y: Tensor, fmt: Format, target: str) -> tuple[Tens
     """
     known = call.known
     if not known.stepwise:
-        return certain_errors(y, operands_of(known.name, call.args, fmt.dtype), fmt, known.exact)
+        operands = operands_of(known.name, call.args, fmt.dtype)
+        moved, fixed = certain_errors(y, operands, fmt, known.exact)
+        exact = beside_zeros(y, _summands(call, fmt))
+        if exact is not None:
+            fixed = exact if fixed is None else fixed.maximum(exact)
+        return moved, fixed
     args, kwargs = as_native(call.args), {k: as_native(v) for k, v in call.kwargs.items()}
     return accumulated(y, lambda: accumulate(known.name, call.func, args, kwargs, target)), None
+
+
+def _summands(call: Call, fmt: Format) -> list[Tensor]:
+    """Both operands of a plain sum or difference of the format's numbers; else none."""
+    if call.known.name not in _SUMS or call.kwargs.get("alpha", 1) != 1:
+        return []
+    both = [a for a in call.args[:2] if isinstance(a, Shadow) and a.dtype == fmt.dtype]
+    return [a.inner for a in both] if len(both) == 2 else []

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from pytest_fp16.engine.tracing.absorption import absorbed, certain_errors, crowded, repeated
+from pytest_fp16.engine.tracing.absorption import (
+    absorbed,
+    beside_zeros,
+    certain_errors,
+    crowded,
+    repeated,
+)
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16, round_to
 
 FORMATS = (FLOAT16, BFLOAT16)
@@ -118,3 +124,14 @@ def test_errors_that_are_alike_within_an_input_are_applied(fmt):
     assert torch.equal(crowded(y, fmt), round_to(y, fmt))
     shuffled = y.flatten()[torch.randperm(y.numel(), generator=random)].view_as(y)
     assert crowded(shuffled, fmt) is shuffled
+
+
+def test_beside_zeros_a_sum_is_exact():
+    x, parts = drawn(40, 30), drawn(40, 30).relu()
+    exact = beside_zeros(x + parts, [x, parts])
+    assert torch.equal(exact, (parts == 0).float())
+    row = torch.zeros(30)
+    row[7] = 0.3
+    assert torch.equal(beside_zeros(x + row, [x, row]), (row == 0).float().expand(40, 30))
+    assert beside_zeros(x + x.sigmoid(), [x, x.sigmoid()]) is None
+    assert beside_zeros(x, []) is None

@@ -1,0 +1,62 @@
+"""Whether first order holds: one run rounded at random, set against what a reverse pass predicts.
+
+A slope says what an error does as long as it is small beside what it passes through. Where a
+rounding takes a quotient from one end of its range to the other, the slope on either side is flat.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
+from pytest_fp16.engine.prediction.tracer import Tracer
+from pytest_fp16.engine.tracing.trace import Trace
+from pytest_fp16.theory.standardised import FLOAT32_NOISE
+
+#: Mean square of errors over that predicted, at most. Of independent normal errors it is one on
+#: average; where a single input has them all, it is above this once in 16,000.
+MOST = 16.0
+
+
+def require_first_order(
+    tracer: Tracer,
+    part: tuple[Any, int, list[int], Tensor],
+    seed: int,
+    plain: tuple[Trace, Tensor],
+    sigma: Tensor,
+) -> None:
+    """Compare a reverse pass over some inputs of a batch with one run rounded at random.
+
+    Args:
+        tracer: of the candidate.
+        part: the batch's inputs, their number, the indices looked at, and of those that count the
+            reference's canonical logits, [kept, P, C].
+        seed: of the batch.
+        plain: the trace of these inputs, with its canonical logits.
+        sigma: what the reverse pass predicts for their margins, [kept, 1].
+
+    Raises:
+        NotDifferentiableError: errors are much larger than predicted.
+    """
+    inputs, n, indices, reference = part
+    kept, task = len(reference), tracer.task
+    generator = torch.Generator(device=tracer.device).manual_seed(seed)
+    held, tracer.totals = tracer.totals, {}  # which are of runs without noise
+    try:
+        noisy = tracer.trace_part(inputs, n, indices, seed, noise=generator)[1].detach()[:kept]
+    finally:
+        tracer.totals = held
+    trace, was = plain[0], plain[1].detach()[:kept]
+    error = task.margins(noisy, reference) - task.margins(was, reference)
+    expected = sigma.square() + (FLOAT32_NOISE * task.magnitude(was)).square()
+    usable = error.isfinite() & expected.isfinite() & ~trace.doubts.undecided[:kept, None]
+    found, predicted = (float(v[usable].double().sum()) for v in (error.square(), expected))
+    if found > MOST * predicted:
+        times = f"{(found / predicted) ** 0.5:.2g} times as far as" if predicted else "where"
+        tail = "" if predicted else " no error"
+        raise NotDifferentiableError(
+            f"a run rounded at random errs {times} first order predicts{tail}"
+        )

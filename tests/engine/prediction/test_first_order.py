@@ -1,0 +1,49 @@
+"""First order is checked once: where it does not hold, runs rounded at random say more."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, Settings
+from pytest_fp16.conformance import examine
+
+SAID = "a run rounded at random errs"
+
+
+class Threshold(nn.Module):
+    """Features that are flat where they are, and steep not far from there."""
+
+    def __init__(self, steep):
+        super().__init__()
+        self.first, self.last, self.steep = nn.Linear(12, 24), nn.Linear(24, 4), steep
+
+    def forward(self, x):
+        near = (self.first(x).clamp(-1, 1) + 900) - 900  # bfloat16 is off by up to two there
+        return self.last(torch.sigmoid(self.steep * (near - 1.5))) + 0.1 * self.last.bias
+
+
+def forecasts(steep, *precisions):
+    torch.manual_seed(2)
+    model, x = Threshold(steep).eval(), torch.randn(120, 12)
+    with torch.no_grad():
+        subject = Evaluation(model=model, data=[(x, model(x))], task="regression")
+    return [report.forecast for report in examine(subject, Settings(precisions=precisions))]
+
+
+def test_a_step_that_rounding_crosses_is_told_by_runs_rounded_at_random():
+    (said,) = forecasts(20.0, "bf16-true")
+    assert said.method == "random rounding"
+    assert any(SAID in note for note in said.notes)
+    assert said.verdict == "not equivalent"
+
+
+@pytest.mark.parametrize(("steep", "precision"), [(0.02, "bf16-true"), (8.0, "16-mixed")])
+def test_errors_that_are_small_beside_it_are_left_to_the_gradient(steep, precision):
+    (said,) = forecasts(steep, precision)
+    assert said.method == "adjoint"
+
+
+def test_a_follower_with_larger_errors_is_looked_at_itself():
+    leader, follower = forecasts(8.0, "16-true", "bf16-true")
+    assert leader.method == "adjoint"
+    assert any(SAID in note for note in follower.notes)
