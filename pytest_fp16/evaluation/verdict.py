@@ -135,7 +135,6 @@ def forecast(lane: Lane, metric: Metric) -> Forecast | None:
     theory, prediction = lane.theory, lane.prediction
     if theory is None:
         return None
-    method = "random rounding" if theory.method == "random rounding" else "adjoint"
     if lane.forecast_missing:
         return Forecast(
             verdict="inconclusive",
@@ -145,29 +144,12 @@ def forecast(lane: Lane, metric: Metric) -> Forecast | None:
             flips_expected=math.nan,
             flips_allowed=0,
         )
-    expected = prediction.metric.value
-    loss = metric.reference - expected if not math.isnan(expected) else math.nan
-    verdict: Verdict = "equivalent"
-    reason = f"expected loss {loss:.3g} within the budget of {metric.budget:.3g}"
-    if lane.forecast_failure:
-        verdict, reason = "not equivalent", f"cannot run: {lane.forecast_failure}"
-    elif prediction.not_finite:
-        verdict = "not equivalent"
-        reason = f"{prediction.not_finite} outputs leave the range of {lane.precision.dtype_name}"
-    elif prediction.kept_finite < LIKELY_LOST:
-        verdict = "not equivalent"
-        chance = 1 - prediction.kept_finite
-        reason = f"rounding makes outputs NaN or infinite, with a probability of {chance:.0%}"
-    elif isinstance(prediction.metric.tally, Scores) and not prediction.metric.tally.count:
-        verdict = "inconclusive"
-        reason = f"theory does not say what {metric.name} becomes for this task"
-    elif not within(loss, metric.budget, metric.reference):
-        verdict = "not equivalent"
-        reason = f"expected loss {loss:.3g} exceeds the budget of {metric.budget:.3g}"
+    loss = metric.reference - prediction.metric.value
+    verdict, reason = _foreseen(lane, metric, loss)
     return Forecast(
         verdict=verdict,
         reason=reason,
-        method=method,  # type: ignore[arg-type]
+        method="random rounding" if theory.method == "random rounding" else "adjoint",
         metric_loss=loss,
         flips_expected=prediction.expected_flips,
         flips_allowed=prediction.flips.allowed(),
@@ -178,6 +160,26 @@ def forecast(lane: Lane, metric: Metric) -> Forecast | None:
         margin_median=median(prediction.margins),
         notes=theory.notes,
     )
+
+
+def _foreseen(lane: Lane, metric: Metric, loss: float) -> tuple[Verdict, str]:
+    """The verdict to expect, and why; `loss` is that of the metric, NaN where it has no value."""
+    prediction = lane.prediction
+    if lane.forecast_failure:
+        return "not equivalent", f"cannot run: {lane.forecast_failure}"
+    if prediction.not_finite:
+        left = f"{prediction.not_finite} outputs leave the range of {lane.precision.dtype_name}"
+        return "not equivalent", left
+    if prediction.kept_finite < LIKELY_LOST:
+        chance = 1 - prediction.kept_finite
+        lost = f"rounding makes outputs NaN or infinite, with a probability of {chance:.0%}"
+        return "not equivalent", lost
+    if isinstance(prediction.metric.tally, Scores) and not prediction.metric.tally.count:
+        return "inconclusive", f"theory does not say what {metric.name} becomes for this task"
+    expected = f"expected loss {loss:.3g}"
+    if not within(loss, metric.budget, metric.reference):
+        return "not equivalent", f"{expected} exceeds the budget of {metric.budget:.3g}"
+    return "equivalent", f"{expected} within the budget of {metric.budget:.3g}"
 
 
 def certified_by_theory(lane: Lane) -> Certified:
