@@ -1,8 +1,8 @@
 """Recurrent layers step by step, where rounding is followed.
 
-cuDNN runs a whole layer in one kernel, which rounds the state at every step out of sight. ATen's
-own kernels round in the same places, one operation each. What their sequences are unpacked with is
-replaced where tensors are carried.
+cuDNN runs a whole layer in one kernel, which rounds the state at every step out of sight. So a
+layer is taken apart: for CUDA into the steps of `cells`, otherwise into ATen's, one operation each.
+What their sequences are unpacked with is replaced where tensors are carried.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+from pytest_fp16.engine.emulation.cells import as_on_cuda
+
+_LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
 
 
 @contextmanager
-def recurrent_by_steps() -> Iterator[None]:
-    """Keep cuDNN out of torch's recurrent layers, and of nothing else."""
+def recurrent_by_steps(target: str | None = None) -> Iterator[None]:
+    """Take torch's recurrent layers apart as a target does, and nothing else.
+
+    Args:
+        target: ``"cuda"``, or another one for ATen's own steps.
+    """
     home: Any = torch._VF
     held = {name: vars(home)[name] for name in _LAYERS if name in vars(home)}
     for name in _LAYERS:
-        setattr(home, name, _without_cudnn(getattr(home, name)))
+        setattr(home, name, _in_steps(name, getattr(home, name), target))
     try:
         yield
     finally:
@@ -32,8 +38,11 @@ def recurrent_by_steps() -> Iterator[None]:
         vars(home).update(held)
 
 
-def _without_cudnn(own: Callable[..., Any]) -> Callable[..., Any]:
+def _in_steps(name: str, own: Callable[..., Any], target: str | None) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
+        out = as_on_cuda(name, args) if target == "cuda" else None
+        if out is not None:
+            return out
         cudnn: Any = torch.backends.cudnn
         was = cudnn.enabled
         cudnn.enabled = False

@@ -126,7 +126,7 @@ class OnTarget(TorchDispatchMode):
     def __enter__(self) -> Self:
         if self._meets is not None:
             self._context.enter_context(assignments_as_on(self._meets))
-        self._context.enter_context(recurrent_by_steps())
+        self._context.enter_context(recurrent_by_steps(self._meets))
         self._context.enter_context(inference_as_no_grad())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

@@ -1,7 +1,8 @@
 """Operations on float32 values in place of 16-bit ones, where their kernels take 16 bits alone.
 
-CUDA has fused attention without a float32 kernel (flash, cuDNN), and a softmax that turns float16
-into float32 in one kernel. A program meets them because its tensors are 16-bit.
+CUDA has fused attention without a float32 kernel (flash, cuDNN), a softmax that turns float16 into
+float32 in one kernel, and recurrent cells that a CPU has no kernel for. A program meets them as
+its tensors are 16-bit.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.attention import fused_attention
+from pytest_fp16.engine.emulation.cells import fused_gru_cell, fused_lstm_cell
 from pytest_fp16.engine.emulation.operations import ATTENTION, LOW, facts
 
 _CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 #: ``half_to_float`` is their third argument.
 _SOFTMAX = frozenset({"_softmax", "_log_softmax"})
+_CELLS: dict[str, Callable[..., Any]] = {
+    "_thnn_fused_lstm_cell": fused_lstm_cell,
+    "_thnn_fused_gru_cell": fused_gru_cell,
+}
 
 
 def run_wide(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -31,6 +37,8 @@ def run_wide(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> A
     name = facts(func).name
     if name in ATTENTION and name != _CPU_ATTENTION and args[0].dtype not in LOW:
         return attention(func, args, kwargs, lambda probabilities: probabilities)
+    if name in _CELLS and args[0].dtype not in LOW:
+        return _CELLS[name](*args, **kwargs)
     if name in _SOFTMAX and args[2] and args[0].dtype not in LOW:
         args = (*args[:2], False)
     return func(*args, **kwargs)
