@@ -54,6 +54,7 @@ MODULES = (
     *("reported_optimizers", "reported_others", "reported_sound", "reported_steps"),
     *("reported_pictures", "reported_densities", "reported_agents", "reported_habits"),
     *("reported_objectives", "reported_worlds", "reported_updates", "reported_rest"),
+    *("reported_choices", "reported_fields", "reported_schools"),
 )
 
 
