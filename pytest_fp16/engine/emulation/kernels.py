@@ -65,13 +65,14 @@ _NORMALISES: dict[str, tuple[int, ...]] = {
 #: On CUDA these take no wider ones either: "expected scalar type Half but found Float".
 _EXACTLY_ON_CUDA = frozenset({"native_layer_norm", "native_group_norm"})
 
-#: No float16 or bfloat16 kernel on a CPU nor on CUDA: LAPACK and its kin have none.
+#: No float16 or bfloat16 kernel on a CPU nor on CUDA: LAPACK and its kin have none. What
+#: linalg_matrix_exp has reads float64 coefficients as if they were 16-bit: it gives no exponential.
 _NO_KERNEL = frozenset(
     """
     _linalg_svd _linalg_eigh linalg_eig linalg_cholesky_ex linalg_inv_ex linalg_lu_factor_ex
     linalg_qr linalg_lstsq linalg_solve_triangular triangular_solve _linalg_solve_ex _linalg_det
     _linalg_slogdet cholesky_inverse cholesky_solve geqrf _cdist_forward _pdist_forward _ctc_loss
-    polar
+    polar linalg_matrix_exp
     """.split()
 )
 

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.wording import told
+from pytest_fp16.engine.gradients.course import SEED, Course
 from pytest_fp16.engine.gradients.evaluated import evaluated
 from pytest_fp16.engine.gradients.evidence import (
     Broke,
     Evidence,
-    batches_per_epoch,
     count_in,
-    endless,
     float_tensors,
     lost_epsilon,
     lost_in_the_cast,
@@ -32,7 +30,7 @@ from pytest_fp16.engine.gradients.guards import Guard, Guards, lost_guards
 from pytest_fp16.engine.gradients.lost_gradients import look_behind, not_skipped, skipped_share
 from pytest_fp16.engine.gradients.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.gradients.own_checks import SHOWN, counted, decides, failing
-from pytest_fp16.engine.gradients.points import BATCHES, beyond_range, examine_point, gradients
+from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
 from pytest_fp16.engine.gradients.rules import (
     RULES,
     doubtful,
@@ -42,10 +40,10 @@ from pytest_fp16.engine.gradients.rules import (
 )
 from pytest_fp16.engine.gradients.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.statistics_probe import StatisticsRecorder
-from pytest_fp16.engine.gradients.step_rules import wayward
+from pytest_fp16.engine.gradients.step_rules import stuck, wayward
 from pytest_fp16.engine.gradients.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.gradients.verdict import GradientFindings, conclude
-from pytest_fp16.engine.gradients.watched_steps import Replays
+from pytest_fp16.engine.gradients.watched_steps import Replays, watched
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.training.order import preserved_generators
@@ -59,9 +57,6 @@ from pytest_fp16.theory.rounding import FORMATS
 
 __all__ = ["GradientFindings", "gradient_check"]
 
-_SEED = 0
-_TRAJECTORY = (6, 256)  # steps: the least and the most; a sixth of the training in between
-_TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
 _PROBED = 1500  # steps of the optimizer alone
 _EMPTIED = 3  # batches without what a lost guard is added to that are tried in 16 bits
 
@@ -93,29 +88,22 @@ class _Check:
         self, subject: Training, precision: Precision, target: str, device: torch.device
     ) -> None:
         self.subject, self.precision, self.target = subject, precision, target
-        self.every, self.losses = subject.accumulate, list[float]()
-        self.state = initial_state(subject, _SEED)
-        self.exact = Trainee(subject, REFERENCE, _SEED, self.state, Place(device, target))
+        self.course, self.losses = Course(subject), list[float]()
+        self.state = initial_state(subject, SEED)
+        self.exact = Trainee(subject, REFERENCE, SEED, self.state, Place(device, target))
         self.place = Place(device, target, emulated=True)
-        self.replays = Replays(self.exact, self.state, precision, self.place, _SEED)
+        self.replays = Replays(self.exact, self.state, precision, self.place, SEED)
         self.evidence = Evidence(FORMATS[precision.dtype], cast=not precision.mixed)
-        per_epoch = batches_per_epoch(subject)
-        self.evidence.total_steps = max(per_epoch * subject.epochs // subject.accumulate, 1)
-        low, high = _TRAJECTORY
-        total = self.evidence.total_steps
-        self.length = min(max(total // 6, low), high, max(total, 2))
-        self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
-        self.stream = endless(subject, _SEED)
+        self.evidence.total_steps = self.course.total
         self.shares: list[tuple[int, tuple[float, int] | None]] = []
 
     def _candidate(self) -> Trainee:
-        return Trainee(self.subject, self.precision, _SEED, self.state, self.place)
+        return Trainee(self.subject, self.precision, SEED, self.state, self.place)
 
     def run(self) -> Evidence:
         """Trajectory, points, first steps, and the optimizer alone."""
         evidence = self.evidence
-        first = list(itertools.islice(self.stream, self.together * self.subject.accumulate))
-        extra = list(itertools.islice(self.stream, BATCHES))
+        first, extra = self.course.first, self.course.extra
         evidence.batch_size = max(map(count_in, extra))
         candidate = self._candidate()
         evidence.epsilon = lost_epsilon(candidate)
@@ -125,7 +113,7 @@ class _Check:
             if evidence.broke is None:
                 evidence.guards = self._guards(extra[0])
             if evidence.broke is None:
-                self._probe(self._trajectory(candidate, extra, first))
+                self._probe(self._trajectory(candidate, extra))
                 if evidence.broke is None and decides(candidate, extra[0]):
                     evidence.broke = self._fails(candidate)
                 if evidence.broke is None:
@@ -137,9 +125,8 @@ class _Check:
         return evidence
 
     def _guards(self, batch: Any) -> dict[Any, Guard]:
-        fresh = Trainee(self.subject, self.precision, _SEED, self.state, self.place)
         seed_everything(0)
-        return lost_guards(fresh, batch, self.evidence.format)
+        return lost_guards(self._candidate(), batch, self.evidence.format)
 
     def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
         roundoff = self.evidence.format.unit_roundoff
@@ -152,9 +139,9 @@ class _Check:
             return self._raised(error, extra[0])
         self.evidence.points.append(point)
         if point.skipped and self.evidence.skipped is None:
-            shown = list(itertools.islice(endless(self.subject, _SEED), SHOWN))
+            shown = list(itertools.islice(self.course.any(), SHOWN))
             share = skipped_share(self.exact, candidate, [*extra, *shown])
-            self.evidence.skipped = share, self.replays.here(extra).cause
+            self.evidence.skipped = share, self.replays.cause_in(extra)
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             if gradient_is_lost(point):
@@ -163,41 +150,45 @@ class _Check:
                 scale = point.scale if candidate.scaler is not None else None
                 look_behind(self.evidence, self.exact, extra[0], scale, found)
             return None
-        largest, batches = self.evidence.format.largest, self.evidence.total_steps * self.every
-        late = step < self.length or returns(self.losses, largest, batches)
+        largest, batches = self.evidence.format.largest, self.course.total * self.course.every
+        late = step < self.course.length or returns(self.losses, largest, batches)
         if beyond_range(point) and late:
             return None  # what is trained does not feel it, and it returns into the range
-        origin = self.replays.here([extra[0]]).cause
+        origin = self.replays.cause_in(extra[:TRIED])
         what = "gradient" if not point.finite else "loss"
         return f"the {what} is not finite", origin
 
-    def _raised(self, error: Exception, batch: Any) -> Broke:
+    def _raised(self, error: Exception, batch: Any, drawn: int = 0) -> Broke:
         """What the candidate raised at the reference's weights, and where."""
         self.evidence.raised_at = raised_at(error)
-        watch = self.replays.here([batch])
+        watch = self.replays.here([batch], drawn=drawn)
         self.evidence.raised_in = watch.failed_in
         return told(error), None
 
     def _fails(self, candidate: Trainee) -> Broke | None:
         """What the candidate raises with other batches, where it decides by its values."""
-        found = failing(self.exact, candidate, endless(self.subject, _SEED))
-        return None if found is None else self._raised(*found)
+        found = failing(self.exact, candidate, self.course.any())
+        if found is None:
+            return None
+        if found.error is not None:
+            return self._raised(found.error, found.batch, found.seed)
+        origin = self.replays.here([found.batch], drawn=found.seed).cause
+        return "the loss of some batches is not finite", origin
 
-    def _trajectory(self, candidate: Trainee, extra: list[Any], first: list[Any]) -> Recorder:
+    def _trajectory(self, candidate: Trainee, extra: list[Any]) -> Recorder:
         """The 32-bit steps, with a point in the middle and at the end."""
         evidence, exact = self.evidence, self.exact
         recorder = Recorder(exact)
         statistics = StatisticsRecorder(exact.model)
-        witness, emptied, every = None, 0, self.every
+        witness, emptied, course = None, 0, self.course
         if evidence.guards:
             witness = Guards(exact.model, self.precision.dtype, evidence.guards)
-        points = {max(self.length // 3, 1), self.length}
-        half = self.together // 2
+        points = {max(course.length // 3, 1), course.length}
+        half = course.together // 2
         snapshots = [float_tensors(exact)]
-        for step in range(self.length):
-            held = first[step * every : (step + 1) * every]
-            held = held or list(itertools.islice(self.stream, every))
-            self.losses += exact_step(exact, held, _SEED, step, witness)
+        for step in range(course.length):
+            held = course.of(step)
+            self.losses += exact_step(exact, held, SEED, step, witness)
             if witness is not None:
                 witness.step()
                 if witness.emptied and evidence.broke is None and emptied < _EMPTIED:
@@ -210,7 +201,7 @@ class _Check:
                 evidence.broke = self._point(candidate, extra, step + 1)
         if evidence.broke is None:
             self._sure(candidate, not_skipped(evidence, candidate, extra))
-            evidence.broke = self._together(first[: 2 * half * every], snapshots)
+            evidence.broke = self._together(course.first[: 2 * half * course.every], snapshots)
         if not self.precision.mixed:
             evidence.lags = statistics.lags(evidence.total_steps, self.precision.dtype)
         return recorder
@@ -244,12 +235,12 @@ class _Check:
     def _together(self, first: list[Any], snapshots: list[dict[str, Tensor]]) -> Broke | None:
         """The first steps once more, in the candidate's precision."""
         candidate = self._candidate()
-        every, start = self.every, float_tensors(candidate)
+        every, start = self.course.every, float_tensors(candidate)
         steps = len(first) // every
         try:
             for step in range(steps):
                 batches = first[step * every : (step + 1) * every]
-                loss = applied_step(candidate, batches, _SEED, step)
+                loss = applied_step(candidate, batches, SEED, step)
                 self.evidence.first_losses.append((self.losses[(step + 1) * every - 1], loss))
         except torch.OutOfMemoryError:
             raise
@@ -257,6 +248,8 @@ class _Check:
             self.evidence.raised_at = raised_at(error)
             self.evidence.raised_in = self.replays.first(first).failed_in
             return told(error), None
+        if candidate.scaler is not None and stuck(self.evidence.first_losses):
+            self.evidence.stuck = watched(candidate, batches, SEED).cause
         reached = float_tensors(candidate)
         # In the model's order: that of a set changes with the process, and sums with the order.
         trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
@@ -270,25 +263,19 @@ class _Check:
         """Where weights or gradients go another way, and nothing else is wrong: do they learn?"""
         evidence, doubt = self.evidence, doubtful(self.evidence)
         rules = [rule for rule in RULES if not doubt or rule not in (total_noise, tensor_noise)]
-        if not (wayward(evidence) or doubt or evidence.stepped) or any(
+        if not (wayward(evidence) or doubt or evidence.stepped or evidence.stuck) or any(
             rule(evidence) for rule in rules
         ):
             return
-        fresh = Trainee(self.subject, REFERENCE, _SEED, self.state, self.exact.place)
-        streams = self.stream, self._again()
-        steps = self.length, min(2 * self.length, evidence.total_steps)
-        exact = fresh, self.exact
-        look = longer_look(exact, self._candidate, streams, extra, _SEED, steps, doubt)
+        fresh = Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
+        course, exact = self.course, (fresh, self.exact)
+        streams = course.stream, course.again()
+        steps = course.length, min(2 * course.length, course.total)
+        look = longer_look(exact, self._candidate, streams, extra, SEED, steps, doubt)
         if isinstance(look, str):
             evidence.broke = look, None
         else:
             evidence.second = look
-
-    def _again(self) -> Iterator[Any]:
-        """The batches of the trajectory and those that follow, from the first."""
-        stream = endless(self.subject, _SEED)
-        yield from itertools.islice(stream, self.together * self.subject.accumulate)
-        yield from itertools.islice(stream, BATCHES, None)
 
     def _probe(self, recorder: Recorder) -> None:
         recorder.handle.remove()

@@ -72,9 +72,9 @@ class Confidence:
         return sure + (t - t.detach())  # the value of one, the slope of the other
 
     def _scaled(self, t: Tensor, factor: Tensor) -> Tensor:
-        sure = t * factor
         if t.dim() < 2 or (self.targets is not None and self.targets.is_floating_point()):
-            return sure
+            return t * factor
+        sure = t * factor + _between(t.detach(), self.classes) * (1 - factor)
         best, reached = (v.detach().amax(self.classes, keepdim=True) for v in (t, sure))
         gap = best - t.detach()
         sure = torch.where(gap > self.margin, t + (reached - best), sure)
@@ -99,6 +99,17 @@ class Confidence:
         if self.probabilities == "each":
             return torch.sigmoid(factor * torch.logit(p))
         return torch.softmax(factor * p.log(), self.classes)
+
+
+def _between(t: Tensor, classes: int) -> Tensor:
+    """What no decision crosses as it becomes sure: zero, or the nearest between its best two.
+
+    Scaled from zero, a class that is wrong would grow with one that is right.
+    """
+    if t.shape[classes] < 2:
+        return torch.zeros_like(t)
+    best, second = t.topk(2, classes).values.split(1, classes)
+    return torch.maximum(second, torch.zeros_like(second)).minimum(best)
 
 
 def scaling(confidence: Confidence | None) -> Any:

@@ -63,6 +63,7 @@ class Evidence:
         lost_weights: weights and buffers that the format cannot hold from the start.
         optimizer: what the run of the optimizer alone showed; None where it does not apply.
         stepped: what leaves the range in a step of the user's own optimizer, and is finite again.
+        stuck: what keeps a scaler from taking the last of the first steps.
         second: what a longer look showed; None where the weights went their 32-bit way.
         evaluated: scores of the same weights in both precisions, where they can be taken.
         miscount: whole numbers that the program makes in 16 bits, and are wrong.
@@ -93,6 +94,7 @@ class Evidence:
     lost_weights: list[str] = field(default_factory=list)
     optimizer: Probe | None = None
     stepped: Found | None = None
+    stuck: Found | None = None
     second: SecondLook | None = None
     evaluated: Evaluated | None = None
     miscount: Miscount | None = None

@@ -1,4 +1,4 @@
-"""Errors that a 16-bit program raises for its own values, and only with some batches.
+"""How a 16-bit program fails for its own values, and only with some batches.
 
 A distribution checks that probabilities add up to one, a solver that its step is no smaller than
 rounding, a table is read at an index that was rounded: most batches pass. So a program that reads
@@ -8,15 +8,17 @@ its values on the host, or makes whole numbers of them, is shown more batches.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
+from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.gradients.whole_numbers import Miscount, WholeNumbers, miscounted
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.trainee import Trainee
@@ -80,10 +82,19 @@ def _witnessed(trainee: Trainee, batch: Any, witness: Any) -> None:
         pass  # what is wrong with it has been seen elsewhere, or will be
 
 
-def failing(
-    reference: Trainee, candidate: Trainee, batches: Iterable[Any]
-) -> tuple[Exception, Any] | None:
-    """The first error that the candidate raises and the reference does not, and its batch.
+class Failure(NamedTuple):
+    """A batch with which only the candidate fails, the seed of what is drawn, and the error.
+
+    `error` is None where none was raised: loss and gradient are not finite.
+    """
+
+    batch: Any
+    seed: int
+    error: Exception | None
+
+
+def failing(reference: Trainee, candidate: Trainee, batches: Iterable[Any]) -> Failure | None:
+    """The first batch with which the candidate fails and the reference does not.
 
     Args:
         reference: the 32-bit training, as far as it has come.
@@ -93,27 +104,36 @@ def failing(
     candidate.follow(reference)
     for seed, batch in enumerate(itertools.islice(batches, SHOWN)):
         try:
-            _loss(candidate, batch, seed)
+            lost = _lost(candidate, batch, seed)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            return (error, batch) if _passes(reference, batch, seed) else None
+            return Failure(batch, seed, error) if _passes(reference, batch, seed) else None
+        if lost and _passes(reference, batch, seed):
+            return Failure(batch, seed, None)
     return None
+
+
+def _lost(candidate: Trainee, batch: Any, seed: int) -> bool:
+    """Whether a batch leaves no gradient; a scaler skips such a step."""
+    if math.isfinite(_loss(candidate, batch, seed)) or candidate.scaler is not None:
+        return False
+    return not gradients(candidate, batch, seed).finite
 
 
 def _passes(reference: Trainee, batch: Any, seed: int) -> bool:
     try:
-        _loss(reference, batch, seed)
+        return math.isfinite(_loss(reference, batch, seed))
     except Exception:
         return False
-    return True
 
 
-def _loss(trainee: Trainee, batch: Any, seed: int, witness: Any = None) -> None:
-    """The forward pass of a batch; nothing of the trainee is changed."""
+def _loss(trainee: Trainee, batch: Any, seed: int, witness: Any = None) -> float:
+    """The loss of a batch; nothing of the trainee is changed."""
     trainee.model.train()
     seed_everything(seed)
     with untouched(trainee.model), trainee.place.arithmetic(trainee.precision):
         placed = trainee.placed(batch)
         with witness or nullcontext():
-            trainee.loss(placed)
+            loss = trainee.loss(placed)
+    return float(loss.detach())

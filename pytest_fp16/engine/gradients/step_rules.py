@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.gradients.finding import Finding
@@ -96,6 +98,8 @@ def slow(evidence: Evidence) -> Finding | None:
     if look is None or not look.slow:
         return None
     said = "16 bits learn at less than half the speed: "
+    if evidence.stuck is not None:
+        return _skipping(evidence, evidence.stuck, look.said())
     if evidence.stepped is not None:
         return _beyond(evidence, evidence.stepped, said + look.said())
     if vanished(evidence.optimizer)[0]:
@@ -108,6 +112,14 @@ def _beyond(evidence: Evidence, origin: Found, said: str) -> Finding:
     what = f"{origin.operation} leaves the range ({origin.detail(evidence.format)})"
     where = ("<optimizer>", origin.operation, origin.mechanism)
     return Finding(f"{said}; {what}", *where, what, origin.source)
+
+
+def _skipping(evidence: Evidence, origin: Found, said: str) -> Finding:
+    """Steps that a scaler skips one after another, as the loss is lost at any scale."""
+    where = f"{origin.operation} in {origin.module or 'the model'}"
+    what = f"steps are skipped whatever the loss scale ({origin.detail(evidence.format)})"
+    culprit = (origin.module, origin.operation, origin.mechanism)
+    return Finding(f"{what}, by {where}; {said}", *culprit, what, origin.source)
 
 
 def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
@@ -148,3 +160,8 @@ def wayward(evidence: Evidence) -> bool:
     probe = evidence.optimizer
     moved = [evidence.weights, probe.moved if probe is not None else None]
     return any(m is not None and m.length and not m.distance <= 1 for m in moved)
+
+
+def stuck(losses: Sequence[tuple[float, float]]) -> bool:
+    """Whether the last of some steps, (reference's, candidate's) loss each, was lost in 16 bits."""
+    return bool(losses) and math.isfinite(losses[-1][0]) and not math.isfinite(losses[-1][1])

@@ -17,7 +17,11 @@ from pytest_fp16.precision import Precision
 
 
 def watched(
-    trainee: Trainee, batches: list[Any], seed: int | None, sure: Confidence | None = None
+    trainee: Trainee,
+    batches: list[Any],
+    seed: int | None,
+    sure: Confidence | None = None,
+    drawn: int = 0,
 ) -> Origin:
     """What saw the steps of a fresh trainee, up to what broke them.
 
@@ -26,6 +30,7 @@ def watched(
         batches: one per step, or per part of an accumulated one.
         seed: of the training, where these are its own first steps; None at its points.
         sure: what is done to the outputs.
+        drawn: the seed of what is drawn at a point: each batch of it has its own.
     """
     origin = Origin(trainee.model)
     nn.Module.register_forward_hook(trainee.model, scaling(sure))
@@ -33,7 +38,7 @@ def watched(
     every = trainee.subject.accumulate
     for number, batch in enumerate(batches):
         origin.begin()
-        seed_everything(0 if seed is None else step_seed(seed, number // every, number % every))
+        seed_everything(drawn if seed is None else step_seed(seed, number // every, number % every))
         trainee.model.train()
         try:
             trainee.step(batch, witness=origin)
@@ -68,11 +73,16 @@ class Replays:
     def _fresh(self) -> Trainee:
         return Trainee(self.reference.subject, self.precision, self.seed, self.state, self.place)
 
-    def here(self, batches: list[Any], sure: Confidence | None = None) -> Origin:
+    def here(self, batches: list[Any], sure: Confidence | None = None, drawn: int = 0) -> Origin:
         """Steps from where the reference is now."""
         fresh = self._fresh()
         fresh.follow(self.reference)
-        return watched(fresh, batches, None, sure)
+        return watched(fresh, batches, None, sure, drawn)
+
+    def cause_in(self, batches: list[Any]) -> Found | None:
+        """What breaks the first of the batches of a point that breaks, each with its own seed."""
+        causes = (self.here([batch], drawn=seed).cause for seed, batch in enumerate(batches))
+        return next((cause for cause in causes if cause is not None), None)
 
     def first(self, batches: list[Any]) -> Origin:
         """The first steps of the training, from its first weights."""

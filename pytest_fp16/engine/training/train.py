@@ -28,8 +28,8 @@ from pytest_fp16.task import Task
 COLLAPSED = 40
 
 #: A run has diverged when the loss of an epoch's last quarter is this many times that of the
-#: untrained model.
-DIVERGED = 10.0
+#: untrained model, and short epochs after it, up to so many steps, did not bring it back.
+DIVERGED, AWAY = 10.0, 16
 
 
 class Told(Protocol):
@@ -209,6 +209,7 @@ class Guard:
     def __init__(self, model: nn.Module) -> None:
         self.first: float | None = None
         self.beyond: tuple[int, int] | None = None
+        self.away = 0
         self.in_a_row = 0
         self.applied = 0
         self.finite = {n for n, b in model.named_buffers() if all_finite([b])}
@@ -246,7 +247,12 @@ class Guard:
         if not tail:
             return
         mean = sum(tail) / len(tail)
-        if self.first is not None and mean > self.first + (DIVERGED - 1) * abs(self.first):
+        if self.first is None or mean <= self.first + (DIVERGED - 1) * abs(self.first):
+            self.away = 0
+            return
+        # An optimizer that looks for its own steps may overshoot once, and return.
+        self.away += len(losses)
+        if self.away >= AWAY or epoch + 1 == trainee.subject.epochs:
             raise _Ended("diverged", at)
 
     def at_the_end(self) -> None:

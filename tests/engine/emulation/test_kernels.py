@@ -160,3 +160,11 @@ def test_what_a_cpu_has_no_kernel_for_is_what_it_refuses(name, call, dtype):
     except RuntimeError:
         refused = True
     assert missing_kernel(name, (a,), "cpu") is refused
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_a_matrix_exponential_that_is_none_counts_as_missing(target):
+    small = torch.eye(4).half() * 1e-2
+    assert not bool(torch.isclose(torch.matrix_exp(small), small.float().exp().half()).all())
+    with Emulation(target), pytest.raises(RuntimeError, match="linalg_matrix_exp"):
+        torch.matrix_exp(small)

@@ -139,8 +139,18 @@ def test_decisions_of_each_layout(logits, targets, shape):
     classes = 1 if logits == (2, 3, 4, 5) else -1
     rest = z.narrow(classes, 1, 2).amax(classes, keepdim=True)
     assert torch.equal(right, z.narrow(classes, 0, 1) > rest)
-    scaled = scaling(Confidence(torch.where(right, 5.0, 1.0)))(None, None, z)
-    assert torch.equal(scaled, torch.where(right, 5 * z, z))
+    sure = Confidence(torch.where(right, 5.0, 1.0), classes=classes)
+    scaled = scaling(sure)(None, None, z)
+    behind, still = (t.amax(classes, keepdim=True) - t for t in (scaled, z))
+    torch.testing.assert_close(behind, torch.where(right, 5 * still, still))
+
+
+def test_a_wrong_class_does_not_grow_with_the_right_one():
+    z = torch.tensor([[3.0, 1.0, -1.0], [2.0, -1.0, -2.0], [-1.0, -2.0, -4.0]])
+    sure = Confidence(torch.full((3, 1), 2.0)).applied(z)
+    assert sure.tolist() == [[5.0, 1.0, -3.0], [4.0, -2.0, -4.0], [-1.0, -3.0, -7.0]]
+    one = torch.tensor([[3.0], [-2.0]])
+    assert Confidence(torch.full((2, 1), 2.0)).applied(one).tolist() == [[6.0], [-4.0]]
 
 
 def test_decisions_of_many_labels_and_of_none():
@@ -158,7 +168,7 @@ def masked(z, never=-1e4):
 def test_a_masked_class_keeps_its_distance():
     z = masked(torch.tensor([[3.0, 1.0], [1.0, 2.0]]))
     sure = Confidence(torch.tensor([[10.0], [20.0]])).applied(z)
-    assert sure.tolist() == [[30.0, 10.0, -9973.0], [20.0, 40.0, -9962.0]]
+    assert sure.tolist() == [[21.0, 1.0, -9982.0], [1.0, 21.0, -9981.0]]
     assert Confidence(torch.tensor([[10.0]])).applied(masked(z, -float("inf"))).isinf().sum() == 2
 
 

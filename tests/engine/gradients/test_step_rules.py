@@ -6,12 +6,14 @@ import pytest
 
 from pytest_fp16.engine.gradients.evidence import Evidence
 from pytest_fp16.engine.gradients.optimizer_probe import Probe
+from pytest_fp16.engine.gradients.origin import Found
 from pytest_fp16.engine.gradients.second_look import SecondLook
 from pytest_fp16.engine.gradients.step_rules import (
     epsilon,
     optimizer,
     ran_off,
     slow,
+    stuck,
     vanished,
     wayward,
     weights,
@@ -193,3 +195,24 @@ def test_steps_that_turn_for_want_of_a_second_moment_are_no_standstill(
     found = optimizer(evidence(optimizer=probe(Movement(*moved, 1.0), zeroed=zeroed)))
     assert found.mechanism == mechanism
     assert words in found.reason
+
+
+@pytest.mark.parametrize(
+    ("losses", "lost"),
+    [
+        ([], False),
+        ([(2.0, 2.0), (1.0, math.nan)], True),
+        ([(2.0, math.nan), (1.0, 1.0)], False),
+        ([(2.0, 2.0), (math.nan, math.nan)], False),
+    ],
+)
+def test_steps_are_stuck_where_the_last_is_lost_in_16_bits_alone(losses, lost):
+    assert stuck(losses) is lost
+
+
+def test_steps_that_a_scaler_goes_on_skipping_name_what_loses_them():
+    origin = Found("<loss>", "log", "eps-underflow", 1.0)
+    found = slow(evidence(second=SLOW, stuck=origin))
+    assert (found.module, found.operation, found.mechanism) == ("<loss>", "log", "eps-underflow")
+    assert "whatever the loss scale" in found.reason
+    assert slow(evidence(second=LEARNS, stuck=origin)) is None

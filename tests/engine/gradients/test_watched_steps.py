@@ -92,3 +92,17 @@ def test_clipping_by_a_length_that_is_infinite_is_named(clips, first):
     if clips:
         assert (found.module, found.operation) == ("<optimizer>", "clip_grad_norm_")
         assert found.mechanism == "overflow"
+
+
+def test_of_several_batches_the_one_that_breaks_is_found_with_what_it_draws():
+    def loss(z, y):
+        drawn = float(torch.rand(()))
+        return F.cross_entropy(z, y) * (1e5 if drawn == second else 1)
+
+    torch.manual_seed(1)
+    second = float(torch.rand(()))
+    fresh, data = trainee(loss)
+    exact = Trainee(fresh.subject, REFERENCE, 0, initial_state(fresh.subject, 0), fresh.place)
+    replays = Replays(exact, initial_state(fresh.subject, 0), fresh.precision, fresh.place, 0)
+    assert replays.cause_in(data[:1]) is None
+    assert replays.cause_in(data).operation == "mul"

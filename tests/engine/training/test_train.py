@@ -175,6 +175,28 @@ def test_a_loss_that_runs_away_has_diverged(digits_training, digits):
     assert run(subject(0.01)).ended == "finished"
 
 
+def test_a_loss_that_runs_away_and_returns_has_not(digits_training, digits):
+    (x, y), _ = digits
+
+    class Overshoots(torch.optim.SGD):
+        """A first step that is far too long, and half of it back in each of the next."""
+
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                state = self.state[p]
+                if "start" not in state:
+                    state["start"] = p.detach().clone()
+                    p.data.add_(1e3 * torch.randn(p.shape))
+                else:
+                    p.data.lerp_(state["start"], 0.9)
+
+    def subject(epochs, data):
+        return digits_training(optimizer=Overshoots, train_data=data, epochs=epochs)
+
+    assert run(subject(12, [(x, y)])).ended == "finished"
+    assert run(subject(2, [(x, y)])).ended == "diverged"
+
+
 def test_what_a_16_bit_run_raises_is_its_end(digits_training):
     class Strict(nn.Module):
         def forward(self, x):

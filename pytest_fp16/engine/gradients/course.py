@@ -1,0 +1,54 @@
+"""How far the gradient check follows a training, and the batches that it meets on the way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from pytest_fp16.engine.gradients.evidence import batches_per_epoch, endless
+from pytest_fp16.engine.gradients.points import BATCHES
+from pytest_fp16.subject import Training
+
+SEED = 0
+_TRAJECTORY = (6, 256)  # steps: the least and the most; a sixth of the training in between
+_TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
+
+
+class Course:
+    """The steps and batches of one check.
+
+    Attributes:
+        total: optimizer steps of the whole training.
+        every: batches per step.
+        length: steps of the trajectory.
+        together: those of them that are made in both precisions.
+        first: the batches of those.
+        extra: the batches of the points; none of them is trained on.
+        stream: what follows.
+    """
+
+    def __init__(self, subject: Training) -> None:
+        self.subject, self.every = subject, subject.accumulate
+        self.total = max(batches_per_epoch(subject) * subject.epochs // self.every, 1)
+        low, high = _TRAJECTORY
+        self.length = min(max(self.total // 6, low), high, max(self.total, 2))
+        self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
+        self.stream = endless(subject, SEED)
+        self.first = list(itertools.islice(self.stream, self.together * self.every))
+        self.extra = list(itertools.islice(self.stream, BATCHES))
+
+    def of(self, step: int) -> list[Any]:
+        """The batches of a step of the trajectory; the steps have to be asked for in order."""
+        held = self.first[step * self.every : (step + 1) * self.every]
+        return held or list(itertools.islice(self.stream, self.every))
+
+    def again(self) -> Iterator[Any]:
+        """The batches of the trajectory and those that follow, from the first."""
+        stream = endless(self.subject, SEED)
+        yield from itertools.islice(stream, len(self.first))
+        yield from itertools.islice(stream, BATCHES, None)
+
+    def any(self) -> Iterator[Any]:
+        """All batches from the first, those of the points among them."""
+        return endless(self.subject, SEED)
