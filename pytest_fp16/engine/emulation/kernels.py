@@ -95,6 +95,12 @@ NO_CUDA_KERNEL = _NO_KERNEL.union(
     """.split()
 )
 
+#: No float16 or bfloat16 kernel on a CPU, by torch's table (of what CUDA has one for).
+_NO_CPU_KERNEL = _NO_KERNEL.union(
+    "avg_pool3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa multi_margin_loss "
+    "multilabel_margin_loss_forward".split()
+)
+
 #: CUDA has them in float16 for sizes that are powers of two; a CPU, which emulates, for none.
 _TRANSFORMS = frozenset({"_fft_r2c", "_fft_c2r", "_fft_c2c"})
 
@@ -121,7 +127,7 @@ def missing_kernel(name: str, args: Sequence[Any], target: str) -> bool:
         many = max(args[0].shape[-2], args[1].shape[-2]) > _CDIST_BY_PRODUCT
         return not (mode == 1 or (mode == 0 and many))
     if target != "cuda":
-        return name in _NO_KERNEL
+        return name in _NO_CPU_KERNEL
     if name in _SPARSE:
         return sum(map(_is_coo, args)) == 1
     if name in _NO_BFLOAT16:

@@ -139,6 +139,10 @@ def test_what_no_gpu_computes_in_16_bits_is_refused(function):
         assert function(WIDE).isfinite().all()
 
 
+def shrunk(a, mode):
+    return F.interpolate(a[None, None], scale_factor=0.5, mode=mode, antialias=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("name", "call"),
@@ -150,6 +154,10 @@ def test_what_no_gpu_computes_in_16_bits_is_refused(function):
         ("polar", lambda a: torch.polar(a, a)),
         ("angle", torch.angle),
         ("histc", torch.histc),
+        ("avg_pool3d", lambda a: F.avg_pool3d(a.view(1, 1, 4, 2, 2), 1)),
+        ("_upsample_bilinear2d_aa", lambda a: shrunk(a, "bilinear")),
+        ("_upsample_bicubic2d_aa", lambda a: shrunk(a, "bicubic")),
+        ("multi_margin_loss", lambda a: F.multi_margin_loss(a, torch.arange(4))),
     ],
 )
 def test_what_a_cpu_has_no_kernel_for_is_what_it_refuses(name, call, dtype):
