@@ -189,7 +189,7 @@ class Autopsy(Interception):
         try:
             if self.program.emulation is None:
                 return func(*near[0], **near[1])
-            return self.program.emulation.__torch_dispatch__(func, (), tuple(near[0]), near[1])
+            return self.program.emulation.run(func, (), tuple(near[0]), near[1])
         except Exception:
             self.raised = operation
             operation.line = user_line()

@@ -14,6 +14,8 @@ from pytest_fp16.theory.rounding import Format
 
 #: Part of the values (or of the squared error) at which falling to zero explains the damage.
 VANISHED = 0.5
+#: A part of the values that is told as one: of fewer it is told how many there are.
+_A_SHARE = 0.0005
 
 _EPSILON = frozenset(
     "add sub rsub clamp clamp_min clamp_max maximum minimum where masked_fill full fmax".split()
@@ -43,12 +45,13 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
         return None
     whose = "largest value" if infinite else "the largest value that enters it is"
     largest = max(m.largest for m in infinite or entered)
-    share = max(m.infinite / m.count for m in infinite or entered)
+    most = max(infinite or entered, key=lambda m: m.infinite / m.count)
+    share = most.infinite / most.count
+    part = f"{share:.1%} of the" if share >= _A_SHARE else f"{most.infinite:,} of {most.count:,}"
     return Why(
         "overflow",
         born,
-        f"{whose} {largest:.3g}, {fmt.name} holds {fmt.largest:.4g}; {share:.1%} of the values "
-        "become infinite",
+        f"{whose} {largest:.3g}, {fmt.name} holds {fmt.largest:.4g}; {part} values become infinite",
     )
 
 

@@ -56,14 +56,10 @@ class Emulation(OnTarget):
         self.opaque = opaque
         self.mixed = mixed
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def run(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """One operation, whatever its arguments are."""
         if wrapped(types):
             return NotImplemented  # its turn: what it computes with comes back here
         if not _touches_low(args, kwargs):

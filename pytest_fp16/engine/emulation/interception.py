@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_fp16.engine.emulation.composed import composition
+from pytest_fp16.engine.emulation.literals import made_by_operations
 from pytest_fp16.engine.emulation.operations import Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
 from pytest_fp16.engine.emulation.refusal import OnTarget
@@ -121,20 +122,18 @@ class Interception(OnTarget):
 
     def __enter__(self) -> Self:
         self._context.enter_context(padded_by_operations())
+        self._context.enter_context(made_by_operations(Carrier))
         return super().__enter__()
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def run(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """One operation, sent to the method for its kind."""
         if wrapped(types):
             return NotImplemented  # its turn: the carriers it computes with come back here
         known = facts(func)
         args = tuple(self._adopted(a) for a in args)
-        kwargs = {k: self._adopted(v) for k, v in (kwargs or {}).items()}
+        kwargs = {k: self._adopted(v) for k, v in kwargs.items()}
         composed = composition(func, args)
         if composed is not None:
             return composed(self.step, *args, **kwargs)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_fp16.engine.emulation.inference import inference_as_no_grad
 from pytest_fp16.engine.emulation.recurrent import recurrent_by_steps
-from pytest_fp16.engine.emulation.wording import first_line, is_missing_kernel
+from pytest_fp16.engine.emulation.wording import first_line, is_missing_kernel, lost_its_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -118,10 +118,24 @@ class OnTarget(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._meets = target
         self._context = ExitStack()
+        self._last: Exception | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        try:
+            return self.run(func, types, args, kwargs or {})
+        except Exception as error:
+            self._last = error
+            raise
+
+    def run(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One operation of the program."""
+        raise NotImplementedError
 
     def step(self, func: Any, *args: Any) -> Any:
         """One operation of those that a composed one consists of."""
-        return self.__torch_dispatch__(func, (), args)  # type: ignore[no-untyped-call]
+        return self.run(func, (), args, {})
 
     def __enter__(self) -> Self:
         if self._meets is not None:
@@ -134,3 +148,5 @@ class OnTarget(TorchDispatchMode):
     def __exit__(self, *exception: Any) -> None:
         self._context.close()
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        if self._last is not None and lost_its_text(exception[1]):
+            raise self._last from None

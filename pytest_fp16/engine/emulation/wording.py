@@ -24,6 +24,8 @@ _OF_DTYPES = ("dtype", "scalar type", "ScalarType", "Half", "BFloat16", "kernel"
 _DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
 #: Words of ATen where a kernel reads the memory of a carrier, which has none: not the program's.
 _OF_A_CARRIER = "data is not allocated yet"
+#: Words before the traceback of TorchScript's own code.
+_OF_A_SCRIPT = "failed in the TorchScript interpreter"
 #: Words of ATen where an index leaves its table: one that was computed, and rounded.
 _INDEX_TROUBLE = ("out of range in self", "out of bounds")
 #: Words of an error that tensors of different dtypes met in an operation that no device promotes.
@@ -44,11 +46,22 @@ def name_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, cut to a sensible length; its class if it has none."""
+    """The first line of an exception's text, cut to a sensible length; its class if it has none.
+
+    Of one from TorchScript it is the last, before which it tells where it was.
+    """
     lines = str(error).strip().splitlines()
     if not lines:
         return name_of(error)
+    if _OF_A_SCRIPT in lines[0]:
+        lines = [lines[-1].removeprefix("RuntimeError: ")]
     return lines[0].split(" and mode <")[0][:200]  # torch goes on with the address of our mode
+
+
+def lost_its_text(error: BaseException | None) -> bool:
+    """Whether TorchScript raised it in place of an error of Python's, whose text it leaves out."""
+    text = str(error)
+    return _OF_A_SCRIPT in text and text.strip().endswith("Error:")
 
 
 def told(error: BaseException) -> str:

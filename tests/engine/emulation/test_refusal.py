@@ -139,3 +139,27 @@ def test_a_fourier_transform_without_a_kernel_is_named_itself(target):
     assert report.culprit.operation == "_fft_r2c"
     assert report.culprit.mechanism == "unsupported-op"
     assert report.run.unsupported
+
+
+class Framed(nn.Module):
+    """A script whose basis stays in float32, which no convolution takes beside 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv1d(1, 4, 3, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.cat([torch.zeros(x.size(0), 1), x.float()], 1).unsqueeze(1)
+        return self.head(self.body(h).mean(-1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_script_leaves_out_what_was_raised_and_it_is_told_all_the_same():
+    torch.manual_seed(0)
+    model, x = torch.jit.script(Framed().eval()), torch.randn(20, 9)
+    report = check(Evaluation(model, [x]), precision="16-true")
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert "convolution: the tensors must have the same dtype" in report.forecast.reason
+    assert "should be the same" in report.checks[0].detail
+    assert "TorchScript interpreter" not in report.checks[0].detail
+    assert report.culprit.operation == "convolution"

@@ -8,6 +8,7 @@ from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.emulation.wording import (
     first_line,
     is_missing_kernel,
+    lost_its_text,
     mechanism_of,
     mixes_dtypes,
     name_of,
@@ -59,6 +60,21 @@ def test_an_error_is_told_by_its_first_line_or_else_by_its_class():
     assert first_line(ValueError("\nwhat\nwhere")) == "what"
     assert first_line(RuntimeError()) == "RuntimeError"
     assert len(first_line(ValueError("x" * 999))) == 200
+
+
+SCRIPT = (
+    "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript\n"
+)
+
+
+def test_an_error_of_a_script_is_told_by_its_last_line():
+    assert (
+        first_line(RuntimeError(f"{SCRIPT}RuntimeError: not these dtypes\n")) == "not these dtypes"
+    )
+    assert lost_its_text(RuntimeError(f"{SCRIPT}RuntimeError: \n"))
+    assert not lost_its_text(RuntimeError(f"{SCRIPT}RuntimeError: not these dtypes\n"))
+    assert not lost_its_text(RuntimeError("RuntimeError: \n"))
+    assert not lost_its_text(None)
     assert told(ValueError("what")) == "ValueError: what"
     assert told(AssertionError()) == "AssertionError"
 

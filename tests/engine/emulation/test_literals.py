@@ -1,0 +1,64 @@
+"""Tensors made of lists of carried ones: the values go on, and torch is as it was afterwards."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.emulation.interception import Carrier
+from pytest_fp16.engine.emulation.literals import made_by_operations
+
+MAKERS = {
+    "tensor": lambda h, parts: torch.tensor(parts),
+    "as_tensor": lambda h, parts: torch.as_tensor(parts, dtype=h.dtype, device=h.device),
+    "new_tensor": lambda h, parts: h.new_tensor(parts),
+    "numbers": lambda h, parts: torch.tensor([parts[0], 1.0, *parts[2:]]),
+    "nested": lambda h, parts: torch.tensor([[part] for part in parts]).squeeze(1),
+}
+
+
+class Pooled(nn.Module):
+    """Divides each row by a scale that a loop has collected."""
+
+    def __init__(self, maker, scale):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.maker, self.scale = maker, scale
+
+    def forward(self, x):
+        h = self.body(x)
+        parts = [(row * self.scale).square().mean() for row in h]
+        scales = MAKERS[self.maker](h, parts).to(h.dtype)
+        return self.head(h / (scales[:, None] / self.scale**2 + 1)) * 20
+
+
+def checked(maker, scale, precision):
+    torch.manual_seed(0)
+    return check(Evaluation(Pooled(maker, scale).eval(), [torch.randn(61, 6)]), precision=precision)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
+def test_theory_follows_them(maker, precision):
+    report = checked(maker, 1.0, precision)
+    assert report.verdict == report.forecast.verdict == "equivalent"
+
+
+@pytest.mark.parametrize("maker", ["tensor", "new_tensor"])
+def test_what_overflows_on_its_way_there_is_found(maker):
+    report = checked(maker, 600.0, "16-true")
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert report.culprit.mechanism == "overflow"
+
+
+def test_everything_else_is_made_as_ever_and_torch_is_left_as_it_was():
+    before = torch.tensor, torch.as_tensor, "new_tensor" in vars(torch.Tensor)
+    with made_by_operations(Carrier), made_by_operations(Carrier):
+        assert torch.equal(
+            torch.tensor([1, 2], dtype=torch.int8), torch.ones(2).cumsum(0).to(torch.int8)
+        )
+        assert torch.tensor([[1.5]], requires_grad=True).requires_grad
+        assert torch.ones(2, dtype=torch.float64).new_tensor([1, 2]).dtype == torch.float64
+        assert torch.as_tensor([torch.tensor(2.0)]).item() == 2.0
+    assert before == (torch.tensor, torch.as_tensor, "new_tensor" in vars(torch.Tensor))
