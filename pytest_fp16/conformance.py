@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.errors import SettingError
-from pytest_fp16.evaluation.report import needs_diagnosis, report_of
-from pytest_fp16.evaluation.run import EvaluationRun
+from pytest_fp16.evaluation.examined import examine_evaluation
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings
@@ -63,7 +61,7 @@ def examine(
         FP16Error: see `check`.
     """
     if isinstance(subject, Evaluation):
-        return _examine_evaluation(subject, settings, progress, test)
+        return examine_evaluation(subject, settings, progress, test)
     if isinstance(subject, Training):
         from pytest_fp16.training.run import examine_training
 
@@ -72,18 +70,3 @@ def examine(
         f"check takes an Evaluation or a Training (got {type(subject).__name__}); "
         "wrap the model and its data: Evaluation(model=model, data=batches)"
     )
-
-
-def _examine_evaluation(
-    subject: Evaluation, settings: Settings, progress: Progress | None, test: str
-) -> list[Report]:
-    """Every precision beside the reference, in one pass through the data; then what failed."""
-    with preserved_state():
-        run = EvaluationRun(subject, settings, progress, test=test)
-        run.execute()
-        reports = [report_of(run, lane) for lane in run.lanes]
-        if run.plan is not None or any(map(needs_diagnosis, reports)):
-            from pytest_fp16.evaluation.treatment import treated
-
-            reports = treated(run, reports)
-        return reports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
+from pytest_fp16.training.evaluated import lost_when_evaluated, vague
 from pytest_fp16.training.pairs import Pairs, compare
 from pytest_fp16.training.report import report_of
 
@@ -93,4 +95,7 @@ def _forecast(
 def _diagnosis(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> tuple[Any, Any]:
     if pairs.verdict != "not equivalent":
         return None, None
+    if forecast is not None and vague(forecast.culprit):
+        found = lost_when_evaluated(runs, pairs)
+        forecast = replace(forecast, culprit=found or forecast.culprit)
     return diagnose_training(runs, pairs, forecast)

@@ -148,6 +148,17 @@ def train(
     return result
 
 
+def trained(
+    subject: Training, precision: Precision, seed: int, state: Mapping[str, Any], place: Place
+) -> nn.Module:
+    """The model of a run that comes to a proper end, trained once more."""
+    with torch.enable_grad():
+        trainee = Trainee(subject, precision, seed, state, place)
+        with trainee.installed():
+            _epochs(trainee, seed, RunResult(precision.name, seed), None)
+    return trainee.model.eval()
+
+
 def _epochs(trainee: Trainee, seed: int, result: RunResult, tell: Told | None) -> None:
     guard = Guard(trainee.model)
     for epoch in range(trainee.subject.epochs):

@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training.place import Amendment, Place
-from pytest_fp16.engine.training.train import COLLAPSED, train
+from pytest_fp16.engine.training.train import COLLAPSED, train, trained
 from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.precision import PRECISIONS
 
@@ -30,6 +30,15 @@ def _state():
 def run(subject, precision="32-true", seed=0, place=EMULATED, **keywords):
     state = initial_state(subject, seed)
     return train(subject, PRECISIONS[precision], seed, state, place, **keywords)
+
+
+def test_the_trained_model_is_the_one_that_a_run_scores(digits_training, digits):
+    subject = digits_training()
+    model = trained(subject, PRECISIONS["32-true"], 0, initial_state(subject, 0), EMULATED)
+    _, (x, y) = digits
+    share = float((model(x).argmax(-1) == y).float().mean())
+    assert not model.training
+    assert share == pytest.approx(run(subject).metric)
 
 
 @pytest.mark.parametrize("name", ["32-true", "16-true", "16-mixed", "bf16-true", "bf16-mixed"])

@@ -1,0 +1,56 @@
+"""What is lost where a model is evaluated is named by the evaluation, and only that."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16 import Training, check
+from pytest_fp16.report.model import Culprit
+from pytest_fp16.training.evaluated import vague
+
+
+class Compressed(nn.Module):
+    """Learns values, and tells them from a small number that was added to one."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 1)
+
+    def forward(self, x):
+        z = self.body(x)
+        return z if self.training else ((1 + 1e-3 * z) - 1) * 1e3
+
+
+def training(model, **changes):
+    x = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
+    y = x @ torch.tensor([[0.5], [-0.3], [0.2], [0.1]])
+    data = list(zip(x.split(16), y.split(16), strict=True))
+    given = {"train_data": data, "eval_data": data, "loss": F.mse_loss, "task": "regression"}
+    given |= {"optimizer": lambda params: torch.optim.SGD(params, lr=0.1), "epochs": 3}
+    return Training(model=model, **{**given, **changes})
+
+
+def test_a_metric_that_is_lost_by_evaluation_alone_names_its_operation():
+    report = check(training(Compressed), precision="16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert report.culprit.operation == "add"
+    assert "test_evaluated.py" in report.culprit.source
+    assert "32-bit weights have R²" in report.culprit.evidence
+
+
+def test_a_loss_of_training_stays_what_it_was():
+    slow = lambda params: torch.optim.SGD(params, lr=2e-3)  # noqa: E731
+    report = check(
+        training(lambda: nn.Linear(4, 1), optimizer=slow, epochs=40), precision="bf16-true"
+    )
+    assert report.verdict == "not equivalent"
+    assert "evaluated in 16 bits" not in report.culprit.evidence
+
+
+def test_only_a_culprit_without_an_operation_is_looked_into():
+    given = {"module": "", "evidence": "", "source": None, "variant": None}
+    lost = Culprit(operation="", mechanism="precision-loss", **given)
+    assert vague(None)
+    assert vague(lost)
+    assert not vague(lost.model_copy(update={"operation": "mul"}))
+    assert not vague(lost.model_copy(update={"mechanism": "unsupported-op"}))
