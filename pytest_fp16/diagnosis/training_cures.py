@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.upcast import line_in_float32
+from pytest_fp16.diagnosis.upcast import Upcast, line_in_float32
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
@@ -75,6 +75,7 @@ def proposals(
         found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
         found += _loss_in_float32(subject, precision)
+        found += _at_the_steps_line(subject, culprit)
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)
     if where not in (None, "<optimizer>", "<loss>"):
@@ -201,16 +202,33 @@ def _at_its_line(model: nn.Module, culprit: Culprit) -> list[Proposal]:
     line = culprit.source
     if line is None or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         return []
-    return [
-        Proposal(
-            kind="upcast",
-            description=f"compute {culprit.operation or 'it'} in float32 at {line}, and cast back "
-            "only where a layer takes the result",
-            amendment=Amendment(model=lambda model: line_in_float32(model, line)),
-            points_to=culprit.module,
-            mechanism=culprit.mechanism,
-        )
-    ]
+    amendment = Amendment(model=lambda model: line_in_float32(model, line))
+    return [_upcast(culprit, amendment=amendment)]
+
+
+def _at_the_steps_line(subject: Training, culprit: Culprit | None) -> list[Proposal]:
+    """The culprit's line in float32, where the user's own training step runs it."""
+    own = subject.training_step
+    if own is None or culprit is None or culprit.source is None:
+        return []
+    line = culprit.source
+
+    def step(model: Any, batch: Any) -> Any:
+        with Upcast(line):
+            return own(model, batch)
+
+    return [_upcast(culprit, subject=replace(subject, training_step=step))]
+
+
+def _upcast(culprit: Culprit, **how: Any) -> Proposal:
+    return Proposal(
+        kind="upcast",
+        description=f"compute {culprit.operation or 'it'} in float32 at {culprit.source}, and cast "
+        "back only where a layer takes the result",
+        points_to=culprit.module,
+        mechanism=culprit.mechanism,
+        **how,
+    )
 
 
 def _mixed(precision: Precision) -> list[Proposal]:

@@ -263,6 +263,22 @@ def test_tensors_of_two_dtypes_are_cured_at_the_line_where_they_meet(digits_trai
     assert report.culprit.source in report.cure.description
 
 
+def normed(model, batch):
+    """A step of the user's own that divides by a number which float16 rounds to zero."""
+    x, y = batch
+    z = model(x)
+    small = z.square().mean().detach()
+    return nn.functional.cross_entropy(z, y) * (small * 1e-9) / (small * 1e-9)
+
+
+def test_a_line_of_the_users_own_step_is_cured_there(digits_training):
+    given = {"loss": None, "training_step": normed, "epochs": 1}
+    report = check(digits_training(**given), precision="16-true", seeds=3)
+    assert (report.culprit.module, report.culprit.operation) == ("<loss>", "div")
+    assert (report.cure.kind, report.cure.verified) == ("upcast", True)
+    assert report.culprit.source in report.cure.description
+
+
 class Growing(nn.Module):
     """Keeps a number that grows with every step, and leaves float16 in the middle of an epoch."""
 

@@ -212,6 +212,17 @@ def test_the_line_of_a_model_is_tried_in_float32(digits_training, module, line, 
         assert said[0].startswith("compute mul in float32 at net.py:3")
 
 
+@pytest.mark.parametrize(("line", "tried"), [("net.py:3", True), (None, False)])
+def test_the_line_of_a_training_step_is_tried_in_float32(digits_training, line, tried):
+    subject = digits_training(loss=None, training_step=lambda model, batch: model(batch[0]).sum())
+    culprit = culprit_of("<loss>").model_copy(update={"source": line, "operation": "div"})
+    found = list(proposals(subject, norms(), PRECISIONS["16-true"], culprit, None))
+    said = [p.description for p in found if p.kind == "upcast"]
+    assert bool(said) is tried
+    if tried:
+        assert said[0].startswith("compute div in float32 at net.py:3")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_no_line_of_a_script_is_tried(digits_training):
     culprit = culprit_of("").model_copy(update={"source": "net.py:3"})
