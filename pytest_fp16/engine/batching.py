@@ -124,8 +124,18 @@ def batch_dim(tensor: Tensor, n: int) -> int | None:
     return None
 
 
+def one_by_one(inputs: Any, n: int) -> bool:
+    """Whether a batch is a list with something of its own for each of its n inputs: graphs, say."""
+    if not isinstance(inputs, (list, tuple)) or len(inputs) != n:
+        return False
+    kinds = {type(item) for item in inputs}
+    return len(kinds) == 1 and not issubclass(kinds.pop(), (Tensor, list, tuple))
+
+
 def take(inputs: Any, n: int, indices: list[int]) -> Any:
     """The inputs at `indices`, repeated where an index is; tensors without a batch stay whole."""
+    if one_by_one(inputs, n):
+        return type(inputs)([inputs[i] for i in indices])
 
     def pick(tensor: Tensor) -> Tensor:
         dim = batch_dim(tensor, n)

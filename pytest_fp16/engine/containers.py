@@ -21,6 +21,8 @@ def map_tensors(
 ) -> Any:
     """`value` with every tensor in it changed, in containers of the same types.
 
+    What required a gradient still does: the model may ask for one with respect to its inputs.
+
     Args:
         value: anything.
         change: what becomes of a tensor.
@@ -31,7 +33,9 @@ def map_tensors(
         return map_tensors(part, change, packed)
 
     if isinstance(value, Tensor):
-        return change(value)
+        changed = change(value)
+        keeps = value.requires_grad and isinstance(changed, Tensor)
+        return changed.requires_grad_() if keeps else changed
     if isinstance(value, PackedSequence):
         return packed(value) if packed is not None else _packed_with(value, change)
     if isinstance(value, Mapping):

@@ -196,6 +196,16 @@ def call(
     return call_as_is(model, inputs, forward)
 
 
+def taking_gradients(forward: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Any]:
+    """`forward` for a model that differentiates on its own, such as forces from an energy."""
+
+    def run(model: nn.Module, inputs: Any) -> Any:
+        with torch.enable_grad():
+            return call_as_is(model, inputs, forward)
+
+    return run
+
+
 @entrance
 def call_as_is(model: nn.Module, inputs: Any, forward: Callable[[Any, Any], Any] | None) -> Any:
     """The model's outputs on inputs that need no cast."""

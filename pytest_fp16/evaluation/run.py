@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.batching import count_inputs, split_batch, take, to_device
+from pytest_fp16.engine.batching import (
+    count_inputs,
+    one_by_one,
+    split_batch,
+    take,
+    to_device,
+)
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
-from pytest_fp16.engine.emulation.wording import first_line
-from pytest_fp16.engine.models import require_float32
+from pytest_fp16.engine.emulation.wording import first_line, misses_a_gradient
+from pytest_fp16.engine.models import require_float32, taking_gradients
 from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation.batch import Batch
@@ -25,6 +32,7 @@ from pytest_fp16.evaluation.soundness import (
     require_better_than_chance,
     require_data,
     require_finite,
+    require_same_kind,
 )
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric import Accuracy, Scores
@@ -74,6 +82,7 @@ class EvaluationRun:
         self.lanes: list[Lane] = []
         self.inputs = self.beyond = 0  # the latter: outputs of the reference past comparing
         self.carries = False  # something from one batch to the next
+        self.differentiates = False  # the model takes gradients of its own
         self.taken = False  # whether labels were taken out of a mapping, which the model may miss
 
     def execute(self) -> None:
@@ -140,13 +149,14 @@ class EvaluationRun:
                 for lane in self.lanes:
                     lane.follow(self.reference.model)
             output = self._reference_output(inputs, _SEED + number)
-            if self.subject.metric is not None and output.dim():
+            own = output.dim() and self.subject.metric is not None
+            if own or (output.dim() and one_by_one(inputs, output.shape[0])):
                 n = output.shape[0]  # its labels may come in any number: all boxes in one table
             beside = self.reference.beside
             if not self.lanes:
                 self._begin(inputs, output, labels, n, _SEED + number)
             require_like(output, self.shape, number)
-            self._require_same_kind(labels, number)
+            require_same_kind(self.labelled, labels, number)
             batch = self._batch(inputs, output, labels, n, _SEED + number)
             batch.beside = beside
             self.beyond += int((batch.logits.isnan() | (batch.logits == math.inf)).sum())
@@ -155,24 +165,25 @@ class EvaluationRun:
                 require_finite(self.totals.value)
             yield batch
 
-    def _require_same_kind(self, labels: Any, number: int) -> None:
-        """A batch without labels among others would count as answered right by the reference."""
-        if self.labelled and labels is None:
-            raise DataError(
-                f"batch {number} holds no labels, but those before it do; yield (inputs, labels) "
-                "or a dict with 'labels' each time, or set labelled=False"
-            )
-
     def _reference_output(self, inputs: Any, seed: int) -> Tensor:
         try:
             return self.reference.outputs(inputs, seed).cpu()
         except FP16Error:
             raise
         except Exception as error:
+            if misses_a_gradient(error) and not self.differentiates:
+                return self._differentiated(inputs, seed)
             raise ModelError(
                 "the model raises in float32 already: "
                 f"{type(error).__name__}: {first_line(error)}; {advice(error, inputs, self.taken)}"
             ) from error
+
+    def _differentiated(self, inputs: Any, seed: int) -> Tensor:
+        """From now on, run with gradients recorded: the model takes some on its own."""
+        self.differentiates = True
+        self.subject = replace(self.subject, forward=taking_gradients(self.subject.forward))
+        self.reference.subject = self.subject
+        return self._reference_output(inputs, seed)
 
     # -- the first batch ----------------------------------------------------------------------
 

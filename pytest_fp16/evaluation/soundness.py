@@ -76,6 +76,19 @@ def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) 
         )
 
 
+def require_same_kind(labelled: bool, labels: Any, number: int) -> None:
+    """A batch without labels among others would count as answered right by the reference.
+
+    Raises:
+        DataError: the batch of that number has none, and those before it have.
+    """
+    if labelled and labels is None:
+        raise DataError(
+            f"batch {number} holds no labels, but those before it do; yield (inputs, labels) "
+            "or a dict with 'labels' each time, or set labelled=False"
+        )
+
+
 def advice(error: Exception, inputs: Any, taken: bool) -> str:
     """What may be wrong with a batch that the model does not take in float32."""
     if any(t.dtype is torch.float64 for t in all_tensors(inputs)) and mixes_dtypes(str(error)):

@@ -9,6 +9,7 @@ from pytest_fp16.engine.batching import (
     cast_module,
     chunks,
     count_inputs,
+    one_by_one,
     split_batch,
     take,
 )
@@ -81,3 +82,19 @@ def test_a_model_that_refuses_to_be_cast():
     assert cast_module(ByName(2, 2), torch.float16).weight.dtype == torch.float16
     with pytest.raises(ModelError, match=r"to float16 \(ValueError: `.half\(\)` is not.*mixed"):
         cast_module(AtAll(2, 2), torch.float16)
+
+
+class Graph:
+    def __init__(self, nodes):
+        self.nodes = nodes
+
+
+def test_a_list_of_objects_holds_one_for_each_input():
+    graphs = [Graph(torch.ones(5)) for _ in range(3)]
+    assert one_by_one(graphs, 3)
+    assert one_by_one([{"image": torch.ones(3, 4, 4)}] * 2, 2)
+    assert not one_by_one(graphs, 5)
+    assert not one_by_one([torch.ones(3), torch.ones(3)], 2)
+    assert not one_by_one([graphs[0], torch.ones(3)], 2)
+    assert not one_by_one({"x": torch.ones(1)}, 1)
+    assert take(graphs, 3, [2, 0, 0]) == [graphs[2], graphs[0], graphs[0]]

@@ -773,3 +773,37 @@ def test_a_reference_that_is_infinite_itself_is_remarked(reach, said):
     warned = [w for w in report.warnings if "of the reference itself are NaN or infinite" in w]
     assert len(warned) == bool(said)
     assert not said or warned[0].startswith(f"{said} outputs")
+
+
+class Forces(nn.Module):
+    """Forces as the gradient of an energy, with respect to positions that may ask for it."""
+
+    def __init__(self, detaches):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(9, 32), nn.SiLU(), nn.Linear(32, 1))
+        self.detaches = detaches
+
+    def forward(self, positions):
+        if self.detaches:
+            positions = positions.detach().requires_grad_()
+        return -torch.autograd.grad(self.energy(positions).sum(), positions)[0]
+
+
+@pytest.mark.parametrize("detaches", [True, False])
+def test_a_model_that_differentiates_is_run_with_gradients(detaches):
+    torch.manual_seed(0)
+    x = torch.randn(61, 9).requires_grad_(not detaches)
+    subject = Evaluation(Forces(detaches).eval(), [x], task="regression")
+    for report in examine(subject, Settings(precisions=("16-true", "bf16-mixed"))):
+        assert report.verdict == report.forecast.verdict == "equivalent"
+        assert report.metric.candidate < 1
+        assert report.warnings == []
+
+
+def test_a_gradient_that_is_missing_all_the_same_is_the_models_own_error():
+    class Cut(Forces):
+        def forward(self, positions):
+            return torch.autograd.grad(self.energy(positions).sum(), positions.detach())[0]
+
+    with pytest.raises(ModelError, match="raises in float32 already: RuntimeError: .*grad"):
+        check(Evaluation(Cut(True).eval(), [torch.randn(61, 9)], task="regression"))

@@ -34,6 +34,8 @@ _MIXED_DTYPES = (
     "expected scalar type", "expected dtype", "not match weight dtype", "dtype to be equal",
     "and weight type", "and bias type", "different dtypes", "input must have the type torch.",
 )  # fmt: skip
+#: Autograd's words where nothing was recorded.
+_NO_GRADIENT = ("does not require grad", "appears to not have been used in the graph")
 #: A scaler's words where gradients are gone before the optimizer's own step.
 _NOTHING_TO_SCALE = "No inf checks were recorded"
 #: Autocast's words where a loss would be unsafe in 16 bits.
@@ -68,6 +70,11 @@ def told(error: BaseException) -> str:
     """An exception in one line: its class, and its text if it has one."""
     name, line = name_of(error), first_line(error)
     return name if line == name else f"{name}: {line}"
+
+
+def misses_a_gradient(error: BaseException) -> bool:
+    """Whether a program has asked for a gradient where none is recorded."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_GRADIENT)
 
 
 def is_missing_kernel(error: BaseException) -> bool:
