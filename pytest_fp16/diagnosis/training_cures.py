@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -209,15 +210,29 @@ def _at_its_line(model: nn.Module, culprit: Culprit) -> list[Proposal]:
 def _at_the_steps_line(subject: Training, culprit: Culprit | None) -> list[Proposal]:
     """The culprit's line in float32, where the user's own training step runs it."""
     own = subject.training_step
-    if own is None or culprit is None or culprit.source is None:
+    if culprit is None or culprit.source is None:
         return []
     line = culprit.source
+    if own is None and subject.loss is not None:
+        return []
+    if own is None:  # it is a Lightning module's
+        amendment = Amendment(model=lambda model: _with_step(model, line))
+        return [_upcast(culprit, amendment=amendment)]
+    return [_upcast(culprit, subject=replace(subject, training_step=_watched(own, line)))]
 
-    def step(model: Any, batch: Any) -> Any:
+
+def _watched(own: Callable[..., Any], line: str) -> Callable[..., Any]:
+    @functools.wraps(own)
+    def step(*args: Any, **kwargs: Any) -> Any:
         with Upcast(line):
-            return own(model, batch)
+            return own(*args, **kwargs)
 
-    return [_upcast(culprit, subject=replace(subject, training_step=step))]
+    return step
+
+
+def _with_step(model: Any, line: str) -> Any:
+    model.training_step = _watched(model.training_step, line)
+    return model
 
 
 def _upcast(culprit: Culprit, **how: Any) -> Proposal:

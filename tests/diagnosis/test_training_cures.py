@@ -223,6 +223,23 @@ def test_the_line_of_a_training_step_is_tried_in_float32(digits_training, line, 
         assert said[0].startswith("compute div in float32 at net.py:3")
 
 
+def test_so_is_that_of_a_lightning_modules_own_step(digits_training):
+    class Own(nn.Linear):
+        def training_step(self, batch):
+            return (self(batch) * 1e5).sum()
+
+    file, number = __file__, Own.training_step.__code__.co_firstlineno + 1
+    culprit = culprit_of("<loss>").model_copy(update={"source": f"{file}:{number}"})
+    subject = digits_training(loss=None, optimizer=None)
+    found = list(proposals(subject, Own(4, 2), PRECISIONS["16-true"], culprit, None))
+    (line,) = [p for p in found if p.kind == "upcast"]
+    model, x = Own(4, 2).half(), torch.ones(3, 4).half()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        assert not bool(model.training_step(x).isfinite())
+        assert bool(line.amendment.model(model).training_step(x).isfinite())
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_no_line_of_a_script_is_tried(digits_training):
     culprit = culprit_of("").model_copy(update={"source": "net.py:3"})
