@@ -116,6 +116,16 @@ def count_inputs(inputs: Any, labels: Any) -> int:
     )
 
 
+def holds(inputs: Any, n: int) -> bool:
+    """Whether a batch says in another way that it holds n inputs: its list, or its own count.
+
+    Graphs that are merged into one (of PyG, of DGL) say how many they were.
+    """
+    if one_by_one(inputs, n):
+        return True
+    return any(getattr(inputs, name, None) == n for name in ("num_graphs", "batch_size"))
+
+
 def batch_dim(tensor: Tensor, n: int) -> int | None:
     """The dimension that runs over the n inputs: the first or (time first) the second; or None."""
     for dim in range(min(2, tensor.dim())):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.batching import (
     count_inputs,
-    one_by_one,
+    holds,
     split_batch,
     take,
     to_device,
@@ -150,7 +150,7 @@ class EvaluationRun:
                     lane.follow(self.reference.model)
             output = self._reference_output(inputs, _SEED + number)
             own = output.dim() and self.subject.metric is not None
-            if own or (output.dim() and one_by_one(inputs, output.shape[0])):
+            if own or (output.dim() and holds(inputs, output.shape[0])):
                 n = output.shape[0]  # its labels may come in any number: all boxes in one table
             beside = self.reference.beside
             if not self.lanes:

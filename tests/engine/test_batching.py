@@ -9,6 +9,7 @@ from pytest_fp16.engine.batching import (
     cast_module,
     chunks,
     count_inputs,
+    holds,
     one_by_one,
     split_batch,
     take,
@@ -98,3 +99,12 @@ def test_a_list_of_objects_holds_one_for_each_input():
     assert not one_by_one([graphs[0], torch.ones(3)], 2)
     assert not one_by_one({"x": torch.ones(1)}, 1)
     assert take(graphs, 3, [2, 0, 0]) == [graphs[2], graphs[0], graphs[0]]
+
+
+def test_merged_graphs_say_how_many_they_were():
+    merged = Graph(torch.ones(12))
+    assert not holds(merged, 3)
+    merged.num_graphs = 3
+    assert holds(merged, 3)
+    assert not holds(merged, 12)
+    assert holds([Graph(torch.ones(5))] * 2, 2)

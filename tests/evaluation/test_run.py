@@ -805,5 +805,5 @@ def test_a_gradient_that_is_missing_all_the_same_is_the_models_own_error():
         def forward(self, positions):
             return torch.autograd.grad(self.energy(positions).sum(), positions.detach())[0]
 
-    with pytest.raises(ModelError, match="raises in float32 already: RuntimeError: .*grad"):
+    with pytest.raises(ModelError, match=r"raises in float32 already: RuntimeError: .*grad"):
         check(Evaluation(Cut(True).eval(), [torch.randn(61, 9)], task="regression"))
