@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -76,13 +76,13 @@ def proposals(
         found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
         found += _loss_in_float32(subject, precision)
-        found += _at_the_steps_line(subject, culprit)
+        found += _at_the_steps_line(subject, precision, culprit)
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)
     if where not in (None, "<optimizer>", "<loss>"):
         found += _kept(model, str(where), mechanism)
     if culprit is not None and where not in ("<optimizer>", "<loss>"):
-        found += _at_its_line(model, culprit)
+        found += _at_its_line(model, precision, culprit)
     other = [*_mixed(precision), *_bfloat16(precision)]
     yield from _unique([*found, *(other[::-1] if mechanism == "overflow" else other)])
 
@@ -198,51 +198,73 @@ def _keep(names: list[str], where: str, mechanism: str | None) -> Proposal:
     )
 
 
-def _at_its_line(model: nn.Module, culprit: Culprit) -> list[Proposal]:
+def _at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> list[Proposal]:
     """The culprit's line in float32, where the forward of the model runs it."""
     line = culprit.source
     if line is None or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
         return []
-    amendment = Amendment(model=lambda model: line_in_float32(model, line))
-    return [_upcast(culprit, amendment=amendment)]
+    return [
+        _upcast(culprit, meeting, Amendment(partial(line_in_float32, line=line, meeting=meeting)))
+        for meeting in _meetings(culprit, precision)
+    ]
 
 
-def _at_the_steps_line(subject: Training, culprit: Culprit | None) -> list[Proposal]:
+def _at_the_steps_line(
+    subject: Training, precision: Precision, culprit: Culprit | None
+) -> list[Proposal]:
     """The culprit's line in float32, where the user's own training step runs it."""
     own = subject.training_step
-    if culprit is None or culprit.source is None:
+    if culprit is None or culprit.source is None or (own is None and subject.loss is not None):
         return []
-    line = culprit.source
-    if own is None and subject.loss is not None:
-        return []
-    if own is None:  # it is a Lightning module's
-        amendment = Amendment(model=lambda model: _with_step(model, line))
-        return [_upcast(culprit, amendment=amendment)]
-    return [_upcast(culprit, subject=replace(subject, training_step=_watched(own, line)))]
+    found = []
+    for meeting in _meetings(culprit, precision):
+        if own is None:  # it is a Lightning module's
+            amendment = Amendment(partial(_with_step, line=culprit.source, meeting=meeting))
+            found.append(_upcast(culprit, meeting, amendment))
+        else:
+            step = _watched(own, culprit.source, meeting)
+            found.append(_upcast(culprit, meeting, subject=replace(subject, training_step=step)))
+    return found
 
 
-def _watched(own: Callable[..., Any], line: str) -> Callable[..., Any]:
-    @functools.wraps(own)
+def _meetings(culprit: Culprit, precision: Precision) -> tuple[bool, ...]:
+    """Whether it is tried at the line alone, or wherever tensors of different dtypes meet, too.
+
+    In a "true" precision the mixed one is tried instead.
+    """
+    both = precision.mixed and culprit.variant == "mixed dtypes"
+    return (False, True) if both else (False,)
+
+
+def _watched(own: Callable[..., Any], line: str, meeting: bool) -> Callable[..., Any]:
+    @wraps(own)
     def step(*args: Any, **kwargs: Any) -> Any:
-        with Upcast(line):
+        with Upcast(line, meeting):
             return own(*args, **kwargs)
 
     return step
 
 
-def _with_step(model: Any, line: str) -> Any:
-    model.training_step = _watched(model.training_step, line)
+def _with_step(model: Any, line: str, meeting: bool) -> Any:
+    model.training_step = _watched(model.training_step, line, meeting)
     return model
 
 
-def _upcast(culprit: Culprit, **how: Any) -> Proposal:
+def _upcast(
+    culprit: Culprit,
+    meeting: bool,
+    amendment: Amendment | None = None,
+    subject: Training | None = None,
+) -> Proposal:
+    everywhere = " and wherever else tensors of two dtypes meet" if meeting else ""
     return Proposal(
         kind="upcast",
-        description=f"compute {culprit.operation or 'it'} in float32 at {culprit.source}, and cast "
-        "back only where a layer takes the result",
+        description=f"compute {culprit.operation or 'it'} in float32 at {culprit.source}"
+        f"{everywhere}, and cast back only where a layer takes the result",
+        subject=subject,
+        amendment=amendment,
         points_to=culprit.module,
         mechanism=culprit.mechanism,
-        **how,
     )
 
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.engine.containers import all_tensors, map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
-from pytest_fp16.engine.emulation.wording import is_missing_kernel
+from pytest_fp16.engine.emulation.wording import is_missing_kernel, mixes_dtypes
 from pytest_fp16.engine.source import calling_line
 from pytest_fp16.errors import ModelError
 from pytest_fp16.variants import Variant, variant
@@ -29,12 +29,13 @@ _IN_PLACE = frozenset(
 )
 
 
-def line_in_float32(model: nn.Module, line: str) -> nn.Module:
+def line_in_float32(model: nn.Module, line: str, meeting: bool = False) -> nn.Module:
     """Make a line run in float32 wherever `model` runs it.
 
     Args:
         model: changed in place.
         line: ``"file:number"``, the file absolute or seen from the current folder.
+        meeting: as of `Upcast`.
 
     Returns:
         The same model.
@@ -45,7 +46,7 @@ def line_in_float32(model: nn.Module, line: str) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
         raise ModelError("the forward of this model cannot be watched line by line")
     model.__class__ = variant(_Watched, type(model))
-    vars(model)["_fp16_line"] = line
+    vars(model)["_fp16_line"] = line, meeting
     return model
 
 
@@ -53,10 +54,10 @@ class _Watched(Variant):
     """A module whose forward is watched."""
 
     _fp16_prefix = "Watched"
-    _fp16_line: str
+    _fp16_line: tuple[str, bool]
 
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        with Upcast(self._fp16_line):
+        with Upcast(*self._fp16_line):
             return own(self, *args, **kwargs)
 
 
@@ -65,10 +66,12 @@ class Upcast(TorchFunctionMode):
 
     Args:
         line: ``"file:number"``.
+        meeting: whether what refuses tensors of different dtypes elsewhere is computed so, too.
     """
 
-    def __init__(self, line: str) -> None:
+    def __init__(self, line: str, meeting: bool = False) -> None:
         super().__init__()
+        self.meeting = meeting
         name, _, number = line.rpartition(":")
         self.path, self.number = Path(name).resolve(), int(number)
         self.files: dict[str, bool] = {}
@@ -86,7 +89,12 @@ class Upcast(TorchFunctionMode):
         if self._here():
             return self._in_float32(func, args, kwargs, given, low or next(iter(raised), None))
         if not raised:
-            return func(*args, **kwargs)
+            try:
+                return func(*args, **kwargs)
+            except RuntimeError as error:
+                if not (self.meeting and mixes_dtypes(str(error))):
+                    raise
+                return self._in_float32(func, args, kwargs, given, low)
         try:
             out = func(*args, **kwargs)
         except RuntimeError as error:

@@ -279,6 +279,24 @@ def test_a_line_of_the_users_own_step_is_cured_there(digits_training):
     assert report.culprit.source in report.cure.description
 
 
+def counted(model, batch):
+    """A step of the user's own that writes 16-bit scores into a float32 canvas, on two lines."""
+    x, y = batch
+    z = model(x)
+    for_right, for_all = torch.zeros(10), torch.zeros(10)
+    for_right.index_add_(0, y, z.gather(1, y[:, None]).squeeze(1))
+    for_all.index_add_(0, y, z.exp().sum(-1).log().to(z.dtype))
+    return (for_all - for_right).sum() / len(y)
+
+
+def test_dtypes_that_meet_on_several_lines_are_cured_on_all_of_them(digits_training):
+    given = {"loss": None, "training_step": counted, "epochs": 1}
+    report = check(digits_training(**given), precision="bf16-mixed", seeds=3)
+    assert (report.culprit.module, report.culprit.variant) == ("<loss>", "mixed dtypes")
+    assert (report.cure.kind, report.cure.verified) == ("upcast", True)
+    assert "wherever else" in report.cure.description
+
+
 class Growing(nn.Module):
     """Keeps a number that grows with every step, and leaves float16 in the middle of an epoch."""
 

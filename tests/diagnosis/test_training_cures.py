@@ -223,6 +223,17 @@ def test_the_line_of_a_training_step_is_tried_in_float32(digits_training, line, 
         assert said[0].startswith("compute div in float32 at net.py:3")
 
 
+@pytest.mark.parametrize(("precision", "tried"), [("16-true", 1), ("16-mixed", 2)])
+def test_where_dtypes_meet_more_than_the_line_is_tried(digits_training, precision, tried):
+    known = {"source": "net.py:3", "operation": "", "variant": "mixed dtypes"}
+    culprit = culprit_of("").model_copy(update=known)
+    found = proposals(digits_training(), norms(), PRECISIONS[precision], culprit, None)
+    assert ["dtypes meet" in p.description for p in found if p.kind == "upcast"] == [
+        False,
+        True,
+    ][:tried]
+
+
 def test_so_is_that_of_a_lightning_modules_own_step(digits_training):
     class Own(nn.Linear):
         def training_step(self, batch):
