@@ -96,6 +96,12 @@ class Composites(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        if func is torch.cdist and not self.regions.off:  # lifted as a whole: its product, too
+            self.regions.asked.append(False)
+            try:
+                return func(*cast(tuple(args), torch.float32), **(kwargs or {}))
+            finally:
+                self.regions.asked.pop()
         if func in COMPOSITE and not self.regions.off:
             args = cast(tuple(args), self.regions.dtype)
             kwargs = {k: cast(v, self.regions.dtype) for k, v in (kwargs or {}).items()}
