@@ -114,6 +114,9 @@ def cancelled_in_places(born: Operation, watched: list[Operation]) -> Why | None
     return None
 
 
+_STORED = ", most of which the model's inputs bring, as they are stored"
+
+
 def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
     """Nothing but too few digits."""
     results = [m for m in finding.results if m.count]
@@ -128,8 +131,19 @@ def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
     own = max((m.relative for m in finding.own), default=0.0)
     if own > 4 * fmt.unit_roundoff:
         text += f"; one rounding to {fmt.name} explains {fmt.unit_roundoff * measure.value:.2g}"
+    stored = _comes_of_inputs(finding)
     return Why(
         "precision-loss",
         born,
-        f"{text}; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there",
+        f"{text}{_STORED * stored}; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there",
+        "stored inputs" if stored else None,
     )
+
+
+def _comes_of_inputs(finding: Finding) -> bool:
+    """Whether most of the squared error enters with the model's inputs, as they were cast."""
+    wrong = [m for m in finding.operands if m.error]
+    if not wrong or any(m.made or m.fixed for m in wrong):
+        return False
+    own = sum(m.error**2 for m in finding.own)
+    return sum(m.error**2 for m in finding.results) > 2 * own

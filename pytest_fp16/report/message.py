@@ -31,6 +31,7 @@ _WHY_VARIANT: dict[Variant, str] = {
     "whole numbers": "large whole numbers become one in {format}",
     "stored values": "a weight or a buffer is too small for {format} and falls to zero as the "
     "model is cast",
+    "stored inputs": "the inputs themselves lose digits when they are cast to {format}",
     "near one": "a bound just below one is one in {format}, and what is left of one is zero",
 }
 

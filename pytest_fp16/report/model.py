@@ -69,6 +69,7 @@ Variant = Literal[
     "while scaled",
     "whole numbers",
     "stored values",
+    "stored inputs",
     "near one",
 ]
 

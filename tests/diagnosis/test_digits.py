@@ -61,3 +61,23 @@ def test_too_few_digits_is_what_remains():
     born = Operation(0, "sin", "m")
     assert imprecise(born, Finding(results=[measure([0.1])]), HALF).mechanism == "precision-loss"
     assert "25.0%" in imprecise(born, Finding(decided=0.25), HALF).evidence
+
+
+def stored(low_wrong, fixed=False, made=False):
+    """A product with a number of the format's own, of an operand that is off by so much."""
+    exact = torch.tensor([1000.0, 2000.0])
+    low = (exact + low_wrong).half()
+    entered = Measure(low, exact, torch.float16, fixed, made)
+    own = Measure(low * 0.5, low.float() * 0.5, torch.float16)
+    return Finding(
+        operands=[entered], own=[own], results=[Measure(low * 0.5, exact * 0.5, own.dtype)]
+    )
+
+
+def test_what_the_inputs_bring_is_said_to_be_theirs():
+    born = Operation(0, "mul", "m")
+    why = imprecise(born, stored(0.4 + 1), HALF)
+    assert why.variant == "stored inputs"
+    assert "which the model's inputs bring, as they are stored" in why.evidence
+    for finding in (stored(1.0, fixed=True), stored(1.0, made=True), stored(0.0)):
+        assert imprecise(born, finding, HALF).variant is None

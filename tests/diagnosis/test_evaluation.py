@@ -1,6 +1,7 @@
 """Diagnosis at the end of an evaluation: who is diagnosed, from what, and at whose cost."""
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -310,3 +311,28 @@ def test_a_bound_just_below_one_is_no_small_epsilon():
     report = check(subject)
     assert (report.culprit.mechanism, report.culprit.variant) == ("eps-underflow", "near one")
     assert "0.999 in float16" in report.cure.description
+
+
+class HourOfDay(nn.Module):
+    """What is usual at an hour of the day, from a time that counts the hours since years."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 4)
+
+    def forward(self, hours):
+        angle = hours * (2 * math.pi / 24)
+        return self.head(torch.cat([angle.sin(), angle.cos()], -1)) * 10
+
+
+def test_inputs_that_the_format_does_not_hold_are_named():
+    torch.manual_seed(0)
+    model, x = HourOfDay().eval(), torch.rand(300, 1) * 20_000
+    with torch.no_grad():
+        data = [(x, model(x).argmax(-1))]
+    report = check(Evaluation(model, data), precision="16-true")
+    assert report.culprit.operation == "mul"
+    assert report.culprit.variant == "stored inputs"
+    assert report.cure.precision == "16-mixed"
+    assert report.cure.verified
+    assert "hand the inputs on in float32" in report.cure.description

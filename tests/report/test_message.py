@@ -269,6 +269,7 @@ def test_no_number_has_more_digits_than_anybody_reads(failed, passed, metric):
         ("closure", "that evaluates the loss itself"),
         ("no gradient left", "not in hooks of the backward pass"),
         ("while scaled", "after scaler.unscale_(optimizer)"),
+        ("stored inputs", "inputs themselves lose digits when they are cast to float16"),
         ("near one", "a bound just below one is one in float16"),
         ("whole numbers", "large whole numbers become one in float16"),
     ],
