@@ -75,9 +75,10 @@ class Certifier:
         screen = self.screen[ranks[..., 2:]]
         bounds = screen * said.bound.unsqueeze(-1)
         sigmas = screen * (PROBABLE_SIGMAS * said.sigma).unsqueeze(-1)
+        # Not `gaps < bounds`: a class that is NaN is cleared of nothing.
         return Near(
-            said.bounded.unsqueeze(-1) & (gaps < bounds),
-            said.probable.unsqueeze(-1) & (gaps < sigmas),
+            said.bounded.unsqueeze(-1) & ~(gaps >= bounds),
+            said.probable.unsqueeze(-1) & ~(gaps >= sigmas),
         )
 
     def clear(self, said: TheoryBatch, reference: Tensor, near: Near, rivals: Rivals) -> None:

@@ -35,7 +35,7 @@ class KnownRivals:
         return self.sums(self.ranks[:, extra + 2]) if extra + 2 < self.ranks.shape[1] else None
 
 
-def judged(logits, bounds, sigmas, kind="classification", undecided=None):
+def judged(logits, bounds, sigmas, kind="classification", undecided=None, predicted=None):
     """What is certified of logits [N, C] where class k has a known bound and σ."""
     n = len(logits)
     reference = logits.unsqueeze(1)
@@ -51,7 +51,8 @@ def judged(logits, bounds, sigmas, kind="classification", undecided=None):
         recorder=SimpleNamespace(overflowed=none.clone()),
     )
     certifier = Certifier(Task(kind), FLOAT16, screen=ratio.amax(0))
-    said = certifier.judge(trace, reference, reference, own)
+    canonical = reference if predicted is None else predicted.unsqueeze(1)
+    said = certifier.judge(trace, canonical, reference, own)
     clear_rivals([(certifier, said)], reference, rivals)
     return said, ranks, rivals
 
@@ -132,3 +133,10 @@ def test_values_are_no_decisions():
     assert not bool(said.bounded.any() or said.probable.any())
     assert rivals.asked == 0
     assert said.sigma.shape == said.margin.shape == (1, 1)
+
+
+def test_a_third_class_that_is_nan_is_cleared_of_nothing():
+    bounds = torch.full((3,), 0.1)
+    reference, logits = one(3.0, 1.0, 0.0), one(3.0, 1.0, float("nan"))
+    said, _, _ = judged(reference, bounds, bounds / 9, predicted=logits)
+    assert not bool(said.bounded.any() or said.probable.any())
