@@ -82,6 +82,8 @@ def wrap_inputs(value: Any, fmt_dtype: torch.dtype | None) -> Any:
     """The model's inputs as traced tensors; floating ones rounded to `fmt_dtype` if it is given."""
 
     def wrapped(tensor: Tensor) -> Shadow:
+        if tensor.requires_grad:
+            tensor = tensor.detach()  # a graph of the user's would hide where ours begins
         if tensor.is_floating_point() and fmt_dtype is not None:
             return Shadow(tensor.to(fmt_dtype).to(torch.float32), fmt_dtype, Cell(True, False))
         return Shadow(tensor, tensor.dtype, Cell(True, False))

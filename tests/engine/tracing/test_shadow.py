@@ -63,3 +63,10 @@ def test_what_is_written_takes_part_in_what_the_memory_is():
     assert (shadow.cell.depends, shadow.cell.noisy, shadow.cell.grid) == (True, False, None)
     shadow.write(values, depends=False, noisy=True)  # what was there once leaves its trace
     assert (shadow.cell.depends, shadow.cell.noisy) == (True, True)
+
+
+def test_inputs_that_require_a_gradient_bring_no_graph_along():
+    wrapped = wrap_inputs(torch.ones(2, requires_grad=True) * 2, None)
+
+    assert wrapped.requires_grad
+    assert not wrapped.inner.requires_grad
