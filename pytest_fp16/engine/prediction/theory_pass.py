@@ -131,6 +131,8 @@ class TheoryPass(Tracer):
             follower.screen = self.screen
         self.totals.clear()
         if n == 1:
+            part = (inputs, n, [0], reference)
+            require_first_order(self, part, seed, (trace, canonical), alone)
             return
         indices, kept = chunks(n, min(self.chunk, _CHUNK))[0]
         trace, canonical = self.trace_part(inputs, n, indices, seed)

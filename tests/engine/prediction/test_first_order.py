@@ -22,16 +22,18 @@ class Threshold(nn.Module):
         return self.last(torch.sigmoid(self.steep * (near - 1.5))) + 0.1 * self.last.bias
 
 
-def forecasts(steep, *precisions):
+def forecasts(steep, *precisions, size=120):
     torch.manual_seed(2)
     model, x = Threshold(steep).eval(), torch.randn(120, 12)
     with torch.no_grad():
-        subject = Evaluation(model=model, data=[(x, model(x))], task="regression")
+        data = [(part, model(part)) for part in x.split(size)]
+    subject = Evaluation(model=model, data=data, task="regression")
     return [report.forecast for report in examine(subject, Settings(precisions=precisions))]
 
 
-def test_a_step_that_rounding_crosses_is_told_by_runs_rounded_at_random():
-    (said,) = forecasts(20.0, "bf16-true")
+@pytest.mark.parametrize("size", [120, 1])
+def test_a_step_that_rounding_crosses_is_told_by_runs_rounded_at_random(size):
+    (said,) = forecasts(20.0, "bf16-true", size=size)
     assert said.method == "random rounding"
     assert any(SAID in note for note in said.notes)
     assert said.verdict == "not equivalent"
