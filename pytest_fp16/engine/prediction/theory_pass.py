@@ -176,7 +176,11 @@ class TheoryPass(Tracer):
         said = concatenate(parts)
         again = partial(self.trace_part, inputs, n, seed=seed)
         rivals = Rivals(again, self.chunk, (trace, canonical) if len(cuts) == 1 else None)
-        clear_rivals([(self.certifier, said), *sharing.handed_over()], reference, rivals)
+        shared = sharing.said()
+        mine = [(self.certifier, said), *((f.certifier, its) for f, its in shared)]
+        clear_rivals(mine, reference, rivals)
+        for follower, its in shared:  # only now: clearing may end in random rounding
+            follower.pending = (seed, its)
         return said
 
     def record(self, sums: Sums) -> None:

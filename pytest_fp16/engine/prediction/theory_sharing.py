@@ -22,7 +22,6 @@ from pytest_fp16.engine.tracing.trace import Trace
 from pytest_fp16.theory.rounding import Format
 
 if TYPE_CHECKING:
-    from pytest_fp16.engine.prediction.certificates import Certifier
     from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 
 #: A follower's own σ and the leader's may differ by this much, in the root mean square.
@@ -114,12 +113,7 @@ class Sharing:
         given, found = (s.square[:kept].double().sum() for s in (offered, mine))
         return bool((given - found).abs() <= 2 * AGREEMENT * found)
 
-    def handed_over(self) -> list[tuple[Certifier, TheoryBatch]]:
-        """What every follower that could follow to the end will be given when it asks."""
-        given = []
-        for follower in self.leader.followers:
-            parts = self.parts.get(id(follower))
-            if parts:
-                follower.pending = (self.seed, concatenate(parts))
-                given.append((follower.certifier, follower.pending[1]))
-        return given
+    def said(self) -> list[tuple[TheoryPass, TheoryBatch]]:
+        """Every follower that could follow to the end, and what it may be given when it asks."""
+        ended = ((f, self.parts.get(id(f))) for f in self.leader.followers)
+        return [(follower, concatenate(parts)) for follower, parts in ended if parts]

@@ -9,6 +9,8 @@ from torch import nn
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.conformance import examine
 from pytest_fp16.engine.prediction import reverse
+from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
+from pytest_fp16.engine.prediction.rivals import Rivals
 from pytest_fp16.theory.rounding import FORMATS
 
 ALL = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
@@ -90,3 +92,19 @@ def test_derivatives_that_storage_has_moved_are_not_shared(monkeypatch):
 
     assert passes["16-mixed"] > 1  # its normalisation keeps float32 parameters
     assert passes["bf16-true"] == passes["bf16-mixed"] == 1
+
+
+def test_certificates_that_were_not_settled_are_not_handed_on(theory_of, monkeypatch):
+    def refuse(*_):
+        raise NotDifferentiableError("these few do not run by themselves")
+
+    torch.manual_seed(3)
+    model, x = Scaled(1.0).eval(), torch.randn(90, 12)
+    leader, reference = theory_of(model, x, "16-true")
+    follower, _ = theory_of(model, x, "bf16-true")
+    leader.followers = [follower]
+    monkeypatch.setattr(Rivals, "ask", refuse)
+    leader.run(x, 90, reference, 0)
+
+    assert leader.method == "random rounding"
+    assert follower.pending is None
