@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from pytest_fp16.engine.outputs import Others
 from pytest_fp16.theory.budget import LARGEST
 
@@ -13,16 +15,46 @@ _NAMED = 3
 
 
 @dataclass
+class Moved:
+    """How far the finite values of an output are off, and how far they lie apart, over batches.
+
+    Attributes:
+        error: sum of squared errors.
+        count, mean: of the reference's values.
+        spread: sum of their squared distances from `mean`.
+    """
+
+    error: float = 0.0
+    count: int = 0
+    mean: float = 0.0
+    spread: float = 0.0
+
+    def add(self, was: Tensor, now: Tensor) -> None:
+        """Add the values of one batch, which may be a single one; float64 [K]."""
+        self.error += float((now - was).square().sum())
+        count, mean = self.count + was.numel(), float(was.mean())
+        between = (mean - self.mean) ** 2 * self.count * was.numel() / count
+        self.spread += float((was - mean).square().sum()) + between
+        self.mean += (mean - self.mean) * was.numel() / count
+        self.count = count
+
+    @property
+    def share(self) -> float:
+        """Squared error as a part of the variance, which is what R² loses."""
+        return self.error / self.spread if self.spread else 0.0
+
+
+@dataclass
 class Beside:
     """What became of outputs that are not judged.
 
     Attributes:
         lost: values that are NaN or infinite, and more of them than in the reference, by output.
-        moved: squared errors, and the squared spread beside which they are seen, by output.
+        moved: how far the others are off, by output.
     """
 
     lost: Counter[str] = field(default_factory=Counter)
-    moved: dict[str, tuple[float, float]] = field(default_factory=dict)
+    moved: dict[str, Moved] = field(default_factory=dict)
 
     def add(self, reference: Others, candidate: Others) -> None:
         """Add one batch."""
@@ -34,9 +66,7 @@ class Beside:
             finite = was.isfinite() & now.isfinite()
             was, now = was[finite].double(), now[finite].double()
             if was.numel():
-                error, spread = self.moved.get(name, (0.0, 0.0))
-                error += float((now - was).square().sum())
-                self.moved[name] = error, spread + float((was - was.mean()).square().sum())
+                self.moved.setdefault(name, Moved()).add(was, now)
 
     def warnings(self) -> list[str]:
         """That some are not finite, and that some are off by more than any default budget."""
@@ -47,7 +77,7 @@ class Beside:
                 "outputs that were not judged are NaN or infinite where the reference is finite: "
                 f"{_listed(lost)} values"
             )
-        shares = {name: _share(*moved) for name, moved in self.moved.items()}
+        shares = {name: moved.share for name, moved in self.moved.items()}
         off = sorted((name for name in shares if shares[name] > LARGEST), key=shares.__getitem__)
         if off:
             moved = [f"{name!r} by {shares[name]:.2g}" for name in reversed(off)]
@@ -56,11 +86,6 @@ class Beside:
                 f"beside the variance there): {_listed(moved)}"
             )
         return [f"{text}; to judge one of them, return it with forward=" for text in said]
-
-
-def _share(error: float, spread: float) -> float:
-    """Squared error as a part of the variance, which is what R² loses."""
-    return error / spread if spread else 0.0
 
 
 def _listed(names: list[str]) -> str:

@@ -60,6 +60,15 @@ def test_shares_are_of_the_variance_over_all_batches():
     assert f"'a' by {share:.2g};" in said
 
 
+@pytest.mark.parametrize("size", [1, 5, 64])
+def test_it_does_not_matter_how_the_values_were_cut_into_batches(size):
+    beside = Beside()
+    wide = torch.linspace(-1, 1, 64) + torch.arange(64) // 32  # batches that differ in their mean
+    for was in wide.split(size):
+        beside.add(others(a=was), others(a=was + 0.2))
+    assert beside.moved["a"].share == pytest.approx(0.04 / float(wide.var(correction=0)), rel=1e-4)
+
+
 def test_the_worst_come_first_and_no_more_than_a_few_are_named():
     beside, wide = Beside(), torch.linspace(-1, 1, 64)
     for i in range(5):
