@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.outputs import Others
 from pytest_fp16.theory.budget import LARGEST
+from pytest_fp16.theory.standardised import FLOAT32_NOISE
 
 #: Outputs named in a warning, at most.
 _NAMED = 3
@@ -40,8 +41,13 @@ class Moved:
 
     @property
     def share(self) -> float:
-        """Squared error as a part of the variance, which is what R² loses."""
-        return self.error / self.spread if self.spread else 0.0
+        """Squared error as a part of the variance, which is what R² loses.
+
+        Zero where the values lie no further apart than float32's own errors: the length of a unit
+        vector, a sum of probabilities.
+        """
+        noise = self.count * (FLOAT32_NOISE * self.mean) ** 2
+        return self.error / self.spread if self.spread > noise else 0.0
 
 
 @dataclass

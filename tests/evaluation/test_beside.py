@@ -69,6 +69,13 @@ def test_it_does_not_matter_how_the_values_were_cut_into_batches(size):
     assert beside.moved["a"].share == pytest.approx(0.04 / float(wide.var(correction=0)), rel=1e-4)
 
 
+def test_what_is_one_for_every_input_has_no_variance_to_lose():
+    beside, mass = Beside(), torch.softmax(torch.randn(64, 9), -1).sum(-1)
+    assert mass.unique().numel() > 1
+    beside.add(others(a=mass), others(a=mass.bfloat16().float() + 2**-8))
+    assert beside.warnings() == []
+
+
 def test_the_worst_come_first_and_no_more_than_a_few_are_named():
     beside, wide = Beside(), torch.linspace(-1, 1, 64)
     for i in range(5):
