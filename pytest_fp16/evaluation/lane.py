@@ -27,6 +27,7 @@ from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.precision import Precision
+from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
@@ -133,6 +134,12 @@ class Lane:
         if self.theory is not None:
             dtype = None if self.precision.mixed else self.precision.dtype
             carry_over(reference, self.theory.model, dtype)
+
+    def call_as(self, subject: Evaluation) -> None:
+        """From now on, candidate and theory are called as another subject says."""
+        self.candidate.subject = subject
+        if self.theory is not None:
+            self.theory.subject = subject
 
     # -- theory -------------------------------------------------------------------------------
 

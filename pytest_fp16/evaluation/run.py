@@ -183,6 +183,8 @@ class EvaluationRun:
         self.differentiates = True
         self.subject = replace(self.subject, forward=taking_gradients(self.subject.forward))
         self.reference.subject = self.subject
+        for lane in self.lanes:  # it need not have done so in the batches before
+            lane.call_as(self.subject)
         return self._reference_output(inputs, seed)
 
     # -- the first batch ----------------------------------------------------------------------

@@ -807,3 +807,17 @@ def test_a_gradient_that_is_missing_all_the_same_is_the_models_own_error():
 
     with pytest.raises(ModelError, match=r"raises in float32 already: RuntimeError: .*grad"):
         check(Evaluation(Cut(True).eval(), [torch.randn(61, 9)], task="regression"))
+
+
+def test_a_model_that_differentiates_in_a_later_batch_alone():
+    class Sometimes(Forces):
+        def forward(self, positions):
+            return positions / 4 if positions.amax() < 1 else super().forward(positions)
+
+    torch.manual_seed(0)
+    model, x = Sometimes(True).eval(), torch.randn(61, 9)
+    for report in examine(
+        Evaluation(model, [x / 9, x], task="regression"),
+        Settings(precisions=("16-true", "bf16-mixed")),
+    ):
+        assert report.verdict == report.forecast.verdict == "equivalent"
