@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pytest_fp16.engine.containers import leaves, map_tensors, mapping_like
+from pytest_fp16.engine.containers import all_tensors, leaves, map_tensors, mapping_like
 from pytest_fp16.errors import DataError, ModelError
 
 _LABEL_KEYS = ("labels", "label", "targets", "target")
@@ -135,11 +135,18 @@ def batch_dim(tensor: Tensor, n: int) -> int | None:
 
 
 def one_by_one(inputs: Any, n: int) -> bool:
-    """Whether a batch is a list with something of its own for each of its n inputs: graphs, say."""
-    if not isinstance(inputs, (list, tuple)) or len(inputs) != n:
+    """Whether a batch is a list with something of its own for each of its n inputs: graphs, say.
+
+    Where all that is in it runs over n inputs, it is as many arguments: the texts and the summaries
+    of a batch of two.
+    """
+    if not isinstance(inputs, (list, tuple)) or hasattr(inputs, "_make") or len(inputs) != n:
         return False
     kinds = {type(item) for item in inputs}
-    return len(kinds) == 1 and not issubclass(kinds.pop(), (Tensor, list, tuple))
+    if len(kinds) != 1 or issubclass(kinds.pop(), (Tensor, list, tuple)):
+        return False
+    held = all_tensors(inputs)
+    return not held or any(not t.dim() or t.shape[0] != n for t in held)
 
 
 def take(inputs: Any, n: int, indices: list[int]) -> Any:

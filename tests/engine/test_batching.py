@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given
@@ -90,6 +92,11 @@ class Graph:
         self.nodes = nodes
 
 
+class Pair(NamedTuple):
+    first: Graph
+    second: Graph
+
+
 def test_a_list_of_objects_holds_one_for_each_input():
     graphs = [Graph(torch.ones(5)) for _ in range(3)]
     assert one_by_one(graphs, 3)
@@ -98,6 +105,10 @@ def test_a_list_of_objects_holds_one_for_each_input():
     assert not one_by_one([torch.ones(3), torch.ones(3)], 2)
     assert not one_by_one([graphs[0], torch.ones(3)], 2)
     assert not one_by_one({"x": torch.ones(1)}, 1)
+    texts, summaries = {"ids": torch.ones(2, 9)}, {"ids": torch.arange(10).view(2, 5)}
+    assert not one_by_one((texts, summaries), 2)  # arguments for a batch of two
+    assert take((texts, summaries), 2, [1])[1]["ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert not one_by_one(Pair(graphs[0], graphs[1]), 2)
     assert take(graphs, 3, [2, 0, 0]) == [graphs[2], graphs[0], graphs[0]]
 
 
