@@ -17,6 +17,8 @@ _LABEL_KEYS = ("labels", "label", "targets", "target")
 
 #: Chunk sizes of the theory pass: primes, so that the batch dimension can be told from the others.
 PRIMES = (1, 5, 7, 13, 31, 61, 89, 127, 179, 251)
+#: Inputs in a part of a batch, at least: alone, one may lose its dimension (``squeeze()``).
+FEWEST = PRIMES[1]
 
 
 def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
@@ -170,8 +172,13 @@ def _taken(packed: PackedSequence, indices: list[int]) -> PackedSequence:
     return pack_padded_sequence(chosen, lengths[indices], batch_first=True, enforce_sorted=False)
 
 
-def chunks(n: int, size: int) -> list[tuple[list[int], int]]:
+def chunks(n: int, size: int, least: int = 1) -> list[tuple[list[int], int]]:
     """Index lists of length `size` that cover 0…n−1; the last is padded by repeating an input.
+
+    Args:
+        n: inputs.
+        size: of a list, at most.
+        least: of the last one, unless `size` is smaller.
 
     Returns:
         Pairs of (indices, how many of them count).
@@ -180,6 +187,6 @@ def chunks(n: int, size: int) -> list[tuple[list[int], int]]:
     for start in range(0, n, size):
         indices = list(range(start, min(start + size, n)))
         kept = len(indices)
-        prime = next((p for p in PRIMES if p >= kept), size)
+        prime = next((p for p in PRIMES if p >= max(kept, min(least, size))), size)
         result.append((indices + [indices[-1]] * (prime - kept), kept))
     return result

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_fp16.engine.batching import (
+    FEWEST,
     PRIMES,
     batch_dim,
     cast_module,
@@ -71,6 +72,13 @@ def test_chunks_cover_every_input_once_and_are_prime(n, size):
     assert [i for indices, kept in parts for i in indices[:kept]] == list(range(n))
     assert all(len(indices) in PRIMES and len(indices) <= size for indices, _ in parts)
     assert all(set(indices[kept:]) <= {indices[kept - 1]} for indices, kept in parts)
+
+
+def test_one_that_is_left_over_does_not_stand_alone():
+    assert chunks(32, 31, FEWEST)[1] == ([31] * 5, 1)
+    assert chunks(1, 31, FEWEST) == [([0] * 5, 1)]
+    assert chunks(2, 1, FEWEST) == [([0], 1), ([1], 1)]
+    assert chunks(1, 31) == [([0], 1)]
 
 
 def test_a_model_that_refuses_to_be_cast():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.batching import chunks
+from pytest_fp16.engine.batching import FEWEST, chunks
 from pytest_fp16.engine.prediction.reverse import backward
 from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.engine.tracing.sites import Sums
@@ -61,7 +61,7 @@ class Rivals:
         if self.whole is not None and who:
             self._look(*self.whole, list(range(len(asked))), asked, reference)
             return
-        for indices, kept in chunks(len(who), self.size):
+        for indices, kept in chunks(len(who), self.size, FEWEST):
             there = [who[i] for i in indices]
             self._look(*self.retrace(there), there[:kept], asked, reference)
 

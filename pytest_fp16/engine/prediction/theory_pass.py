@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.batching import PRIMES, chunks
+from pytest_fp16.engine.batching import FEWEST, PRIMES, chunks
 from pytest_fp16.engine.prediction.certificates import Certifier, clear_rivals
 from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.first_order import require_first_order
@@ -163,7 +163,7 @@ class TheoryPass(Tracer):
         return Certifier(self.task, self.format, self.screen)
 
     def _adjoint_batch(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
-        parts, cuts = [], chunks(n, self.chunk)
+        parts, cuts = [], chunks(n, self.chunk, min(n, FEWEST))
         sharing = Sharing(self, seed)
         for indices, kept in cuts:
             trace, canonical = self.trace_part(inputs, n, indices, seed, detailed=not self.totals)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.prediction import rivals
+from pytest_fp16.engine.prediction import rivals, theory_pass
 from pytest_fp16.engine.prediction.rivals import SCREEN
 
 N, WILD = 24, 37
@@ -57,6 +57,28 @@ def test_one_class_among_many_stands_out_though_it_is_never_near(classes, theory
     within = z[:, -1] - model(x)[:, WILD] < theory.screen[WILD] * batch.bound[:, 0]
     assert within.any()
     assert not batch.bounded[:, 0][within].any()
+
+
+class Squeezed(Head):
+    """A batch of one loses its dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+def test_one_that_is_looked_at_alone_is_no_batch_of_one(theory_of, monkeypatch):
+    torch.manual_seed(0)
+    model, x = Squeezed(8, wild=False).eval(), torch.randn(63, 12)
+    theory, reference = theory_of(model, x)
+    monkeypatch.setattr(theory_pass, "_chunk_size", lambda *_: 31)  # 63: one is left over
+    ask = rivals.Rivals.ask
+
+    def of_one(self, asked, reference):
+        ask(self, asked.new_zeros(asked.shape).index_fill_(0, torch.tensor([40]), True), reference)
+
+    monkeypatch.setattr(rivals.Rivals, "ask", of_one)
+    theory.run(x, 63, reference, 0)
+    assert theory.method == "adjoint", theory.notes
 
 
 def test_the_few_looked_at_again_get_the_certificates_of_the_whole_chunk(theory_of, monkeypatch):
