@@ -248,9 +248,9 @@ class _Check:
             self.evidence.raised_at = raised_at(error)
             self.evidence.raised_in = self.replays.first(first).failed_in
             return told(error), None
+        reached = float_tensors(candidate)  # before it is watched, which may be a step more
         if candidate.scaler is not None and stuck(self.evidence.first_losses):
-            self.evidence.stuck = watched(candidate, batches, SEED).cause
-        reached = float_tensors(candidate)
+            self.evidence.stuck = watched(candidate, batches, SEED, since=steps - 1).cause
         # In the model's order: that of a set changes with the process, and sums with the order.
         trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
         if any(not bool(reached[n].isfinite().all()) for n in trained):

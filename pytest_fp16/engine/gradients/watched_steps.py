@@ -22,15 +22,17 @@ def watched(
     seed: int | None,
     sure: Confidence | None = None,
     drawn: int = 0,
+    since: int = 0,
 ) -> Origin:
-    """What saw the steps of a fresh trainee, up to what broke them.
+    """What saw the steps of a trainee, up to what broke them. It has made them afterwards.
 
     Args:
         trainee: as it is before the first of them.
         batches: one per step, or per part of an accumulated one.
-        seed: of the training, where these are its own first steps; None at its points.
+        seed: of the training, where these are its own steps; None at its points.
         sure: what is done to the outputs.
         drawn: the seed of what is drawn at a point: each batch of it has its own.
+        since: the number of the first of the training's own steps.
     """
     origin = Origin(trainee.model)
     nn.Module.register_forward_hook(trainee.model, scaling(sure))
@@ -38,7 +40,8 @@ def watched(
     every = trainee.subject.accumulate
     for number, batch in enumerate(batches):
         origin.begin()
-        seed_everything(drawn if seed is None else step_seed(seed, number // every, number % every))
+        own = since + number // every, number % every
+        seed_everything(drawn if seed is None else step_seed(seed, *own))
         trainee.model.train()
         try:
             trainee.step(batch, witness=origin)

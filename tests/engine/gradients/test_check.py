@@ -2,6 +2,7 @@
 
 import json
 import linecache
+import math
 from functools import partial
 
 import pytest
@@ -12,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.buffer_rules import STATISTIC_DISTANCE
-from pytest_fp16.engine.gradients.check import gradient_check
+from pytest_fp16.engine.gradients.check import _Check, gradient_check
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
@@ -671,3 +674,23 @@ def test_a_policy_whose_actions_are_drawn_is_not_far_off():
     for name in ("16-mixed", "bf16-mixed"):
         found = check(name, loss=None, training_step=reinforced)
         assert "far off" not in found.reason, found.reason
+
+
+def test_a_last_step_that_is_skipped_for_what_it_drew_is_watched_with_the_same_draws():
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x):
+            unlucky = float(torch.rand(())) == lost
+            z = self.last(x)
+            return z * 1e7 - z * (1e7 - 1) if unlucky else z
+
+    seed_everything(step_seed(0, 3))  # of the last of the four that are made in both precisions
+    lost = float(torch.rand(()))
+    subject, name = training(model=Drawing, optimizer=partial(torch.optim.SGD, lr=1e-3)), "16-mixed"
+    evidence = _Check(subject, precision(name), "cuda", CPU).run()
+    assert not math.isfinite(evidence.first_losses[-1][1])
+    assert (evidence.stuck.operation, evidence.stuck.mechanism) == ("mul", "overflow")
+    assert 0.6 < evidence.weights.gain < 0.9  # three steps of four: watching is none of them
