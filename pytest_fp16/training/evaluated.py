@@ -30,7 +30,7 @@ def lost_when_evaluated(runs: Runs, pairs: Pairs) -> Culprit | None:
     if pairs.broke is not None or pairs.look is None or not pairs.pairs:
         return None
     seed = max(pairs.pairs, key=lambda pair: pair[0].metric - pair[1].metric)[0].seed
-    given = runs.subject
+    given = runs.subject_for(pairs.precision)  # with what a plan keeps in float32
     try:
         model = trained(given, REFERENCE, seed, runs.state(seed), runs.place)
         subject = Evaluation(

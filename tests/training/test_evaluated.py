@@ -54,3 +54,21 @@ def test_only_a_culprit_without_an_operation_is_looked_into():
     assert vague(lost)
     assert not vague(lost.model_copy(update={"operation": "mul"}))
     assert not vague(lost.model_copy(update={"mechanism": "unsupported-op"}))
+
+
+class Tail(nn.Module):
+    def forward(self, z):
+        return z if self.training else ((1 + 1e-3 * z) - 1) * 1e3
+
+
+def test_what_a_plan_keeps_in_float32_is_no_culprit(tmp_path):
+    plan = tmp_path / "plan.txt"
+    plan.write_text("model[bf16-true]: 1\n", encoding="utf-8")
+    slow = training(
+        lambda: nn.Sequential(nn.Linear(4, 1), Tail()),
+        optimizer=lambda params: torch.optim.SGD(params, lr=2e-3),
+        epochs=40,
+    )
+    report = check(slow, precision="bf16-true", plan=str(plan), seeds=3)
+    assert report.verdict == "not equivalent"
+    assert "evaluated in 16 bits" not in report.culprit.evidence
