@@ -44,7 +44,8 @@ _CELLS: dict[str, Cell] = {"lstm": _lstm_cell, "gru": _gru_cell}
 def as_on_cuda(name: str, args: Sequence[Any]) -> Any:
     """What a recurrent layer or cell gives, in CUDA's own steps; None where ATen's are to be taken.
 
-    Those are taken outside of 16 bits, of packed sequences, of projections, in a training.
+    Those are taken outside of 16 bits, of packed sequences, of projections, and where gradients are
+    recorded: in a training, or of a model that differentiates on its own.
 
     Args:
         name: a function of ``torch._VF``, such as ``"lstm"`` or ``"gru_cell"``.
