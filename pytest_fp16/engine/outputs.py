@@ -95,6 +95,19 @@ def others(output: Any, predictions: Tensor) -> Others:
     return found
 
 
+def joined(parts: list[Others]) -> Others:
+    """What is beside the predictions of a batch, from that of its parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    found = Others(sum((part.not_finite for part in parts), Counter()))
+    for name, value in parts[0].values.items():
+        values = [part.values.get(name) for part in parts]
+        alike = [v for v in values if v is not None and v.shape[1:] == value.shape[1:]]
+        if len(alike) == len(parts):
+            found.values[name] = torch.cat(alike)
+    return found
+
+
 def _named(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value

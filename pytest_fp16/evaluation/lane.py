@@ -20,6 +20,7 @@ from pytest_fp16.engine.emulation.wording import (
     stops_the_program,
     told,
 )
+from pytest_fp16.engine.outputs import joined
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.untouched import State, carry_over, untouched
@@ -220,9 +221,17 @@ class Lane:
             return None
 
     def _outputs(self, batch: Batch, witness: Witness | None) -> Tensor:
-        run = self.candidate.outputs
         options: dict[str, Any] = {"emulated": self.mode == "emulated", "witness": witness}
-        return in_halves(lambda inputs: run(inputs, batch.seed, **options), batch).cpu()
+        beside = []
+
+        def run(inputs: Any) -> Tensor:
+            made = self.candidate.outputs(inputs, batch.seed, **options)
+            beside.append(self.candidate.beside)
+            return made
+
+        output = in_halves(run, batch).cpu()
+        self.candidate.beside = joined(beside)
+        return output
 
     def _keep(self, batch: Batch) -> None:
         """Keep a few inputs, those that went wrong if any did, for the diagnosis to look at."""

@@ -93,3 +93,17 @@ def test_what_cannot_be_compared_is_left_out():
     beside.add(others(a=wide, b=wide), others(a=wide[:9] + 3))
     beside.add(others(c=wide * torch.inf), others(c=wide))
     assert beside.warnings() == []
+
+
+def test_a_batch_that_was_run_in_halves_is_watched_as_a_whole():
+    class Large(nn.Module):
+        def forward(self, x):
+            if x.dtype == torch.float16 and len(x) > 30:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return {"logits": x, "box": x[:, :1] * 1e5, "side": (x[:, :1] + 3000) - 3000}
+
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    x[:20, 0], x[20:, 0] = 2.0, 0.5  # 2e5 leaves the range, in the first half alone
+    lost, moved = check(Evaluation(Large().eval(), [x], labelled=False)).warnings
+    assert "'box' (20) values" in lost
+    assert "'side' by" in moved
