@@ -101,10 +101,12 @@ def cast_module(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def count_inputs(inputs: Any, labels: Any) -> int:
     """Number of inputs in a batch: the length of the labels, else of the first tensor.
 
+    No labels at all are no count: pictures without a box are pictures.
+
     Raises:
         DataError: there is no tensor, or it has no dimension.
     """
-    if isinstance(labels, Tensor) and labels.dim() > 0:
+    if isinstance(labels, Tensor) and labels.dim() > 0 and len(labels):
         return int(labels.shape[0])
     for leaf in leaves(inputs):
         if isinstance(leaf, PackedSequence):

@@ -52,6 +52,8 @@ def test_labels_that_are_missing_are_an_error():
 
 def test_inputs_are_counted_by_their_labels():
     assert count_inputs(torch.zeros(7, 4), Y) == 4
+    assert count_inputs(torch.zeros(7, 4), torch.zeros(0, 6)) == 7  # pictures without a box
+    assert count_inputs(torch.zeros(0, 4), torch.zeros(0, 6)) == 0
     assert count_inputs({"scale": torch.tensor(1.0), "x": X}, None) == 4
     with pytest.raises(DataError, match=r"no tensor .* holds str"):
         count_inputs("text", None)
