@@ -152,3 +152,29 @@ def test_labels_that_only_the_users_metric_reads(digits_training):
     subject = digits_training(model=nn.Identity, eval_data=data, metric=spelled)
     found, task = score(subject, nn.Identity(), REFERENCE, PLACE, None)
     assert (found.value, found.inputs, task.kind) == (1.0, len(x), "classification")
+
+
+class Slope(nn.Module):
+    """The gradient of a sum of squares, which is twice its input."""
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(x.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("name", ["32-true", "16-true", "bf16-mixed"])
+def test_a_model_that_differentiates_is_scored_with_gradients(digits_training, name):
+    x = logits()
+    found, _ = of(digits_training, x, 2 * x, Slope(), name, task="regression")
+    assert found.value == pytest.approx(1, abs=1e-3)
+    assert found.inputs == len(x)
+
+
+def test_a_gradient_that_nobody_records_is_the_models_own_error(digits_training):
+    class Cut(nn.Module):
+        def forward(self, x):
+            return torch.autograd.grad((x * 2).sum(), x.detach())[0]
+
+    x = logits()
+    with pytest.raises(RuntimeError, match="grad"):
+        of(digits_training, x, 2 * x, Cut(), task="regression")
