@@ -114,7 +114,7 @@ def cancelled_in_places(born: Operation, watched: list[Operation]) -> Why | None
     return None
 
 
-_STORED = ", most of which the model's inputs bring, as they are stored"
+_CAST = ", most of which the model's inputs bring, as they are cast"
 
 
 def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
@@ -135,7 +135,7 @@ def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
     return Why(
         "precision-loss",
         born,
-        f"{text}{_STORED * stored}; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there",
+        f"{text}{_CAST * stored}; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there",
         "stored inputs" if stored else None,
     )
 

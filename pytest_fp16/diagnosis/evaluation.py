@@ -149,7 +149,15 @@ def _explained(patient: Patient) -> Explanation:
         found = find_origin(native)
         if not isinstance(found, Raised):
             found = raised(patient.error, specimen)
-    return Explanation(specimen, found, _culprit(patient, specimen, found))
+    culprit = _culprit(patient, specimen, found)
+    if culprit is not None and culprit.variant == "stored inputs" and _casts_late(specimen):
+        culprit = culprit.model_copy(update={"variant": None})
+    return Explanation(specimen, found, culprit)
+
+
+def _casts_late(specimen: Specimen) -> bool:
+    """Whether inputs come in float32, and what casts them is the operation that takes them."""
+    return specimen.candidate.precision.mixed
 
 
 def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:

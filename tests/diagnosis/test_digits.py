@@ -78,6 +78,6 @@ def test_what_the_inputs_bring_is_said_to_be_theirs():
     born = Operation(0, "mul", "m")
     why = imprecise(born, stored(0.4 + 1), HALF)
     assert why.variant == "stored inputs"
-    assert "which the model's inputs bring, as they are stored" in why.evidence
+    assert "which the model's inputs bring, as they are cast" in why.evidence
     for finding in (stored(1.0, fixed=True), stored(1.0, made=True), stored(0.0)):
         assert imprecise(born, finding, HALF).variant is None

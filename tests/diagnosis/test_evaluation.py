@@ -336,3 +336,18 @@ def test_inputs_that_the_format_does_not_hold_are_named():
     assert report.cure.precision == "16-mixed"
     assert report.cure.verified
     assert "hand the inputs on in float32" in report.cure.description
+
+
+def test_under_autocast_the_operation_that_casts_the_inputs_can_be_mended():
+    class Cell(nn.Module):
+        def forward(self, places):  # of atoms, turned into another frame
+            turned = places @ torch.tensor([[0.5, 1.0], [-1.0, 0.5]])
+            return turned.sin()
+
+    torch.manual_seed(0)
+    x = torch.rand(300, 2) * 30
+    report = check(Evaluation(Cell(), [x], task="regression"), precision="bf16-mixed")
+    assert report.culprit.operation == "mm"
+    assert "which the model's inputs bring, as they are cast" in report.culprit.evidence
+    assert report.culprit.variant is None
+    assert "compute mm in float32" in report.cure.description
