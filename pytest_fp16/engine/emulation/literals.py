@@ -39,7 +39,8 @@ def made_by_operations(carried: type[Tensor]) -> Iterator[None]:
 def _of_lists(own: Callable[..., Tensor], carried: type[Tensor]) -> Callable[..., Tensor]:
     def make(data: Any, *args: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> Tensor:
         if _holds(data, carried):
-            return _stacked(data).to(device=device, dtype=dtype)
+            made = _stacked(data).to(device=device, dtype=dtype)
+            return made.requires_grad_(kwargs.get("requires_grad", False))
         return own(data, *args, dtype=dtype, device=device, **kwargs)
 
     return make
@@ -50,7 +51,8 @@ def _like(own: Callable[..., Tensor], carried: type[Tensor]) -> Callable[..., Te
         self: Tensor, data: Any, *, dtype: Any = None, device: Any = None, **kw: Any
     ) -> Tensor:
         if _holds(data, carried):
-            return _stacked(data).to(device=device or self.device, dtype=dtype or self.dtype)
+            made = _stacked(data).to(device=device or self.device, dtype=dtype or self.dtype)
+            return made.requires_grad_(kw.get("requires_grad", False))
         return own(self, data, dtype=dtype, device=device, **kw)
 
     return make

@@ -62,3 +62,26 @@ def test_everything_else_is_made_as_ever_and_torch_is_left_as_it_was():
         assert torch.ones(2, dtype=torch.float64).new_tensor([1, 2]).dtype == torch.float64
         assert torch.as_tensor([torch.tensor(2.0)]).item() == 2.0
     assert before == (torch.tensor, torch.as_tensor, "new_tensor" in vars(torch.Tensor))
+
+
+class Slopes(nn.Module):
+    """Gradients with respect to a tensor that a loop has collected."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.body, self.own = nn.Linear(6, 3), own
+
+    def forward(self, x):
+        h = self.body(x)
+        make = h.new_tensor if self.own else torch.tensor
+        rows = make([[h[i, 0], h[i, 1], h[i, 2]] for i in range(len(h))], requires_grad=True)
+        return torch.autograd.grad(rows.square().sum(), rows)[0]
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("own", [True, False])
+def test_what_is_made_to_be_differentiated_by_is(own):
+    torch.manual_seed(0)
+    report = check(Evaluation(Slopes(own).eval(), [torch.randn(20, 6)], labelled=False))
+    assert report.forecast.method != "unavailable", report.forecast.reason
+    assert report.verdict == report.forecast.verdict == "equivalent"
