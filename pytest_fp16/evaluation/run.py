@@ -10,15 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.batching import (
-    count_inputs,
-    holds,
-    split_batch,
-    take,
-    to_device,
-)
+from pytest_fp16.engine.batching import count_inputs, holds, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.candidate import Candidate, fresh_model
+from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.emulation.wording import first_line, misses_a_gradient
 from pytest_fp16.engine.models import require_float32, taking_gradients
@@ -81,6 +76,7 @@ class EvaluationRun:
         self.warnings: list[str] = []
         self.lanes: list[Lane] = []
         self.inputs = self.beyond = 0  # the latter: outputs of the reference past comparing
+        self.left_out = 0  # batches that hold something, and no inputs
         self.carries = False  # something from one batch to the next
         self.differentiates = False  # the model takes gradients of its own
         self.taken = False  # whether labels were taken out of a mapping, which the model may miss
@@ -104,6 +100,11 @@ class EvaluationRun:
                 self.progress(f"evaluating {self.subject.name}", number + 1, total)
         if not self.inputs:
             raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
+        if self.left_out:
+            self.warnings.append(
+                f"{self.left_out} batches were left out: their first tensor has no rows; inputs "
+                "are counted by it where there are no labels"
+            )
         if self.beyond:  # minus infinity is what a mask is for
             self.warnings.append(
                 f"{self.beyond} outputs of the reference itself are NaN or infinite in float32; "
@@ -141,6 +142,7 @@ class EvaluationRun:
                 labels = labels.cpu()
             n = count_inputs(inputs, labels)
             if n == 0:
+                self.left_out += any(t.numel() for t in all_tensors(inputs))
                 continue
             inputs = to_device(inputs, self.device)
             if not self.lanes:

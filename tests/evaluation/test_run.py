@@ -821,3 +821,17 @@ def test_a_model_that_differentiates_in_a_later_batch_alone():
         Settings(precisions=("16-true", "bf16-mixed")),
     ):
         assert report.verdict == report.forecast.verdict == "equivalent"
+
+
+def test_a_batch_that_is_left_out_for_its_first_tensor_is_told_of():
+    class Extra(nn.Module):
+        def forward(self, extra, x):
+            return x + extra.sum()
+
+    x = torch.randn(8, 6)
+    first, second, empty = (
+        {"extra": torch.ones(k, 3), "x": y} for k, y in ((8, x), (0, x), (0, x[:0]))
+    )
+    for data, wanted in (([first, second, empty], 1), ([first, empty], 0)):
+        warned = check(Evaluation(Extra().eval(), data, labelled=False)).warnings
+        assert len([w for w in warned if w.startswith("1 batches were left out")]) == wanted
