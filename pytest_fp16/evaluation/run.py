@@ -75,8 +75,7 @@ class EvaluationRun:
         self.target = effective_target(settings, self.device, self.mode)
         self.warnings: list[str] = []
         self.lanes: list[Lane] = []
-        self.inputs = self.beyond = 0  # the latter: outputs of the reference past comparing
-        self.left_out = 0  # batches that hold something, and no inputs
+        self.inputs = self.beyond = self.left_out = 0  # these: outputs past comparing, batches
         self.carries = False  # something from one batch to the next
         self.differentiates = False  # the model takes gradients of its own
         self.taken = False  # whether labels were taken out of a mapping, which the model may miss
@@ -183,6 +182,8 @@ class EvaluationRun:
     def _differentiated(self, inputs: Any, seed: int) -> Tensor:
         """From now on, run with gradients recorded: the model takes some on its own."""
         self.differentiates = True
+        if not self.lanes:
+            self.initial.restore()  # from what the run that failed has carried along
         self.subject = replace(self.subject, forward=taking_gradients(self.subject.forward))
         self.reference.subject = self.subject
         for lane in self.lanes:  # it need not have done so in the batches before

@@ -835,3 +835,20 @@ def test_a_batch_that_is_left_out_for_its_first_tensor_is_told_of():
     for data, wanted in (([first, second, empty], 1), ([first, empty], 0)):
         warned = check(Evaluation(Extra().eval(), data, labelled=False)).warnings
         assert len([w for w in warned if w.startswith("1 batches were left out")]) == wanted
+
+
+def test_the_run_that_misses_a_gradient_carries_nothing_along():
+    class Counting(Forces):
+        def __init__(self):
+            super().__init__(True)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, positions):
+            self.calls += 1
+            return super().forward(positions) * (1 + self.calls)
+
+    torch.manual_seed(0)
+    model, x = Counting().eval(), torch.randn(61, 9)
+    report = check(Evaluation(model, [x, x * 2], task="regression"))
+    assert report.verdict == "equivalent"
+    assert not [w for w in report.warnings if "not deterministic" in w]
