@@ -109,7 +109,10 @@ def forces() -> Evaluation:
 
 
 def equivariant_energies() -> Evaluation:
-    """Energies by SevenNet-0, an equivariant network on merged graphs, which takes forces too."""
+    """Energies by SevenNet-0, an equivariant network on merged graphs, which takes forces too.
+
+    Two cells: what its many edges hold is recorded for a diagnosis, forces included.
+    """
     import sevenn
     from sevenn.atom_graph_data import AtomGraphData
     from sevenn.train.dataload import unlabeled_atoms_to_graph
@@ -119,7 +122,7 @@ def equivariant_energies() -> Evaluation:
     folder = Path(sevenn.__file__).parent / "pretrained_potentials" / "SevenNet_0__11Jul2024"
     model, config = model_from_checkpoint(str(next(folder.glob("*.pth"))))
     model.set_is_batch_data(True)
-    made = [unlabeled_atoms_to_graph(cell, config["cutoff"], True) for cell in crystals(8)]
+    made = [unlabeled_atoms_to_graph(cell, config["cutoff"], True) for cell in crystals(2)]
     batches = list(DataLoader([AtomGraphData.from_numpy_dict(g) for g in made], batch_size=8))
 
     def predict(model: Any, batch: Any) -> Tensor:
