@@ -1,8 +1,8 @@
 """Recurrent layers step by step, where rounding is followed.
 
-cuDNN runs a whole layer in one kernel, which rounds the state at every step out of sight. So a
-layer is taken apart: for CUDA into the steps of `cells`, otherwise into ATen's, one operation each.
-What their sequences are unpacked with is replaced where tensors are carried.
+cuDNN and oneDNN run a whole layer in one kernel, which rounds the state at every step out of sight.
+So a layer is taken apart: for CUDA into the steps of `cells`, otherwise into ATen's, one operation
+each. What their sequences are unpacked with is replaced where tensors are carried.
 """
 
 from __future__ import annotations
@@ -43,15 +43,24 @@ def _in_steps(name: str, own: Callable[..., Any], target: str | None) -> Callabl
         out = as_on_cuda(name, args) if target == "cuda" else None
         if out is not None:
             return out
-        cudnn: Any = torch.backends.cudnn
-        was = cudnn.enabled
-        cudnn.enabled = False
-        try:
+        with _without_whole_layers():
             return own(*args, **kwargs)
-        finally:
-            cudnn.enabled = was
 
     return run
+
+
+@contextmanager
+def _without_whole_layers() -> Iterator[None]:
+    """Without the libraries that run a layer in one kernel."""
+    libraries: list[Any] = [torch.backends.cudnn, torch.backends.mkldnn]
+    was = [library.enabled for library in libraries]
+    for library in libraries:
+        library.enabled = False
+    try:
+        yield
+    finally:
+        for library, enabled in zip(libraries, was, strict=True):
+            library.enabled = enabled
 
 
 @contextmanager

@@ -80,3 +80,44 @@ def test_theory_follows_a_sequence_that_is_unpacked():
     report = check(Evaluation(model=Tagger().eval(), data=data, labelled=False), budget=0.1)
     assert report.forecast.verdict == "equivalent"
     assert 0.7 < report.standardised.spread < 1.5
+
+
+class Names(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_cpus_whole_layer_is_taken_apart():
+    """oneDNN's kernel was taken to round once, at the end of all steps."""
+    model = nn.LSTM(8, 64, 2).eval().bfloat16()
+    before = torch.backends.mkldnn.enabled
+    with torch.no_grad(), recurrent_by_steps("cpu"), Names() as names:
+        model(torch.randn(60, 4, 8, dtype=torch.bfloat16))
+    assert "mkldnn_rnn_layer" not in names.seen
+    assert "sigmoid_" in names.seen or "sigmoid" in names.seen
+    assert torch.backends.mkldnn.enabled == before
+
+
+class Listener(nn.Module):
+    """Remembers all it has heard in a long sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.LSTM(8, 48, batch_first=True)
+        with torch.no_grad():
+            self.read.bias_ih_l0[48:96] += 6  # the forget gate stays open
+
+    def forward(self, x):
+        return self.read(x)[0][:, -1]
+
+
+def test_a_cpus_own_layer_of_many_steps_errs_no_more_than_predicted():
+    torch.manual_seed(0)
+    subject = Evaluation(Listener().eval(), [torch.randn(40, 150, 8)], task="regression")
+    report = check(subject, precision="bf16-true", emulate="never")
+    assert [c.name for c in report.checks if not c.passed and c.name == "as predicted"] == []
