@@ -151,33 +151,33 @@ class Seen:
 def judged(name: str, quick: bool) -> Seen:
     """Every precision of one model, emulated for CUDA and run in this device's own kernels."""
     try:
-        SUBJECTS[name]()
+        subject = SUBJECTS[name]()
     except Exception as error:  # not installed, or its own imports do not work here
         return Seen(missing=f"{name} ({type(error).__name__}: {str(error).splitlines()[0][:80]})")
     rows = []
     for precision in ALL[:1] if quick else ALL:
         start = time.process_time()
-        report = check(SUBJECTS[name](), precision=precision)
+        report = check(subject, precision=precision)
         seconds = time.process_time() - start
-        rows.append((name, precision, *_told(name, report), f"{seconds:.1f}"))
+        rows.append((name, precision, *_told(subject, report), f"{seconds:.1f}"))
         print(*rows[-1], sep=" | ", flush=True)
     return Seen(tuple(rows))
 
 
-def _told(name: str, report: Report) -> Iterator[str]:
+def _told(subject: Evaluation, report: Report) -> Iterator[str]:
     culprit, cure, metric = report.culprit, report.cure, report.metric
     yield report.verdict
     yield report.forecast.verdict if report.forecast else "-"
-    yield _natively(name, report.precision)
+    yield _natively(subject, report.precision)
     yield f"{metric.reference:.4f} → {metric.candidate:.4f}" if metric else "-"
     yield f"{culprit.module}: {culprit.operation}, {culprit.mechanism}" if culprit else ""
     said = f"{'passes' if cure.verified else 'advice'}: {cure.description}" if cure else ""
     yield re.sub(r"\S*/site-packages/", "", said)
 
 
-def _natively(name: str, precision: str) -> str:
+def _natively(subject: Evaluation, precision: str) -> str:
     try:
-        found = check(SUBJECTS[name](), precision=precision, emulate="never")
+        found = check(subject, precision=precision, emulate="never")
     except FP16Error as error:
         return type(error).__name__
     return found.verdict

@@ -19,8 +19,7 @@ from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
-from pytest_fp16.engine.emulation.interception import AUTOCAST
-from pytest_fp16.engine.emulation.operations import LOW
+from pytest_fp16.engine.emulation.operations import AUTOCAST, LOW
 from pytest_fp16.engine.models import Location, autocast, call_as_is, quiet
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pytest_fp16.engine.emulation.operations import LOW
+from pytest_fp16.engine.emulation.operations import AUTOCAST, LOW
 
 _aten: Any = torch.ops.aten
 
@@ -24,9 +24,6 @@ State = tuple[Tensor, ...]
 Cell = Callable[[Tensor, Tensor, State, Sequence[Tensor]], State]
 
 _WEIGHTS = 2  # of a layer: of the input, of the hidden state; as many biases follow
-_AUTOCAST: Any = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | (
-    torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-)
 
 
 def _lstm_cell(inputs: Tensor, hidden: Tensor, state: State, biases: Sequence[Tensor]) -> State:
@@ -57,7 +54,7 @@ def as_on_cuda(name: str, args: Sequence[Any]) -> Any:
     args, low = _cast(args)
     if not low:
         return None
-    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+    with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
         if kind != name:
             return _one_step(_CELLS[kind], *args)
         return _layers(_CELLS[kind], *args) if isinstance(args[3], bool) else None
@@ -151,7 +148,7 @@ def fused_lstm_cell(
     Returns:
         The state and the cell, [B, H] each, and nothing in place of the workspace.
     """
-    i, f, g, o = _with(_with(inputs, hidden), *biases).chunk(4, -1)
+    i, f, g, o = _with(inputs, hidden, *biases).chunk(4, -1)
     after = f.sigmoid() * before + i.sigmoid() * g.tanh()
     return o.sigmoid() * after.tanh(), after, inputs.new_empty(0)
 

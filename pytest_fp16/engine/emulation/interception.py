@@ -17,19 +17,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.literals import made_by_operations
-from pytest_fp16.engine.emulation.operations import Facts, facts
+from pytest_fp16.engine.emulation.operations import AUTOCAST, Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
 from pytest_fp16.engine.emulation.refusal import OnTarget
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_KEYS: Any = torch._C.DispatchKey
-AUTOCAST: Any = (
-    torch._C.DispatchKeySet(_KEYS.AutocastCPU)
-    | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
-    | torch._C.DispatchKeySet(_KEYS.AutocastMPS)
-)
 #: Results that composite kernels read through a raw pointer: they must be plain tensors.
 READ_ON_HOST = frozenset({("_pack_padded_sequence", 1)})
 

@@ -13,6 +13,14 @@ from torch._ops import OpOverload
 
 LOW = frozenset({torch.float16, torch.bfloat16})
 
+_KEYS: Any = torch._C.DispatchKey
+#: Where autocast acts, on every device.
+AUTOCAST: Any = (
+    torch._C.DispatchKeySet(_KEYS.AutocastCPU)
+    | torch._C.DispatchKeySet(_KEYS.AutocastCUDA)
+    | torch._C.DispatchKeySet(_KEYS.AutocastMPS)
+)
+
 _EXACT = frozenset(
     """
     _reshape_alias _to_copy _unsafe_index _unsafe_view abs adaptive_max_pool1d adaptive_max_pool2d

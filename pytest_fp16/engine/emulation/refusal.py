@@ -130,7 +130,7 @@ class OnTarget(TorchDispatchMode):
             raise
 
     def run(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One operation of the program."""
+        """One operation of the program; what that means is its subclasses' own."""
         raise NotImplementedError
 
     def step(self, func: Any, *args: Any) -> Any:

@@ -21,10 +21,11 @@ from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 
 from pytest_fp16.engine.emulation.emulate import widen
-from pytest_fp16.engine.emulation.interception import AUTOCAST, Interception
+from pytest_fp16.engine.emulation.interception import Interception
 from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dtype
 from pytest_fp16.engine.emulation.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
+    AUTOCAST,
     DISCRETE,
     LOW,
     Facts,

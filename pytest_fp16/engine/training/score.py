@@ -117,15 +117,7 @@ def _add(
     task: Task | None,
     batch: Any,
 ) -> Task:
-    inputs, labels = split_batch(batch, labelled=True)
-    labels = to_device(labels, torch.device("cpu"))
-    n = count_inputs(inputs, labels)
-    inputs = to_device(inputs, place.device)
-    with autocast(precision, place.device, place.target):
-        output = main_output(call(model, inputs, precision, subject.forward))
-    output = output.detach().float().cpu()
-    if subject.metric is not None and output.dim():
-        n = output.shape[0]  # its labels may come in any number: all boxes in one table
+    output, labels, n = _run(subject, model, precision, place, batch)
     if task is None:
         task = task_of(subject, output, labels, n)
         if task.kind == "embedding" and subject.metric is None:
@@ -154,6 +146,22 @@ def _add(
     sums.tally.add(right(logits, targets), valid)
     sums.count(targets[valid], logits.shape[-1])
     return task
+
+
+def _run(
+    subject: Training, model: nn.Module, precision: Precision, place: Place, batch: Any
+) -> tuple[Tensor, Any, int]:
+    """The outputs of a batch in float32, its labels, and how many inputs it holds."""
+    inputs, labels = split_batch(batch, labelled=True)
+    labels = to_device(labels, torch.device("cpu"))
+    n = count_inputs(inputs, labels)
+    inputs = to_device(inputs, place.device)
+    with autocast(precision, place.device, place.target):
+        output = main_output(call(model, inputs, precision, subject.forward))
+    output = output.detach().float().cpu()
+    if subject.metric is not None and output.dim():
+        n = output.shape[0]  # its labels may come in any number: all boxes in one table
+    return output, labels, n
 
 
 def _finished(sums: _Sums, subject: Training, task: Task) -> Score:

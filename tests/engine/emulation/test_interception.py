@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.emulation.interception import AUTOCAST, Carrier, Interception
-from pytest_fp16.engine.emulation.operations import flat, rebuild
+from pytest_fp16.engine.emulation.interception import Carrier, Interception
+from pytest_fp16.engine.emulation.operations import AUTOCAST, flat, rebuild
 
 
 class Plus(Carrier):
