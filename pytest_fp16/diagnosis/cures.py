@@ -168,7 +168,8 @@ def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple
     alike = _alike(clinic, module)
     for _ in range(ROUNDS):
         try:
-            found = find_origin(clinic.rerun(Remedy(clinic.precision, keep)))
+            remedied = clinic.rerun(Remedy(clinic.precision, keep))
+            found = find_origin(remedied, module_alone=True)
         except FP16Error:
             return
         if found is None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,14 +73,18 @@ class Raised:
 
 
 def find_origin(
-    specimen: Specimen, shares: Mapping[tuple[str, str], float] | None = None
+    specimen: Specimen,
+    shares: Mapping[tuple[str, str], float] | None = None,
+    module_alone: bool = False,
 ) -> Origin | Raised | None:
     """The origin, or None where the failure does not show on these inputs.
 
     Args:
         specimen: the candidate on a few inputs.
         shares: what theory expects each (module, operation) to contribute to the error; a guess
-            that only decides where the search looks first.
+            that only decides where the search looks first, and the answer where damage is spread
+            over many modules and nothing was lost.
+        module_alone: any operation of the module will do.
 
     Raises:
         Exception: there is no memory to record the program on these inputs.
@@ -103,17 +108,37 @@ def find_origin(
             return 1.0
 
     lost = specimen.tape.first_lost()
-    search = Search(_expected(operations, shares or {}), ENOUGH**2, lost)
-    while not search.done:
-        cut = search.cut()
-        search.learn(cut, done(cut) ** 2)
+    expected = _expected(operations, shares or {})
+    search = Search(expected, ENOUGH**2, lost)
+    told = lost is None and any(expected) and not module_alone
+
+    def spread() -> bool:
+        return told and search.grown < CONCENTRATED and search.harmless > 0
+
+    # What a module does by itself is known once the cuts on both its sides are.
+    _narrow(search, done, spread, _borders(operations))
+    concentrated = search.grown >= CONCENTRATED
+    if not module_alone:
+        _narrow(search, done, spread)
     found = operations[search.harmful - 1]
-    start, end = _stay(operations, found)
-    whole = 1.0 if end == len(operations) else done(end)
-    born = whole**2 - (0.0 if start == 0 else done(start)) ** 2
-    unrounded = found.index == 0 and done(0) >= ENOUGH
-    concentrated = born >= CONCENTRATED
+    unrounded = found.index == 0 and not module_alone and done(0) >= ENOUGH
     return Origin(found, operations, damage, concentrated, unrounded, lossless=lost is None)
+
+
+def _narrow(
+    search: Search,
+    done: Callable[[int], float],
+    enough: Callable[[], bool],
+    among: Container[int] | None = None,
+) -> None:
+    """Ask for the damage of cuts, as long as there are any to choose from."""
+    while not enough() and (cut := search.cut(among)) is not None:
+        search.learn(cut, done(cut) ** 2)
+
+
+def _borders(operations: list[Operation]) -> set[int]:
+    """Cuts between operations of different modules."""
+    return {b.index for a, b in pairwise(operations) if a.module != b.module}
 
 
 def _expected(operations: list[Operation], shares: Mapping[tuple[str, str], float]) -> list[float]:
@@ -121,16 +146,6 @@ def _expected(operations: list[Operation], shares: Mapping[tuple[str, str], floa
     places = [(o.module, o.name) for o in operations]
     times = Counter(places)
     return [shares.get(place, 0.0) / times[place] for place in places]
-
-
-def _stay(operations: list[Operation], found: Operation) -> tuple[int, int]:
-    """The run of operations of the same module around one of them: first, and one past the last."""
-    start = end = found.index
-    while start > 0 and operations[start - 1].module == found.module:
-        start -= 1
-    while end < len(operations) and operations[end].module == found.module:
-        end += 1
-    return start, end
 
 
 # -- a program that stops ---------------------------------------------------------------------

@@ -38,6 +38,7 @@ def healed(tape: Tape, until: int) -> Tensor:
     replay = Replay(tape, start)
     for position in range(start, end):
         replay.play(position)
+        replay.forget(position)
     return replay.value(tape.output)
 
 
@@ -53,6 +54,7 @@ def watched(tape: Tape, watch: Callable[[int], bool]) -> dict[int, Finding]:
             found[index] = replay.examine(position)
         else:
             replay.play(position)
+        replay.forget(position)
     return found
 
 
@@ -99,6 +101,11 @@ class Replay:
             self._reshape(entry)
         else:
             self._operate(position)
+
+    def forget(self, position: int) -> None:
+        """Let go of what no entry after this one takes, so that its memory is used again."""
+        for twin in self.tape.spent[position]:
+            self.values.pop(twin, None)
 
     def _read(self, ref: Ref) -> None:
         same = torch.equal(self.value(ref).to(ref.low.dtype), ref.low)

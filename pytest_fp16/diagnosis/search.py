@@ -9,7 +9,7 @@ that are known. Guesses only decide the order; what is found is what the cuts sa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 #: Factor by which the growth of the error may differ from the one expected.
 _OFF = 3.0
@@ -38,9 +38,9 @@ class Search:
         self._before, self._behind = 0.0, 1.0
 
     @property
-    def done(self) -> bool:
-        """Whether only one operation is left."""
-        return self.harmful - self.harmless <= 1
+    def grown(self) -> float:
+        """How much the squared damage grows between the two."""
+        return self._behind - self._before
 
     def learn(self, cut: int, damage: float) -> None:
         """The squared damage of a cut."""
@@ -49,15 +49,22 @@ class Search:
         else:
             self.harmless, self._before = cut, damage
 
-    def cut(self) -> int:
-        """The cut that leaves as even a chance on either side as can be."""
+    def cut(self, among: Container[int] | None = None) -> int | None:
+        """The cut that leaves as even a chance on either side as can be.
+
+        Args:
+            among: the cuts to choose from; None for any.
+
+        Returns:
+            None where no such cut is left between the two that are known.
+        """
         chance = self._chances()
         total, so_far = sum(chance), 0.0
-        best, nearest = self.harmless + 1, math.inf
-        for i, share in enumerate(chance[:-1]):
+        best, nearest = None, math.inf
+        for at, share in enumerate(chance[:-1], start=self.harmless + 1):
             so_far += share
-            if abs(so_far - total / 2) < nearest:
-                best, nearest = self.harmless + i + 1, abs(so_far - total / 2)
+            if abs(so_far - total / 2) < nearest and (among is None or at in among):
+                best, nearest = at, abs(so_far - total / 2)
         return best
 
     def _chances(self) -> list[float]:

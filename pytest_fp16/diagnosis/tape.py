@@ -98,6 +98,7 @@ class Tape:
         self.starts: list[int] = []
         self.images: dict[int, list[Image]] = {}
         self.output: Ref | None = None
+        self._spent: list[list[int]] | None = None
 
     # -- recording ----------------------------------------------------------------------------
 
@@ -139,6 +140,21 @@ class Tape:
     def read(self, twin: Twin) -> None:
         """The program reads values on the host, past the dispatcher."""
         self.entries.append(Entry(None, None, (Ref.to(twin),), {}, None))
+
+    @property
+    def spent(self) -> list[list[int]]:
+        """For each entry of a program that has ended, the twins (by id) that none after it takes."""
+        if self._spent is None:
+            last: dict[int, int] = {}
+            for position, entry in enumerate(self.entries):
+                taken = [*entry.args, *entry.kwargs.values(), *entry.results]
+                last.update((id(r.twin), position) for r in flat(taken) if isinstance(r, Ref))
+            if self.output is not None:
+                last.pop(id(self.output.twin), None)
+            self._spent = [[] for _ in self.entries]
+            for twin, position in last.items():
+                self._spent[position].append(twin)
+        return self._spent
 
     def image(self, place: int, position: int) -> Image | None:
         """The first image of some memory from a position on."""

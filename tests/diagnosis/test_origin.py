@@ -25,6 +25,15 @@ class Deltas(nn.Module):
         return x - x.roll(1, -1)
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.Tanh())
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
 def place(found):
     assert isinstance(found, Origin)
     return found.operation.module, found.operation.name
@@ -148,3 +157,19 @@ def test_a_view_that_the_format_lacks_is_named_itself():
     assert (found.module, found.operation) == ("1", "view_as_complex")
     assert found.mechanism == "unsupported-op"
     assert report.cure.verified, str(report)
+
+
+def test_many_small_parts_are_not_searched_to_the_last_operation(digits, specimen, monkeypatch):
+    """No module does much, and theory says who does most: further cuts would change nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Residual() for _ in range(32)), nn.Linear(64, 10)).eval()
+    found = specimen(model, "bf16-true", digits[1][0][:8].flatten(1))
+    found.record()
+    shares = {(o.module, o.name): 1.0 for o in found.operations}
+    cuts, healed = [], found.healed
+    monkeypatch.setattr(found, "healed", lambda until: cuts.append(until) or healed(until))
+    assert not find_origin(found, shares).concentrated
+    few = len(cuts)
+    cuts.clear()
+    assert not find_origin(found).concentrated  # nobody else to ask: the search goes on
+    assert len(cuts) > few

@@ -13,8 +13,7 @@ SOUGHT = 0.16
 def found(shares, damage, lost=None):
     """(origin, number of cuts) of a program whose squared damage at a cut is known."""
     search, cuts = Search(shares, SOUGHT, lost), 0
-    while not search.done:
-        cut = search.cut()
+    while (cut := search.cut()) is not None:
         assert search.harmless < cut < search.harmful
         search.learn(cut, damage[cut])
         cuts += 1
@@ -62,3 +61,14 @@ def test_an_error_that_is_there_from_the_start_is_soon_found():
     damage = [0.0, *([0.9] * 200)]
     assert found([1.0] * 200, damage)[0] == 0
     assert found([1.0] * 200, damage)[1] <= 5
+
+
+def test_cuts_are_chosen_among_those_that_are_asked_for():
+    search, borders = Search([1.0] * 100, SOUGHT, None), {10, 15, 40, 80}
+    damage, asked = grown([1.0] * 100), []
+    while (cut := search.cut(borders)) is not None:
+        search.learn(cut, damage[cut])
+        asked.append(cut)
+    assert set(asked) <= borders
+    assert (search.harmless, search.harmful) == (15, 40)
+    assert search.grown == pytest.approx(0.25)
