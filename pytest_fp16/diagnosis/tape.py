@@ -143,7 +143,7 @@ class Tape:
 
     @property
     def spent(self) -> list[list[int]]:
-        """For each entry of a program that has ended, the twins (by id) that none after it takes."""
+        """For each entry of a program that has ended: ids of the twins that no later one takes."""
         if self._spent is None:
             last: dict[int, int] = {}
             for position, entry in enumerate(self.entries):
