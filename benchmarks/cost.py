@@ -22,6 +22,8 @@ from benchmarks import common, data, models, pretrained
 from benchmarks.cases.base import ALL
 
 BATCH = 128
+#: Of layers that hold 4 million weights each, and little else.
+WIDTH = 2048
 
 
 def subjects() -> Iterator[tuple[str, nn.Module, list]]:
@@ -136,15 +138,61 @@ def memory(quick: bool) -> tuple[list, str]:
     )
 
 
+def check_wide(precisions: tuple[str, ...], layers: int) -> None:
+    """Print what checking wide layers adds to the peak of this process, in bytes per weight."""
+    from pytest_fp16 import Evaluation, Settings
+    from pytest_fp16.conformance import examine
+
+    torch.manual_seed(0)
+    blocks = (nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)) for _ in range(layers))
+    model = nn.Sequential(*blocks).eval()
+    x = torch.randn(16, WIDTH)
+    subject = Evaluation(model=model, data=[(x, model(x).detach())], task="regression")
+    before = peak()
+    examine(subject, Settings(precisions=precisions))
+    print((peak() - before) / sum(p.numel() for p in model.parameters()))
+
+
+def peak() -> int:
+    """Most bytes that were resident so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def weights(quick: bool) -> tuple[list, str]:
+    """Bytes per weight, beside the user's own model of four."""
+    rows, found = [], []
+    for precisions in (("16-true",), ("bf16-mixed",), ALL):
+        what = (",".join(precisions), "--layers", "4" if quick else "40")
+        command = [sys.executable, "-m", "benchmarks.cost", "--wide", *what]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found.append(float(out.split()[-1]))
+        label = ", ".join(precisions) if precisions != ALL else "four precisions"
+        row = (f"memory per weight, {label}", f"{found[-1]:.1f} bytes", "4 bytes")
+        rows.append((*row, f"{found[-1] / 4:.2f}"))
+    one, mixed, four = found
+    return rows, (
+        f"A check takes {one:.0f} bytes of memory per weight in 16-true, {mixed:.0f} in bf16-mixed "
+        f"and {four:.0f} in four precisions together, beside the user's own model."
+    )
+
+
 def main() -> None:
-    """Measure all three."""
-    options = common.options(__doc__, ("--worker", {"type": int, "default": 0}))
+    """Measure all four."""
+    options = common.options(
+        __doc__,
+        ("--worker", {"type": int, "default": 0}),
+        ("--wide", {"default": ""}),
+        ("--layers", {"type": int, "default": 40}),
+    )
+    if options.wide:
+        check_wide(tuple(options.wide.split(",")), options.layers)
+        return
     if options.worker:
         all_four(options.worker, "mlp")
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(peak() // 1024)
         return
     rows, said = [], []
-    for measure in (theory, together, memory):
+    for measure in (theory, together, memory, weights):
         more, sentence = measure(options.quick)
         rows += more
         said.append(sentence)

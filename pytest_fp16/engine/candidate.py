@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from contextlib import nullcontext
 from typing import Any
@@ -23,28 +22,36 @@ from pytest_fp16.engine.models import (
 )
 from pytest_fp16.engine.outputs import Others, main_output, others
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
 
 _MAKER_SEED = 20230510
 
 
-def fresh_model(source: Any, like: nn.Module | None = None) -> nn.Module:
+def fresh_model(
+    source: Any, like: nn.Module | None = None, weights: nn.Module | None = None
+) -> nn.Module:
     """A model of our own, with the weights of `like` where a function makes a new one each time.
+
+    Args:
+        source: the user's module, or function.
+        like: one that it made.
+        weights: see `make_model`.
 
     Raises:
         ModelError: see `make_model`.
     """
     if like is not None and not isinstance(source, nn.Module):
         try:
-            return copy.deepcopy(like)
-        except Exception:
+            return make_model(like, weights)
+        except ModelError:
             seed_everything(_MAKER_SEED)
             made = make_model(source)
             made.load_state_dict(like.state_dict())
             return made
     seed_everything(_MAKER_SEED)
-    return make_model(source)
+    return make_model(source, weights)
 
 
 class Candidate:

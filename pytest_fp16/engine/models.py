@@ -25,8 +25,13 @@ from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 
 
-def make_model(source: Any) -> nn.Module:
+def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
     """A model of our own: a deep copy of a module, or what the user's function makes.
+
+    Args:
+        source: the module, or the function.
+        weights: of a copy, a model of the same modules whose parameters it takes as they are, for
+            two that only read them; None for its own.
 
     Raises:
         ModelError: neither a module nor a function that makes one, or a module that cannot be
@@ -35,7 +40,7 @@ def make_model(source: Any) -> nn.Module:
     if isinstance(source, nn.Module):
         source = getattr(source, "_orig_mod", source)  # a compiled model's own module
         try:
-            copied: nn.Module = copy.deepcopy(source, _shared(source))
+            copied: nn.Module = copy.deepcopy(source, _shared(source) | _taken(source, weights))
             return copied
         except Exception as error:
             raise ModelError(
@@ -89,6 +94,15 @@ def _shared(source: nn.Module) -> dict[int, Any]:
         parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if parameter else copied
     return memo
+
+
+def _taken(source: nn.Module, weights: nn.Module | None) -> dict[int, Any]:
+    """The memo of a copy, by id: parameters of another model in place of copies."""
+    if weights is None:
+        return {}
+    theirs = dict(weights.named_parameters(remove_duplicate=False))
+    mine = source.named_parameters(remove_duplicate=False)
+    return {id(value): theirs[name] for name, value in mine if name in theirs}
 
 
 _SPARSE = (

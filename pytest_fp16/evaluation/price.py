@@ -55,7 +55,8 @@ def _times(run: EvaluationRun, lane: Lane, cured: Candidate) -> dict[str, float]
 
     runs = {"cured": passing(cured), "reference": passing(run.reference)}
     if not lane.failure:
-        runs["uncured"] = passing(run.candidate(lane.precision.name))  # a fresh one has no hooks
+        fresh = run.candidates.made(lane.precision.name, like=lane.candidate)  # it has no hooks
+        runs["uncured"] = passing(fresh)
     cuda = [run.device] if run.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cuda):

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pytest_fp16.engine.batching import count_inputs, holds, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
-from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.emulation.wording import first_line, misses_a_gradient
-from pytest_fp16.engine.models import require_float32, taking_gradients
+from pytest_fp16.engine.models import taking_gradients
 from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation.batch import Batch
+from pytest_fp16.evaluation.candidates import Candidates
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.soundness import (
     advice,
@@ -31,9 +31,8 @@ from pytest_fp16.evaluation.soundness import (
 )
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric import Accuracy, Scores
-from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.planned import kept_by, plan_of
-from pytest_fp16.precision import REFERENCE, precision
+from pytest_fp16.precision import precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.subject import Evaluation
@@ -76,20 +75,20 @@ class EvaluationRun:
         self.warnings: list[str] = []
         self.lanes: list[Lane] = []
         self.inputs = self.beyond = self.left_out = 0  # these: outputs past comparing, batches
-        self.carries = False  # something from one batch to the next
         self.differentiates = False  # the model takes gradients of its own
         self.taken = False  # whether labels were taken out of a mapping, which the model may miss
 
     def execute(self) -> None:
         """Draw the data once and take every batch through the reference and each lane."""
-        source = fresh_model(self.subject.model)
-        require_float32(source)
-        if source.training:
+        self.candidates = Candidates(self.subject, self.device, self.target)
+        self.reference = self.candidates.reference
+        if self.candidates.was_training:
             self.warnings.append("the model was in training mode; it was evaluated in eval mode")
-        self.reference = self._candidate(REFERENCE.name, source)
         if self.plan is not None:
+            model = self.reference.model
             for name in self.settings.precisions:
-                self.keep[name] = kept_by(self.plan, self.subject.name, name, source)
+                self.keep[name] = kept_by(self.plan, self.subject.name, name, model)
+        self.candidates.keep = self.keep
         total = _length(self.subject.data)
         for number, batch in enumerate(self._batches()):
             for lane in self.lanes:
@@ -114,20 +113,9 @@ class EvaluationRun:
                 f"no decision counts: every label is ignore_index ({self.subject.ignore_index})"
             )
 
-    def candidate(self, name: str, more: tuple[str, ...] = ()) -> Candidate:
-        """A fresh candidate, with its modules, and more of them, kept in float32."""
-        model = fresh_model(self.subject.model, like=self.reference.model)
-        keep = (*self.keep.get(name, ()), *more)
-        return self._candidate(name, keep_in_float32(model, keep) if keep else model)
-
-    def _candidate(self, name: str, model: Any) -> Candidate:
-        made = Candidate(model, precision(name), self.subject, self.device, self.target)
-        made.carries = self.carries
-        return made
-
     def rewind(self) -> None:
         """Everything that models have carried along goes back to what it was before the data."""
-        if self.carries:
+        if self.candidates.carries:
             self.initial.restore()
             for lane in self.lanes:
                 if lane.initial is not None:
@@ -146,7 +134,7 @@ class EvaluationRun:
             inputs = to_device(inputs, self.device)
             if not self.lanes:
                 self.initial = State(self.reference.model, weights=False)
-            elif self.carries:
+            elif self.candidates.carries:
                 for lane in self.lanes:
                     lane.follow(self.reference.model)
             output = self._reference_output(inputs, _SEED + number)
@@ -185,7 +173,7 @@ class EvaluationRun:
         if not self.lanes:
             self.initial.restore()  # from what the run that failed has carried along
         self.subject = replace(self.subject, forward=taking_gradients(self.subject.forward))
-        self.reference.subject = self.subject
+        self.candidates.subject = self.reference.subject = self.subject
         for lane in self.lanes:  # it need not have done so in the batches before
             lane.call_as(self.subject)
         return self._reference_output(inputs, seed)
@@ -222,15 +210,16 @@ class EvaluationRun:
                     lane.warnings += handed_on(inputs)
                 self.lanes.append(lane)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
-        for i, leader in enumerate(theories if not self.carries else ()):
+        for i, leader in enumerate(theories if not self.candidates.carries else ()):
             leader.followers = theories[i + 1 :]
 
     def _lane(self, name: str) -> Lane:
         rounds = precision(name).dtype_name != "float32"
-        theory = self.candidate(name) if rounds and self.predict else None
+        candidate = self.candidates.made(name)
+        predicted = rounds and self.predict
         return Lane.start(
-            self.candidate(name),
-            theory,
+            candidate,
+            self.candidates.made(name, like=candidate) if predicted else None,
             self.task,
             self.mode if rounds else "native",
             self.by_margin,
@@ -246,8 +235,8 @@ class EvaluationRun:
             return
         with untouched(model, weights=False, since=self.initial):
             anew = self._reference_output(inputs, seed)
-        self.carries = self.deterministic = bool(torch.equal(anew, output))
-        if self.carries:
+        self.candidates.carries = self.deterministic = bool(torch.equal(anew, output))
+        if self.deterministic:
             said = "the model carries something from one batch to the next: its batches were run "
             self.warnings.append(f"{said}in order, and errors carried along are no part of σ")
             return

@@ -81,7 +81,7 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
     Raises:
         ModelError: it cannot be applied to this model.
     """
-    candidate = run.candidate(remedy.precision, remedy.keep)
+    candidate = run.candidates.made(remedy.precision, remedy.keep)
     if remedy.line is not None:
         line_in_float32(candidate.model, remedy.line)
     return candidate

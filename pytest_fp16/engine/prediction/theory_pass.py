@@ -72,6 +72,13 @@ class TheoryPass(Tracer):
 
     def run(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
+        try:
+            return self._run(inputs, n, reference, seed)
+        finally:  # as large as the reference: other precisions have their turn now
+            for theory in (self, *self.followers):
+                theory.constants.clear()
+
+    def _run(self, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
         shared, self.pending = self.pending, None
         for theory in (self, *self.followers):
             theory.row = reference.shape[1:]
@@ -135,6 +142,7 @@ class TheoryPass(Tracer):
             require_first_order(self, part, seed, (trace, canonical), alone)
             return
         indices, kept = chunks(n, min(self.chunk, _CHUNK))[0]
+        del trace, canonical  # as below
         trace, canonical = self.trace_part(inputs, n, indices, seed)
         _require_one_path(trace)
         together = self._sigma(trace, canonical, reference[:kept])
@@ -173,9 +181,11 @@ class TheoryPass(Tracer):
             self.record(sums)
             sharing.chunk(trace, canonical, (inputs, n, indices, rows))
             parts.append(self.certifier.judge(trace, canonical, rows, sums))
+            whole = (trace, canonical) if len(cuts) == 1 else None
+            del trace, canonical  # with all they hold, before as much is made again
         said = concatenate(parts)
         again = partial(self.trace_part, inputs, n, seed=seed)
-        rivals = Rivals(again, self.chunk, (trace, canonical) if len(cuts) == 1 else None)
+        rivals = Rivals(again, self.chunk, whole)
         shared = sharing.said()
         mine = [(self.certifier, said), *((f.certifier, its) for f, its in shared)]
         clear_rivals(mine, reference, rivals)

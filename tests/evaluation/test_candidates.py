@@ -1,0 +1,101 @@
+"""Weights that no run moves are held once; everything else is each model's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16 import Evaluation, Settings
+from pytest_fp16.evaluation.candidates import Candidates
+from pytest_fp16.evaluation.run import EvaluationRun
+
+CPU = torch.device("cpu")
+
+
+class Normalised(nn.Module):
+    """Scales its own weights in every pass, as some classifiers of faces do."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.write = write
+
+    def forward(self, x):
+        self.write(self.linear.weight)
+        return self.linear(x.flatten(1))
+
+
+def in_place(weight):
+    with torch.no_grad():
+        weight.copy_(F.normalize(weight))
+
+
+def behind_autograd(weight):
+    weight.data.copy_(F.normalize(weight.data))
+
+
+def exchanged(weight):
+    weight.data = F.normalize(weight.data)
+
+
+def candidates(model, data=None):
+    made = Candidates(Evaluation(model=model, data=[]), CPU, "cuda")
+    if data is not None:
+        made.reference.outputs(data, 0)
+    return made
+
+
+def tensors(candidate):
+    return [p.data_ptr() for p in candidate.model.parameters()]
+
+
+@pytest.mark.parametrize("function", [False, True])
+@pytest.mark.parametrize("name", ["16-mixed", "bf16-mixed", "32-true"])
+def test_what_autocast_casts_is_the_references(make_net, name, function):
+    net = make_net(nn.Tanh())
+    made = candidates((lambda: copy.deepcopy(net)) if function else net)
+    candidate = made.made(name)
+    assert tensors(candidate) == tensors(made.reference)
+    assert not set(tensors(candidate)) & {p.data_ptr() for p in net.parameters()}
+
+
+@pytest.mark.parametrize("keep", [{}, {"16-true": ("head",)}])
+def test_theory_reads_the_weights_that_the_candidate_reads(make_net, keep):
+    made = candidates(make_net(nn.Tanh()))
+    made.keep = keep
+    candidate = made.made("16-true")
+    theory = made.made("16-true", like=candidate)
+    assert tensors(theory) == tensors(candidate)
+    assert theory.model is not candidate.model
+    dtypes = {name: p.dtype for name, p in theory.model.named_parameters()}
+    kept = {n for n, dtype in dtypes.items() if dtype == torch.float32}
+    assert kept == ({"head.weight", "head.bias"} if keep else set())
+    assert all(p.dtype == torch.float32 for p in made.reference.model.parameters())
+
+
+def test_buffers_are_each_models_own():
+    made = candidates(nn.BatchNorm1d(64), torch.randn(8, 64))
+    one, other = made.made("16-mixed"), made.made("16-mixed")
+    places = [m.model.running_mean.data_ptr() for m in (made.reference, one, other)]
+    assert len(set(places)) == 3
+
+
+@pytest.mark.parametrize("write", [in_place, behind_autograd, exchanged])
+def test_a_model_that_writes_to_its_weights_has_its_own(write, digits):
+    made = candidates(Normalised(write), digits[1][0][:8])
+    candidate = made.made("16-mixed")
+    assert not set(tensors(candidate)) & set(tensors(made.reference))
+    assert not set(tensors(made.made("16-mixed", like=candidate))) & set(tensors(candidate))
+
+
+def test_an_evaluation_holds_them_once(make_net, digits):
+    model, (x, y) = make_net(nn.Tanh()), digits[1]
+    settings = Settings(precisions=("16-true", "16-mixed"))
+    run = EvaluationRun(Evaluation(model=model, data=[(x[:16], y[:16])]), settings, None)
+    run.execute()
+    true, mixed = run.lanes
+    assert tensors(mixed.candidate) == tensors(run.reference)
+    assert [p.data_ptr() for p in mixed.theory.model.parameters()] == tensors(run.reference)
+    assert [p.data_ptr() for p in true.theory.model.parameters()] == tensors(true.candidate)
