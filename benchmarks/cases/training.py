@@ -55,6 +55,7 @@ MODULES = (
     *("reported_pictures", "reported_densities", "reported_agents", "reported_habits"),
     *("reported_objectives", "reported_worlds", "reported_updates", "reported_rest"),
     *("reported_choices", "reported_fields", "reported_schools"),
+    *("reported_measures", "reported_transports", "reported_chances", "reported_grids"),
 )
 
 
