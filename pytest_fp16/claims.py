@@ -35,6 +35,19 @@ def claim(node: pytest.Item, test: Any) -> dict[str, Any] | None:
     return merged | (arguments or {})
 
 
+def require_device(item: Any) -> None:
+    """Refuse a device that a test names, and that is not there.
+
+    Raises:
+        DeviceError: no such device here, or no such name.
+    """
+    device = (claim(item, item.obj) or {}).get("device", "auto")
+    if device not in ("auto", "cpu"):
+        from pytest_fp16.engine.device import resolve_device
+
+        resolve_device(device)
+
+
 def name_and_precision(item: Any) -> tuple[str, str]:
     """The id of an item without its precision, which all siblings share, and the precision."""
     callspec = getattr(item, "callspec", None)

@@ -40,7 +40,8 @@ def check(
     """
     if "precisions" in settings:
         raise SettingError("check takes one precision=; examine takes Settings(precisions=…)")
-    return examine(subject, Settings().with_(precisions=(precision,), **settings), progress)[0]
+    chosen = Settings().for_check(precisions=(precision,), **settings)
+    return examine(subject, chosen, progress)[0]
 
 
 def examine(

@@ -57,7 +57,7 @@ def check_arguments(settings: dict[str, Any]) -> None:
     """
     __tracebackhide__ = True
     try:
-        Settings().with_(**settings)
+        Settings().for_check(**settings)
     except SettingError as error:
         raise type(error)(f"fp16_equivalent: {error}") from None
 

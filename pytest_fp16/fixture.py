@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from pytest_fp16.errors import SettingError
 from pytest_fp16.subject import Evaluation, Training
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class FP16:
             FP16Error: misuse; never because the model breaks in 16 bits.
         """
         __tracebackhide__ = True
-        chosen = self.settings.with_(**{**settings, "precisions": (precision,)})
+        if "precisions" in settings:
+            raise SettingError("fp16 checks one precision=; the decorator takes precisions=[…]")
+        chosen = self.settings.for_check(**{**settings, "precisions": (precision,)})
         (report,) = self._examine(subject, chosen)
         return report
 

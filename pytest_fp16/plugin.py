@@ -224,13 +224,22 @@ class Conformance:
                 item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"))
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Refuse a claim on a test that pytest neither parametrises nor calls itself."""
-        if item.get_closest_marker(claims.MARK) and not claims.name_and_precision(item)[1]:
+        """Refuse, before fixtures train a model, what the test itself cannot be claimed with."""
+        if not item.get_closest_marker(claims.MARK):
+            return
+        if not claims.name_and_precision(item)[1]:
             pytest.fail(
                 f"{claims.MARK} needs a function, or a method of a plain class (not of "
                 "unittest.TestCase): pytest gives others no parameters",
                 pytrace=False,
             )
+        try:
+            claims.require_device(item)
+        except FP16Error as error:
+            text = f"{type(error).__name__}: {error}"
+        else:
+            return
+        pytest.fail(text, pytrace=False)
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         """Nothing is examined for this item any more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,6 +22,11 @@ CANDIDATES = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
 _EMULATE = ("auto", "always", "never")
 _TARGETS = ("cuda", "cpu")
 _REPORTS = ("short", "full")
+#: Settings of a whole session, which do nothing for one check; and what does.
+_SESSION = {
+    "json": "--fp16-json, or write_json() of pytest_fp16.report.json",
+    "report": "--fp16-report, or full() of pytest_fp16.report.terminal",
+}
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,15 @@ class Settings:
     def __post_init__(self) -> None:
         from pytest_fp16.precision import canonical_name
 
-        names = (self.precisions,) if isinstance(self.precisions, str) else tuple(self.precisions)
+        names = _names(self.precisions)
         if not names:
             raise SettingError("precisions is empty; name at least one of " + ", ".join(CANDIDATES))
         canonical = tuple(dict.fromkeys(canonical_name(name) for name in names))
         object.__setattr__(self, "precisions", canonical)
+        if not isinstance(self.device, str):
+            raise SettingError(
+                f"device must be a name such as 'auto', 'cpu' or 'cuda:1' (got {self.device!r})"
+            )
         _one_of("emulate", self.emulate, _EMULATE)
         _one_of("target", self.target, _TARGETS)
         _one_of("report", self.report, _REPORTS)
@@ -88,9 +98,27 @@ class Settings:
         if unknown:
             raise SettingError(
                 f"unknown setting {', '.join(map(repr, unknown))}; known are "
-                + ", ".join(sorted(known))
+                + ", ".join(sorted(known - _SESSION.keys()))
             )
         return replace(self, **changes)
+
+    def for_check(self, **changes: Any) -> Settings:
+        """A copy with some settings changed for one check.
+
+        Raises:
+            SettingError: see `with_`; or a setting that speaks for a whole session.
+        """
+        for name in changes.keys() & _SESSION.keys():
+            raise SettingError(f"{name} speaks for a whole session; use {_SESSION[name]}")
+        return self.with_(**changes)
+
+
+def _names(precisions: object) -> tuple[str, ...]:
+    if isinstance(precisions, str):
+        return (precisions,)
+    if not isinstance(precisions, Iterable):
+        raise SettingError(f"precisions must be a list of names (got {precisions!r})")
+    return tuple(precisions)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -61,3 +61,11 @@ def test_what_is_neither_field_nor_setting_is_named(fp16, asked):
     with pytest.raises(TypeError, match="train_data"):
         fp16.train(model=nn.Linear)
     assert not asked
+
+
+def test_one_precision_at_a_time(fp16, asked):
+    with pytest.raises(SettingError, match="one precision="):
+        fp16.evaluate(nn.Linear(2, 2), DATA, precisions=["16-true", "bf16-true"])
+    with pytest.raises(SettingError, match="json speaks for a whole session"):
+        fp16.evaluate(nn.Linear(2, 2), DATA, json="fp16.json")
+    assert not asked

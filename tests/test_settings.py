@@ -48,6 +48,29 @@ def test_with_changes_and_validates():
 
 
 @pytest.mark.parametrize(
+    ("name", "use"), [("json", "--fp16-json, or write_json"), ("report", "--fp16-report, or full")]
+)
+def test_what_speaks_for_a_session_is_no_setting_of_one_check(name, use):
+    with pytest.raises(SettingError, match=rf"{name} speaks for a whole session; use {use}"):
+        Settings().for_check(**{name: "full"})
+    with pytest.raises(SettingError, match="known are budget, device, emulate, plan,"):
+        Settings().for_check(sedes=3)
+    assert Settings(json="x.json").for_check(budget=0.1).json == "x.json"
+
+
+@pytest.mark.parametrize("value", [16, None, True])
+def test_precisions_are_a_list_of_names(value):
+    with pytest.raises(SettingError, match=rf"precisions must be a list of names \(got {value}"):
+        Settings(precisions=value)
+
+
+@pytest.mark.parametrize("value", [0, None])
+def test_a_device_is_a_name(value):
+    with pytest.raises(SettingError, match="device must be a name such as 'auto'"):
+        Settings(device=value)
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         (None, None), ("", None), ("default", None), (0, 0.0), (0.005, 0.005), ("0.005", 0.005),

@@ -30,3 +30,21 @@ def test_an_unknown_device_is_a_usage_error(example):
 
 def test_without_the_flag_nobody_looks_for_the_device(example):
     example.run("-k", "sound", "--fp16-device=cuda:3").assert_outcomes(passed=1, deselected=1)
+
+
+def test_a_test_that_names_an_absent_device_does_not_train_first(example):
+    example.write(
+        """
+@pytest.fixture
+def trained(model):
+    raise AssertionError("the fixture ran")
+
+
+@fp16_equivalent(device="cuda:9", precisions=["16-true"])
+def test_far(trained, data):
+    return Evaluation(model=trained, data=data)
+"""
+    )
+    result = example.check()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["DeviceError: device 'cuda:9' is not there*"])
