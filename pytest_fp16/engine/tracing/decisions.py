@@ -81,7 +81,7 @@ def near_decision(
             return (x - other).abs() < DECISION_SIGMAS * error
         scale = torch.maximum(x.abs(), other.abs())
         gap = (x - other).abs()  # of an infinity: nothing is near it
-        return gap.isfinite() & (gap <= DECISION_ULPS * ulp(scale, fmt))
+        return gap.isfinite() & (gap <= DECISION_ULPS * ulp(scale.float(), fmt))
 
     if name in _COMPARISONS:
         return near(x, torch.as_tensor(rest[0] if rest else kwargs["other"], device=x.device))

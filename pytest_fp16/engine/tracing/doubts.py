@@ -134,5 +134,6 @@ def _jump(call: Call, doubt: Doubt) -> tuple[Tensor, Tensor] | None:
         return None
     if len(others) != 2:
         return None
-    first, second = (torch.as_tensor(o, device=doubt.gap.device).detach() for o in others)
-    return (first - second).abs(), torch.maximum(first.abs(), second.abs().to(first.dtype))
+    gap = doubt.gap  # masks may be among them, too
+    first, second = (torch.as_tensor(o, device=gap.device).detach().to(gap.dtype) for o in others)
+    return (first - second).abs(), torch.maximum(first.abs(), second.abs())

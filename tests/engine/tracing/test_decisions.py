@@ -50,6 +50,12 @@ def test_without_a_predicted_error_near_is_a_few_ulps(fmt):
     assert near("gt", x, 1.0, fmt=fmt, error=None) == [True, False]
 
 
+def test_a_decision_in_float64_is_as_near_as_it_would_be_in_float32():
+    x = torch.tensor([1.0, 1.25], dtype=torch.float64)
+    assert near("gt", x, 1.0, error=None) == [True, False]
+    assert near("lt", torch.tensor(1.0, dtype=torch.float64), torch.inf, error=None) is False
+
+
 def test_values_without_error_leave_nothing_open_not_even_ties():
     assert near("gt", torch.tensor([1.0, 1 + 1e-6]), 1.0, error=0.0) == [False, False]
 

@@ -106,6 +106,7 @@ def test_two_values_that_meet_are_a_kink_and_no_decision(activation):
         lambda y: torch.where(y > 0, 1e6 * y, 0.0),  # so steep that it is one
         lambda y: torch.where((y > 0)[:, :1], y, 0.1 * y),  # of a view, whose gaps are not known
         lambda y: (y > 0).to(y.dtype).mean(-1, keepdim=True) * y,
+        lambda y: (y > 0) * (y < 9) * 0.5 + y,  # of two masks
     ],
 )
 def test_a_jump_is_a_decision(jump):
