@@ -7,7 +7,7 @@ import math
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import ADDITIONS, RUNNING, STEPWISE, Finding
 from pytest_fp16.diagnosis.measure import Measure
-from pytest_fp16.diagnosis.why import Why, format_of
+from pytest_fp16.diagnosis.why import Why, format_of, low_format
 from pytest_fp16.theory.rounding import Format, ulp_at
 
 #: An addend within so many spacings of the sum keeps fewer than four of its own bits.
@@ -132,12 +132,10 @@ def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
     if own > 4 * fmt.unit_roundoff:
         text += f"; one rounding to {fmt.name} explains {fmt.unit_roundoff * measure.value:.2g}"
     stored = _comes_of_inputs(finding)
-    return Why(
-        "precision-loss",
-        born,
-        f"{text}{_CAST * stored}; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there",
-        "stored inputs" if stored else None,
-    )
+    text += _CAST * stored
+    if low_format(finding) is not None:
+        text += f"; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there"
+    return Why("precision-loss", born, text, "stored inputs" if stored else None)
 
 
 def _comes_of_inputs(finding: Finding) -> bool:

@@ -31,9 +31,14 @@ class Why:
         )
 
 
-def format_of(finding: Finding) -> Format:
-    """The 16-bit format an operation worked in."""
+def low_format(finding: Finding) -> Format | None:
+    """The 16-bit format an operation worked in; None where it took and gave wider values."""
     for measure in (*finding.results, *finding.operands):
         if measure.dtype in FORMATS:
             return FORMATS[measure.dtype]
-    return next(iter(FORMATS.values()))
+    return None
+
+
+def format_of(finding: Finding) -> Format:
+    """The same, or any format where the operation worked in none."""
+    return low_format(finding) or next(iter(FORMATS.values()))

@@ -81,3 +81,9 @@ def test_what_the_inputs_bring_is_said_to_be_theirs():
     assert "which the model's inputs bring, as they are cast" in why.evidence
     for finding in (stored(1.0, fixed=True), stored(1.0, made=True), stored(0.0)):
         assert imprecise(born, finding, HALF).variant is None
+
+
+def test_no_steps_are_named_of_a_format_that_an_operation_did_not_work_in():
+    wide = Measure(torch.tensor([1.01]), torch.tensor([1.0]), torch.float32)
+    evidence = imprecise(Operation(0, "mul", "m"), Finding(results=[wide]), HALF).evidence
+    assert evidence.endswith("with an error of 0.01")

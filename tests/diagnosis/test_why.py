@@ -5,7 +5,7 @@ import torch
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
-from pytest_fp16.diagnosis.why import Why, format_of
+from pytest_fp16.diagnosis.why import Why, format_of, low_format
 from pytest_fp16.theory.rounding import FORMATS
 
 
@@ -18,3 +18,4 @@ def test_a_culprit_says_what_was_seen():
 def test_the_format_is_that_of_a_16_bit_result_else_of_an_operand():
     wide, low = (Measure(torch.ones(1), torch.ones(1), d) for d in (torch.float32, torch.bfloat16))
     assert format_of(Finding(results=[wide], operands=[wide, low])) is FORMATS[torch.bfloat16]
+    assert low_format(Finding(results=[wide], operands=[wide])) is None
