@@ -16,6 +16,7 @@ from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
 from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.engine.emulation.wording import first_line, mechanism_of, told, variant_of
+from pytest_fp16.engine.source import raised_by_program
 from pytest_fp16.report.model import Culprit
 
 #: What stands between the cast of an operand and the operation that takes it: a broadcast product
@@ -31,7 +32,7 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     variant = variant_of(told(found.error))
     if mechanism == "mask-inf":
         evidence = f"a constant beyond the range of {dtype_name}: {said}"
-    elif mechanism == "precision-loss" and found.anyway:
+    elif found.anyway and (mechanism == "precision-loss" or _refuses(found, variant)):
         mechanism, variant = "unsupported-op", "refused by the program"
         evidence += "; exact values of that dtype stop it as well"
     return Culprit(
@@ -42,6 +43,11 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
         source=found.source,
         variant=variant,
     )
+
+
+def _refuses(found: Raised, variant: str | None) -> bool:
+    """Whether a statement of the program's own refuses a dtype, in words that ATen could use."""
+    return variant is None and raised_by_program(found.error)
 
 
 def misled(found: Raised, error: BaseException, watched: list[Operation]) -> Culprit | None:

@@ -177,38 +177,41 @@ def _stopped(specimen: Specimen, error: Exception) -> Raised:
             specimen.record()
     except Exception as again:
         found = raised(again, specimen, calls.inside)
-        misled, anyway = _misleading(specimen)
+        misled, anyway = _misleading(specimen, again)
         return replace(found, misled=misled, anyway=anyway)
     return raised(error, specimen)
 
 
-def _misleading(specimen: Specimen) -> tuple[Operation | None, bool]:
-    """The earliest operation whose rounding makes the program stop at a later one.
+def _misleading(specimen: Specimen, error: Exception) -> tuple[Operation | None, bool]:
+    """The earliest operation whose rounding makes the program stop at a later one, as it did.
 
     And whether there can be none, because exact values stop it as well.
     """
     operations = specimen.operations
     stopped = specimen.last.raised if specimen.last is not None else None
     harmful = stopped.index if stopped is not None else len(operations)
-    anyway = _stops(specimen, 0)
-    if anyway or not _stops(specimen, harmful):
+    anyway = _stops(specimen, 0, error)
+    if anyway or not _stops(specimen, harmful, error):
         return None, anyway  # its own arguments are no reason
     harmless = 0
     while harmful - harmless > 1:
         cut = (harmless + harmful) // 2
-        if _stops(specimen, cut):
+        if _stops(specimen, cut, error):
             harmful = cut
         else:
             harmless = cut
     return operations[harmful - 1], False
 
 
-def _stops(specimen: Specimen, until: int) -> bool:
-    """Whether the program stops when its first `until` operations alone are rounded."""
+def _stops(specimen: Specimen, until: int, error: Exception) -> bool:
+    """Whether the program stops in that way when its first `until` operations alone are rounded.
+
+    In another way, such as at a check that the missing kernel would have spared, is no evidence.
+    """
     try:
         specimen.run(until)
-    except Exception:
-        return True
+    except Exception as other:
+        return type(other) is type(error)
     return False
 
 

@@ -27,13 +27,16 @@ class State:
         model: the model.
         weights: its weights too. A training step that has an optimizer of its own (a
             discriminator's) moves some of them; an evaluation moves none.
+        values: what its tensors hold, too. Without, only which ones it keeps: enough to forget a
+            cache, and much cheaper.
     """
 
-    def __init__(self, model: nn.Module, weights: bool = True) -> None:
+    def __init__(self, model: nn.Module, weights: bool = True, values: bool = True) -> None:
         self._held = [(module, dict(vars(module))) for module in model.modules()]
-        values = [v for _, own in self._held for v in own.values()]
-        self._contents = [(v, v.copy()) for v in values if type(v) in _CONTAINERS]
-        self._tensors = [(t, t.detach().clone()) for t in _kept(model, weights)]
+        held = [v for _, own in self._held for v in own.values()]
+        self._contents = [(v, v.copy()) for v in held if type(v) in _CONTAINERS]
+        tensors = _kept(model, weights) if values else []
+        self._tensors = [(t, t.detach().clone()) for t in tensors]
         self._optimizers = [(o, copy.deepcopy(o.state_dict())) for o in _optimizers(model)]
 
     def restore(self) -> None:
@@ -53,15 +56,17 @@ class State:
 
 
 @contextmanager
-def untouched(model: nn.Module, weights: bool = True, since: State | None = None) -> Iterator[None]:
+def untouched(
+    model: nn.Module, weights: bool = True, values: bool = True, since: State | None = None
+) -> Iterator[None]:
     """Afterwards everything but gradients is as it was before.
 
     Args:
         model: the model.
-        weights: whether its weights could change, see `State`.
+        weights, values: whether its weights, and its tensors at all, could change; see `State`.
         since: what it keeps meanwhile, in place of what it keeps now.
     """
-    before = State(model, weights)
+    before = State(model, weights, values)
     try:
         if since is not None:
             since.restore()

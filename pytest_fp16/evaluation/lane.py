@@ -60,6 +60,7 @@ class Lane:
     failure_error: BaseException | None = None
     forecast_failure: str | None = None
     forecast_missing: str | None = None
+    unfollowed: str | None = None
     no_memory: str | None = None
     warnings: list[str] = field(default_factory=list)
     canary: CanaryFindings | None = None
@@ -68,8 +69,11 @@ class Lane:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        carries = self.candidate.carries
-        self.initial = State(self.candidate.model, weights=False) if carries else None
+        self.initial = self._state()
+
+    def _state(self) -> State:
+        """What the candidate keeps now, or at least what it has in its caches."""
+        return State(self.candidate.model, weights=False, values=self.candidate.carries)
 
     @classmethod
     def start(
@@ -118,9 +122,12 @@ class Lane:
             return
         if self.canary is None and self.witness is None and not self.outcome.inputs:
             self._first(batch)
-        before = State(self.candidate.model, weights=False) if self.candidate.carries else None
+        before = self._state()
         output = None if self.done else self._run(batch)
         if output is None:
+            if self.failure is not None and self.failure == self.unfollowed:
+                # It was the program that stopped the theory pass.
+                self.forecast_failure, self.forecast_missing = self.failure, None
             self._keep(batch)
             return
         logits = self.task.canonical(output)
@@ -157,6 +164,7 @@ class Lane:
             elif isinstance(error, UnsupportedOperation) or stops_the_program(error):
                 self.forecast_failure = told(error)
             else:
+                self.unfollowed = told(error)
                 self.forecast_missing = (
                     f"the theory pass cannot follow this model ({type(error).__name__}: "
                     f"{first_line(error)})"
@@ -263,9 +271,7 @@ class Lane:
             return True
         return self.task.decides and self.outcome.flips > self.prediction.flips.allowed()
 
-    def _look_again(
-        self, batch: Batch, said: TheoryBatch, logits: Tensor, before: State | None
-    ) -> None:
+    def _look_again(self, batch: Batch, said: TheoryBatch, logits: Tensor, before: State) -> None:
         """Run the batch through an ideal emulation, to set the candidate beside it."""
         look = self.second_look
         if look.inputs > SECOND_LOOK:

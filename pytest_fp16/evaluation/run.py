@@ -114,12 +114,13 @@ class EvaluationRun:
             )
 
     def rewind(self) -> None:
-        """Everything that models have carried along goes back to what it was before the data."""
-        if self.candidates.carries:
-            self.initial.restore()
-            for lane in self.lanes:
-                if lane.initial is not None:
-                    lane.initial.restore()
+        """Everything that models have carried along goes back to what it was before the data.
+
+        And so do their caches: what lies in one is not computed again, and could not be followed.
+        """
+        self.initial.restore()
+        for lane in self.lanes:
+            lane.initial.restore()
 
     def _batches(self) -> Iterator[Batch]:
         for number, raw in enumerate(self.subject.data):

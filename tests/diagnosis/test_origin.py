@@ -173,3 +173,22 @@ def test_many_small_parts_are_not_searched_to_the_last_operation(digits, specime
     cuts.clear()
     assert not find_origin(found).concentrated  # nobody else to ask: the search goes on
     assert len(cuts) > few
+
+
+class Factored(nn.Module):
+    """A kernel of places that are close, and its factor: in 16 bits there is none of either."""
+
+    def forward(self, x):
+        places = x.flatten(1)[:, :6] * 1e-2
+        kernel = torch.exp(-(places.unsqueeze(0) - places.unsqueeze(1)).square().sum(-1))
+        ridge = 1e-3 * torch.eye(len(x), dtype=x.dtype)
+        factor, info = torch.linalg.cholesky_ex(kernel + ridge)
+        if info.any():
+            raise ValueError("the kernel is not positive definite")
+        return factor[:, :1] + x.flatten(1)[:, :10]
+
+
+def test_a_missing_kernel_is_not_laid_to_what_another_check_would_refuse(specimen):
+    found = find_origin(specimen(Factored(), "bf16-true"))
+    assert isinstance(found, Raised)
+    assert (found.operation, found.misled) == ("linalg_cholesky_ex", None)

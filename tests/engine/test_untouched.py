@@ -47,6 +47,18 @@ def kept(model):
     return tensors | {"plain": model.plain.clone()}, (model.count, model.ratio, sizes)
 
 
+def test_without_values_what_is_kept_is_as_it_was_but_not_what_is_written():
+    model = Keeper()
+    _, (count, ratio, sizes) = kept(model)
+    with untouched(model, values=False):
+        model(torch.ones(2, 3))
+    after, (*numbers, lengths) = kept(model)
+    assert (numbers, lengths) == ([count, ratio], sizes)
+    assert not hasattr(model, "lazy")
+    assert not after["replaced"].any()
+    assert after["mean"].all()
+
+
 def test_everything_is_as_it_was():
     model = Keeper()
     before, counts = kept(model)

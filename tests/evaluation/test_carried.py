@@ -89,3 +89,48 @@ def test_a_model_that_draws_is_not_taken_for_one_that_carries(digits):
     report = check(Evaluation(model=Drawing, data=unlabelled(digits), labelled=False, task="auto"))
     assert not report.run.deterministic
     assert [w for w in report.warnings if "the reference is not deterministic" in w]
+
+
+class Solving(nn.Module):
+    """Factors a matrix at its first use and keeps the factor, as Gaussian processes do."""
+
+    def __init__(self, ridge):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.places = nn.Parameter(torch.rand(24, 2, generator=generator))
+        self.targets = nn.Parameter((6 * self.places.detach()).sin().sum(1))
+        self.ridge, self.cache = ridge, {}
+
+    def kernel(self, x):
+        return (-8 * (x @ -self.places.T * 2 + x.square().sum(1, keepdim=True))).exp() * (
+            -8 * self.places.square().sum(1)
+        ).exp()
+
+    def forward(self, x):
+        if "factor" not in self.cache:
+            ridge = self.ridge * torch.eye(24)
+            self.cache["factor"] = torch.linalg.cholesky(self.kernel(self.places).float() + ridge)
+        weights = torch.cholesky_solve(self.targets.float().unsqueeze(1), self.cache["factor"])
+        return self.kernel(x).float() @ weights
+
+
+def solved(ridge):
+    x = torch.rand(64, 2, generator=torch.Generator().manual_seed(1))
+    subject = Evaluation(Solving(ridge).eval(), [x], labelled=False, task="regression")
+    report = check(subject, precision="bf16-mixed")
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert report.culprit.mechanism == "precision-loss"
+    return report
+
+
+def test_what_lies_in_a_cache_is_diagnosed_all_the_same():
+    culprit = solved(0.1).culprit
+    assert culprit.operation == "mm"  # of the kernel; the factor was there when it was looked at
+    assert "an error of 0;" not in culprit.evidence
+
+
+def test_a_factor_that_16_bits_make_impossible_is_forecast():
+    report = solved(0.001)
+    assert "LinAlgError" in report.error
+    assert "LinAlgError" in report.forecast.reason
+    assert "exact values" not in report.culprit.evidence

@@ -120,6 +120,43 @@ def test_a_check_in_the_model_that_rounded_values_fail_is_forecast(check, said):
     assert mixed.verdict == mixed.forecast.verdict == "equivalent"
 
 
+class Chooses(nn.Module):
+    """Knows a constant for each dtype but those of 16 bits."""
+
+    def __init__(self, tell):
+        super().__init__()
+        self.layer, self.tell = nn.Linear(6, 10), tell
+
+    def forward(self, x):
+        known = {torch.float32: 1e-6, torch.float64: 1e-8}
+        return self.layer(x) + self.tell(known.get(x.dtype), x)
+
+
+def refuses(constant, x):
+    if constant is None:
+        raise RuntimeError(f"Unsupported dtype {x.dtype}")
+    return constant
+
+
+@pytest.mark.parametrize(
+    ("tell", "said"),
+    [
+        (lambda constant, x: torch.tensor(constant, dtype=x.dtype), "real number"),
+        (refuses, "Unsupported dtype torch.float16"),
+    ],
+)
+def test_a_program_that_refuses_a_dtype_is_forecast_and_told_apart_from_a_kernel(tell, said):
+    torch.manual_seed(0)
+    subject = Evaluation(Chooses(tell).eval(), [torch.randn(20, 6)], labelled=False)
+    (report,) = examine(subject, Settings(("16-true",)))
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert said in report.error
+    assert said in report.forecast.reason
+    assert (report.culprit.mechanism, report.culprit.variant) == (
+        *("unsupported-op", "refused by the program"),
+    )
+
+
 class Rests(nn.Module):
     """Iterates until the whole batch has come to rest."""
 

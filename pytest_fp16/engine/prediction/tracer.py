@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,8 +93,9 @@ class Tracer:
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype
         traced = wrap_inputs(copied(inputs), cast)
-        # Each of the traces of a batch begins with what was carried up to that batch.
-        kept = untouched(self.model, weights=False) if self.carries else nullcontext()
+        # Each of the traces of a batch begins with what was carried up to that batch, and without
+        # what another has left in a cache: rounded there once, it would be rounded no more.
+        kept = untouched(self.model, weights=False, values=self.carries)
         with torch.no_grad(), autocast(self.precision, self.device, self.target), kept, trace:
             output = call_as_is(self.model, traced, self.subject.forward)
         main = main_output(output)

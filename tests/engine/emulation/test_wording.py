@@ -121,6 +121,19 @@ def test_which_form_a_refusal_takes(said, variant):
     assert variant_of(said) == variant
 
 
+def test_a_program_that_refuses_a_dtype_lacks_no_kernel():
+    def chooses(dtype):
+        if dtype is not torch.float32:
+            raise RuntimeError("Unsupported dtype for the jitter")
+
+    with pytest.raises(RuntimeError) as raised:
+        chooses(torch.float16)
+    assert not is_missing_kernel(raised.value)
+    with pytest.raises(RuntimeError) as raised:
+        torch.linalg.slogdet(torch.eye(2, dtype=torch.float16))
+    assert is_missing_kernel(raised.value)
+
+
 def test_a_primitive_that_cannot_be_made_is_a_missing_kernel():
     said = "could not create a primitive descriptor for the LSTM forward propagation primitive"
     assert is_missing_kernel(RuntimeError(said))
