@@ -140,11 +140,16 @@ def user_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
     Raises:
         DataError: it does not return one number per input.
     """
-    scores = torch.as_tensor(metric(outputs, labels))
-    if scores.numel() != n:
+    returned = metric(outputs, labels)
+    try:
+        scores = torch.as_tensor(returned)
+    except (TypeError, ValueError, RuntimeError):
+        scores = None
+    if scores is None or scores.numel() != n:
+        got = type(returned).__name__ if scores is None else f"shape {tuple(scores.shape)}"
         raise DataError(
-            f"metric returned shape {tuple(scores.shape)} for {n} inputs; it must return one score "
-            "per input, shape [N], higher is better"
+            f"metric returned {got} for {n} inputs; it must return one score per input, shape [N], "
+            "higher is better"
         )
     return scores.reshape(n).to(torch.float64)
 

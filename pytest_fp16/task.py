@@ -262,9 +262,11 @@ def require_shape(canonical: Tensor, shape: torch.Size, labels: Any, output: Ten
         DataError: it is another.
     """
     if canonical.shape != shape:
-        given = tuple(torch.as_tensor(labels).shape)
+        given = torch.as_tensor(labels)
+        floating = "; floating labels are values, and classes whole numbers: labels.long()"
         raise DataError(
-            f"labels of shape {given} do not fit outputs of shape {tuple(output.shape)}"
+            f"labels of shape {tuple(given.shape)} do not fit outputs of shape "
+            f"{tuple(output.shape)}{floating if given.is_floating_point() else ''}"
         )
 
 
@@ -284,5 +286,5 @@ def check_labels(task: Task, labels: Tensor, classes: int) -> None:
     if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
         raise DataError(
             f"labels run from {int(counted.min())} to {int(counted.max())}, but the model has "
-            f"{classes} classes (0 to {classes - 1})"
+            f"{classes} classes (0 to {classes - 1}; ignore_index is {task.ignore_index})"
         )

@@ -80,6 +80,13 @@ def test_a_metric_that_gives_one_number_for_the_batch_is_refused():
         user_scores(lambda outputs, labels: outputs.mean(), torch.ones(3), None, 3)
 
 
+@pytest.mark.parametrize("returned", [None, "good", object()])
+def test_a_metric_that_gives_no_number_is_refused(returned):
+    said = f"metric returned {type(returned).__name__} for 3 inputs; it must return one score"
+    with pytest.raises(DataError, match=said):
+        user_scores(lambda outputs, labels: returned, torch.ones(3), None, 3)
+
+
 def test_of_a_tie_the_first_class_and_of_nan_none():
     logits = torch.tensor([[[1.0, 1.0]], [[math.nan, 1.0]], [[0.0, math.inf]]])
     assert right(logits, torch.tensor([[0], [1], [1]])).flatten().tolist() == [True, False, True]

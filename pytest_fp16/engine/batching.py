@@ -40,8 +40,8 @@ def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
             return inputs, labels
     if labelled:
         raise DataError(
-            "labelled=True, or a metric= that needs labels, but a batch is not (inputs, labels) "
-            f"nor a dict with 'labels'; it is {type(batch).__name__}"
+            "labels are needed (labelled=True, a metric= that needs labels, or a training), but a "
+            f"batch is not (inputs, labels) nor a dict with 'labels'; it is {type(batch).__name__}"
         )
     if isinstance(batch, (list, tuple)) and len(batch) == 1:
         return batch[0], None

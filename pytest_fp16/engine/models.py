@@ -143,9 +143,14 @@ def _require_castable(model: nn.Module) -> None:
     """Refuse what no precision can cast."""
     for name, module in model.named_modules():
         what = name or "the model itself"
-        if any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False)))):
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(map(is_lazy, own)):
             raise ModelError(
                 f"{what} is a lazy module without weights yet; call the model on one batch first"
+            )
+        if any(tensor.is_meta for tensor in own):
+            raise ModelError(
+                f"{what} lies on the meta device, where there are no values; load its weights first"
             )
         if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
             raise ModelError(

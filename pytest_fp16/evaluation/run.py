@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine import advice
 from pytest_fp16.engine.batching import count_inputs, holds, split_batch, take, to_device
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
-from pytest_fp16.engine.emulation.wording import first_line, misses_a_gradient
+from pytest_fp16.engine.emulation.wording import misses_a_gradient
 from pytest_fp16.engine.models import taking_gradients
 from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.errors import DataError, FP16Error, ModelError
@@ -22,7 +23,6 @@ from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.candidates import Candidates
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.soundness import (
-    advice,
     handed_on,
     require_better_than_chance,
     require_data,
@@ -90,7 +90,7 @@ class EvaluationRun:
                 self.keep[name] = kept_by(self.plan, self.subject.name, name, model)
         self.candidates.keep = self.keep
         total = _length(self.subject.data)
-        for number, batch in enumerate(self._batches()):
+        for number, batch in enumerate(advice.explained(self._batches(), self.subject.data)):
             for lane in self.lanes:
                 lane.take(batch)
             self.inputs += batch.n
@@ -164,8 +164,8 @@ class EvaluationRun:
             if misses_a_gradient(error) and not self.differentiates:
                 return self._differentiated(inputs, seed)
             raise ModelError(
-                "the model raises in float32 already: "
-                f"{type(error).__name__}: {first_line(error)}; {advice(error, inputs, self.taken)}"
+                f"the model raises in float32 already: {advice.raised(error)}; "
+                + advice.of_batch(error, inputs, self.subject.labelled, self.taken)
             ) from error
 
     def _differentiated(self, inputs: Any, seed: int) -> Tensor:

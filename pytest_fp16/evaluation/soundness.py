@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pytest_fp16.engine.containers import all_tensors, foreign
-from pytest_fp16.engine.emulation.wording import mixes_dtypes
+from pytest_fp16.engine.containers import foreign
 from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.task import Task
 
@@ -26,8 +24,9 @@ def require_data(data: Any, name: str = "data") -> None:
     try:
         iterator = iter(data)
     except TypeError:
+        made = "; pass what it makes, if that yields more than once" if callable(data) else ""
         raise DataError(
-            f"{name} must yield batches (a DataLoader, a list); got {type(data).__name__}"
+            f"{name} must yield batches (a DataLoader, a list); got {type(data).__name__}{made}"
         ) from None
     if iterator is data:
         raise DataError(
@@ -72,7 +71,7 @@ def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) 
         raise ModelError(
             f"the reference is near chance: accuracy {accuracy:.1%} on the first {n} inputs, "
             f"chance is {chance:.1%}; is the model trained, are labels and inputs in order? "
-            "(labelled=False compares decisions without labels)"
+            "(inputs alone, with labelled=False, are compared without labels)"
         )
 
 
@@ -85,20 +84,8 @@ def require_same_kind(labelled: bool, labels: Any, number: int) -> None:
     if labelled and labels is None:
         raise DataError(
             f"batch {number} holds no labels, but those before it do; yield (inputs, labels) "
-            "or a dict with 'labels' each time, or set labelled=False"
+            "or a dict with 'labels' each time, or inputs alone with labelled=False"
         )
-
-
-def advice(error: Exception, inputs: Any, taken: bool) -> str:
-    """What may be wrong with a batch that the model does not take in float32."""
-    if any(t.dtype is torch.float64 for t in all_tensors(inputs)) and mixes_dtypes(str(error)):
-        return "the batch holds float64: make it float32 with .float()"
-    if taken:
-        return (
-            "the labels were taken out of the batch: what the model reads of them must be in it "
-            "under another name too (an encoder-decoder wants decoder_input_ids)"
-        )
-    return "check the batch and forward="
 
 
 def handed_on(inputs: Any) -> list[str]:

@@ -160,6 +160,12 @@ def test_a_lazy_module_without_weights_is_refused():
     assert check(Evaluation(model=model, data=data, labelled=False)).verdict == "equivalent"
 
 
+def test_a_model_on_the_meta_device_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3, device="meta"))
+    with pytest.raises(ModelError, match=r"^1 lies on the meta device.*load its weights first"):
+        check(Evaluation(model=model, data=[torch.randn(2, 4)], labelled=False))
+
+
 def test_inputs_are_cast_where_the_whole_model_is():
     seen = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pytest_fp16.engine.advice import guarded, on_data
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, require_automatic, unheard
@@ -15,7 +16,7 @@ from pytest_fp16.engine.training.order import ordered, same_batch
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.score import score
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
-from pytest_fp16.errors import DataError, FP16Error, ModelError, SettingError
+from pytest_fp16.errors import DataError, ModelError, SettingError
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task
@@ -61,12 +62,15 @@ def sound(subject: Training, device: torch.device) -> Sound:
             "train_data does not repeat under the same seed, so both precisions of a pair saw "
             "different data; give the loader a torch.Generator, or draw from torch's own"
         )
-    _try_step(trainee, first)
+    with on_data(subject.train_data):
+        _try_step(trainee, first)
     batch = _first(iter(subject.eval_data), "eval_data")
-    _, task = _guarded(
-        lambda: score(replace(subject, eval_data=[batch]), trainee.model, REFERENCE, place, None),
-        "evaluating a batch of eval_data in float32",
-    )
+    part = replace(subject, eval_data=[batch])
+    with on_data(subject.eval_data):
+        _, task = guarded(
+            lambda: score(part, trainee.model, REFERENCE, place, None),
+            "evaluating a batch of eval_data in float32",
+        )
     return Sound(subject, task, _length(subject.train_data), notes)
 
 
@@ -134,7 +138,7 @@ def _try_step(trainee: Trainee, batch: Any) -> None:
         with torch.enable_grad(), trainee.installed():
             return trainee.loss(trainee.placed(batch))
 
-    loss = _guarded(attempt, "the first training step in float32")
+    loss = guarded(attempt, "the first training step in float32")
     if not loss.requires_grad:
         raise ModelError(
             "the loss does not depend on the model's parameters: it requires no gradient; check "
@@ -145,12 +149,3 @@ def _try_step(trainee: Trainee, batch: Any) -> None:
             f"the reference is no reference: the loss of the untrained float32 model is "
             f"{float(loss.detach())}; repair the float32 training first"
         )
-
-
-def _guarded(attempt: Any, doing: str) -> Any:
-    try:
-        return attempt()
-    except FP16Error:
-        raise
-    except Exception as error:
-        raise ModelError(f"{doing} raised {type(error).__name__}: {error}") from error

@@ -129,7 +129,7 @@ def test_what_the_users_code_raises_says_what_was_being_done(digits_training):
     def broken(z, y):
         raise KeyError("no such label")
 
-    with pytest.raises(ModelError, match="first training step in float32 raised KeyError") as told:
+    with pytest.raises(ModelError, match=r"raised KeyError.*test_input\.py:\d") as told:
         sound(digits_training(loss=broken), CPU)
     assert isinstance(told.value.__cause__, KeyError)
 

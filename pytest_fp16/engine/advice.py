@@ -1,0 +1,119 @@
+"""What may be wrong with data that a float32 model does not take, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from pytest_fp16.engine.containers import all_tensors, leaves
+from pytest_fp16.engine.emulation.wording import first_line, mixes_dtypes
+from pytest_fp16.engine.source import raised_at
+from pytest_fp16.errors import DataError, FP16Error, ModelError
+
+
+def raised(error: Exception) -> str:
+    """Kind, first line and place of what the user's own code raised."""
+    at = raised_at(error)
+    return f"{type(error).__name__}: {first_line(error)}" + (f" (at {at})" if at else "")
+
+
+def of_batch(error: Exception, inputs: Any, labelled: bool | None, taken: bool) -> str:
+    """What may be wrong with a batch that the model raises on.
+
+    Args:
+        error: what it raised.
+        inputs: what it was given.
+        labelled: as the subject says.
+        taken: labels were taken out of a mapping.
+    """
+    if any(t.dtype is torch.float64 for t in all_tensors(inputs)) and mixes_dtypes(str(error)):
+        return "the batch holds float64: make it float32 with .float()"
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves(inputs)):
+        return "the batch holds NumPy arrays: make them tensors with torch.from_numpy()"
+    if taken:
+        return (
+            "the labels were taken out of the batch: what the model reads of them must be in it "
+            "under another name too (an encoder-decoder wants decoder_input_ids)"
+        )
+    if isinstance(inputs, Mapping):
+        return f"a dict's entries become keyword arguments: {', '.join(map(str, inputs))}"
+    if isinstance(inputs, (list, tuple)) and len(inputs) == 2:
+        if labelled is False:
+            return "labelled=False takes both parts of a pair for inputs: yield the inputs alone"
+        if not isinstance(inputs[1], Tensor):
+            return (
+                f"the second part of the batch ({type(inputs[1]).__name__}) was taken for an "
+                "input: labels are a tensor, an array or a list of numbers, one for each input"
+            )
+    return "check the batch and forward="
+
+
+def of_data(data: Any, read: bool) -> str | None:
+    """What may be wrong with data as a whole.
+
+    Args:
+        data: a subject's.
+        read: a batch of it could be read.
+    """
+    if isinstance(data, (list, tuple)) and len(data) == 2 and all(map(_is_array, data)):
+        first, second = data
+        if len(first) == len(second) and first.shape[1:] != second.shape[1:]:
+            return (
+                "if the data is one batch (inputs, labels), put it into a list: [(inputs, labels)]"
+            )
+    if read:
+        return None
+    if _is_array(data):
+        return "the data is one tensor, whose rows are taken for batches: put it into a list"
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return f"a dataset ({type(data).__name__}) yields single inputs: put it into a DataLoader"
+    return None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) and bool(value.ndim)
+
+
+@contextmanager
+def on_data(data: Any, read: bool = False) -> Iterator[None]:
+    """Let what is refused inside also say what may be wrong with `data` as a whole."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        said = of_data(data, read)
+        if said is None:
+            raise
+        raise type(error)(f"{error}; {said}") from error.__cause__
+
+
+def explained(batches: Iterator[Any], data: Any) -> Iterator[Any]:
+    """`batches` of `data`, with `on_data` around the drawing of each."""
+    read = False
+    while True:
+        with on_data(data, read):
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+        read = True
+        yield batch
+
+
+def guarded(attempt: Any, doing: str) -> Any:
+    """What `attempt` returns; what the user's code raises in it becomes a sentence.
+
+    Raises:
+        ModelError: it raised.
+    """
+    try:
+        return attempt()
+    except FP16Error:
+        raise
+    except Exception as error:
+        raise ModelError(f"{doing} raised {raised(error)}") from error

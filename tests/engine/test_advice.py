@@ -1,0 +1,74 @@
+"""What is said of data that a float32 model does not take."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.advice import guarded, of_batch, of_data
+from pytest_fp16.errors import DataError, FP16Error, ModelError
+
+X, Y = torch.randn(12, 4), torch.arange(12) % 3
+WRONG = RuntimeError("a shape")
+
+
+def said(data, **keywords):
+    torch.manual_seed(0)
+    with pytest.raises(FP16Error) as told:
+        check(Evaluation(nn.Sequential(nn.Linear(4, 3)), data, **keywords))
+    return str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        ((X, Y), "if the data is one batch (inputs, labels), put it into a list"),
+        ([X, Y], "if the data is one batch (inputs, labels), put it into a list"),
+        (X, "the data is one tensor, whose rows are taken for batches"),
+        (TensorDataset(X, Y), "a dataset (TensorDataset) yields single inputs: put it into a Data"),
+        ([(X, 3)], "the second part of the batch (int) was taken for an input: labels are"),
+        ([(X, ["a"])], "the second part of the batch (list) was taken for an input: labels are"),
+        ([{"x": X, "y": Y}], "a dict's entries become keyword arguments: x, y"),
+        ([(X.numpy(), Y)], "the batch holds NumPy arrays"),
+        ([(X.double(), Y)], "the batch holds float64"),
+        ([(X[:, :3], Y)], "check the batch and forward="),
+    ],
+)
+def test_data_in_a_form_of_its_own(data, advice):
+    assert advice in said(data)
+
+
+def test_a_pair_whose_labels_are_to_be_left_out():
+    assert "yield the inputs alone" in said([(X, Y)], labelled=False)
+
+
+def test_labels_that_were_taken_out_of_a_mapping():
+    assert "labels were taken out" in of_batch(WRONG, {"x": X}, None, taken=True)
+
+
+def test_data_that_are_what_they_should_be_get_no_advice():
+    assert of_data([(X, Y)], read=False) is None
+    assert of_data([X, X], read=False) is None  # two batches without labels
+    assert of_data(np.zeros((2, 3)), read=True) is None
+    assert of_data(TensorDataset(X, Y), read=True) is None
+    assert said([(X, Y), (X, Y + 3)]).endswith("ignore_index is -100)")
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise KeyError("no such head")
+
+
+def test_what_a_model_raises_is_told_with_its_line():
+    with pytest.raises(ModelError, match=r"KeyError: .no such head. \(at .*test_advice\.py:\d+\)"):
+        check(Evaluation(Broken(), [(X, Y)]))
+
+
+def test_an_error_of_ours_passes_as_it_is():
+    def refuse():
+        raise DataError("no labels")
+
+    with pytest.raises(DataError, match=r"^no labels$"):
+        guarded(refuse, "a step")
