@@ -45,7 +45,8 @@ def forward_backward(model: nn.Module, inputs: Any, labels: torch.Tensor) -> Non
 def theory_seconds(model: nn.Module, batch: tuple, precision: str) -> float:
     """One batch through the theory pass, its one-off set-up not counted."""
     from pytest_fp16 import Evaluation
-    from pytest_fp16.engine.models import make_model, prepare
+    from pytest_fp16.engine.copies import make_model
+    from pytest_fp16.engine.models import prepare
     from pytest_fp16.engine.prediction.theory_pass import TheoryPass
     from pytest_fp16.precision import precision as named
     from pytest_fp16.task import infer_task

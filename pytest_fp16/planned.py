@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from pytest_fp16.engine.models import make_model
+from pytest_fp16.engine.copies import make_model
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.plan import Entry, Plan, merge_plan, read_plan, stale
 from pytest_fp16.report.model import Report

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from pytest_fp16.engine.batching import copied, split_batch, to_device
-from pytest_fp16.engine.models import call_as_is, make_model
+from pytest_fp16.engine.copies import make_model
+from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.errors import DataError

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_fp16.engine.batching import cast_floating, copied, split_batch, to_device
+from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.device import resolve_device
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
 from pytest_fp16.engine.models import (
     autocast,
     call_as_is,
-    make_model,
     prepare,
     taking_gradients,
 )

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.operations import LOW, facts, flat, tensors
 from pytest_fp16.engine.models import (
     Location,
     autocast,
     call,
-    make_model,
     prepare,
     quiet,
 )

@@ -1,9 +1,7 @@
-"""A fresh model per precision, how it is called, and the proof of what dtypes it really used."""
+"""A model in a precision, how it is called, and the proof of what dtypes it really used."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,99 +14,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
-from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.emulation.autocast import own_regions, target_autocast
 from pytest_fp16.engine.emulation.branches import branches_as_python
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
-
-
-def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
-    """A model of our own: a deep copy of a module, or what the user's function makes.
-
-    Args:
-        source: the module, or the function.
-        weights: of a copy, a model of the same modules whose parameters it takes as they are, for
-            two that only read them; None for its own.
-
-    Raises:
-        ModelError: neither a module nor a function that makes one, or a module that cannot be
-            copied.
-    """
-    if isinstance(source, nn.Module):
-        source = getattr(source, "_orig_mod", source)  # a compiled model's own module
-        try:
-            copied: nn.Module = copy.deepcopy(source, _shared(source) | _taken(source, weights))
-            return copied
-        except Exception as error:
-            raise ModelError(
-                f"the model cannot be copied ({type(error).__name__}: {error}); pass a function "
-                "that makes it instead"
-            ) from None
-    if not callable(source):
-        raise ModelError(
-            "model must be a torch.nn.Module or a function that makes one "
-            f"(got {type(source).__name__})"
-        )
-    _require_no_arguments(source)
-    made = source()
-    if not isinstance(made, nn.Module):
-        raise ModelError(
-            f"the model function returned {type(made).__name__}, not a torch.nn.Module"
-        )
-    return getattr(made, "_orig_mod", made)
-
-
-def _require_no_arguments(source: Any) -> None:
-    """Refuse a function that wants inputs: it is a model itself, and makes none."""
-    try:
-        inspect.signature(source).bind()
-    except TypeError as error:
-        raise ModelError(
-            "model must be a torch.nn.Module or a function without arguments that makes one; "
-            f"{getattr(source, '__name__', type(source).__name__)} cannot be called so ({error}); "
-            "to call a module in a way of your own, pass it as model= and the function as forward="
-        ) from None
-    except ValueError:
-        return  # a builtin that has no signature
-
-
-def _shared(source: nn.Module) -> dict[int, Any]:
-    """The memo of a copy, by id: what ``deepcopy`` itself has no way with.
-
-    Scripted functions are shared: they have no state, and no copies. Sparse tensors have no storage
-    of their own to copy, but clones. What a module computed and keeps, such as the weight that an
-    old weight norm makes of its parts, is copied without its history.
-    """
-    held = [value for module in source.modules() for value in vars(module).values()]
-    memo: dict[int, Any] = {
-        id(value): value for value in held if isinstance(value, torch.jit.ScriptFunction)
-    }
-    computed = (t for t in all_tensors(held) if not t.is_leaf)
-    memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
-    kept = (*held, *source.parameters(), *source.buffers())
-    for tensor in (t for t in kept if isinstance(t, Tensor) and t.layout in _SPARSE):
-        copied = tensor.detach().clone()
-        parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if parameter else copied
-    return memo
-
-
-def _taken(source: nn.Module, weights: nn.Module | None) -> dict[int, Any]:
-    """The memo of a copy, by id: parameters of another model in place of copies."""
-    if weights is None:
-        return {}
-    theirs = dict(weights.named_parameters(remove_duplicate=False))
-    mine = source.named_parameters(remove_duplicate=False)
-    return {id(value): theirs[name] for name, value in mine if name in theirs}
-
-
-_SPARSE = (
-    *(torch.sparse_coo, torch.sparse_csr, torch.sparse_csc),
-    *(torch.sparse_bsr, torch.sparse_bsc),
-)
 
 
 def complex_tensors(model: nn.Module) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from pytest_fp16.diagnosis.training import diagnose_training
+from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.device import resolve_device
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
-from pytest_fp16.engine.models import make_model
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.order import preserved_generators

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.engine.models import make_model, prepare
+from pytest_fp16.engine.copies import make_model
+from pytest_fp16.engine.models import prepare
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.precision import precision
 from pytest_fp16.subject import Evaluation

@@ -1,4 +1,3 @@
-import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -7,11 +6,11 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.models import (
     Location,
     autocast,
     call,
-    make_model,
     parameter_dtypes,
     prepare,
     require_float32,
@@ -33,81 +32,6 @@ def test_a_module_is_copied_and_never_changed():
     assert not ours.training
     assert model[0].weight.requires_grad
     assert not ours[0].weight.requires_grad
-
-
-def test_a_function_makes_the_model():
-    assert isinstance(make_model(lambda: nn.Linear(2, 2)), nn.Linear)
-    with pytest.raises(ModelError, match="returned int, not a"):
-        make_model(lambda: 3)
-    with pytest.raises(ModelError, match=r"must be a torch\.nn\.Module or a function"):
-        make_model("resnet")
-
-
-def test_what_a_module_computed_and_keeps_is_copied_without_its_history():
-    class Remembers(nn.Linear):
-        def forward(self, x):
-            self.seen = {"last": super().forward(x)}
-            return self.seen["last"]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        normed = torch.nn.utils.weight_norm(nn.Linear(4, 3))  # its weight is no leaf
-    model = nn.Sequential(normed, Remembers(3, 2))
-    x = torch.randn(5, 4)
-    want = model(x)
-    copied = make_model(model)
-    assert torch.equal(copied(x), want)
-    assert copied[0].weight is not model[0].weight
-    assert model[1].seen["last"].grad_fn is not None, "the user's own is not changed"
-
-
-def test_a_module_that_cannot_be_copied_says_what_to_do():
-    model = nn.Linear(2, 2)
-    model.lock = (i for i in range(3))
-
-    with pytest.raises(ModelError, match="pass a function that makes it"):
-        make_model(model)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
-def test_a_scripted_function_in_a_model_is_shared_by_its_copies():
-    @torch.jit.script
-    def double(x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
-
-    model = nn.Linear(2, 2)
-    model.part = nn.Identity()
-    model.part.function = double
-    ours = make_model(model)
-
-    assert ours.part.function is double
-    assert ours.part is not model.part
-
-
-@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support")
-@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo])
-def test_sparse_tensors_of_a_model_are_copied(layout):
-    model = nn.Linear(4, 4)
-    model.register_buffer("graph", torch.eye(4).to_sparse(layout=layout))
-    model.mask = nn.Parameter(torch.eye(4).to_sparse(layout=layout), requires_grad=False)
-    model.plain = torch.eye(4).to_sparse(layout=layout)
-    copied = make_model(model)
-    for name in ("graph", "mask", "plain"):
-        mine, theirs = getattr(copied, name), getattr(model, name)
-        assert mine is not theirs
-        assert type(mine) is type(theirs)
-        assert mine.layout is layout
-        assert torch.equal(mine.to_dense(), theirs.to_dense())
-    assert "graph" in dict(copied.named_buffers())
-    assert "mask" in dict(copied.named_parameters())
-
-
-def test_a_compiled_model_is_its_own_module():
-    model = nn.Linear(2, 2)
-    wrapper = nn.Module()
-    wrapper._orig_mod = model
-
-    assert type(make_model(wrapper)) is nn.Linear
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")

@@ -131,7 +131,7 @@ def fingerprint(subject: Training, settings: Settings, device: torch.device) -> 
     for name in _PLAIN:
         base.text(name).feed(getattr(subject, name))
     base.text("model").feed(subject.model)
-    from pytest_fp16.engine.models import make_model
+    from pytest_fp16.engine.copies import make_model
 
     seed_everything(0)
     model = make_model(subject.model)

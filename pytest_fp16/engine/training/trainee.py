@@ -22,12 +22,12 @@ from pytest_fp16.engine.batching import (
     split_batch,
     to_device,
 )
+from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.autocast import held_policy
 from pytest_fp16.engine.models import (
     applied_loss,
     autocast,
     call_as_is,
-    make_model,
     require_float32,
 )
 from pytest_fp16.engine.randomness import seed_everything

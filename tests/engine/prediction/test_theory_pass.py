@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_fp16 import check
+from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
-from pytest_fp16.engine.models import autocast, call, make_model, prepare, quiet
+from pytest_fp16.engine.models import autocast, call, prepare, quiet
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
