@@ -30,12 +30,14 @@ class Task:
         class_dim: dimension of the classes in the raw output.
         many: more than one decision per input.
         ignore_index: a label that is not a decision.
+        one_hot: labels hold a number for every class, of which the largest is the label.
     """
 
     kind: str
     class_dim: int = -1
     many: bool = False
     ignore_index: int = -100
+    one_hot: bool = False
 
     @property
     def decides(self) -> bool:
@@ -86,6 +88,8 @@ class Task:
         values: Tensor = torch.as_tensor(labels)
         if self.kind == "regression":
             return values.reshape(n, -1).float()
+        if self.one_hot and values.dim() > 1:
+            values = values.argmax(self.class_dim)
         return values.reshape(n, -1).long()
 
     def margins(self, logits: Tensor, reference: Tensor) -> Tensor:
@@ -214,8 +218,8 @@ def _classification(output: Tensor, labels: Tensor | None, ignore_index: int) ->
         raise ModelError(
             f"the model returned no logits: shape {tuple(output.shape)} has no dimension of classes"
         )
-    last = -1
-    if labels is None:
+    last, one_hot = -1, False
+    if labels is None or (one_hot := labels.shape == output.shape):
         class_dim = 1 if output.dim() >= 4 else last
     elif labels.shape == output.shape[:-1]:
         class_dim = last
@@ -230,8 +234,8 @@ def _classification(output: Tensor, labels: Tensor | None, ignore_index: int) ->
     classes = output.shape[class_dim]
     if classes < 2:
         raise ModelError(f"the model returned {classes} logit per decision; a class needs a rival")
-    task = Task("classification", class_dim, many=output.dim() > 2, ignore_index=ignore_index)
-    if labels is not None:
+    task = Task("classification", class_dim, output.dim() > 2, ignore_index, one_hot)
+    if labels is not None and not one_hot:
         check_labels(task, labels, classes)
     return task
 

@@ -56,6 +56,23 @@ def test_what_does_not_fit_is_refused(output, labels, kind, error, words):
         infer(output, labels, kind)
 
 
+def test_one_hot_labels_are_classes_where_the_user_says_so():
+    output, classes = torch.randn(4, 3), torch.tensor([0, 2, 1, 2])
+    one_hot = torch.nn.functional.one_hot(classes, 3)
+    assert infer(output, one_hot).kind == "multilabel"
+    for labels in (one_hot, one_hot * 0.8 + 0.1):
+        task = infer(output, labels, "classification")
+        assert (task.kind, task.class_dim, task.many) == ("classification", -1, False)
+        assert torch.equal(task.canonical_labels(labels, 4), classes[:, None])
+
+
+def test_one_hot_labels_of_pixels():
+    classes = torch.randint(0, 3, (2, 5, 6))
+    one_hot = torch.nn.functional.one_hot(classes, 3).movedim(-1, 1)
+    task = infer(torch.randn(2, 3, 5, 6), one_hot, "classification")
+    assert torch.equal(task.canonical_labels(one_hot, 2), classes.reshape(2, -1))
+
+
 def test_an_output_that_does_not_run_over_the_inputs_is_refused():
     with pytest.raises(ModelError, match="first dimension must run over the inputs"):
         infer_task("auto", torch.randn(3, 2), None, 4, -100)

@@ -15,6 +15,7 @@ from pytest_fp16.engine.containers import all_tensors, leaves
 from pytest_fp16.engine.emulation.wording import first_line, mixes_dtypes
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.errors import DataError, FP16Error, ModelError
+from pytest_fp16.task import Task
 
 
 def raised(error: Exception) -> str:
@@ -74,6 +75,27 @@ def of_data(data: Any, read: bool) -> str | None:
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         return f"a dataset ({type(data).__name__}) yields single inputs: put it into a DataLoader"
     return None
+
+
+def of_labels(asked: str, task: Task, labels: Any) -> list[str]:
+    """A remark on labels that were taken for values, and are one-hot classes by the look of them.
+
+    Args:
+        asked: the task as the user named it.
+        task: the task as it was told.
+        labels: of the first batch.
+    """
+    if asked != "auto" or task.kind not in ("multilabel", "regression"):
+        return []
+    values = torch.as_tensor(labels)
+    if values.dim() != 2 or values.shape[1] < 2 or not len(values):
+        return []
+    if bool((values < 0).any()) or not bool(((values.double().sum(1) - 1).abs() < 1e-5).all()):
+        return []
+    return [
+        f"labels have a number for each of {values.shape[1]} outputs, which sum to one for every "
+        f"input, and were taken for {task.kind}; if they are classes, set task='classification'"
+    ]
 
 
 def _is_array(value: Any) -> bool:

@@ -192,6 +192,8 @@ class EvaluationRun:
                 f"the reference itself returns NaN in float32 ({int(output.isnan().sum())} of "
                 f"{output.numel()} outputs of the first batch); mend the model or its inputs first"
             )
+        if labels is not None and subject.metric is None:
+            self.warnings += advice.of_labels(subject.task, self.task, labels)
         self.labelled = labels is not None and self.task.kind != "embedding"
         # Whoever sets a budget without labels sets it for flips, all alike.
         unset = self.settings.budget is None and subject.metric is None

@@ -7,8 +7,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.advice import guarded, of_batch, of_data
+from pytest_fp16.engine.advice import guarded, of_batch, of_data, of_labels
 from pytest_fp16.errors import DataError, FP16Error, ModelError
+from pytest_fp16.task import Task
 
 X, Y = torch.randn(12, 4), torch.arange(12) % 3
 WRONG = RuntimeError("a shape")
@@ -54,6 +55,24 @@ def test_data_that_are_what_they_should_be_get_no_advice():
     assert of_data(np.zeros((2, 3)), read=True) is None
     assert of_data(TensorDataset(X, Y), read=True) is None
     assert said([(X, Y), (X, Y + 3)]).endswith("ignore_index is -100)")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_hot_labels_are_remarked(smoothing):
+    one_hot = nn.functional.one_hot(Y, 3) * (1 - smoothing) + smoothing / 3
+    model = nn.Linear(4, 3).eval()
+    (said,) = check(Evaluation(model, [(X, one_hot)])).warnings
+    assert "if they are classes, set task='classification'" in said
+    report = check(Evaluation(model, [(X, one_hot)], task="classification"))
+    assert (report.task, report.warnings) == ("classification", [])
+    plain = check(Evaluation(model, [(X, Y)]))
+    assert report.metric.reference == plain.metric.reference
+
+
+def test_several_labels_are_no_classes():
+    several = torch.ones(12, 3)
+    assert of_labels("auto", Task("multilabel"), several) == []
+    assert of_labels("multilabel", Task("multilabel"), nn.functional.one_hot(Y, 3)) == []
 
 
 class Broken(nn.Module):

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from pytest_fp16.engine.advice import guarded, on_data
+from pytest_fp16.engine.advice import guarded, of_labels, on_data
+from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, require_automatic, unheard
@@ -71,6 +72,8 @@ def sound(subject: Training, device: torch.device) -> Sound:
             lambda: score(part, trainee.model, REFERENCE, place, None),
             "evaluating a batch of eval_data in float32",
         )
+    if subject.metric is None:
+        notes += of_labels(subject.task, task, split_batch(batch, labelled=True)[1])
     return Sound(subject, task, _length(subject.train_data), notes)
 
 
