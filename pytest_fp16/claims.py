@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_fp16.decorator import ARGUMENTS, check_arguments
@@ -66,6 +67,26 @@ def without_parameter(nodeid: str, value: str) -> str:
     if found:
         return f"{name}[{head}{tail}]"
     return f"{name}[{ids.removeprefix(value + '-')}]"
+
+
+class Names:
+    """Ids of the checks that one test makes by hand, so that a plan can tell them apart.
+
+    Args:
+        nodeid: the test's.
+    """
+
+    def __init__(self, nodeid: str) -> None:
+        self._nodeid = nodeid
+        self._made: Counter[tuple[str, str]] = Counter()
+
+    def of(self, subject: Evaluation | Training, precision: str) -> str:
+        """The test's id, with the subject's own name, and a number where it comes again."""
+        own = getattr(subject, "name", "model")
+        name = self._nodeid if own == "model" else f"{self._nodeid}::{own}"
+        self._made[name, precision] += 1
+        made = self._made[name, precision]
+        return name if made == 1 else f"{name} #{made}"
 
 
 def subject_in(values: list[Any], test: str) -> Evaluation | Training:

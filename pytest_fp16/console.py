@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -59,9 +60,18 @@ def summary(reports: list[Named], settings: Settings, no_speed: str | None) -> l
 def _short(reports: list[Named]) -> list[Named]:
     """Tests by name, which has a column of its own for the precision; by file too, if several."""
     names = [(without_parameter(nodeid, report.precision), report) for nodeid, report in reports]
+    rows = Counter((name, report.precision) for name, report in names)
+    several = {name for (name, _), count in rows.items() if count > 1}
+    names = [(_apart(name, r) if name in several else name, r) for name, r in names]
     if len({name.partition("::")[0] for name, _ in names}) > 1:
         return names
     return [(name.partition("::")[2] or name, report) for name, report in names]
+
+
+def _apart(name: str, report: Report) -> str:
+    """The name of a test that makes several checks by hand, with what this one is called."""
+    own = report.name.removeprefix(name.rpartition("::")[2])
+    return name + (own if own != report.name else f": {own}")
 
 
 def why_no_timing(config: Any) -> str | None:

@@ -71,13 +71,18 @@ def remarks(
     return said
 
 
-def extend(plan: Plan, reports: list[Report], found: Mapping[str, tuple[str, ...]]) -> None:
+def extended(
+    plan: Plan, reports: list[Report], found: Mapping[str, tuple[str, ...]]
+) -> list[Report]:
     """Write what was found into the plan's file, for tests that it says nothing of yet.
 
     Args:
         plan: as it was read.
         reports: the reports of one test.
         found: modules of verified cures that keep modules in float32, by precision.
+
+    Returns:
+        The reports, which say so.
 
     Raises:
         SettingError: the file cannot be written.
@@ -90,6 +95,9 @@ def extend(plan: Plan, reports: list[Report], found: Mapping[str, tuple[str, ...
     ]
     if entries:
         merge_plan(plan.path, [(entry.test, entry.precision) for entry in entries], entries)
+    written = {entry.precision for entry in entries}
+    said = f"the cure is written to the plan {plan.path}; run again to be held against it"
+    return [r.remarked([said]) if r.precision in written else r for r in reports]
 
 
 def _reason(report: Report) -> str:

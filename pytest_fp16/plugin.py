@@ -137,7 +137,8 @@ def _timed(
     benchmark = item.stash[REQUEST].getfixturevalue("benchmark")
     if getattr(benchmark, "stats", None) is not None:  # the test has timed something already
         return report
-    benchmark.group = getattr(benchmark, "group", None) or report.name
+    test = claims.name_and_precision(item)[0]  # with its file: another may have one of that name
+    benchmark.group = getattr(benchmark, "group", None) or test
     try:
         speed = measure(subject, report.precision, settings, benchmark.pedantic)
     except Exception as error:  # a model that fails in 16 bits has its verdict already
@@ -185,9 +186,12 @@ def fp16(request: pytest.FixtureRequest) -> FP16:
         pytest.skip("the fixture fp16 needs --fp16-conformance")
     from pytest_fp16.fixture import FP16
 
+    names = claims.Names(request.node.nodeid)
+
     def examine(subject: Evaluation | Training, settings: Settings) -> list[Report]:
         __tracebackhide__ = True
-        (report,) = session.examine(subject, settings, request.node.nodeid)
+        test = names.of(subject, settings.precisions[0])
+        (report,) = session.examine(subject, settings, test)
         if session.can_be_timed(report) and _wants_timing(request.node):
             report = _timed(request.node, subject, report, settings)
         _record(request.node, report)

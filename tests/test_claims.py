@@ -1,7 +1,7 @@
 import pytest
 
 from pytest_fp16 import Evaluation
-from pytest_fp16.claims import subject_in, without_parameter
+from pytest_fp16.claims import Names, subject_in, without_parameter
 from pytest_fp16.errors import SettingError
 
 
@@ -23,6 +23,16 @@ def test_an_id_without_its_precision(nodeid, expected):
 
 def test_an_id_without_a_precision_stays():
     assert without_parameter("f.py::t[a]", "") == "f.py::t[a]"
+
+
+def test_checks_by_hand_in_one_test_have_ids_of_their_own():
+    names = Names("f.py::t")
+    plain, mine = Evaluation(None, []), Evaluation(None, [], name="mine")
+    made = [(plain, "16-true"), (plain, "bf16-true"), (mine, "16-true"), (plain, "16-true"),
+            (mine, "16-true")]  # fmt: skip
+    assert [names.of(*check) for check in made] == [
+        "f.py::t", "f.py::t", "f.py::t::mine", "f.py::t #2", "f.py::t::mine #2",
+    ]  # fmt: skip
 
 
 def test_the_last_value_counts():

@@ -43,6 +43,13 @@ def test_a_warning_is_told_once_with_all_it_concerns():
     assert "Speed and memory are left out: it rained." in lines
 
 
+def test_rows_of_one_test_are_told_apart():
+    reports = [("f.py::t", a_report(name)) for name in ("t", "t #2", "mine")]
+    reports += [("f.py::u", a_report("other"))]
+    names = [line.partition("  ")[0] for line in console.summary(reports, Settings(), None)[2:6]]
+    assert names == ["t", "t #2", "t: mine", "u"]
+
+
 @pytest.mark.parametrize(("second", "told"), [("g.py", True), ("f.py", False)])
 def test_the_file_is_told_where_there_are_several(second, told):
     reports = [

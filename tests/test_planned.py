@@ -42,6 +42,8 @@ def test_written_then_applied(digits, tmp_path):
     assert (entry.test, entry.precision, entry.module) == (first.name, "16-true", "norm")
     assert not rest
     assert "overflow" in entry.reason
+    said = f"the cure is written to the plan {path}; run again to be held against it"
+    assert said in first.warnings
     again = check(subject(digits, 500.0), plan=path)
     assert again.equivalent
     assert again.warnings == [f"kept in float32 by the plan {path}: norm"]
@@ -83,6 +85,7 @@ def test_a_training_s_cure_is_written_then_applied(digits_training, tmp_path, gi
     assert first.verdict == "not equivalent"
     (entry,) = read_plan(plan).entries
     assert (entry.test, entry.precision, entry.module) == ("digits", "16-true", "2")
+    assert any("written to the plan" in warning for warning in first.warnings)
     again = check(training, **settings, resume=True)  # runs without the plan are not taken for it
     assert again.equivalent, str(again)
     assert f"kept in float32 by the plan {plan}: 2" in again.warnings

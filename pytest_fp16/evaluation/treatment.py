@@ -17,7 +17,7 @@ from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.price import price_of
 from pytest_fp16.evaluation.report import needs_diagnosis, report_of
 from pytest_fp16.evaluation.run import EvaluationRun
-from pytest_fp16.planned import extend, remarks
+from pytest_fp16.planned import extended, remarks
 from pytest_fp16.report.model import Report
 
 
@@ -34,11 +34,9 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
             said = remarks(
                 run.plan, report, run.reference.model, lambda name: _judged(run, Remedy(name), {})
             )
-            report = report.model_copy(update={"warnings": [*report.warnings, *said]})
+            report = report.remarked(said)
         done.append(report)
-    if run.plan is not None:
-        extend(run.plan, done, found)
-    return done
+    return done if run.plan is None else extended(run.plan, done, found)
 
 
 def _treated(

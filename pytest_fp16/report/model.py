@@ -287,6 +287,10 @@ class Report(Part):
         """True when the verdict is ``"equivalent"``."""
         return self.verdict == "equivalent"
 
+    def remarked(self, said: list[str]) -> Report:
+        """A copy with more warnings."""
+        return self.model_copy(update={"warnings": [*self.warnings, *said]})
+
     def __str__(self) -> str:
         from pytest_fp16.report.message import message
 

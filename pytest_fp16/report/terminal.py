@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from pytest_fp16.report import figures
@@ -9,6 +10,9 @@ from pytest_fp16.report.message import place
 from pytest_fp16.report.model import Report, Site
 
 Named = tuple[str, Report]
+
+#: Characters of a test's name, at least: a wide table is easier to bear than tests of one name.
+_SHORTEST = 24
 
 
 def table(reports: Sequence[Named], width: int = 120) -> str:
@@ -24,7 +28,7 @@ def table(reports: Sequence[Named], width: int = 120) -> str:
     notes = _notes(columns)
     excess = _width(_grid(columns)) - width
     if excess > 0:
-        longest = max(16, max(map(len, columns["test"])) - excess)
+        longest = max(_SHORTEST, max(map(len, columns["test"])) - excess)
         columns["test"] = [_cut(name, longest) for name in columns["test"]]
     return "\n".join([_grid(columns), *notes])
 
@@ -218,13 +222,18 @@ def _headroom(site: Site) -> str:
     return f"{figures.decimal(site.headroom)} powers of two left"
 
 
+def _power(headroom: float) -> str:
+    """Nothing where no value was finite, after an overflow, or all were zero."""
+    return "–" if math.isinf(headroom) else f"2^{figures.decimal(headroom)}"
+
+
 def _sites(sites: Sequence[Site]) -> str:
     columns = {
         "module": [_cut(place(site.module), 40) for site in sites],
         "operation": [site.operation for site in sites],
         "share\nof σ²": [figures.percent(site.share) for site in sites],
-        "largest": [figures.significant(site.largest) for site in sites],
-        "headroom": [f"2^{figures.decimal(site.headroom)}" for site in sites],
+        "largest": [figures.significant(site.largest) if site.largest else "–" for site in sites],
+        "headroom": [_power(site.headroom) for site in sites],
         "subnormal": [figures.percent(site.subnormal) for site in sites],
         "zeroed": [figures.percent(site.zeroed) for site in sites],
     }

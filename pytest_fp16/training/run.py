@@ -17,7 +17,7 @@ from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.store import open_store
 from pytest_fp16.plan import Plan
-from pytest_fp16.planned import extend, kept_by, plan_of, remarks, with_kept
+from pytest_fp16.planned import extended, kept_by, plan_of, remarks, with_kept
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
@@ -66,11 +66,8 @@ def _planned(plan: Plan, subject: Training) -> dict[str, tuple[Training, tuple[s
 def _held_against(plan: Plan, reports: list[Report], subject: Training) -> list[Report]:
     """Say what the plan did, and write down what new cures keep in float32."""
     model = make_model(subject.model)
-    extend(plan, reports, {r.precision: _keeps(r) for r in reports})
-    return [
-        report.model_copy(update={"warnings": [*report.warnings, *remarks(plan, report, model)]})
-        for report in reports
-    ]
+    written = extended(plan, reports, {r.precision: _keeps(r) for r in reports})
+    return [report.remarked(remarks(plan, report, model)) for report in written]
 
 
 def _keeps(report: Report) -> tuple[str, ...]:

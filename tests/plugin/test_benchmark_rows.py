@@ -20,8 +20,8 @@ def test_a_row_per_precision_grouped_by_test_with_the_figures_beside(example):
     result.assert_outcomes(passed=2, deselected=2)
     rows = json.loads((example.pytester.path / "bench.json").read_text())["benchmarks"]
     assert [(row["name"], row["group"]) for row in rows] == [
-        ("test_sound[bf16-true]", "test_sound"),
-        ("test_sound[bf16-mixed]", "test_sound"),
+        ("test_sound[bf16-true]", "test_it.py::test_sound"),
+        ("test_sound[bf16-mixed]", "test_it.py::test_sound"),
     ]
     true, mixed = (row["extra_info"] for row in rows)
     assert (true["precision"], true["verdict"]) == ("bf16-true", "equivalent")

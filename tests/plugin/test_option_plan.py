@@ -87,3 +87,27 @@ def test_tests_of_one_name_in_two_files_keep_their_own_entries(example):
     assert "test_it.py" not in plan
     second.assert_outcomes(passed=2)
     second.stdout.no_fnmatch_line("*stale*")
+
+
+TWO = """
+import torch
+
+class Detour(torch.nn.Module):
+    def forward(self, x):
+        return x * 1e5 / 1e5
+
+def test_two(fp16, model, data):
+    broken = torch.nn.Sequential(model, Detour()).eval()
+    sound = torch.nn.Sequential(model, torch.nn.Identity()).eval()
+    print(fp16.evaluate(broken, data).verdict)
+    report = fp16.evaluate(sound, data)
+    assert (report.verdict, report.run.islands) == ("equivalent", [])
+"""
+
+
+def test_what_one_check_of_a_test_needs_is_not_kept_for_another(example):
+    example.write(TWO)
+
+    for _ in range(2):
+        example.check_apart("--fp16-plan=kept.txt").assert_outcomes(passed=1)
+    assert (example.pytester.path / "kept.txt").read_text().count("test_two") == 1

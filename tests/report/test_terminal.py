@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from pytest_fp16.report.model import Certified, Run, Speed, Standardised
@@ -69,7 +71,7 @@ def test_a_metric_other_than_accuracy_is_named(failed, metric):
     assert "R² 0.912 → 0.500" in row
 
 
-@pytest.mark.parametrize("width", [110, 120, 140])
+@pytest.mark.parametrize("width", [117, 120, 140])
 def test_every_column_filled_fits_a_terminal(failed, passed, width):
     speed = Speed(
         seconds=1.0,
@@ -91,6 +93,12 @@ def test_every_column_filled_fits_a_terminal(failed, passed, width):
     assert "…" in lines[3]
 
 
+def test_a_name_is_cut_to_what_still_tells_tests_apart(passed):
+    name = "test_the_loader_with_workers_of_its_own_and_more"
+    shown = table([(name, passed(certified=ALL))], width=60).splitlines()[3].split()[0]
+    assert shown == "test_the_lo…own_and_more"
+
+
 def test_a_name_that_fits_is_left_alone(passed):
     assert "…" not in table([("test_digits", passed())])
 
@@ -100,6 +108,7 @@ def test_full_shows_how_close_a_model_is_to_the_limits(passed, site):
         site(share=0.2, module="head", largest=12.5, headroom=12.4),
         site(share=0.7, module="blocks.1.norm", operation="pow", largest=9e4, headroom=-0.46),
         site(share=0.1, module="", operation="exp", subnormal=0.034, zeroed=0.0021),
+        site(share=0.0, module="", operation="sqrt", largest=0.0, headroom=math.inf),
     ]
     standardised = Standardised(
         count=360,
@@ -138,6 +147,7 @@ def test_full_shows_how_close_a_model_is_to_the_limits(passed, site):
         "  blocks.1.norm     pow        70.0 %    9e+04    2^-0.5",
         "  head              linear     20.0 %     12.5    2^12.4",
         "  the model itself  exp        10.0 %     12.5    2^12.4      3.4 %   0.2 %",
+        "  the model itself  sqrt        0.0 %        –         –",
     ]
 
 
