@@ -125,6 +125,7 @@ class _Raised(NamedTuple):
     """Where an error came from: a module, ``"<loss>"`` or ``"<optimizer>"``; the user's line."""
 
     module: str = ""
+    operation: str = ""
     source: str | None = None
 
 
@@ -150,7 +151,7 @@ def _replayed(
                 try:
                     losses.append(trainee.step(batch, last, origin if watched else None))
                 except Exception as error:  # sooner, where something of the user's counts the steps
-                    return _Raised(origin.failed_in, raised_at(error))
+                    return _Raised(origin.failed_in, origin.raised_by, raised_at(error))
                 if last_one or origin.found is not None:
                     return origin.cause
             trainee.end_epoch(sum(losses) / len(losses))
@@ -161,7 +162,7 @@ def _raised(result: RunResult, where: _Raised) -> Culprit:
     said = result.error or ""
     return Culprit(
         module="<optimizer>" if refuses_closure(said) else where.module,
-        operation="",
+        operation=where.operation,
         mechanism=mechanism_of(said),
         evidence=said + _when(result),
         source=where.source,

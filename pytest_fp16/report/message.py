@@ -185,8 +185,10 @@ def _no_culprit(report: Report) -> str:
 
 
 def _siblings(report: Report) -> str:
-    refused = report.culprit is not None and report.culprit.mechanism == "unsupported-op"
-    if report.precision.startswith("bf16") or refused:
+    # More range is no help where digits are lost, nor where an operation is refused.
+    digits = ("unsupported-op", "cancellation", "absorption", "precision-loss")
+    no_help = report.culprit is not None and report.culprit.mechanism in digits
+    if report.precision.startswith("bf16") or no_help:
         return ""
     return ", or test bf16-true and bf16-mixed, whose range is that of float32"
 

@@ -13,6 +13,7 @@ from pytest_fp16.theory.margin import (
     classification_tolerance,
     floating_point_error,
 )
+from pytest_fp16.training.surprises import surprises
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.check import GradientFindings
@@ -194,7 +195,7 @@ def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> li
     warnings += _of_canary(runs, pairs)
     if runs.store is not None:
         warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
-    warnings += _surprises(pairs, forecast)
+    warnings += surprises(pairs, forecast)
     if pairs.look is not None and -pairs.look.mean > pairs.look.budget:
         warnings.append(
             f"the 16-bit runs score higher by {-pairs.look.mean:.3g}, more than the budget: their "
@@ -209,23 +210,6 @@ def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> li
             "the model, or a loader that shuffles"
         )
     return warnings
-
-
-def _surprises(pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
-    """Where the forecast and the runs say the opposite, and why that may be."""
-    if forecast is None or "inconclusive" in (pairs.verdict, forecast.verdict):
-        return []
-    if forecast.verdict == pairs.verdict:
-        return []
-    if pairs.verdict == "equivalent":
-        expected = "the gradient check expected a failure that no run over seeds showed: "
-        return [expected + forecast.reason]
-    followed = max((p["step"] for p in forecast.figures.get("points", [])), default=0)
-    total = forecast.figures.get("total_steps", 0)
-    return [
-        f"the gradient check did not foresee this: it followed {followed} of {total} steps, and "
-        "what shows later, or with few batches, it does not see"
-    ]
 
 
 def _skipped(pairs: Pairs) -> list[str]:

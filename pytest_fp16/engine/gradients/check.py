@@ -27,6 +27,7 @@ from pytest_fp16.engine.gradients.evidence import (
     lost_in_the_cast,
 )
 from pytest_fp16.engine.gradients.guards import Guard, Guards, lost_guards
+from pytest_fp16.engine.gradients.lost_digits import lost_digits
 from pytest_fp16.engine.gradients.lost_gradients import look_behind, not_skipped, skipped_share
 from pytest_fp16.engine.gradients.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.gradients.own_checks import SHOWN, counted, decides, failing
@@ -149,6 +150,8 @@ class _Check:
                 found = watch.found or watch.emptied
                 scale = point.scale if candidate.scaler is not None else None
                 look_behind(self.evidence, self.exact, extra[0], scale, found)
+                digits = self.evidence.digits
+                self.evidence.digits = digits or lost_digits(self.exact, candidate, extra[0])
             return None
         largest, batches = self.evidence.format.largest, self.course.total * self.course.every
         late = step < self.course.length or returns(self.losses, largest, batches)
@@ -162,7 +165,7 @@ class _Check:
         """What the candidate raised at the reference's weights, and where."""
         self.evidence.raised_at = raised_at(error)
         watch = self.replays.here([batch], drawn=drawn)
-        self.evidence.raised_in = watch.failed_in
+        self.evidence.raised_in, self.evidence.raised_by = watch.failed_in, watch.raised_by
         return told(error), None
 
     def _fails(self, candidate: Trainee) -> Broke | None:
@@ -246,7 +249,8 @@ class _Check:
             raise
         except Exception as error:
             self.evidence.raised_at = raised_at(error)
-            self.evidence.raised_in = self.replays.first(first).failed_in
+            watch = self.replays.first(first)
+            self.evidence.raised_in, self.evidence.raised_by = watch.failed_in, watch.raised_by
             return told(error), None
         reached = float_tensors(candidate)  # before it is watched, which may be a step more
         if candidate.scaler is not None and stuck(self.evidence.first_losses):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.gradients.evaluated import Evaluated
 from pytest_fp16.engine.gradients.guards import Guard
+from pytest_fp16.engine.gradients.lost_digits import LostDigits
 from pytest_fp16.engine.gradients.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.origin import Found
 from pytest_fp16.engine.gradients.points import Point
@@ -43,11 +44,13 @@ class Evidence:
             steps.
         raised_in: the module whose step raised, ``"<loss>"`` or ``"<optimizer>"``; None where none
             did.
+        raised_by: the operation that raised; empty where a statement of the program's did.
         raised_at: the line of the user's code it came from, if any.
         weights: movement of the trained weights over the steps made together.
         first_losses: (reference, candidate) of each of those steps.
         swallowed: what left the range where a gradient is lost and yet finite: a quotient by
             infinity is zero.
+        digits: what loses the digits of the loss where a gradient is lost.
         scaled: how far a factor on the loss changes the 32-bit gradient, for its size, where one
             is used and the gradient is lost.
         skipped: the share of steps that a scaler skips whatever its scale, and what makes their
@@ -78,10 +81,12 @@ class Evidence:
     points: list[Point] = field(default_factory=list)
     broke: Broke | None = None
     raised_in: str | None = None
+    raised_by: str = ""
     raised_at: str | None = None
     weights: Movement | None = None
     first_losses: list[tuple[float, float]] = field(default_factory=list)
     swallowed: Found | None = None
+    digits: LostDigits | None = None
     scaled: float = 0.0
     skipped: tuple[float, Found | None] | None = None
     confident: Broke | None = None

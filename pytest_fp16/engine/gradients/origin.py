@@ -24,6 +24,7 @@ from pytest_fp16.engine.gradients.lost_values import (
     stored,
     zero_where,
 )
+from pytest_fp16.engine.gradients.zeros import Zeros
 from pytest_fp16.engine.models import Location
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.rounding import Format
@@ -40,14 +41,16 @@ class Found(NamedTuple):
     Attributes:
         module: its module, or ``"<loss>"`` or ``"<optimizer>"``.
         operation: its name.
-        mechanism: ``"overflow"``, ``"eps-underflow"`` or ``"cancellation"``; ``"mask-inf"`` where
-            it made NaN of an infinity that no operation made: a constant.
+        mechanism: ``"overflow"``, ``"cancellation"``, or ``"eps-underflow"`` or ``"underflow"``
+            of a divisor; ``"mask-inf"`` where it made NaN of an infinity that no operation made: a
+            constant.
         largest: the largest magnitude among its arguments.
         reached: the largest magnitude that its result should have had; NaN where that is unknown.
         source: the line of the user's code that ran it, or what it is the backward pass of; None
             where torch's own did.
         of_batch: whether it is the batch that was cast, before the model saw it.
         backward_of: the operation whose backward pass it is part of, if it is.
+        divides: whether it divides by zero, or takes a logarithm or root of it.
     """
 
     module: str
@@ -58,6 +61,7 @@ class Found(NamedTuple):
     source: str | None = None
     of_batch: bool = False
     backward_of: str | None = None
+    divides: bool = False
 
     def detail(self, form: Format) -> str:
         """What happened, in words and numbers."""
@@ -71,6 +75,10 @@ class Found(NamedTuple):
             return f"a constant that is infinite in {form.name} gave NaN"
         if self.mechanism == "eps-underflow":
             return "a divisor (or the argument of a logarithm or root) has rounded to zero"
+        if self.divides:
+            how = "the difference of numbers that are equal in"
+            how = "too small for" if self.mechanism == "underflow" else how
+            return f"a divisor (or the argument of a logarithm or root) is zero: {how} {form.name}"
         if self.mechanism == "cancellation":
             return "an operation on finite values gave NaN"
         reached = self.reached if math.isfinite(self.reached) else self.largest
@@ -92,6 +100,7 @@ class Origin(TorchDispatchMode):
         born: the first that made NaN of an infinity that no operation made, or None.
         emptied: the first that divided by such an infinity, or None.
         raised_in: the innermost module whose forward pass an error is leaving, or None.
+        raised_by: the operation that raised it, the last one; empty where none did.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -104,7 +113,9 @@ class Origin(TorchDispatchMode):
         self.born: Found | None = None
         self.emptied: Found | None = None
         self._lines = ForwardLines()
+        self._zeros = Zeros()
         self.raised_in: str | None = None
+        self.raised_by = ""
         self._followed: dict[int, Any] = {}
         self._entered_any = False
         self._handled = sys.exc_info()[1]
@@ -118,6 +129,7 @@ class Origin(TorchDispatchMode):
         self.phase = self._last = "<loss>"
         self._backward_of.clear()
         self._lines.clear()
+        self._zeros.clear()
         self._entered_any = False
 
     def watch(self, trainee: Any) -> None:
@@ -191,13 +203,22 @@ class Origin(TorchDispatchMode):
         if watching:
             self._lines.note(self.place)
             held, named = copies(args, kwargs)
+        self.raised_by = facts(func).name
         out = func(*args, **kwargs)
+        self.raised_by = ""
         if watching:
-            self._look(func, held, named, results_of(func, args, out))
+            self._look(func, args, held, named, results_of(func, args, out))
+            if self.phase == "<loss>":
+                self._zeros.note(func, held, named, args, out)
         return out
 
     def _look(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: list[Any]
+        self,
+        func: Any,
+        given: tuple[Any, ...],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: list[Any],
     ) -> None:
         name = facts(func).name.removeprefix("_foreach_")  # over many tensors, it is the same one
         if self.emptied is None and name == "div" and len(args) > 1 and not finite(args[1]):
@@ -217,7 +238,9 @@ class Origin(TorchDispatchMode):
         exact = in_float64(func, args, kwargs, results)
         mechanism = mechanism_of_loss(name, lost, exact, zero)
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
-        self.found = self._found(name, mechanism, largest, reached)
+        found = self._found(name, mechanism, largest, reached)
+        why = self._zeros.divided(given, args, lost) if zero else None
+        self.found = found if why is None else found._replace(mechanism=why, divides=True)
 
     def _found(
         self, name: str, mechanism: Mechanism, largest: float, reached: float = math.nan

@@ -58,7 +58,7 @@ def _whole(out: Any, args: tuple[Any, ...]) -> bool:
 def decides(candidate: Trainee, batch: Any) -> bool:
     """Whether the 16-bit program decides anything by its values, in the loss of one batch."""
     decisions = Decisions()
-    _witnessed(candidate, batch, decisions)
+    witnessed(candidate, batch, decisions)
     return decisions.seen
 
 
@@ -68,12 +68,13 @@ def counted(
     """(whole numbers made in 16 bits and wrong, whole numbers that a cast to 16 bits changes)."""
     candidate.follow(reference)
     exact, low = (WholeNumbers(trainee.model) for trainee in (reference, candidate))
-    _witnessed(reference, batch, exact)
-    _witnessed(candidate, batch, low)
+    witnessed(reference, batch, exact)
+    witnessed(candidate, batch, low)
     return miscounted(exact, low, form), low.changed
 
 
-def _witnessed(trainee: Trainee, batch: Any, witness: Any) -> None:
+def witnessed(trainee: Trainee, batch: Any, witness: Any) -> None:
+    """Compute the loss of a batch under a dispatch mode; what is raised is no matter here."""
     try:
         _loss(trainee, batch, 0, witness)
     except torch.OutOfMemoryError:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Halvings that take a loss scale from its start, 2^16, to float16's smallest number.
 COLLAPSED = 40
+#: float32's smallest normal number: a format that goes as far down loses no gradient by it.
+FLOAT32_LEAST = 2.0**-126
 #: Noise is judged only where the gradient itself is off by a quarter.
 RELATIVE = 0.25
 
@@ -79,7 +81,7 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
     where = "<optimizer>" if refuses_closure(said) else where
     return Finding(
         f"a step raised {said[:200]}",
-        *(where, "", mechanism_of(said), said[:200]),
+        *(where, evidence.raised_by, mechanism_of(said), said[:200]),
         evidence.raised_at,
         variant_of(said),
     )
@@ -133,14 +135,25 @@ def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
     if finding is not None and changed is not None and finding.mechanism == "precision-loss":
         reason = f"{finding.reason} ({changed.said(evidence.format)})"
         return changed.finding(reason, evidence.format, f"; {finding.evidence}")
-    if finding is None or origin is None:
+    if finding is None:
         return finding
+    if origin is None:
+        return _digits(evidence, finding)
     detail = f"{origin.detail(evidence.format)}; {finding.evidence}"
     where = f"{origin.operation} in {origin.module or 'the model'} leaves the range"
     return Finding(
         f"{finding.reason} ({where})",
         *(origin.module, origin.operation, origin.mechanism, detail, origin.source),
     )
+
+
+def _digits(evidence: Evidence, finding: Finding) -> Finding:
+    """Digits are lost before anything is too small, where the format has float32's range."""
+    if evidence.format.smallest_subnormal < FLOAT32_LEAST:
+        finding = replace(finding, mechanism="precision-loss")
+    if finding.mechanism != "precision-loss" or evidence.digits is None:
+        return finding
+    return evidence.digits.finding(finding.reason, finding.evidence)
 
 
 def gradient_is_lost(point: Point) -> bool:

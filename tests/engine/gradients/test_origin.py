@@ -77,6 +77,16 @@ def test_where_an_error_was_raised():
     assert origin.failed_in == "1.0"
 
 
+def test_the_operation_that_raised_and_none_where_a_statement_did():
+    origin = Origin(nn.Identity())
+    with pytest.raises(IndexError), origin:
+        torch.zeros(3)[torch.tensor([3])]
+    assert origin.raised_by == "index"
+    with pytest.raises(ValueError, match="no"), origin:
+        Broken()(torch.zeros(3) + 1)
+    assert origin.raised_by == ""
+
+
 def test_an_error_that_was_handled_is_nobodys():
     model = Careful()
     try:
