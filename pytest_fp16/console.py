@@ -35,7 +35,9 @@ def grouped(reports: list[Named]) -> list[Named]:
     return [pair for group in tests.values() for pair in group]
 
 
-def summary(reports: list[Named], settings: Settings, no_speed: str | None) -> list[str]:
+def summary(
+    reports: list[Named], settings: Settings, no_speed: str | None, no_json: str | None = None
+) -> list[str]:
     """The lines of our section: table, warnings, details where asked for, notes."""
     from pytest_fp16.report import terminal
 
@@ -53,7 +55,7 @@ def summary(reports: list[Named], settings: Settings, no_speed: str | None) -> l
     if no_speed:
         lines.append(f"Speed and memory are left out: {no_speed}.")
     if settings.json:
-        lines.append(f"Reports written to {settings.json}")
+        lines.append(no_json or f"Reports written to {settings.json}")
     return lines
 
 

@@ -270,9 +270,10 @@ class Conformance:
             self.session.collect(report.nodeid, texts)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
-        """Write the JSON report, whatever became of the run."""
-        self.session.write()
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the JSON report, whatever became of the run; one that is lost is no success."""
+        if not self.session.write() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_report_header(self) -> str:
         """One line that says what will be checked."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_fp16 import console
-from pytest_fp16.errors import FP16Error
+from pytest_fp16.errors import FP16Error, SettingError
 from pytest_fp16.siblings import Siblings
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class ConformanceSession:
         self.is_worker = hasattr(config, "workerinput")
         self.siblings = Siblings(apart=self.is_worker)
         self._reports: dict[str, list[Report]] = {}
+        self._lost: str | None = None  # why there is no JSON report
 
     def is_settled(self, test: str, precision: str) -> bool:
         """Whether a sibling's examination makes calling the test needless."""
@@ -90,16 +91,25 @@ class ConformanceSession:
         read = [(nodeid, r) for nodeid, reports in self._reports.items() for r in reports]
         return console.grouped(read + self.siblings.left())
 
-    def write(self) -> None:
-        """Write the JSON report where the user asked for one; a worker writes none."""
+    def write(self) -> bool:
+        """Write the JSON report where the user asked for one; a worker writes none.
+
+        Returns:
+            False where it could not be written, which the summary tells.
+        """
         if self.settings.json and not self.is_worker:
             from pytest_fp16.report.json import write_json
 
-            write_json(self.settings.json, self.all_reports())
+            try:
+                write_json(self.settings.json, self.all_reports())
+            except SettingError as error:
+                self._lost = f"ERROR: fp16: {error}"
+        return self._lost is None
 
     def summary(self) -> list[str]:
         """The lines of the section at the end; none where nothing was examined."""
         reports = self.all_reports()
         if not reports:
-            return []
-        return console.summary(reports, self.settings, console.why_no_speed(self.config, reports))
+            return [self._lost] if self._lost else []
+        no_speed = console.why_no_speed(self.config, reports)
+        return console.summary(reports, self.settings, no_speed, self._lost)

@@ -126,8 +126,13 @@ def require_writable(path: str | os.PathLike[str]) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir():
         raise SettingError(f"cannot write {path}: {parent} is a file, not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise SettingError(f"cannot write {path}: the folder {parent} may not be written to")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass  # a folder's permissions alone do not tell: the disk may be full, or not a disk
+    except OSError as error:
+        raise SettingError(
+            f"cannot write {path}: the folder {parent} may not be written to ({_reason(error)})"
+        ) from None
     if target.exists() and not os.access(target, os.W_OK):
         raise SettingError(f"cannot write {path}: the file is there and may not be written to")
 

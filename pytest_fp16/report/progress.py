@@ -49,8 +49,12 @@ class Bar:
     def _line(self, what: str, done: int, total: int | None, now: float) -> str:
         if not total:
             return f"fp16: {what}, {done} done"
-        said = f" {done}/{total}{self._left(done, total, now)} {what}"
-        width = min(_WIDEST, max(_NARROWEST, self._columns - 1 - len("fp16: []" + said)))
+        so_far = f" {done}/{total}{self._left(done, total, now)} "
+        said = so_far + what
+        room = self._columns - 1 - len("fp16: []")
+        if len(said) + _NARROWEST > room:  # a bar is what can best be spared, then a name
+            return f"fp16:{so_far}{_shortened(what, self._columns - 1 - len('fp16:' + so_far))}"
+        width = min(_WIDEST, max(_NARROWEST, room - len(said)))
         full = round(width * min(done / total, 1.0))
         return f"fp16: [{'#' * full}{'.' * (width - full)}]{said}"
 
@@ -67,3 +71,13 @@ class Bar:
         if self._drawn:
             self._write("\r" + " " * self._drawn + "\r")
             self._drawn = 0
+
+
+def _shortened(what: str, room: int) -> str:
+    """`what` with the end of its name, before the colon, left out to fit: the figures come last."""
+    name, colon, figures = what.partition(": ")
+    excess = len(what) - room
+    if not colon or excess <= 0:
+        return what
+    kept = len(name) - excess - 1
+    return f"{name[:kept]}…{colon}{figures}" if kept > 0 else figures

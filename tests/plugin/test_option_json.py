@@ -68,3 +68,22 @@ def test_without_the_flag_no_file_is_written(example):
     example.run("--fp16-json=out.json").assert_outcomes(passed=2)
 
     assert not (example.pytester.path / "out.json").exists()
+
+
+def test_a_file_that_could_not_be_written_after_all_is_no_success(example):
+    example.write(
+        """
+import os
+
+def test_in_the_way(fp16, model, data):
+    assert fp16.evaluate(model, data).equivalent
+    os.mkdir("out.json")
+"""
+    )
+
+    result = example.check("--fp16-json=out.json")
+
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["test_in_the_way *", "ERROR: fp16: cannot write out.json: *"])
+    result.stdout.no_fnmatch_line("*Reports written*")

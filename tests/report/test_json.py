@@ -2,6 +2,7 @@ import json
 import math
 import os
 import stat
+import tempfile
 
 import pytest
 import torch
@@ -104,11 +105,15 @@ def test_a_path_below_a_file_is_refused_before_the_run(tmp_path):
 
 
 def test_a_folder_without_permission_is_refused_before_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(SettingError) as raised:
         require_writable(tmp_path / "report.json")
     assert str(raised.value) == (
-        f"cannot write {tmp_path / 'report.json'}: the folder {tmp_path} may not be written to"
+        f"cannot write {tmp_path / 'report.json'}: the folder {tmp_path} may not be written to "
+        "(Permission denied)"
     )
 
 

@@ -73,6 +73,20 @@ def test_a_shorter_line_covers_a_longer_one_and_closing_wipes_it():
     assert terminal.written[2].strip() == ""
 
 
+def test_where_columns_are_scarce_the_figures_stay():
+    terminal = Terminal()
+    for now, name in [(2, "test_digits"), (4, "test_digits_and_more"), (6, "t" * 99)]:
+        terminal.now = now
+        terminal.bar(f"{name}: seed 0, 16-true, epoch 1/3, loss 0.123", 0, 12)
+
+    assert [line.strip() for line in terminal.written] == [
+        "fp16: 0/12 test_di…: seed 0, 16-true, epoch 1/3, loss 0.123",
+        "fp16: 0/12 test_di…: seed 0, 16-true, epoch 1/3, loss 0.123",
+        "fp16: 0/12 ttttttt…: seed 0, 16-true, epoch 1/3, loss 0.123",
+    ]
+    assert all(len(line) == 60 for line in terminal.written)
+
+
 def test_a_line_never_wraps():
     terminal = Terminal()
     terminal.now = 3.0
