@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pytest_fp16.report import figures
 from pytest_fp16.report.message import place
 from pytest_fp16.report.model import Report, Site
+from pytest_fp16.report.trained import course
 
 Named = tuple[str, Report]
 
@@ -148,6 +149,8 @@ def full(report: Report, top: int = 10) -> str:
     """
     lines = [f"{report.name}, {report.precision}: {report.verdict}"]
     lines += [f"  {text}" for text in _standing(report)]
+    if report.kind == "training":
+        return "\n".join([*lines, *(f"  {text}" for text in course(report))])
     if not report.sites:
         return "\n".join([*lines, "  no ranges or shares: the theory pass gave none"])
     lines += [f"  {text}" for text in _extremes(report.sites)]

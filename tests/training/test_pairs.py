@@ -36,7 +36,9 @@ def test_too_few_seeds_say_how_many_are_missing(digits_training):
     assert report.verdict == "inconclusive"
     assert report.training["seeds_missing"] > 0
     (detail,) = [c.detail for c in report.checks if c.name == "same over seeds"]
-    assert f"about {report.training['seeds_missing']} more seed(s) would settle it" in detail
+    missing, made = report.training["seeds_missing"], len(report.training["losses"])
+    said = f"about {missing} more seed(s) would settle it: --fp16-seeds={made + missing}"
+    assert said in detail
 
 
 def lucky():
