@@ -140,7 +140,7 @@ def user_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
     Raises:
         DataError: it does not return one number per input.
     """
-    returned = metric(outputs, labels)
+    returned = metric(outputs.clone(), labels)  # it may write into them, and flips are read later
     try:
         scores = torch.as_tensor(returned)
     except (TypeError, ValueError, RuntimeError):

@@ -278,8 +278,12 @@ def check_labels(task: Task, labels: Tensor, classes: int) -> None:
     """Refuse labels that no class has.
 
     Raises:
-        DataError: a floating label, or one out of range.
+        DataError: a floating label of a class, one out of range, or NaN.
     """
+    if labels.is_floating_point() and (missing := int(labels.isnan().sum())):
+        raise DataError(
+            f"{missing} labels are NaN; leave their inputs out, or pass a metric= that skips them"
+        )
     if task.kind == "regression":
         return
     if labels.is_floating_point() and not bool((labels == labels.round()).all()):

@@ -87,6 +87,12 @@ def test_a_metric_that_gives_no_number_is_refused(returned):
         user_scores(lambda outputs, labels: returned, torch.ones(3), None, 3)
 
 
+def test_a_metric_may_write_into_its_outputs():
+    outputs = torch.ones(3, 2)
+    assert user_scores(lambda o, labels: o.zero_().sum(1), outputs, None, 3).tolist() == [0, 0, 0]
+    assert outputs.eq(1).all()
+
+
 def test_of_a_tie_the_first_class_and_of_nan_none():
     logits = torch.tensor([[[1.0, 1.0]], [[math.nan, 1.0]], [[0.0, math.inf]]])
     assert right(logits, torch.tensor([[0], [1], [1]])).flatten().tolist() == [True, False, True]

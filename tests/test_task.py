@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -49,6 +51,7 @@ def test_the_task_is_told_from_output_and_labels(output, labels, kind, class_dim
         (torch.randn(4), CLASSES, "classification", ModelError, "no dimension of classes"),
         (torch.randn(4, 3), CLASSES, "multilabel", DataError, "multilabel labels have shape"),
         (torch.randn(4, 3), torch.full((4,), 0.5), "classification", DataError, "whole numbers"),
+        (torch.randn(4, 3), torch.full((4,), math.nan), "classification", DataError, "are NaN"),
     ],
 )
 def test_what_does_not_fit_is_refused(output, labels, kind, error, words):

@@ -122,7 +122,7 @@ def _over_seeds(pairs: Pairs) -> str:
     text = f"mean loss {look.mean:.3g} over {look.n} pair(s), {limits}, budget {look.budget:.3g}"
     if pairs.verdict == "inconclusive" and pairs.missing:
         text += f"; about {pairs.missing} more seed(s) would settle it: "
-        text += f"--fp16-seeds={look.n + pairs.missing}"
+        text += f"seeds={look.n + pairs.missing}"
     return text
 
 

@@ -74,3 +74,9 @@ def test_a_metric_that_says_nothing_of_the_reference_is_refused(score):
     x = torch.randn(8, 4)
     with pytest.raises(DataError, match="on the float32 outputs already"):
         check(Evaluation(nn.Linear(4, 2).eval(), [(x, x)], metric=metric))
+
+
+def test_values_that_are_nan_are_no_labels():
+    labels = torch.tensor([0.5, float("nan"), 1.0, float("nan")])
+    with pytest.raises(DataError, match="2 labels are NaN; leave their inputs out"):
+        check(Evaluation(nn.Linear(3, 1).eval(), [(torch.randn(4, 3), labels)]))

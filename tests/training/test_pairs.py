@@ -37,7 +37,7 @@ def test_too_few_seeds_say_how_many_are_missing(digits_training):
     assert report.training["seeds_missing"] > 0
     (detail,) = [c.detail for c in report.checks if c.name == "same over seeds"]
     missing, made = report.training["seeds_missing"], len(report.training["losses"])
-    said = f"about {missing} more seed(s) would settle it: --fp16-seeds={made + missing}"
+    said = f"about {missing} more seed(s) would settle it: seeds={made + missing}"
     assert said in detail
 
 

@@ -136,12 +136,12 @@ def _add(
         return task
     targets = task.canonical_labels(labels, n)
     assert targets is not None, "unreachable: labels were required"
+    check_labels(task, targets, logits.shape[-1])
     if task.kind == "regression":
         sums.tally = sums.tally or RSquared()
         sums.tally.add(logits[:, 0], targets)
         return task
     sums.tally = sums.tally or Accuracy()
-    check_labels(task, targets, logits.shape[-1])
     valid = task.valid(targets, logits[..., 0])
     sums.tally.add(right(logits, targets), valid)
     sums.count(targets[valid], logits.shape[-1])
