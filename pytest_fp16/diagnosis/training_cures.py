@@ -14,6 +14,7 @@ from pytest_fp16.diagnosis.upcast import Upcast, line_in_float32
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
+from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.optimization import optimization
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.mixing import keep_in_float32
@@ -75,8 +76,8 @@ def proposals(
     if where == "<optimizer>" or mechanism == "eps-underflow":
         found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
-        found += _loss_in_float32(subject, precision)
-        found += _at_the_steps_line(subject, precision, culprit)
+        found += _loss_in_float32(subject, model, precision)
+        found += _at_the_steps_line(subject, model, precision, culprit)
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)
     if where not in (None, "<optimizer>", "<loss>"):
@@ -122,9 +123,9 @@ def _epsilons(subject: Training, model: nn.Module) -> list[Proposal]:
     ]
 
 
-def _loss_in_float32(subject: Training, precision: Precision) -> list[Proposal]:
+def _loss_in_float32(subject: Training, model: nn.Module, precision: Precision) -> list[Proposal]:
     own = subject.loss
-    if subject.training_step is not None or own is None:
+    if subject.training_step is not None or own is None or is_lightning(model):
         return []
 
     def loss(outputs: Any, targets: Any) -> Any:
@@ -210,11 +211,12 @@ def _at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> li
 
 
 def _at_the_steps_line(
-    subject: Training, precision: Precision, culprit: Culprit | None
+    subject: Training, model: nn.Module, precision: Precision, culprit: Culprit | None
 ) -> list[Proposal]:
     """The culprit's line in float32, where the user's own training step runs it."""
     own = subject.training_step
-    if culprit is None or culprit.source is None or (own is None and subject.loss is not None):
+    given = own is None and subject.loss is not None  # a Lightning module does not use it
+    if culprit is None or culprit.source is None or (given and not is_lightning(model)):
         return []
     found = []
     for meeting in _meetings(culprit, precision):

@@ -283,7 +283,8 @@ class _Check:
 
     def _probe(self, recorder: Recorder) -> None:
         recorder.handle.remove()
-        if self.precision.mixed or self.exact.closure or not recorder.steps:
+        own = self.exact.closure or self.exact.by_hand is not None
+        if self.precision.mixed or own or not recorder.steps:
             return
         steps = min(self.evidence.total_steps, _PROBED)
         try:

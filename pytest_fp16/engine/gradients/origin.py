@@ -135,6 +135,8 @@ class Origin(TorchDispatchMode):
     def watch(self, trainee: Any) -> None:
         """Tell the steps of a trainee's optimizer, and the clipping before them, from the rest."""
         trainee.optimizer.register_step_pre_hook(lambda *_: self._in_phase("<optimizer>"))
+        # Where a module steps by hand, the next loss follows within the same step.
+        trainee.optimizer.register_step_post_hook(lambda *_: self._in_phase("<loss>"))
         trainee.clipping = lambda: self._in_phase(CLIPPING)
 
     def _in_phase(self, phase: str) -> None:

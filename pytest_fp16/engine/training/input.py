@@ -12,7 +12,7 @@ from pytest_fp16.engine.advice import guarded, of_labels, on_data
 from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.models import require_float32
-from pytest_fp16.engine.training.lightning import is_lightning, require_automatic, unheard
+from pytest_fp16.engine.training.lightning import is_lightning, unheard
 from pytest_fp16.engine.training.order import ordered, same_batch
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.score import score
@@ -55,7 +55,6 @@ def sound(subject: Training, device: torch.device) -> Sound:
         raise ModelError("the model has no parameter that requires a gradient; nothing to train")
     _require_loss(subject, trainee)
     if trainee.own_step:
-        require_automatic(trainee.model)
         notes += unheard(trainee.model)
     first = _first(ordered(subject.train_data, 0, 0), "train_data")
     if all_tensors(first) and not same_batch(first, next(iter(ordered(subject.train_data, 0, 0)))):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from pytest_fp16.errors import SettingError
+from pytest_fp16.subject import Training
 
 #: Hooks that can change a training and are the Trainer's to call, which there is none of here.
 _HOOKS = (
@@ -28,13 +29,29 @@ def is_lightning(model: nn.Module) -> bool:
     return all(callable(getattr(model, n, None)) for n in ("training_step", "configure_optimizers"))
 
 
-def require_automatic(model: nn.Module) -> None:
-    """Raises `SettingError` for a module that steps its optimizers by hand."""
-    if not getattr(model, "automatic_optimization", True):
+def optimizes_by_hand(model: nn.Module) -> bool:
+    """Whether a module steps its own optimizers, inside its training step."""
+    return is_lightning(model) and not getattr(model, "automatic_optimization", True)
+
+
+def require_own_optimizers(subject: Training) -> None:
+    """What a module that optimizes by hand does itself, and is not to be asked for.
+
+    Raises:
+        SettingError: it is.
+    """
+    asked = {
+        "optimizer": subject.optimizer is not None,
+        "scheduler": subject.scheduler is not None,
+        "clip_grad_norm": subject.clip_grad_norm is not None,
+        "accumulate": subject.accumulate > 1,
+    }
+    given = ", ".join(f"{name}=" for name, is_given in asked.items() if is_given)
+    if given:
         raise SettingError(
-            "the Lightning module optimizes by hand (automatic_optimization is False), and its "
-            "steps cannot be taken apart; pass optimizer= and training_step=, a function of "
-            "(model, batch) that returns the loss"
+            f"the Lightning module optimizes by hand (automatic_optimization is False): {given} "
+            "cannot take part in its steps; leave it out, or pass optimizer= and training_step=, a "
+            "function of (model, batch) that returns the loss"
         )
 
 
@@ -74,6 +91,38 @@ def configured(model: Any) -> tuple[Any, Any, str]:
     Raises:
         SettingError: it makes more than one, or asks for a Trainer.
     """
+    optimizers, schedulers = _made(model)
+    interval = "epoch"
+    optimizer: Any = _single(optimizers)
+    scheduler: Any = _single(schedulers)
+    if isinstance(optimizer, Mapping):  # a list of one dictionary
+        optimizer, scheduler = optimizer.get("optimizer"), optimizer.get("lr_scheduler")
+    if isinstance(scheduler, Mapping):
+        interval = scheduler.get("interval", "epoch")
+        scheduler = scheduler["scheduler"]
+    return optimizer, scheduler, interval
+
+
+def every_configured(model: Any) -> tuple[list[Any], list[Any]]:
+    """(optimizers, schedulers) of any form of configure_optimizers.
+
+    Raises:
+        SettingError: it asks for a Trainer.
+    """
+    optimizers, schedulers = map(_listed, _made(model))
+    found = [o.get("optimizer") if isinstance(o, Mapping) else o for o in optimizers]
+    schedulers += [o["lr_scheduler"] for o in optimizers if isinstance(o, Mapping) and len(o) > 1]
+    return found, [s["scheduler"] if isinstance(s, Mapping) else s for s in schedulers]
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return list(value)
+    return [] if value is None else [value]
+
+
+def _made(model: Any) -> tuple[Any, Any]:
+    """(optimizers, schedulers), each as configure_optimizers has them."""
     try:
         made = model.configure_optimizers()
     except RuntimeError as error:
@@ -88,15 +137,7 @@ def configured(model: Any) -> tuple[Any, Any, str]:
         optimizers, schedulers = made.get("optimizer"), made.get("lr_scheduler")
     elif isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], (tuple, list)):
         optimizers, schedulers = made
-    interval = "epoch"
-    optimizer: Any = _single(optimizers)
-    scheduler: Any = _single(schedulers)
-    if isinstance(optimizer, Mapping):  # a list of one dictionary
-        optimizer, scheduler = optimizer.get("optimizer"), optimizer.get("lr_scheduler")
-    if isinstance(scheduler, Mapping):
-        interval = scheduler.get("interval", "epoch")
-        scheduler = scheduler["scheduler"]
-    return optimizer, scheduler, interval
+    return optimizers, schedulers
 
 
 def _single(value: Iterable[Any] | Any) -> Any:
@@ -105,6 +146,7 @@ def _single(value: Iterable[Any] | Any) -> Any:
     if len(value) > 1:
         raise SettingError(
             f"configure_optimizers returned {len(value)} optimizers or schedulers; only a training "
-            "with one can be compared: pass optimizer=, one that steps all, and training_step="
+            "by hand (automatic_optimization = False) can have several; or pass training_step= and "
+            "optimizer=, one that steps all"
         )
     return value[0] if value else None

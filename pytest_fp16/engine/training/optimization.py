@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_fp16.engine.training.lightning import configured, is_lightning
+from pytest_fp16.engine.training.by_hand import several
+from pytest_fp16.engine.training.lightning import (
+    configured,
+    is_lightning,
+    optimizes_by_hand,
+    require_own_optimizers,
+)
 from pytest_fp16.engine.training.optimizer_copy import copied_over
 from pytest_fp16.errors import SettingError
 from pytest_fp16.subject import Training
@@ -90,6 +96,9 @@ def optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
     Raises:
         SettingError: what should make an optimizer or a scheduler made something else.
     """
+    if subject.training_step is None and optimizes_by_hand(model):
+        require_own_optimizers(subject)
+        return several(model), None, "epoch"
     if subject.optimizer is None:
         if not is_lightning(model):
             raise SettingError(

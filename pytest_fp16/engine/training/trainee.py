@@ -15,23 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.batching import (
-    cast_floating,
-    cast_module,
-    copied,
-    split_batch,
-    to_device,
-)
+from pytest_fp16.engine.batching import cast_floating, cast_module, copied, split_batch, to_device
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.autocast import held_policy
-from pytest_fp16.engine.models import (
-    applied_loss,
-    autocast,
-    call_as_is,
-    require_float32,
-)
+from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, require_float32
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
+from pytest_fp16.engine.training.by_hand import ByHand, Several
 from pytest_fp16.engine.training.frozen_base import narrowed, widened
 from pytest_fp16.engine.training.lightning import is_lightning, own_loss
 from pytest_fp16.engine.training.optimization import (
@@ -111,7 +101,9 @@ class Trainee:
             self.amendment.optimizer(self.optimizer)
         scaled = precision.mixed and precision.dtype_name == "float16"
         self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None
-        self.closure = needs_closure(self.optimizer)
+        own = self.optimizer
+        self.by_hand = ByHand(self, own) if isinstance(own, Several) else None
+        self.closure = self.by_hand is None and needs_closure(self.optimizer)
         self.primed = self.closure and needs_gradients_too(self.optimizer)
         self.pending: list[Any] = []
         self.clipping: Callable[[], None] = lambda: None  # told before gradients are clipped
@@ -159,11 +151,7 @@ class Trainee:
         Raises:
             ModelError: the user's function returned no scalar tensor.
         """
-        with autocast(self.precision, self.place.device, self.place.target):
-            value = self._user_loss(batch)
-        # Autocast drops its 16-bit copies of the weights when the outermost context ends; inside
-        # one that merely switches it off, it would go on with those of the first step.
-        torch.clear_autocast_cache()
+        value = self.within(lambda: self._user_loss(batch))
         if isinstance(value, Mapping) and "loss" in value:
             value = value["loss"]
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -174,9 +162,20 @@ class Trainee:
             )
         return value.reshape(())
 
+    def within(self, run: Callable[[], Any]) -> Any:
+        """Something of the user's, in this precision."""
+        with autocast(self.precision, self.place.device, self.place.target):
+            value = run()
+        # Autocast drops its 16-bit copies of the weights when the outermost context ends; inside
+        # one that merely switches it off, it would go on with those of the first step.
+        torch.clear_autocast_cache()
+        return value
+
     def _user_loss(self, batch: Any) -> Any:
         if self.subject.training_step is not None:
             return self.subject.training_step(self.model, batch)
+        if self.by_hand is not None:
+            return self.by_hand.loss(batch)
         if self.own_step:
             return own_loss(self.model, batch, max(self.index, 0))
         inputs, targets = split_batch(batch, labelled=True)
@@ -198,6 +197,8 @@ class Trainee:
         self.index += 1
         with self.place.arithmetic(self.precision), witness or nullcontext():
             batch = self.placed(batch)
+            if self.by_hand is not None:
+                return self.by_hand.step(batch)
             if self.closure:
                 return self._closed_step(batch, last)
             loss = self.loss(batch)

@@ -172,13 +172,13 @@ def test_hooks_of_the_trainer_are_named(digits):
     assert unheard(nn.Linear(2, 2)) == []
 
 
-def test_manual_optimization_is_refused(digits):
+def test_manual_optimization_that_never_goes_backwards_is_refused(digits):
     class Manual(module_class()):
         def __init__(self):
             super().__init__()
             self.automatic_optimization = False
 
-    with pytest.raises(SettingError, match="optimizes by hand"):
+    with pytest.raises(SettingError, match="never called manual_backward"):
         check(training(digits, Manual), precision="16-true")
 
 

@@ -1,0 +1,251 @@
+"""A Lightning module that optimizes by hand: several optimizers, each stepped inside its own step.
+
+Trained, its step runs as it is written: `manual_backward` and the optimizers' steps go through the
+loss scale of the precision. Where a gradient alone is asked for, no optimizer steps: every
+parameter has the gradient that its own optimizer would apply, all at the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.training.lightning import every_configured, own_loss
+from pytest_fp16.errors import SettingError
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.training.trainee import Trainee
+
+
+class Several(torch.optim.Optimizer):
+    """The optimizers of one module, looked at together. Hooks of a step are told of each one's."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer], schedulers: Sequence[Any]) -> None:
+        self.parts, self.schedulers = list(parts), list(schedulers)
+        groups = [g for p in parts for g in p.param_groups]
+        self.defaults: dict[str, Any] = {}
+        self.param_groups = groups
+
+    @property
+    def state(self) -> dict[Any, Any]:  # type: ignore[override]
+        """What all of them keep."""
+        return {key: held for part in self.parts for key, held in part.state.items()}
+
+    def register_step_pre_hook(self, hook: Any) -> Any:  # noqa: D102 (the base class's)
+        return [part.register_step_pre_hook(hook) for part in self.parts][-1]
+
+    def register_step_post_hook(self, hook: Any) -> Any:  # noqa: D102 (the base class's)
+        return [part.register_step_post_hook(hook) for part in self.parts][-1]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: D102 (the base class's)
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+
+class Handle:
+    """An optimizer as a module that optimizes by hand has it."""
+
+    def __init__(self, owner: ByHand, optimizer: torch.optim.Optimizer) -> None:
+        self._owner, self.optimizer = owner, optimizer
+        self.pending: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those it steps."""
+        return [p for g in self.optimizer.param_groups for p in g["params"]]
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> None:
+        """Step it, or note what it would step with."""
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        self._owner.stepped(self)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget its gradients."""
+        self.pending.clear()
+        if self._owner.noted is None:
+            self.optimizer.zero_grad(set_to_none)
+
+    @contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        """Let gradients flow to its own parameters only."""
+        self._owner.toggle(self)
+        yield
+        self._owner.untoggle()
+
+
+class ByHand:
+    """Runs the step of such a module.
+
+    Attributes:
+        noted: (losses, parameters) per step of an optimizer, where none is made; None where all
+            are.
+    """
+
+    def __init__(self, trainee: Trainee, optimizer: Several) -> None:
+        self.trainee, self.optimizer = trainee, optimizer
+        self.handles = [Handle(self, part) for part in optimizer.parts]
+        self.noted: list[tuple[list[Tensor], list[nn.Parameter]]] | None = None
+        self.losses: list[Tensor] = []
+        self._toggled: list[tuple[nn.Parameter, bool]] = []
+        _attach(trainee.model, self, optimizer.schedulers)
+
+    def _run(self, batch: Any) -> Tensor:
+        """The module's own step; the sum of the losses it went backwards from."""
+        self.losses.clear()
+        for handle in self.handles:
+            handle.pending.clear()
+        try:
+            own_loss(self.trainee.model, batch, max(self.trainee.index, 0))
+        finally:
+            self.untoggle()
+        if not self.losses:
+            raise SettingError(
+                "the Lightning module optimizes by hand, and its training_step never called "
+                "manual_backward(loss); a loss.backward() of its own cannot be followed"
+            )
+        return torch.stack([loss.detach().float() for loss in self.losses]).sum()
+
+    def step(self, batch: Any) -> float:
+        """Every optimizer's own steps, as the module makes them."""
+        self.noted, trainee = None, self.trainee
+        before = trainee.scale
+        value = float(trainee.within(lambda: self._run(batch)))
+        if trainee.scale < before:
+            trainee.skipped += 1
+            trainee.lost += trainee.applied > 0
+        else:
+            trainee.applied += 1
+        return value
+
+    def loss(self, batch: Any) -> Tensor:
+        """The sum of its losses, with the gradients that its optimizers would apply."""
+        self.noted = []
+        try:
+            value = self._run(batch)
+            steps = self.noted
+        finally:
+            self.noted = None
+        own = {id(p): p for _, parameters in steps for p in parameters if p.requires_grad}
+        result: Tensor = _Gradients.apply(steps, value, *own.values())  # type: ignore[no-untyped-call]
+        return result
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """`manual_backward`: backwards, scaled where the precision does so."""
+        self.losses.append(loss)
+        if self.noted is not None:
+            for handle in self.handles:
+                handle.pending.append(loss)
+        elif self.trainee.scaler is not None:
+            self.trainee.scaler.scale(loss).backward(*args, **kwargs)
+        else:
+            (loss * (self.trainee.amendment.loss_scale or 1)).backward(*args, **kwargs)
+
+    def stepped(self, handle: Handle) -> None:
+        """An optimizer's turn has come."""
+        scaler, factor = self.trainee.scaler, self.trainee.amendment.loss_scale
+        if self.noted is not None:
+            self.noted.append((list(handle.pending), handle.parameters))
+        elif scaler is not None:
+            scaler.step(handle.optimizer)
+            scaler.update()
+        else:
+            for p in handle.parameters:
+                if factor and p.grad is not None:
+                    p.grad.div_(factor)
+            handle.optimizer.step()
+
+    def clip(self, handle: Handle, value: float | None, algorithm: str | None) -> None:
+        """`clip_gradients`."""
+        if self.noted is not None or value is None:
+            return
+        if self.trainee.scaler is not None:
+            self.trainee.scaler.unscale_(handle.optimizer)
+        if algorithm == "value":
+            nn.utils.clip_grad_value_(handle.parameters, value)
+        else:
+            nn.utils.clip_grad_norm_(handle.parameters, value)
+
+    def toggle(self, handle: Handle) -> None:
+        """`toggle_optimizer`: gradients flow to its own parameters only."""
+        own = {id(p) for p in handle.parameters}
+        self.untoggle()
+        others = {id(p): p for h in self.handles for p in h.parameters if id(p) not in own}
+        self._toggled = [(p, p.requires_grad) for p in others.values()]
+        for p in others.values():
+            p.requires_grad_(False)
+
+    def untoggle(self) -> None:
+        """`untoggle_optimizer`."""
+        for p, required in self._toggled:
+            p.requires_grad_(required)
+        self._toggled = []
+
+
+def _attach(model: nn.Module, owner: ByHand, schedulers: list[Any]) -> None:
+    """Give a module what it asks of its Trainer. Functions: a copy of the module shares them."""
+
+    def one_or_all(found: list[Any]) -> Any:
+        return found[0] if len(found) == 1 else found
+
+    def clip_gradients(
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        owner.clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    vars(model).update(
+        optimizers=lambda use_pl_optimizer=True: one_or_all(owner.handles),
+        lr_schedulers=lambda: one_or_all(schedulers) if schedulers else None,
+        manual_backward=lambda loss, *args, **kwargs: owner.backward(loss, *args, **kwargs),
+        toggle_optimizer=lambda optimizer: owner.toggle(optimizer),
+        untoggle_optimizer=lambda optimizer: owner.untoggle(),
+        clip_gradients=clip_gradients,
+    )
+
+
+class _Gradients(torch.autograd.Function):
+    """A loss whose slope, for each parameter, is what its own optimizer's losses give."""
+
+    @staticmethod
+    def forward(ctx: Any, steps: list[Any], value: Tensor, *parameters: nn.Parameter) -> Tensor:
+        ctx.steps, ctx.own = steps, parameters
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        found: dict[int, Tensor] = {}
+        for losses, parameters in ctx.steps:
+            known = [p for p in parameters if p.requires_grad]
+            for loss in losses:
+                out = slope.to(loss.dtype).reshape(loss.shape)
+                grads = torch.autograd.grad(loss, known, out, retain_graph=True, allow_unused=True)
+                for p, grad in zip(known, grads, strict=True):
+                    if grad is not None:
+                        found[id(p)] = found[id(p)] + grad if id(p) in found else grad
+        return None, None, *(found.get(id(p)) for p in ctx.own)
+
+
+def several(model: Any) -> Several:
+    """All that a module's configure_optimizers makes.
+
+    Raises:
+        SettingError: it makes something else.
+    """
+    optimizers, schedulers = every_configured(model)
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise SettingError(
+                "configure_optimizers must return torch.optim.Optimizers "
+                f"(it returned {type(optimizer).__name__})"
+            )
+    return Several(optimizers, schedulers)

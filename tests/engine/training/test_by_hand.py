@@ -1,0 +1,183 @@
+"""Lightning modules that optimize by hand: a generator and a discriminator, each in its turn."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from pytest_fp16 import Training, check
+from pytest_fp16.diagnosis.training_cures import proposals
+from pytest_fp16.engine.gradients.points import gradients
+from pytest_fp16.engine.training.order import ordered
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
+from pytest_fp16.errors import SettingError
+from pytest_fp16.precision import PRECISIONS, precision
+from pytest_fp16.report.model import Culprit
+
+lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
+CPU = torch.device("cpu")
+
+
+class Adversaries(lightning.LightningModule):
+    """Draws the second half of a point from the first; who tells them apart goes first."""
+
+    eps = 1e-4
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.draws = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+        self.tells = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x):
+        return self.draws(x)
+
+    def training_step(self, batch, batch_idx):
+        x, t = batch
+        told, drawn = self.optimizers()
+        scores = lambda y: self.tells(torch.cat([x, y], -1))  # noqa: E731
+        self.toggle_optimizer(told)
+        found = self(x)
+        real, fake = scores(t), scores(found.detach())
+        loss = F.softplus(-real).mean() + F.softplus(fake).mean()
+        self.manual_backward(loss)
+        self.clip_gradients(told, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        told.step()
+        told.zero_grad()
+        self.untoggle_optimizer(told)
+        self.toggle_optimizer(drawn)
+        found = self(x)
+        self.manual_backward(F.mse_loss(found, t) + 0.1 * F.softplus(-scores(found)).mean())
+        drawn.step()
+        drawn.zero_grad()
+        self.untoggle_optimizer(drawn)
+
+    def configure_optimizers(self):
+        tells = torch.optim.Adam(self.tells.parameters(), lr=2e-3, eps=self.eps)
+        return [tells, torch.optim.SGD(self.draws.parameters(), lr=0.05, momentum=0.9)], []
+
+
+class Sudden(Adversaries):
+    """Adam's default epsilon, which is zero in float16; and who tells is dead at first."""
+
+    eps = 1e-8
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.tells[2].weight.zero_()
+
+
+def points():
+    x = torch.randn(512, 2, generator=torch.Generator().manual_seed(0))
+    return x, torch.stack([x.prod(-1), x[:, 0] - x[:, 1]], -1)
+
+
+def subject(model=Adversaries, **changes):
+    x, t = points()
+    data = list(zip(x.split(64), t.split(64), strict=True))
+    given = {"train_data": data, "eval_data": data, "epochs": 8, "task": "regression"}
+    return Training(model=model, **{"optimizer": None, "loss": None, **given, **changes})
+
+
+def trainee(held, name="32-true", emulated=False):
+    state = initial_state(held, 0)
+    return Trainee(held, precision(name), 0, state, Place(CPU, "cuda", emulated))
+
+
+def test_it_trains_as_its_trainer_does():
+    loader = DataLoader(TensorDataset(*points()), batch_size=64)
+    held = subject(train_data=loader)
+    ours, theirs = trainee(held), Adversaries()
+    theirs.load_state_dict(initial_state(held, 0))
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", **dict.fromkeys(off, False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no validation data, few workers: the Trainer's advice
+        trainer.fit(theirs, loader)
+    with ours.installed():
+        for epoch in range(2):
+            ours.model.train()
+            for batch in ordered(loader, 0, epoch):
+                ours.step(batch)
+    assert ours.applied == 16
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_gradients_are_each_optimizers_own_and_nothing_moves():
+    held = subject()
+    ours, batch = trainee(held), held.train_data[0]
+    before = {n: p.detach().clone() for n, p in ours.model.named_parameters()}
+    found = gradients(ours, batch, 0).by_name
+    assert set(found) == set(before)
+    for name, p in ours.model.named_parameters():
+        assert torch.equal(p, before[name])
+        assert p.requires_grad
+    x, t = batch
+    (loss := F.mse_loss(ours.model(x), t)).backward()
+    scores = ours.model.tells(torch.cat([x, ours.model(x)], -1))
+    (0.1 * F.softplus(-scores).mean()).backward()
+    assert loss > 0
+    torch.testing.assert_close(found["draws.0.weight"], ours.model.draws[0].weight.grad)
+
+
+@pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-mixed"])
+def test_two_optimizers_that_16_bits_do_no_harm(name):
+    report = check(subject(), precision=name, seeds=3)
+    assert report.forecast.verdict == "equivalent", report.forecast.reason
+    assert report.verdict != "not equivalent", str(report)
+    assert report.training["ended"] == ["finished"] * len(report.training["ended"])
+
+
+def test_an_epsilon_of_one_of_them_that_is_zero():
+    report = check(subject(Sudden), precision="16-true", seeds=2)
+    assert (report.forecast.verdict, report.verdict) == ("not equivalent", "not equivalent")
+    assert (report.culprit.module, report.culprit.mechanism) == ("<optimizer>", "eps-underflow")
+    assert report.cure.kind == "optimizer epsilon"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}, "optimizer= cannot take part"),
+        ({"accumulate": 2, "clip_grad_norm": 1.0}, "clip_grad_norm=, accumulate= cannot"),
+    ],
+)
+def test_what_is_the_modules_own_is_not_to_be_given(changes, words):
+    with pytest.raises(SettingError, match=words):
+        check(subject(**changes), precision="16-true")
+
+
+class Silent(Adversaries):
+    def training_step(self, batch, batch_idx):
+        F.mse_loss(self(batch[0]), batch[1]).backward()
+
+
+def test_a_backward_pass_of_its_own_cannot_be_followed():
+    with pytest.raises(SettingError, match="never called manual_backward"):
+        check(subject(Silent), precision="16-true")
+
+
+class Automatic(Adversaries):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = True
+
+
+def test_a_module_that_is_given_a_loss_too_has_its_own_steps_line_tried():
+    """Its own step is what runs, and the loss that is given plays no part."""
+    line = "model.py:3"
+    culprit = Culprit(
+        module="<loss>", operation="exp", mechanism="overflow", evidence="", source=line
+    )
+    held = subject(Automatic, loss=F.mse_loss)
+    kinds = [p.kind for p in proposals(held, Automatic(), PRECISIONS["16-true"], culprit, None)]
+    assert kinds[0] == "upcast"
+    assert "loss in float32" not in kinds
