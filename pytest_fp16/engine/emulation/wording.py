@@ -33,6 +33,7 @@ _MIXED_DTYPES = (
     "same dtype", "same data type", "same scalar type", "the same type", "dtypes match",
     "expected scalar type", "expected dtype", "not match weight dtype", "dtype to be equal",
     "and weight type", "and bias type", "different dtypes", "input must have the type torch.",
+    "Type promoting not supported",
 )  # fmt: skip
 #: Autograd's words where nothing was recorded.
 _NO_GRADIENT = ("does not require grad", "appears to not have been used in the graph")

@@ -85,14 +85,21 @@ def absorbed(y: Tensor, operands: Sequence[Tensor], fmt: Format) -> tuple[Tensor
         The values, and one where they were replaced, zero elsewhere; None where none were.
     """
     fixed = None
-    for i, operand in enumerate(operands):
-        if operand.shape != y.shape or not _worthwhile(y, operand, operands[-1 - i], fmt):
+    whole = [o.expand(y.shape) if _fits(o.shape, y.shape) else o for o in operands]
+    for i, operand in enumerate(whole):
+        if operand.shape != y.shape or not _worthwhile(y, operand, whole[-1 - i], fmt):
             continue
         away, falls = _falls(operand.detach(), y.detach(), fmt)
         moves = away.mul_(falls)
         y = y + moves if bool(moves.any()) else y
         fixed = falls if fixed is None else fixed.maximum(falls)
     return y, fixed
+
+
+def _fits(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether a tensor of the first shape broadcasts to the second."""
+    sizes = zip(reversed(shape), reversed(into), strict=False)
+    return len(shape) <= len(into) and all(own in (1, other) for own, other in sizes)
 
 
 def _worthwhile(y: Tensor, operand: Tensor, other: Tensor, fmt: Format) -> bool:

@@ -24,6 +24,7 @@ MIXED = {
     "recurrence": lambda: nn.GRU(4, 4)(HALF),
     "scatter": lambda: HALF.scatter(0, torch.zeros(1, 4, 4).long(), WIDE),
     "lerp": lambda: torch.lerp(HALF, WIDE, 0.5),
+    "prelu": lambda: nn.functional.prelu(WIDE, HALF.flatten()[:1]),
     "normalisation": lambda: torch.nn.functional.embedding_bag(
         torch.zeros(1, 4).long(), HALF[0], per_sample_weights=WIDE[:, 0], mode="sum"
     ),

@@ -135,3 +135,13 @@ def test_beside_zeros_a_sum_is_exact():
     assert torch.equal(beside_zeros(x + row, [x, row]), (row == 0).float().expand(40, 30))
     assert beside_zeros(x + x.sigmoid(), [x, x.sigmoid()]) is None
     assert beside_zeros(x, []) is None
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_broadcast_operand_is_fallen_back_onto_as_well(fmt):
+    """A score per tag of a chain, and transitions from each tag to each: they are lost."""
+    score = round_to(100 + 20 * torch.rand(50, 7, 1), fmt)
+    transitions = (torch.rand(7, 7) - 0.5) * 100 * fmt.unit_roundoff
+    moved, fixed = certain_errors(score + transitions, [score, transitions], fmt, False)
+    assert torch.equal(moved, score.expand(50, 7, 7))
+    assert bool(fixed.all())
