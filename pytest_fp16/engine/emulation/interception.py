@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_fp16.engine.emulation.assignments import assigned, assigned_to
 from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.literals import made_by_operations
 from pytest_fp16.engine.emulation.operations import AUTOCAST, Facts, facts
@@ -117,6 +118,8 @@ class Interception(OnTarget):
     def __enter__(self) -> Self:
         self._context.enter_context(padded_by_operations())
         self._context.enter_context(made_by_operations(Carrier))
+        self._assigned: dict[int, tuple[Tensor, Carrier]] = {}
+        self._context.enter_context(assigned(Carrier, self._assigned))
         return super().__enter__()
 
     def run(
@@ -140,7 +143,10 @@ class Interception(OnTarget):
 
     def _adopted(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value if isinstance(value, Carrier) else self.adopt(value)
+            if isinstance(value, Carrier):
+                return value
+            instead = assigned_to(value, self._assigned)
+            return self.adopt(value) if instead is None else instead
         if isinstance(value, (list, tuple)):
             return [self._adopted(item) for item in value]
         return value
