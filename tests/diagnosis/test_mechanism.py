@@ -182,3 +182,15 @@ def test_weights_beyond_the_range_are_an_overflow_and_no_mask(make_net, specimen
         linear.weight.mul_(1e7)
     culprit = explained(specimen, model)
     assert (culprit.module, culprit.mechanism) == ("core.part.0", "overflow")
+
+
+class ByDtype(nn.Module):
+    """Does something else in 16 bits, and nothing before that has an error."""
+
+    def forward(self, x):
+        x = x.flatten(1).relu()
+        return (x if x.dtype == torch.float32 else x.flip(-1))[:, :10]
+
+
+def test_an_operation_without_an_error_is_no_culprit(specimen):
+    assert explained(specimen, ByDtype()) is None
