@@ -95,7 +95,9 @@ def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
     if first >= len(watched):
         return None
     born = _consumer(watched, first)
-    if born.finding is None or (origin.unrounded and not any(m.error for m in born.finding.results)):
+    if born.finding is None or (
+        origin.unrounded and not any(m.error for m in born.finding.results)
+    ):
         return None  # what the program does for its dtype is no error of its first operation
     return _why(born, watched, lost=bool(origin.damage.lost.any())).culprit()
 
