@@ -64,6 +64,8 @@ def check_arguments(settings: dict[str, Any]) -> None:
 
 def _decorate(test: Any, settings: dict[str, Any]) -> Any:
     __tracebackhide__ = True
+    if isinstance(test, classmethod):
+        raise SettingError(f"write fp16_equivalent below @classmethod, above {test.__name__}")
     if not inspect.isroutine(test):
         raise SettingError(
             "fp16_equivalent decorates a test function or method; its arguments are keywords "

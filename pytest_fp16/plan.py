@@ -241,3 +241,26 @@ def stale(
                 "float32; remove it"
             )
     return said
+
+
+def orphaned(plan: Plan, tests: Iterable[str], partly: Iterable[str] = ()) -> list[str]:
+    """A warning for every entry of a test that its file no longer has.
+
+    Args:
+        plan: the plan as it was read.
+        tests: ids of all tests that were found, without precisions.
+        partly: files of which only some tests were looked for.
+    """
+    known = set(tests)
+    files = {test.partition("::")[0] for test in known} - set(partly)
+    said = []
+    for entry in plan.entries:
+        file, _, name = entry.test.partition("::")
+        if not name or file not in files or entry.test in known:
+            continue
+        if not any(entry.test.startswith((f"{test}::", f"{test} #")) for test in known):
+            said.append(
+                f"{plan.path}:{entry.line}: stale entry: {file} has no test {name} any more; "
+                "remove it"
+            )
+    return said

@@ -217,6 +217,11 @@ class Conformance:
         """The public way to a fixture that only some items turn out to need (benchmark)."""
         request.node.stash[REQUEST] = request
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Know all tests, before some are deselected."""
+        self.session.tests = {claims.name_and_precision(item)[0] for item in items}
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember which items share a test."""
         for item in session.items:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_fp16 import console
@@ -27,6 +28,7 @@ class ConformanceSession:
     Attributes:
         is_worker: this process is one of several (xdist): it sends its reports away, and its
             items cannot count on their siblings.
+        tests: ids of all tests that were collected, without precisions.
     """
 
     def __init__(self, config: Any, settings: Settings) -> None:
@@ -36,6 +38,7 @@ class ConformanceSession:
         self.siblings = Siblings(apart=self.is_worker)
         self._reports: dict[str, list[Report]] = {}
         self._lost: str | None = None  # why there is no JSON report
+        self.tests: set[str] = set()
 
     def is_settled(self, test: str, precision: str) -> bool:
         """Whether a sibling's examination makes calling the test needless."""
@@ -112,4 +115,19 @@ class ConformanceSession:
         if not reports:
             return [self._lost] if self._lost else []
         no_speed = console.why_no_speed(self.config, reports)
-        return console.summary(reports, self.settings, no_speed, self._lost)
+        lines = console.summary(reports, self.settings, no_speed, self._lost)
+        return lines + [f"warning: {said}" for said in self._orphaned()]
+
+    def _orphaned(self) -> list[str]:
+        """Entries of the plan whose tests are gone, where all of a file was collected."""
+        path = self.settings.plan
+        if not path or not Path(path).exists() or self.config.getoption("lf", False):
+            return []
+        from pytest_fp16.plan import orphaned, read_plan
+
+        chosen = [arg.partition("::") for arg in self.config.args]
+        partly = {Path(file).name for file, some, _ in chosen if some}
+        files = {test.partition("::")[0] for test in self.tests}
+        return orphaned(
+            read_plan(path), self.tests, {file for file in files if Path(file).name in partly}
+        )

@@ -114,3 +114,15 @@ def test_twice_is_refused():
         @fp16_equivalent
         def test_it():
             pass
+
+
+def test_a_class_method_is_decorated_below_its_own_decorator():
+    def test_it(cls):
+        return cls
+
+    with pytest.raises(SettingError, match="write fp16_equivalent below @classmethod, above test"):
+        fp16_equivalent(classmethod(test_it))
+    below = type("Tests", (), {"test_it": classmethod(fp16_equivalent(test_it))})
+    with returned_values() as values:
+        below.test_it()
+    assert values == [below]

@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from pytest_fp16.errors import SettingError
-from pytest_fp16.plan import Entry, Plan, merge_plan, read_plan, stale, write_plan
+from pytest_fp16.plan import Entry, Plan, merge_plan, orphaned, read_plan, stale, write_plan
 
 DIGITS = Entry("test_digits.py::test_digits", "16-true", "blocks.1.norm", "overflow in pow")
 MIXED = Entry("test_digits.py::test_digits", "16-mixed", "", "everything: too many to name")
@@ -192,3 +192,11 @@ def test_a_lock_released_between_two_looks_is_another_try(tmp_path, monkeypatch)
 
     assert tries
     assert [entry.test for entry in read_plan(path).entries] == ["test_0"]
+
+
+def test_entries_of_tests_that_are_gone():
+    ids = ["f.py::t", "f.py::gone", "f.py::hand::mine", "f.py::hand #2", "g.py::t", "by name"]
+    plan = Plan(tuple(Entry(test, "16-true", "m", line=n) for n, test in enumerate(ids, 2)), "p")
+    known = {"f.py::t", "f.py::hand"}
+    assert orphaned(plan, known) == ["p:3: stale entry: f.py has no test gone any more; remove it"]
+    assert orphaned(plan, known, partly=["f.py"]) == []

@@ -111,3 +111,17 @@ def test_what_one_check_of_a_test_needs_is_not_kept_for_another(example):
     for _ in range(2):
         example.check_apart("--fp16-plan=kept.txt").assert_outcomes(passed=1)
     assert (example.pytester.path / "kept.txt").read_text().count("test_two") == 1
+
+
+def test_an_entry_whose_test_is_gone_is_stale(example):
+    example.write(BROKEN)
+    kept = example.pytester.path / "kept.txt"
+    kept.write_text("test_it.py::test_renamed[16-true]: 1\n")
+    said = "warning: kept.txt:*: stale entry: test_it.py has no test test_renamed any more*"
+
+    for more, told in [((), True), (("-k", "broken"), True), (("test_it.py::test_broken",), False)]:
+        result = example.check_apart("--fp16-plan=kept.txt", *more)
+        kept.write_text("test_it.py::test_renamed[16-true]: 1\n")
+        (result.stdout.fnmatch_lines if told else result.stdout.no_fnmatch_line)(
+            [said] if told else said
+        )
