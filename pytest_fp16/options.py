@@ -6,6 +6,7 @@ Command line over ini over default, which is why no option has a default of its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_fp16.settings import CANDIDATES, Settings
@@ -141,5 +142,23 @@ def check_environment(settings: Settings, *, writes: bool) -> None:
         require_writable(settings.json)
     if settings.plan is not None:
         from pytest_fp16.plan import require_plan
+        from pytest_fp16.report.json import require_writable
 
         require_plan(settings.plan)
+        if not Path(settings.plan).exists():  # one that is there may be meant to be read only
+            require_writable(settings.plan)
+
+
+def with_store(settings: Settings, cache: Any) -> Settings:
+    """The settings with a folder of pytest's cache to keep training runs in, if there can be one.
+
+    Args:
+        settings: the session's.
+        cache: pytest's; None where it is switched off.
+    """
+    if settings.store is not None or cache is None:
+        return settings
+    try:
+        return settings.with_(store=str(cache.mkdir("fp16-training")))
+    except OSError:  # a folder that may only be read: pytest warns of its own cache
+        return settings

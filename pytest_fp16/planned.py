@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from pytest_fp16.engine.copies import make_model
+from pytest_fp16.errors import SettingError
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.plan import Entry, Plan, merge_plan, read_plan, stale
 from pytest_fp16.report.model import Report
@@ -82,10 +83,7 @@ def extended(
         found: modules of verified cures that keep modules in float32, by precision.
 
     Returns:
-        The reports, which say so.
-
-    Raises:
-        SettingError: the file cannot be written.
+        The reports, which say so, or why it could not be written.
     """
     entries = [
         Entry(plan.test or report.name, report.precision, module, _reason(report))
@@ -93,10 +91,13 @@ def extended(
         for module in found.get(report.precision, ())
         if not plan.of(report.name, report.precision)
     ]
-    if entries:
-        merge_plan(plan.path, [(entry.test, entry.precision) for entry in entries], entries)
     written = {entry.precision for entry in entries}
     said = f"the cure is written to the plan {plan.path}; run again to be held against it"
+    try:
+        if entries:
+            merge_plan(plan.path, [(entry.test, entry.precision) for entry in entries], entries)
+    except SettingError as error:  # the verdict stands without it
+        said = f"the cure is not in the plan: {error}"
     return [r.remarked([said]) if r.precision in written else r for r in reports]
 
 

@@ -42,9 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = options.read_settings(config)
         if options.is_active(config):
             options.check_environment(settings, writes=not hasattr(config, "workerinput"))
-            cache = getattr(config, "cache", None)
-            if settings.store is None and cache is not None:
-                settings = settings.with_(store=str(cache.mkdir("fp16-training")))
+            settings = options.with_store(settings, getattr(config, "cache", None))
             config.stash[SESSION] = ConformanceSession(config, settings)
             config.pluginmanager.register(Conformance(config.stash[SESSION]), "fp16-conformance")
     except FP16Error as error:

@@ -5,7 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_fp16.errors import SettingError
-from pytest_fp16.options import chosen_precisions, is_active, read_settings
+from pytest_fp16.options import (
+    check_environment,
+    chosen_precisions,
+    is_active,
+    read_settings,
+    with_store,
+)
 from pytest_fp16.settings import Settings
 
 
@@ -44,3 +50,23 @@ def test_only_the_command_line_selects_among_a_tests_own_precisions():
 def test_seeds_that_are_no_number_are_refused_by_name(seeds):
     with pytest.raises(SettingError, match="seeds"):
         read_settings(a_config({"fp16_seeds": seeds}))
+
+
+def test_runs_are_kept_in_the_cache_where_there_is_one(tmp_path):
+    def refuse(name):
+        raise PermissionError(13, "Permission denied")
+
+    writable = SimpleNamespace(mkdir=lambda name: tmp_path / name)
+    readonly = SimpleNamespace(mkdir=refuse)
+    assert with_store(Settings(), writable).store == str(tmp_path / "fp16-training")
+    for cache in (readonly, None):
+        assert with_store(Settings(), cache) == Settings()
+        assert with_store(Settings(store="runs"), cache).store == "runs"
+
+
+def test_a_plan_that_is_to_be_written_is_tried_first(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"cannot write .*plan\.txt"):
+        check_environment(Settings(plan=str(file / "plan.txt")), writes=False)
+    check_environment(Settings(plan=str(file)), writes=False)

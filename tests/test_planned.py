@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16 import Evaluation, check
+from pytest_fp16 import Evaluation, check, planned
+from pytest_fp16.errors import SettingError
 from pytest_fp16.plan import read_plan
 
 
@@ -100,3 +101,13 @@ def test_a_training_s_plan_with_a_module_that_is_gone(digits_training, tmp_path)
     plan.write_text("digits[16-true]: gone\n", encoding="utf-8")
     report = check(digits_training(epochs=1), precision="16-true", seeds=3, plan=str(plan))
     assert [w for w in report.warnings if "stale entry" in w and "'gone'" in w]
+
+
+def test_a_plan_that_cannot_be_written_takes_no_verdict_away(digits, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise SettingError("cannot write the plan plan.txt: Read-only file system")
+
+    monkeypatch.setattr(planned, "merge_plan", refuse)
+    report = check(subject(digits, 500.0), plan=str(tmp_path / "plan.txt"))
+    assert (report.verdict, report.culprit.module) == ("not equivalent", "norm")
+    assert any("is not in the plan: cannot write the plan" in said for said in report.warnings)

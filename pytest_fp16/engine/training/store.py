@@ -113,7 +113,10 @@ def open_store(subject: Training, settings: Settings, device: torch.device) -> S
     """
     if settings.store is None:
         if settings.resume:
-            raise SettingError("resume=True needs store=, the folder finished runs are kept in")
+            raise SettingError(
+                "resume needs a folder that finished runs are kept in: store=, or pytest's cache, "
+                "which is switched off or may not be written"
+            )
         return None
     return Store(Path(settings.store), fingerprint(subject, settings, device))
 
