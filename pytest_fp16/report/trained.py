@@ -32,7 +32,8 @@ def _pairs(facts: Mapping[str, Any], metric: Metric) -> list[str]:
 def _over_seeds(facts: Mapping[str, Any], metric: Metric) -> list[str]:
     """The spread that somebody sees who trains in 32 bits alone, and the limits of the loss."""
     lines = []
-    known = [v for v in facts["reference_metrics"] if v is not None and math.isfinite(v)]
+    every = [*facts["reference_metrics"], *facts.get("further_reference_metrics", ())]
+    known = [v for v in every if v is not None and math.isfinite(v)]
     if len(known) > 1:
         spread = _value(metric, statistics.stdev(known), most=2)
         lines.append(f"spread of the 32-bit runs over seeds: {spread}{_points(metric)}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import count, islice
 
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
-from pytest_fp16.theory.seeds import Look, seeds_missing, sequential
+from pytest_fp16.theory.seeds import Look, sequential
+from pytest_fp16.theory.seeds_ahead import further_runs, seeds_missing
 
 #: A default budget that is more than this share of the metric itself is wide: a convention.
 WIDE = 0.1
@@ -23,6 +25,7 @@ class Pairs:
     Attributes:
         precision: of the candidate.
         pairs: (reference, candidate), one per seed, that can be compared.
+        further: 32-bit runs of further seeds, which tell the budget better.
         look: the last look at their losses; None before the first.
         broke: the candidate's run that ended where its 32-bit twin did not.
         unmade: why a run could not be made at all (no memory).
@@ -32,6 +35,7 @@ class Pairs:
 
     precision: Precision
     pairs: list[tuple[RunResult, RunResult]] = field(default_factory=list)
+    further: list[RunResult] = field(default_factory=list)
     look: Look | None = None
     broke: tuple[RunResult, RunResult] | None = None
     unmade: str | None = None
@@ -56,6 +60,8 @@ class Pairs:
 def compare(runs: Runs, precision: Precision) -> Pairs:
     """Add pairs until they settle it, a run breaks, or the allowance is spent.
 
+    Then, where the budget is what is not known well enough, further 32-bit runs.
+
     Raises:
         ModelError: the 32-bit training itself fails.
     """
@@ -77,9 +83,30 @@ def compare(runs: Runs, precision: Precision) -> Pairs:
         if pairs.look.outcome != "undecided":
             _require_steady(pairs)
             return pairs
+    _sharpen(pairs, runs)
     if pairs.look is not None:
+        _require_steady(pairs)
         pairs.missing = seeds_missing(pairs.look, pairs.losses, allowance)
     return pairs
+
+
+def _sharpen(pairs: Pairs, runs: Runs) -> None:
+    """Make 32-bit runs of further seeds, as long as the next look at them may settle it."""
+    allowance = runs.settings.seeds
+    seeds = count(allowance)
+    while pairs.look is not None:
+        more = further_runs(pairs.look, pairs.losses, allowance)
+        if not more:
+            return
+        runs.further = max(runs.further, (pairs.look.further + 1) * allowance)
+        for seed in islice(seeds, more):
+            reference = runs.run(REFERENCE, seed)
+            if _unmade(pairs, reference):
+                return
+            _require_reference(reference, pairs, seed)
+            if not reference.broke:
+                pairs.further.append(reference)
+        pairs.look = _look(pairs, runs.settings, pairs.look.further + 1)
 
 
 def _unmade(pairs: Pairs, *results: RunResult) -> bool:
@@ -129,8 +156,8 @@ def _require_steady(pairs: Pairs) -> None:
         )
 
 
-def _look(pairs: Pairs, settings: Settings) -> Look:
-    references = [r for r, _ in pairs.pairs]
+def _look(pairs: Pairs, settings: Settings, further: int = 0) -> Look:
+    references = [*(r for r, _ in pairs.pairs), *pairs.further]
     scores = [r.score for r in references if r.score is not None]
     metrics = [r.metric for r in references]
     budget = settings.budget
@@ -138,4 +165,4 @@ def _look(pairs: Pairs, settings: Settings) -> Look:
         budget = float(budget.rstrip("%")) / 100 * abs(sum(metrics) / len(metrics))
     resolution = sum(s.resolution for s in scores) / len(scores)
     grain = max(s.grain for s in scores)
-    return sequential(pairs.losses, metrics, resolution, settings.seeds, budget, grain)
+    return sequential(pairs.losses, metrics, resolution, settings.seeds, budget, grain, further)

@@ -13,7 +13,7 @@ from pytest_fp16.theory.margin import (
     classification_tolerance,
     floating_point_error,
 )
-from pytest_fp16.training.surprises import surprises
+from pytest_fp16.training.remarks import warnings_of
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.check import GradientFindings
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.training.train import RunResult
     from pytest_fp16.precision import Precision
     from pytest_fp16.training.pairs import Pairs
-
-#: The canary's gradient parts from emulation's by more than the order of accumulation explains.
-LARGE_DIFFERENCE = 0.25
 
 _ENDS = {
     "nan": "ended in NaN or infinity",
@@ -60,7 +57,7 @@ def report_of(
         loss_candidate=_final_loss(first[1]) if first else None,
         culprit=culprit,
         cure=cure,
-        warnings=_warnings(runs, pairs, forecast),
+        warnings=warnings_of(runs, pairs, forecast),
         error=error,
         run=_run(runs, pairs.precision, first[1] if first else None),
         training=_facts(runs, pairs, forecast, paper),
@@ -120,6 +117,8 @@ def _over_seeds(pairs: Pairs) -> str:
     if not math.isfinite(look.lower):
         limits = "no limits yet"
     text = f"mean loss {look.mean:.3g} over {look.n} pair(s), {limits}, budget {look.budget:.3g}"
+    if pairs.further:
+        text += f" (the spread of {look.runs} 32-bit runs)"
     if pairs.verdict == "inconclusive" and pairs.missing:
         text += f"; about {pairs.missing} more seed(s) would settle it: "
         text += f"seeds={look.n + pairs.missing}"
@@ -191,58 +190,6 @@ def _paper(pairs: Pairs) -> dict[str, float]:
     }
 
 
-def _warnings(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
-    warnings = [*runs.sound.notes, *pairs.notes]
-    warnings += _of_canary(runs, pairs)
-    if runs.store is not None:
-        warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
-    warnings += surprises(pairs, forecast)
-    if pairs.look is not None and -pairs.look.mean > pairs.look.budget:
-        warnings.append(
-            f"the 16-bit runs score higher by {-pairs.look.mean:.3g}, more than the budget: their "
-            "steps are others than those of 32 bits, which may be trained too briefly"
-        )
-    if runs.place.emulated and pairs.precision.dtype_name != "float32":
-        warnings += _skipped(pairs)
-    metrics = [r.metric for r, _ in pairs.pairs]
-    if len(metrics) > 1 and all(r.losses == pairs.pairs[0][0].losses for r, _ in pairs.pairs):
-        warnings.append(
-            "seeds vary nothing here: every 32-bit run was the same; pass a function that makes "
-            "the model, or a loader that shuffles"
-        )
-    return warnings
-
-
-def _skipped(pairs: Pairs) -> list[str]:
-    """Steps that a scaler skipped: while it sought its scale, and for the batches' own sake."""
-    skipped = sum(c.skipped for _, c in pairs.pairs)
-    lost = sum(c.lost for _, c in pairs.pairs)
-    said = []
-    if skipped > lost:
-        count = skipped - lost
-        said.append(f"the gradient scaler skipped {count} step(s) while it sought its scale")
-    if lost:
-        said.append(
-            f"the gradient scaler skipped {lost} step(s) after it had found its scale: their "
-            "gradients are not finite in float16"
-        )
-    return said
-
-
-def _of_canary(runs: Runs, pairs: Pairs) -> list[str]:
-    """What this device's own kernels showed, where that is no verdict already."""
-    canary = runs.canary(pairs.precision)
-    if canary is None or (pairs.broke is not None and pairs.broke[1].error == canary.text):
-        return []
-    if canary.error is not None and canary.emulation_error is not None:
-        return []  # the runs themselves show it
-    if canary.error is not None:
-        return [f"{canary.text}; the verdict speaks for {runs.place.target}"]
-    if (canary.difference or 0) > LARGE_DIFFERENCE:
-        return [f"emulation and this device's own kernels part: {canary.text}"]
-    return []
-
-
 def _run(runs: Runs, precision: Precision, result: RunResult | None) -> Run:
     canary = runs.canary(precision)
     return Run(
@@ -264,6 +211,7 @@ def _facts(
         "seeds": [r.seed for r, _ in every],
         "allowance": runs.settings.seeds,
         "reference_metrics": [r.metric for r, _ in every],
+        "further_reference_metrics": [r.metric for r in pairs.further],
         "candidate_metrics": [c.metric for _, c in every],
         "losses": [r.metric - c.metric for r, c in every],
         # The word "nan" would be read back from JSON as the number.

@@ -43,3 +43,22 @@ def test_levels_hold_for_small_spreads_too():
 
 def test_one_pair_has_no_look():
     assert nominal_levels(1, ALPHA) == {}
+
+
+def test_looks_at_further_runs_spend_what_was_kept_for_them():
+    """Further runs leave the mean as it is, and tell the spread: no more than 5 % are crossed."""
+    levels = nominal_levels(8, ALPHA, small_spread=True, kept=0.5)
+    assert list(levels) == [3, 4, 5, 6, 7, 8, 16, 24]
+    z = np.random.default_rng(9).standard_normal((40_000, 24))
+    pairs, spreads, crossed_at_8 = (np.zeros(len(z), bool) for _ in range(3))
+    for n, level in levels.items():
+        seen = z[:, : min(n, 8)]
+        t = seen.mean(1) / seen.std(1, ddof=1) * math.sqrt(seen.shape[1])
+        pairs |= t > stats.t.isf(level, seen.shape[1] - 1)
+        squares = z[:, :n].var(1, ddof=1) * (n - 1)
+        spreads |= stats.chi2.cdf(squares, n - 1) < level
+        if n == 8:
+            crossed_at_8 = spreads.copy()
+    assert crossed_at_8.mean() == pytest.approx(ALPHA / 2, abs=0.004)
+    assert spreads.mean() == pytest.approx(ALPHA, abs=0.004)
+    assert pairs.mean() < ALPHA

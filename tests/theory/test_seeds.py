@@ -8,17 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pytest_fp16.theory.seeds import ALPHA, seeds_missing, sequential
+from pytest_fp16.theory.limits import ALPHA
+from pytest_fp16.theory.seeds import sequential
+from pytest_fp16.theory.seeds_ahead import further_runs
 
+STEADY = 0.01 * np.array([-1.26, -0.63, 0.0, 0.63, 1.26])  # a spread of 0.01
 FLOATS = st.floats(-0.5, 0.5, allow_nan=False, width=32)
-
-
-def settled(losses, metrics, resolution, allowance, budget=None):
-    for n in range(1, allowance + 1):
-        look = sequential(losses[:n], metrics[:n], resolution, allowance, budget)
-        if look.outcome != "undecided":
-            break
-    return look
 
 
 def test_one_look_with_a_known_budget_is_student_t():
@@ -33,13 +28,15 @@ def test_one_look_with_a_known_budget_is_student_t():
     ("correlation", "resolution", "known"),
     [(0.0, 0.5, False), (0.99, 0.5, False), (0.5, 2.0, False), (0.5, 0.5, True)],
 )
-def test_each_wrong_verdict_at_the_budget_is_at_most_five_percent(correlation, resolution, known):
+def test_each_wrong_verdict_at_the_budget_is_at_most_five_percent(
+    settled, correlation, resolution, known
+):
     random, runs, wrong = np.random.default_rng(3), 1500, {"equivalent": 0, "not equivalent": 0}
     budget = max(resolution, 2.0)
     for _ in range(runs):
-        reference, own = random.standard_normal((2, 8))
-        candidate = correlation * reference + math.sqrt(1 - correlation**2) * own - budget
-        args = (reference - candidate, reference, resolution, 8, budget if known else None)
+        reference, own = random.standard_normal(24), random.standard_normal(8)
+        candidate = correlation * reference[:8] + math.sqrt(1 - correlation**2) * own - budget
+        args = (reference[:8] - candidate, reference, resolution, 8, budget if known else None)
         outcome = settled(*args).outcome
         wrong[outcome] = wrong.get(outcome, 0) + 1
     allowed = stats.binom.ppf(0.9995, runs, ALPHA)
@@ -47,7 +44,7 @@ def test_each_wrong_verdict_at_the_budget_is_at_most_five_percent(correlation, r
     assert wrong["not equivalent"] <= allowed
 
 
-def test_no_loss_and_ruin_are_told_apart_before_the_allowance_is_spent():
+def test_no_loss_and_ruin_are_told_apart_before_the_allowance_is_spent(settled):
     random = np.random.default_rng(0)
     reference = 0.9 + 0.003 * random.standard_normal(8)
     same = settled(
@@ -67,7 +64,7 @@ def test_identical_losses_are_not_certain_at_once():
     assert looks[-1].outcome == "equivalent"
 
 
-def test_coarse_metric_keeps_its_error_rate():
+def test_coarse_metric_keeps_its_error_rate(settled):
     """Fifty test inputs: every loss is a multiple of two points, and most are the same."""
     random, wrong = np.random.default_rng(1), 0
     for _ in range(1000):
@@ -108,15 +105,29 @@ def test_default_budget_is_the_larger_of_resolution_and_two_spreads():
     assert sequential([0.0, 0.01, 0.0], metrics, 0.1, 8, None).budget == 0.1
 
 
-def test_more_reference_runs_sharpen_the_budget():
-    random = np.random.default_rng(2)
-    metrics = 0.9 + 0.01 * random.standard_normal(60)
-    metrics[:5] = 0.9 + 0.01 * np.array([-1.26, -0.63, 0.0, 0.63, 1.26])  # their spread is 0.01
+def test_further_reference_runs_sharpen_the_budget():
+    metrics = 0.9 + np.concatenate([STEADY, STEADY, STEADY])
     losses = [0.044, 0.045, 0.046, 0.045, 0.0455]
-    few = sequential(losses, metrics[:5], 0.001, 8, None)
-    many = sequential(losses, metrics, 0.001, 8, None)
-    assert few.outcome == "undecided"
-    assert many.outcome == "not equivalent"
+    few = sequential(losses, metrics[:5], 0.001, 5, None)
+    assert (few.outcome, few.runs, few.further) == ("undecided", 5, 0)
+    assert further_runs(few, losses, 5) == 5
+    more = sequential(losses, metrics[:10], 0.001, 5, None, further=1)
+    assert more.lower > few.lower
+    assert more.reference_spread == pytest.approx(few.reference_spread * math.sqrt(8 / 8))
+    most = sequential(losses, metrics, 0.001, 5, None, further=2)
+    assert (most.outcome, most.runs, most.further) == ("not equivalent", 15, 2)
+    assert further_runs(most, losses, 5) == 0
+
+
+def test_further_runs_never_call_a_loss_equivalent():
+    """What may be spent on that, the pairs have spent."""
+    metrics = 0.9 + np.concatenate([STEADY, 3 * STEADY, 3 * STEADY])  # the budget was too small
+    losses = [0.010, 0.020, 0.016, 0.012, 0.022]
+    few = sequential(losses, metrics[:5], 0.001, 5, None)
+    more = sequential(losses, metrics, 0.001, 5, None, further=2)
+    assert (few.outcome, more.outcome) == ("undecided", "undecided")
+    assert more.budget > few.budget
+    assert more.upper - more.budget == pytest.approx(few.upper - few.budget)
 
 
 def test_a_loss_above_the_spread_but_not_the_resolution_is_no_failure():
@@ -128,44 +139,20 @@ def test_a_loss_above_the_spread_but_not_the_resolution_is_no_failure():
     assert sequential(losses, metrics, 0.020, 5, None).outcome == "equivalent"
 
 
-def test_power_is_near_that_of_the_best_test_of_eight_pairs():
+def test_further_runs_find_what_eight_pairs_cannot(settled):
     """The best single look that knows how spreads relate: a noncentral t of d̄ over the spread."""
-    random, runs, found = np.random.default_rng(4), 600, 0
+    random, runs, found = np.random.default_rng(4), 300, 0
     for _ in range(runs):
-        reference, own = random.standard_normal((2, 8))
-        losses = reference - own + 4  # uncorrelated, twice the budget of two spreads
+        reference, own = random.standard_normal(24), random.standard_normal(8)
+        losses = reference[:8] - own + 4  # uncorrelated, twice the budget of two spreads
         found += settled(losses, reference, 0.1, 8).outcome == "not equivalent"
     scale = math.sqrt(8 / 2)  # √n over the spread of a loss
-    best = stats.nct.sf(stats.nct.isf(ALPHA, 7, 2 * scale), 7, 4 * scale)
-    assert 0.5 < best < 0.65
-    assert found / runs > best - 0.13
-
-
-def test_seeds_missing_settles_most_undecided_looks():
-    random, asked, done = np.random.default_rng(5), 0, 0
-    while asked < 30:
-        reference, own = random.standard_normal((2, 300))
-        losses = reference - own + 2 * random.choice([0.0, 2.0, 3.0])
-        look = settled(losses, reference, 0.5, 5)
-        more = seeds_missing(look, losses[: look.n], 5)
-        if look.outcome != "undecided":
-            assert more == 0
-            continue
-        assert more >= 1
-        if 5 + more > 300:
-            continue
-        asked += 1
-        total = 5 + more
-        done += (
-            sequential(losses[:total], reference[:total], 0.5, total, None).outcome != "undecided"
-        )
-    assert done / asked > 0.6
-
-
-def test_one_pair_asks_for_as_many_as_a_first_look_needs():
-    look = sequential([0.01], [0.9], 0.003, 1, None)
-    assert look.outcome == "undecided"
-    assert seeds_missing(look, [0.01], 1) == 2
+    of_eight, of_all = (
+        stats.nct.sf(stats.nct.isf(ALPHA, freedom, 2 * scale), freedom, 4 * scale)
+        for freedom in (7, 23)
+    )
+    assert of_eight < 0.65
+    assert of_all - 0.18 < found / runs < of_all + 0.05
 
 
 @pytest.mark.parametrize(

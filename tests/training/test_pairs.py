@@ -1,11 +1,14 @@
 """When pairs of runs settle a verdict, and what they refuse or say of the 32-bit runs."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pytest_fp16 import check
+from pytest_fp16 import Settings, check
 from pytest_fp16.errors import ModelError
+from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.training.pairs import compare
 
 
 def adam(params):
@@ -53,3 +56,68 @@ def test_a_budget_that_lets_anything_pass_is_named(digits_training, settings, sa
     report = check(digits_training(model=lucky), precision="16-mixed", seeds=3, **settings)
     assert report.verdict == "equivalent", str(report)
     assert any("runs themselves differ" in warning for warning in report.warnings) is said
+
+
+class Known:
+    """Runs whose metrics are known: 16-bit ones lose the same in every seed."""
+
+    def __init__(self, made, loss, seeds=5, ends=None, **settings):
+        self.settings = Settings().with_(seeds=seeds, **settings)
+        self.further, self.asked, self.ends = 0, [], ends or {}
+        spread = np.random.default_rng(3).standard_normal(60)
+        self.made, self.metrics, self.loss = made, 0.9 + 0.01 * spread, loss
+
+    def run(self, precision, seed):
+        self.asked.append((precision.name, seed))
+        metric = self.metrics[seed] - self.loss * (precision.name != "32-true")
+        score = self.made.score(metric)
+        score = type(score)(**{**vars(score), "resolution": 0.001, "grain": 1e-4})
+        changes = {"ended": self.ends.get(seed, "finished")}
+        return self.made.result(seed=seed, precision=precision.name, score=score, **changes)
+
+    def seeds(self, name):
+        return [seed for precision, seed in self.asked if precision == name]
+
+
+def compared(runs):
+    return compare(runs, PRECISIONS["16-true"])
+
+
+def test_further_32_bit_runs_settle_what_pairs_leave_open(made):
+    """The mean is known; that it is twice the budget, five runs cannot say."""
+    runs = Known(made, loss=0.05)
+    pairs = compared(runs)
+    assert pairs.verdict == "not equivalent"
+    assert runs.seeds("16-true") == list(range(5))
+    assert runs.seeds("32-true") == list(range(5 * (1 + pairs.look.further)))
+    assert pairs.look.further >= 1
+    assert len(pairs.further) == runs.further == 5 * pairs.look.further
+    assert pairs.missing == 0
+
+
+def test_what_is_settled_by_pairs_asks_for_no_further_runs(made):
+    runs = Known(made, loss=0.0)
+    assert compared(runs).verdict == "equivalent"
+    assert runs.further == 0
+    assert runs.seeds("32-true") == runs.seeds("16-true")
+
+
+def test_a_given_budget_asks_for_no_further_runs(made):
+    runs = Known(made, loss=0.05, budget=0.05)
+    assert compared(runs).verdict == "inconclusive"
+    assert runs.seeds("32-true") == list(range(5))
+
+
+def test_a_further_run_that_breaks_is_left_out_and_told(made):
+    runs = Known(made, loss=0.05, ends={6: "diverged"})
+    pairs = compared(runs)
+    assert [r.seed for r in pairs.further[:4]] == [5, 7, 8, 9]
+    assert [note for note in pairs.notes if note.startswith("seed 6 was left out")]
+    assert pairs.verdict == "not equivalent"
+
+
+def test_no_memory_for_a_further_run_ends_it(made):
+    runs = Known(made, loss=0.05, ends={5: "out of memory"})
+    pairs = compared(runs)
+    assert (pairs.verdict, pairs.look.further) == ("inconclusive", 0)
+    assert "32-true, seed 5" in pairs.unmade

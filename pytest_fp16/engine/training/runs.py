@@ -31,7 +31,12 @@ class Runs:
         store: keeps finished runs, or None.
         planned: by precision, the training with the modules that a plan keeps in float32, and
             their names.
+
+    Attributes:
+        further: 32-bit runs that are made beyond the allowance of seeds.
     """
+
+    further = 0
 
     def __init__(
         self,
@@ -59,7 +64,7 @@ class Runs:
         """Steps there would be, were the whole allowance of seeds spent."""
         if self.sound.steps is None:
             return None
-        runs = self.settings.seeds * (1 + len(self.settings.precisions))
+        runs = self.settings.seeds * (1 + len(self.settings.precisions)) + self.further
         return runs * self.steps_per_run
 
     @property

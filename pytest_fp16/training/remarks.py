@@ -1,0 +1,68 @@
+"""What a report of a training says beside its verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_fp16.training.surprises import surprises
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.gradients.check import GradientFindings
+    from pytest_fp16.engine.training.runs import Runs
+    from pytest_fp16.training.pairs import Pairs
+
+#: The canary's gradient parts from emulation's by more than the order of accumulation explains.
+LARGE_DIFFERENCE = 0.25
+
+
+def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
+    """Everything worth a warning, of the data, the runs, the canary and the forecast."""
+    warnings = [*runs.sound.notes, *pairs.notes]
+    warnings += _of_canary(runs, pairs)
+    if runs.store is not None:
+        warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
+    warnings += surprises(pairs, forecast)
+    if pairs.look is not None and -pairs.look.mean > pairs.look.budget:
+        warnings.append(
+            f"the 16-bit runs score higher by {-pairs.look.mean:.3g}, more than the budget: their "
+            "steps are others than those of 32 bits, which may be trained too briefly"
+        )
+    if runs.place.emulated and pairs.precision.dtype_name != "float32":
+        warnings += _skipped(pairs)
+    metrics = [r.metric for r, _ in pairs.pairs]
+    if len(metrics) > 1 and all(r.losses == pairs.pairs[0][0].losses for r, _ in pairs.pairs):
+        warnings.append(
+            "seeds vary nothing here: every 32-bit run was the same; pass a function that makes "
+            "the model, or a loader that shuffles"
+        )
+    return warnings
+
+
+def _skipped(pairs: Pairs) -> list[str]:
+    """Steps that a scaler skipped: while it sought its scale, and for the batches' own sake."""
+    skipped = sum(c.skipped for _, c in pairs.pairs)
+    lost = sum(c.lost for _, c in pairs.pairs)
+    said = []
+    if skipped > lost:
+        count = skipped - lost
+        said.append(f"the gradient scaler skipped {count} step(s) while it sought its scale")
+    if lost:
+        said.append(
+            f"the gradient scaler skipped {lost} step(s) after it had found its scale: their "
+            "gradients are not finite in float16"
+        )
+    return said
+
+
+def _of_canary(runs: Runs, pairs: Pairs) -> list[str]:
+    """What this device's own kernels showed, where that is no verdict already."""
+    canary = runs.canary(pairs.precision)
+    if canary is None or (pairs.broke is not None and pairs.broke[1].error == canary.text):
+        return []
+    if canary.error is not None and canary.emulation_error is not None:
+        return []  # the runs themselves show it
+    if canary.error is not None:
+        return [f"{canary.text}; the verdict speaks for {runs.place.target}"]
+    if (canary.difference or 0) > LARGE_DIFFERENCE:
+        return [f"emulation and this device's own kernels part: {canary.text}"]
+    return []
