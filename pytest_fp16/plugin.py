@@ -15,6 +15,7 @@ from pytest_fp16 import claims, console, options
 from pytest_fp16.decorator import ARGUMENTS, fp16_equivalent, listened, returned_values
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.session import ConformanceSession
+from pytest_fp16.workers import Workers
 
 if TYPE_CHECKING:
     from pytest_fp16.fixture import FP16
@@ -45,6 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
             settings = options.with_store(settings, getattr(config, "cache", None))
             config.stash[SESSION] = ConformanceSession(config, settings)
             config.pluginmanager.register(Conformance(config.stash[SESSION]), "fp16-conformance")
+            if config.pluginmanager.hasplugin("xdist"):
+                config.pluginmanager.register(Workers(), "fp16-workers")
     except FP16Error as error:
         raise pytest.UsageError(f"fp16: {error}") from None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_fp16 import console
 from pytest_fp16.errors import FP16Error, SettingError
 from pytest_fp16.siblings import Siblings
+from pytest_fp16.workers import stands_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,8 +27,7 @@ class ConformanceSession:
         settings: the session's.
 
     Attributes:
-        is_worker: this process is one of several (xdist): it sends its reports away, and its
-            items cannot count on their siblings.
+        is_worker: this process is one of several (xdist): it sends its reports away.
         tests: ids of all tests that were collected, without precisions.
     """
 
@@ -35,7 +35,7 @@ class ConformanceSession:
         self.config = config
         self.settings = settings
         self.is_worker = hasattr(config, "workerinput")
-        self.siblings = Siblings(apart=self.is_worker)
+        self.siblings = Siblings(apart=stands_apart(config))
         self._reports: dict[str, list[Report]] = {}
         self._lost: str | None = None  # why there is no JSON report
         self.tests: set[str] = set()

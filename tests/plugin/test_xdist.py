@@ -33,3 +33,35 @@ def test_a_usage_error_with_workers(example):
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: fp16: budget '-1' is negative*"])
+
+
+DRAWN = """
+from pathlib import Path
+
+class Data:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        with Path("drawn.txt").open("a") as file:
+            file.write("drawn ")
+        yield from self.batches
+
+@pytest.mark.parametrize("n", [1, 2])
+@fp16_equivalent(precisions=["16-true", "bf16-true"])
+def test_sound(model, data, n):
+    return Evaluation(model=model, data=Data(data))
+"""
+
+
+def drawn(example, *more):
+    example.check_apart(*more).assert_outcomes(passed=4)
+    file = example.pytester.path / "drawn.txt"
+    times = len(file.read_text().split())
+    file.unlink()
+    return times
+
+
+def test_data_is_drawn_once_where_items_stay_together(example):
+    example.write(DRAWN)
+    assert drawn(example, "-n2", "--dist=loadscope") == drawn(example)
