@@ -149,7 +149,7 @@ class Ridge(nn.Module):
 
     @staticmethod
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (-(a[:, None] - b[None]).square().sum(-1) / 8).exp()
+        return (-(a[:, None] - b[None]).square().sum(-1) / 32).exp()
 
     def solved(self) -> Tensor:
         matrix = self.kernel(self.places, self.places)
@@ -170,7 +170,7 @@ class Ridge(nn.Module):
 @case("16-true", "bf16-mixed")
 def conjugate_gradients() -> dict:
     """r·r / (p·Ap + 1e-10) once it is solved: 0/0 (after cornellius-gp/gpytorch)."""
-    return recipe(partial(Ridge, 1e-10), optimizer=partial(SGD, lr=0.1), epochs=10)
+    return recipe(partial(Ridge, 1e-10), optimizer=partial(SGD, lr=0.05))
 
 
 def energies(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

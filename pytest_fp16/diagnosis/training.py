@@ -107,7 +107,7 @@ def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
             found = _replayed(runs, pairs, result, whole=True)
     except Exception:  # the verdict stands whether or not the failure lets itself be watched
         found = None
-    if result.ended == "raised":
+    if result.ended == "raised" and not isinstance(found, Found):
         return _raised(result, found if isinstance(found, _Raised) else _Raised())
     if not isinstance(found, Found):
         return None
@@ -151,7 +151,8 @@ def _replayed(
                 try:
                     losses.append(trainee.step(batch, last, origin if watched else None))
                 except Exception as error:  # sooner, where something of the user's counts the steps
-                    return _Raised(origin.failed_in, origin.raised_by, raised_at(error))
+                    raised = _Raised(origin.failed_in, origin.raised_by, raised_at(error))
+                    return origin.behind(error) or raised
                 if last_one or origin.found is not None:
                     return origin.cause
             trainee.end_epoch(sum(losses) / len(losses))

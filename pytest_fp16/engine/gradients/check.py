@@ -166,7 +166,7 @@ class _Check:
         self.evidence.raised_at = raised_at(error)
         watch = self.replays.here([batch], drawn=drawn)
         self.evidence.raised_in, self.evidence.raised_by = watch.failed_in, watch.raised_by
-        return told(error), None
+        return told(error), watch.behind(error)
 
     def _fails(self, candidate: Trainee) -> Broke | None:
         """What the candidate raises with other batches, where it decides by its values."""
@@ -251,7 +251,7 @@ class _Check:
             self.evidence.raised_at = raised_at(error)
             watch = self.replays.first(first)
             self.evidence.raised_in, self.evidence.raised_by = watch.failed_in, watch.raised_by
-            return told(error), None
+            return told(error), watch.behind(error)
         reached = float_tensors(candidate)  # before it is watched, which may be a step more
         if candidate.scaler is not None and stuck(self.evidence.first_losses):
             self.evidence.stuck = watched(candidate, batches, SEED, since=steps - 1).cause

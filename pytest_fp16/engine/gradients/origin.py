@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import facts, flat, tensors
+from pytest_fp16.engine.emulation.wording import mechanism_of, told
 from pytest_fp16.engine.gradients.forward_lines import ForwardLines
 from pytest_fp16.engine.gradients.lost_values import (
     copies,
@@ -185,6 +186,10 @@ class Origin(TorchDispatchMode):
     def cause(self) -> Found | None:
         """The operation that is to blame, if one was seen."""
         return self.found or self.born
+
+    def behind(self, error: Exception) -> Found | None:
+        """What made the values that a program's or a kernel's own check stumbled over, if any."""
+        return self.found if mechanism_of(told(error)) == "precision-loss" else None
 
     @property
     def failed_in(self) -> str:

@@ -68,14 +68,15 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
             zero = "{} {:g} is zero in {}".format(*evidence.epsilon, name)
             # A user's own step may divide by something else that is zero.
             detail = zero if origin.source is None else f"{detail}; {zero}"
+        said = said if said.startswith(("the ", "a ")) else f"a step raised {said[:200]}"
         reason = f"{said} in 16 bits: {operation} in {module or 'the model'} ({detail})"
         return Finding(reason, module, operation, mechanism, detail, origin.source)
-    if evidence.lost_weights and (said.startswith("the ") or said.startswith("a ")):
+    if evidence.lost_weights and said.startswith(("the ", "a ")):
         name = evidence.lost_weights[0]
         what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
         reason = f"{said} in 16 bits: {what}"
         return Finding(reason, module_of(name), leaf_of(name), "overflow", what)
-    if said.startswith("the ") or said.startswith("a "):
+    if said.startswith(("the ", "a ")):
         return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
     where = "<loss>" if evidence.raised_in is None else evidence.raised_in
     where = "<optimizer>" if refuses_closure(said) else where

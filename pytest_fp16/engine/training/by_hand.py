@@ -132,6 +132,10 @@ class ByHand:
         try:
             value = self._run(batch)
             steps = self.noted
+            turned = {id(p) for _, parameters in steps for p in parameters}
+            for handle in self.handles:  # one that adds up several batches first
+                if handle.pending and not any(id(p) in turned for p in handle.parameters):
+                    steps.append((list(handle.pending), handle.parameters))
         finally:
             self.noted = None
         own = {id(p): p for _, parameters in steps for p in parameters if p.requires_grad}

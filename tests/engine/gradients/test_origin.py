@@ -87,6 +87,14 @@ def test_the_operation_that_raised_and_none_where_a_statement_did():
     assert origin.raised_by == ""
 
 
+def test_what_is_behind_a_check_that_failed_and_nothing_behind_a_refusal():
+    origin = Origin(nn.Identity())
+    with Emulation("cuda"), origin:
+        half(6e4) * 2
+    assert origin.behind(RuntimeError("all elements of input should be between 0 and 1"))
+    assert origin.behind(RuntimeError("\"svd\" not implemented for 'Half'")) is None
+
+
 def test_an_error_that_was_handled_is_nobodys():
     model = Careful()
     try:

@@ -128,6 +128,48 @@ def test_gradients_are_each_optimizers_own_and_nothing_moves():
     torch.testing.assert_close(found["draws.0.weight"], ours.model.draws[0].weight.grad)
 
 
+class Patient(lightning.LightningModule):
+    """Adds up the gradients of two batches, by hand, with one optimizer and a scheduler."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        loss = F.mse_loss(self(batch[0]), batch[1]) / 2
+        self.manual_backward(loss)
+        if batch_idx % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+            self.lr_schedulers().step()
+        self.log("loss", loss)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.2)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999)]
+
+
+def test_gradients_that_are_added_up_by_hand():
+    held = subject(Patient)
+    ours = trainee(held)
+    before = ours.model.net[0].weight.detach().clone()
+    with ours.installed():
+        assert len(gradients(ours, held.train_data[0], 0).by_name) == 4
+        ours.step(held.train_data[0])
+        assert torch.equal(ours.model.net[0].weight, before)
+        ours.step(held.train_data[1])
+    assert not torch.equal(ours.model.net[0].weight, before)
+    assert ours.optimizer.param_groups[0]["lr"] == pytest.approx(0.2 * 0.999)
+    report = check(held, precision="bf16-mixed", seeds=2)
+    assert report.forecast.verdict == "equivalent", report.forecast.reason
+    assert report.verdict != "not equivalent", str(report)
+
+
 @pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-mixed"])
 def test_two_optimizers_that_16_bits_do_no_harm(name):
     report = check(subject(), precision=name, seeds=3)
@@ -139,6 +181,22 @@ def test_two_optimizers_that_16_bits_do_no_harm(name):
 def test_an_epsilon_of_one_of_them_that_is_zero():
     report = check(subject(Sudden), precision="16-true", seeds=2)
     assert (report.forecast.verdict, report.verdict) == ("not equivalent", "not equivalent")
+    assert (report.culprit.module, report.culprit.mechanism) == ("<optimizer>", "eps-underflow")
+    assert report.cure.kind == "optimizer epsilon"
+
+
+class Bounded(Sudden):
+    """The discriminator's answers are probabilities, which have to be between 0 and 1."""
+
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+        told = torch.sigmoid(self.tells(torch.cat([batch[0], batch[1]], -1)).float())
+        F.binary_cross_entropy(told, torch.ones_like(told))
+
+
+def test_an_error_over_weights_that_an_optimizer_has_lost():
+    report = check(subject(Bounded), precision="16-true", seeds=2)
+    assert "should be between 0 and 1" in report.error
     assert (report.culprit.module, report.culprit.mechanism) == ("<optimizer>", "eps-underflow")
     assert report.cure.kind == "optimizer epsilon"
 
