@@ -96,9 +96,17 @@ def why_no_speed(config: Any, reports: list[Named]) -> str | None:
     if all(report.speed is not None for _, report in reports):
         return None
     reason = why_no_timing(config)
-    if reason is None and any(r.run is not None and r.run.mode == "emulated" for _, r in reports):
+    if reason is not None:
+        return reason
+    untimed = [report for _, report in reports if report.speed is None and report.run is not None]
+    if any(report.run and report.run.mode == "emulated" for report in untimed):
         return "an emulated run says nothing about speed"
-    return reason
+    if any(report.error is None for report in untimed):
+        return (
+            "pytest-benchmark times once in a test, and in one by hand where it asks for the "
+            "fixture benchmark too"
+        )
+    return None
 
 
 def mark_error_lines(longrepr: Any) -> None:

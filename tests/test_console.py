@@ -83,3 +83,6 @@ def test_emulation_is_the_reason_for_no_speed_only_where_a_figure_is_missing():
     speed = Speed(seconds=1, reference_seconds=1, speedup=1)
     assert "emulated" in console.why_no_speed(config, [("t", a_report(run=emulated))])
     assert console.why_no_speed(config, [("t", a_report(run=emulated, speed=speed))]) is None
+    native = Run(device="cpu", target="cpu", mode="native")
+    assert "times once" in console.why_no_speed(config, [("t", a_report(run=native))])
+    assert console.why_no_speed(config, [("t", a_report(run=native, error="broke"))]) is None

@@ -12,7 +12,8 @@ def properties(report: Report) -> list[tuple[str, str]]:
     Metric, loss and budget are plain numbers in the metric's own units (shares as fractions of
     1), to be read by programs.
     """
-    found: dict[str, object] = {"precision": report.precision, "verdict": report.verdict}
+    found: dict[str, object] = {"name": report.name}  # first: a test by hand may hold several
+    found |= {"precision": report.precision, "verdict": report.verdict}
     found["failed"] = ", ".join(check.name for check in report.checks if not check.passed)
     if report.metric is not None:
         found["metric"] = report.metric.name

@@ -4,6 +4,7 @@ from pytest_fp16.report.model import Certified, Speed
 
 def test_a_failure_as_properties(failed):
     assert properties(failed()) == [
+        ("fp16.name", "test_digits"),
         ("fp16.precision", "16-true"),
         ("fp16.verdict", "not equivalent"),
         ("fp16.failed", "as predicted, good enough"),
@@ -27,6 +28,7 @@ def test_what_is_unknown_is_left_out(failed):
         metric=None, flips=None, forecast=None, culprit=None, run=None, checks=[], inputs=0
     )
     assert properties(bare) == [
+        ("fp16.name", "test_digits"),
         ("fp16.precision", "16-true"),
         ("fp16.verdict", "not equivalent"),
     ]
