@@ -43,6 +43,7 @@ from pytest_fp16.engine.gradients.second_look import applied_step, exact_step, l
 from pytest_fp16.engine.gradients.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.gradients.step_rules import stuck, wayward
 from pytest_fp16.engine.gradients.sure_outputs import breaking, solved, wrong_share
+from pytest_fp16.engine.gradients.trained import all_finite, trained_weights
 from pytest_fp16.engine.gradients.verdict import GradientFindings, conclude
 from pytest_fp16.engine.gradients.watched_steps import Replays, watched
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
@@ -59,6 +60,7 @@ from pytest_fp16.theory.rounding import FORMATS
 __all__ = ["GradientFindings", "gradient_check"]
 
 _PROBED = 1500  # steps of the optimizer alone
+_LOST_WEIGHT = "a weight is not finite after the optimizer's step"
 _EMPTIED = 3  # batches without what a lost guard is added to that are tried in 16 bits
 
 
@@ -250,16 +252,18 @@ class _Check:
         except Exception as error:
             self.evidence.raised_at = raised_at(error)
             watch = self.replays.first(first)
+            if not all_finite(
+                candidate.model, float_tensors(candidate)
+            ):  # what it raises for is the step
+                return _LOST_WEIGHT, watch.cause
             self.evidence.raised_in, self.evidence.raised_by = watch.failed_in, watch.raised_by
             return told(error), watch.behind(error)
         reached = float_tensors(candidate)  # before it is watched, which may be a step more
         if candidate.scaler is not None and stuck(self.evidence.first_losses):
             self.evidence.stuck = watched(candidate, batches, SEED, since=steps - 1).cause
-        # In the model's order: that of a set changes with the process, and sums with the order.
-        trained = [n for n, p in candidate.model.named_parameters() if p.requires_grad]
-        if any(not bool(reached[n].isfinite().all()) for n in trained):
-            origin = self.replays.first(first).cause
-            return "a weight is not finite after the optimizer's step", origin
+        trained = trained_weights(candidate.model)
+        if not all_finite(candidate.model, reached):
+            return _LOST_WEIGHT, self.replays.first(first).cause
         self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
         return None
 

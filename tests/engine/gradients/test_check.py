@@ -81,6 +81,18 @@ def test_adams_epsilon_is_zero_in_float16():
     assert check("16-mixed", optimizer=adam).verdict == "equivalent"
 
 
+def test_a_loss_that_refuses_what_the_optimizer_lost_is_not_at_fault():
+    """As a survival loss that validates its inputs does at the step behind it."""
+
+    def loss(z, y):
+        if z.isnan().any():
+            raise ValueError("log hazards contain NaN")
+        return F.cross_entropy(z, y)
+
+    found = check("16-true", optimizer=partial(torch.optim.Adam, lr=1e-3), loss=loss)
+    assert (found.culprit.module, found.culprit.mechanism) == ("<optimizer>", "eps-underflow")
+
+
 def test_the_optimizer_is_named_whichever_its_implementation():
     """Of lists it writes in place; fused, in float32 inside: its epsilon holds, its state not."""
     adam = partial(torch.optim.Adam, lr=1e-3)
