@@ -44,11 +44,15 @@ def sound(subject: Training, device: torch.device) -> Sound:
     """
     notes: list[str] = []
     for name in ("train_data", "eval_data"):
-        _require_repeatable(getattr(subject, name), name)
+        with on_data(data := getattr(subject, name)):
+            _require_repeatable(data, name)
     subject = _own_models(subject, notes)
     place = Place(device)
     state = initial_state(subject, 0)
-    trainee = Trainee(subject, REFERENCE, 0, state, place)
+    trainee = guarded(
+        lambda: Trainee(subject, REFERENCE, 0, state, place),
+        "making optimizer and scheduler in float32",
+    )
     require_float32(trainee.model)
     notes += _of_base(trainee.base)
     if not trainee.parameters():

@@ -121,4 +121,9 @@ def optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
                 "scheduler must be a function of the optimizer that returns a learning-rate "
                 f"scheduler (it returned {type(scheduler).__name__})"
             )
+    plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if plateau and interval == "step":
+        raise SettingError(
+            "ReduceLROnPlateau goes by the mean loss of an epoch; leave scheduler_step at 'epoch'"
+        )
     return optimizer, scheduler, interval

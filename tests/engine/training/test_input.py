@@ -71,6 +71,29 @@ BAD = {
         DataError,
         "labels run from",
     ),
+    "one batch instead of a list": (
+        lambda t: {"train_data": t.train_data[0]},
+        DataError,
+        r"put it into a list: \[\(inputs, labels\)\]",
+    ),
+    "a dataset without a loader": (
+        lambda t: {"train_data": torch.utils.data.TensorDataset(*t.train_data[0])},
+        DataError,
+        "put it into a DataLoader",
+    ),
+    "an optimizer of the model": (
+        lambda t: {"optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.1)},
+        ModelError,
+        r"making optimizer and scheduler .* 'parameters' \(at .*test_input\.py:\d+\)",
+    ),
+    "a scheduler that goes by epochs": (
+        lambda t: {
+            "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau,
+            "scheduler_step": "step",
+        },
+        SettingError,
+        "leave scheduler_step at 'epoch'",
+    ),
 }
 
 
