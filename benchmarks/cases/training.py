@@ -71,6 +71,8 @@ def case(fails: str = "", sound: str = "") -> Callable[..., Any]:
 
     def register(build: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
         name = build.__name__
+        if name in CASES:
+            raise ValueError(f"two trainings are called {name}")
         about = (build.__doc__ or "").split("\n")[0]
         CASES[name] = TrainingCase(name, build, tuple(fails.split()), tuple(sound.split()), about)
         return build

@@ -142,7 +142,7 @@ def plan(cost: Tensor, temperature: float) -> Tensor:
 
 
 @case(sound=f"{TRUE} {MIXED}")
-def transport() -> dict:
+def transport_in_logarithms() -> dict:
     """Sinkhorn's steps in logarithms at 0.05 (after jeanfeydy/geomloss)."""
 
     def loss(out: tuple[Tensor, ...], y: Tensor) -> Tensor:

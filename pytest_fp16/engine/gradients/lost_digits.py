@@ -97,10 +97,12 @@ class Digits(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = facts(func).name
+        given = list(tensors(args, kwargs or {}))
         watched = name in _DIFFERENCES or name in _STEEP
-        given = [_kept(t) for t in tensors(args, kwargs or {})] if watched else []
+        watched = watched and all(t.layout is torch.strided for t in given)
+        given = [_kept(t) for t in given] if watched else []
         out = func(*args, **(kwargs or {}))
-        if watched and isinstance(out, Tensor) and out.is_floating_point():
+        if isinstance(out, Tensor) and out.is_floating_point() and watched:
             module = self.location() if self.location.stack else "<loss>"
             line = user_line()
             place = module, name, str(line) if line else None

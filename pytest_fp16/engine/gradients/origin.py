@@ -117,6 +117,7 @@ class Origin(TorchDispatchMode):
         self._zeros = Zeros()
         self.raised_in: str | None = None
         self.raised_by = ""
+        self._depth = 0
         self._followed: dict[int, Any] = {}
         self._entered_any = False
         self._handled = sys.exc_info()[1]
@@ -128,6 +129,7 @@ class Origin(TorchDispatchMode):
     def begin(self) -> None:
         """A step begins: nothing of the one before it says where its operations are."""
         self.phase = self._last = "<loss>"
+        self._depth = 0
         self._backward_of.clear()
         self._lines.clear()
         self._zeros.clear()
@@ -135,10 +137,15 @@ class Origin(TorchDispatchMode):
 
     def watch(self, trainee: Any) -> None:
         """Tell the steps of a trainee's optimizer, and the clipping before them, from the rest."""
-        trainee.optimizer.register_step_pre_hook(lambda *_: self._in_phase("<optimizer>"))
-        # Where a module steps by hand, the next loss follows within the same step.
-        trainee.optimizer.register_step_post_hook(lambda *_: self._in_phase("<loss>"))
+        trainee.optimizer.register_step_pre_hook(lambda *_: self._stepping(1))
+        trainee.optimizer.register_step_post_hook(lambda *_: self._stepping(-1))
         trainee.clipping = lambda: self._in_phase(CLIPPING)
+
+    def _stepping(self, more: int) -> None:
+        """A step begins or ends: a class's own, within its heir's, fires the same hooks."""
+        self._depth += more
+        # Where a module steps by hand, the next loss follows within the same step.
+        self._in_phase("<optimizer>" if self._depth > 0 else "<loss>")
 
     def _in_phase(self, phase: str) -> None:
         self.phase = phase

@@ -70,6 +70,8 @@ class Zeros:
         """
         if not isinstance(out, Tensor) or out.dtype not in (*LOW, torch.float32):
             return
+        if out.layout is not torch.strided:
+            return
         known = facts(func)
         carried = known.view or known.name in _CARRIES or known.name in _DIFFERENCES | _CLAMPS
         causes = [self.cause(t) for t in tensors(given, {})] if carried else []
@@ -93,7 +95,7 @@ class Zeros:
             if isinstance(constant, float) and constant > 0:
                 return None if float(torch.tensor(constant).to(out.dtype)) else "eps-underflow"
         zero = out == 0
-        if name in _DIFFERENCES:
+        if name in _DIFFERENCES and len(args) > 1:
             met = zero & _nonzero(args[0], out) & _nonzero(args[1], out)
             return "cancellation" if bool(met.any()) else None
         if name in _SHRINKS and out.dtype in LOW:

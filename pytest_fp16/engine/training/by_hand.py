@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +47,21 @@ class Several(torch.optim.Optimizer):
             part.zero_grad(set_to_none)
 
 
+class _Noted(NamedTuple):
+    """A step that was not made: its losses, whose parameters, and how gradients are clipped."""
+
+    losses: list[Tensor]
+    parameters: list[nn.Parameter]
+    clips: Callable[[list[nn.Parameter]], Any] | None = None
+
+
 class Handle:
     """An optimizer as a module that optimizes by hand has it."""
 
     def __init__(self, owner: ByHand, optimizer: torch.optim.Optimizer) -> None:
         self._owner, self.optimizer = owner, optimizer
         self.pending: list[Tensor] = []
+        self.clips: Callable[[list[nn.Parameter]], Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.optimizer, name)
@@ -86,14 +96,13 @@ class ByHand:
     """Runs the step of such a module.
 
     Attributes:
-        noted: (losses, parameters) per step of an optimizer, where none is made; None where all
-            are.
+        noted: steps of the optimizers, where none is made; None where all are.
     """
 
     def __init__(self, trainee: Trainee, optimizer: Several) -> None:
         self.trainee, self.optimizer = trainee, optimizer
         self.handles = [Handle(self, part) for part in optimizer.parts]
-        self.noted: list[tuple[list[Tensor], list[nn.Parameter]]] | None = None
+        self.noted: list[_Noted] | None = None
         self.losses: list[Tensor] = []
         self._toggled: list[tuple[nn.Parameter, bool]] = []
         _attach(trainee.model, self, optimizer.schedulers)
@@ -103,6 +112,7 @@ class ByHand:
         self.losses.clear()
         for handle in self.handles:
             handle.pending.clear()
+            handle.clips = None
         try:
             own_loss(self.trainee.model, batch, max(self.trainee.index, 0))
         finally:
@@ -132,13 +142,13 @@ class ByHand:
         try:
             value = self._run(batch)
             steps = self.noted
-            turned = {id(p) for _, parameters in steps for p in parameters}
+            turned = {id(p) for step in steps for p in step.parameters}
             for handle in self.handles:  # one that adds up several batches first
                 if handle.pending and not any(id(p) in turned for p in handle.parameters):
-                    steps.append((list(handle.pending), handle.parameters))
+                    steps.append(_Noted(list(handle.pending), handle.parameters))
         finally:
             self.noted = None
-        own = {id(p): p for _, parameters in steps for p in parameters if p.requires_grad}
+        own = {id(p): p for step in steps for p in step.parameters if p.requires_grad}
         result: Tensor = _Gradients.apply(steps, value, *own.values())  # type: ignore[no-untyped-call]
         return result
 
@@ -156,8 +166,9 @@ class ByHand:
     def stepped(self, handle: Handle) -> None:
         """An optimizer's turn has come."""
         scaler, factor = self.trainee.scaler, self.trainee.amendment.loss_scale
+        torch.clear_autocast_cache()  # it holds the weights as they were; a Trainer keeps none
         if self.noted is not None:
-            self.noted.append((list(handle.pending), handle.parameters))
+            self.noted.append(_Noted(list(handle.pending), handle.parameters, handle.clips))
         elif scaler is not None:
             scaler.step(handle.optimizer)
             scaler.update()
@@ -168,15 +179,15 @@ class ByHand:
             handle.optimizer.step()
 
     def clip(self, handle: Handle, value: float | None, algorithm: str | None) -> None:
-        """`clip_gradients`."""
-        if self.noted is not None or value is None:
+        """`clip_gradients`, of gradients that are still scaled: so does a Trainer by hand."""
+        if value is None:
             return
-        if self.trainee.scaler is not None:
-            self.trainee.scaler.unscale_(handle.optimizer)
         if algorithm == "value":
-            nn.utils.clip_grad_value_(handle.parameters, value)
+            handle.clips = partial(nn.utils.clip_grad_value_, clip_value=value)
         else:
-            nn.utils.clip_grad_norm_(handle.parameters, value)
+            handle.clips = partial(nn.utils.clip_grad_norm_, max_norm=value)
+        if self.noted is None:
+            handle.clips(handle.parameters)
 
     def toggle(self, handle: Handle) -> None:
         """`toggle_optimizer`: gradients flow to its own parameters only."""
@@ -228,15 +239,28 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
         found: dict[int, Tensor] = {}
-        for losses, parameters in ctx.steps:
-            known = [p for p in parameters if p.requires_grad]
-            for loss in losses:
-                out = slope.to(loss.dtype).reshape(loss.shape)
-                grads = torch.autograd.grad(loss, known, out, retain_graph=True, allow_unused=True)
-                for p, grad in zip(known, grads, strict=True):
-                    if grad is not None:
-                        found[id(p)] = found[id(p)] + grad if id(p) in found else grad
+        for step in ctx.steps:
+            for key, grad in _of(step, slope).items():
+                found[key] = found[key] + grad if key in found else grad
         return None, None, *(found.get(id(p)) for p in ctx.own)
+
+
+def _of(step: _Noted, slope: Tensor) -> dict[int, Tensor]:
+    """The gradients of one step, times a slope, clipped as the step would clip them."""
+    known, found = [p for p in step.parameters if p.requires_grad], dict[int, Tensor]()
+    for loss in step.losses:
+        out = slope.to(loss.dtype).reshape(loss.shape)
+        grads = torch.autograd.grad(loss, known, out, retain_graph=True, allow_unused=True)
+        for p, grad in zip(known, grads, strict=True):
+            if grad is not None:
+                found[id(p)] = found[id(p)] + grad if id(p) in found else grad
+    if step.clips is not None:
+        stand_ins = {key: nn.Parameter(grad.detach().clone()) for key, grad in found.items()}
+        for key, one in stand_ins.items():
+            one.grad = found[key].clone()
+        step.clips(list(stand_ins.values()))
+        found = {key: one.grad for key, one in stand_ins.items() if one.grad is not None}
+    return found
 
 
 def several(model: Any) -> Several:

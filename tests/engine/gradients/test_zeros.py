@@ -39,6 +39,14 @@ def test_mechanism_of_a_zero_divisor(operation, mechanism):
     assert lost(operation).mechanism == mechanism
 
 
+def test_sparse_tensors_are_left_alone():
+    with Emulation("cuda"), Origin(nn.Identity()) as origin:
+        table = nn.Embedding(4, 2, sparse=True, dtype=torch.float16)
+        (table(torch.tensor([1, 1])) * 0).sum().backward()
+        table.weight.grad.coalesce() * 0
+    assert origin.found is None
+
+
 def test_words():
     half = FORMATS[torch.float16]
     assert lost(lambda x: 1 / (1 - x)).detail(half).endswith("numbers that are equal in float16")

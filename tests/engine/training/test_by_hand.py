@@ -185,6 +185,24 @@ def test_an_epsilon_of_one_of_them_that_is_zero():
     assert report.cure.kind == "optimizer epsilon"
 
 
+class Clipped(Patient):
+    """Clips by hand what is still scaled, as under a Trainer."""
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.mse_loss(self(batch[0]), batch[1]))
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+
+def test_gradients_that_are_clipped_while_they_are_scaled():
+    report = check(subject(Clipped), precision="16-mixed", seeds=4)
+    assert (report.forecast.verdict, report.verdict) == ("not equivalent", "not equivalent")
+    assert report.culprit.variant == "while scaled"
+    assert check(subject(Clipped), precision="bf16-mixed", seeds=2).verdict == "equivalent"
+
+
 class Bounded(Sudden):
     """The discriminator's answers are probabilities, which have to be between 0 and 1."""
 
