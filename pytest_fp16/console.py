@@ -40,6 +40,7 @@ def summary(
 ) -> list[str]:
     """The lines of our section: table, warnings, details where asked for, notes."""
     from pytest_fp16.report import terminal
+    from pytest_fp16.report.message import spent
 
     lines = terminal.table(
         _short(reports), max(120, shutil.get_terminal_size().columns)
@@ -49,6 +50,9 @@ def summary(
         for warning in report.warnings:
             warnings.setdefault(warning, []).append(f"{report.name}[{report.precision}]")
     lines += [f"warning: {text} ({', '.join(names)})" for text, names in warnings.items()]
+    for _, report in reports:
+        if sentences := spent(report):
+            lines.append(f"warning: {report.name}[{report.precision}]: {'. '.join(sentences)}.")
     if settings.report == "full":
         for _, report in reports:
             lines += ["", *terminal.full(report).splitlines()]

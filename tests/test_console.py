@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_fp16 import console
-from pytest_fp16.report.model import Report, Run, Speed
+from pytest_fp16.report.model import Culprit, Report, Run, Speed
 from pytest_fp16.settings import Settings
 
 
@@ -48,6 +48,14 @@ def test_rows_of_one_test_are_told_apart():
     reports += [("f.py::u", a_report("other"))]
     names = [line.partition("  ")[0] for line in console.summary(reports, Settings(), None)[2:6]]
     assert names == ["t", "t #2", "t: mine", "u"]
+
+
+def test_where_a_passing_test_has_spent_its_budget_is_told():
+    culprit = Culprit(module="norm", operation="pow", mechanism="overflow", evidence="9e4")
+    reports = [("f.py::t[16-true]", a_report(culprit=culprit))]
+    (line,) = [s for s in console.summary(reports, Settings(), None) if s.startswith("warning")]
+    assert line.startswith("warning: t[16-true]: More than half of the budget is spent")
+    assert "norm, operation pow" in line
 
 
 @pytest.mark.parametrize(("second", "told"), [("g.py", True), ("f.py", False)])

@@ -103,6 +103,16 @@ def _against_budget(metric: Metric) -> str:
     return f"loss {loss}{points}, budget {budget}"
 
 
+def spent(report: Report) -> list[str]:
+    """Where a passing report has spent most of its budget, and how to win it back; sentences."""
+    said = []
+    if report.equivalent and report.culprit is not None:
+        said.append(f"More than half of the budget is spent, most of it at {_where(report)}")
+    if said and report.cure is not None:
+        said.append(f"To win it back: {_cure(report, report.cure)}")
+    return said
+
+
 def _passed(report: Report) -> str:
     sentences = [headline(report)]
     shares = figures.certified(report.certified)
@@ -110,10 +120,7 @@ def _passed(report: Report) -> str:
     facts.append(f"certified: {shares}" if shares else "")
     if any(facts):
         sentences[0] += "; " + "; ".join(fact for fact in facts if fact)
-    if report.culprit is not None:
-        sentences.append(f"More than half of the budget is spent, most of it at {_where(report)}")
-    if report.cure is not None:
-        sentences.append(f"To win it back: {_cure(report, report.cure)}")
+    sentences += spent(report)
     if report.run is not None:
         sentences.append(f"It ran {figures.mode(report.run)}")
     if report.speed is not None:
