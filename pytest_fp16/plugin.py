@@ -79,6 +79,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Call a claimed test for what it returns, and let the outcome depend on that."""
+    __tracebackhide__ = True
     arguments = claims.claim(pyfuncitem, pyfuncitem.obj)
     if arguments is None:
         return (yield)

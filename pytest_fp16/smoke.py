@@ -15,6 +15,8 @@ from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Evaluation, Training
 
+__tracebackhide__ = True  # what the user's own code raises is shown at the user's own lines
+
 
 def smoke(subject: Evaluation | Training) -> None:
     """Call the model on one batch, or make one training step, in float32.

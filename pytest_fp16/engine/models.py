@@ -139,6 +139,7 @@ def taking_gradients(forward: Callable[[Any, Any], Any] | None) -> Callable[[Any
 @entrance
 def call_as_is(model: nn.Module, inputs: Any, forward: Callable[[Any, Any], Any] | None) -> Any:
     """The model's outputs on inputs that need no cast."""
+    __tracebackhide__ = True
     with branches_as_python():
         if forward is not None:
             return forward(model, inputs)

@@ -71,3 +71,23 @@ def test_a_section_is_missing_where_nothing_was_examined(example):
 
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*16-bit conformance*")
+
+
+def test_without_the_flag_an_error_shows_the_users_lines_and_none_of_ours(example):
+    example.write(
+        """
+import torch
+
+class Broken(torch.nn.Module):
+    def forward(self, x):
+        raise KeyError("no head")
+
+@fp16_equivalent
+def test_broken(data):
+    return Evaluation(model=Broken(), data=data)
+"""
+    )
+    result = example.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(['>*raise KeyError("no head")'])
+    result.stdout.no_fnmatch_line("*pytest_fp16?*.py:*")
