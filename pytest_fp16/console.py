@@ -113,6 +113,12 @@ def why_no_speed(config: Any, reports: list[Named]) -> str | None:
     return None
 
 
+def beside_failure(reports: list[Report]) -> list[tuple[str, str]]:
+    """Sections below a test by hand that failed: its reports that are not good, in full."""
+    bad = [str(report) for report in reports if not report.equivalent]
+    return [("16-bit conformance", text) for text in bad]
+
+
 def mark_error_lines(longrepr: Any) -> None:
     """Give each line of a message without traceback the ``E`` that pytest gives error lines."""
     traceback = getattr(longrepr, "reprtraceback", None)

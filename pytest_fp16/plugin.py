@@ -263,9 +263,11 @@ class Conformance:
         """Send reports along as JSON text: only builtins cross from a worker to the controller."""
         outcome = yield
         if call.when == "call" and REPORTS in item.stash:
-            texts = [report.model_dump_json() for report in item.stash[REPORTS]]
-            vars(outcome)[TEXTS] = texts
+            reports = item.stash[REPORTS]
             del item.stash[REPORTS]
+            vars(outcome)[TEXTS] = [report.model_dump_json() for report in reports]
+            if outcome.failed and not claims.name_and_precision(item)[1]:
+                outcome.sections += console.beside_failure(reports)
         if call.excinfo and call.excinfo.errisinstance(NotEquivalent):
             console.mark_error_lines(outcome.longrepr)
         return outcome

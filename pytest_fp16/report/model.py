@@ -291,6 +291,9 @@ class Report(Part):
         """A copy with more warnings."""
         return self.model_copy(update={"warnings": [*self.warnings, *said]})
 
+    def __repr__(self) -> str:
+        return f"<Report: {str(self).splitlines()[0]}>"  # where an assertion about it fails
+
     def __str__(self) -> str:
         from pytest_fp16.report.message import message
 

@@ -72,3 +72,28 @@ def test_it(fp16, model, data):
     )
 
     example.check().assert_outcomes(passed=1)
+
+
+def test_an_assertion_that_fails_shows_the_reports_below(example):
+    example.write(
+        """
+def test_by_hand(fp16, model, broken, data):
+    sound = fp16.evaluate(model, data)
+    report = fp16.evaluate(broken, data, name="the broken one")
+    assert report.equivalent
+"""
+    )
+
+    result = example.check()
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E * where False = <Report: 16-true is not equivalent to 32-true on the broken one: *",
+            "*- 16-bit conformance -*",
+            "16-true is not equivalent to 32-true on the broken one: *",
+            "  where: *",
+            "  cure: *",
+        ]
+    )
+    result.stdout.no_fnmatch_line("16-true is equivalent*")
