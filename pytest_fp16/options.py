@@ -53,7 +53,11 @@ OPTIONS = (
     Option("seeds", "N", "Largest number of pairs of training runs (default: 8)."),
     Option("json", "PATH", "Write all reports to this JSON file."),
     Option("report", "LENGTH", "Terminal report: short or full (default: short)."),
-    Option("plan", "PATH", "File that lists the modules to keep in float32."),
+    Option(
+        "plan",
+        "PATH",
+        "File of modules to keep in float32: written where a cure was tried, then checked against.",
+    ),
 )
 FLAGS = (
     Option("conformance", "", "Run tests marked fp16_equivalent in 16 bits, against 32 bits."),
