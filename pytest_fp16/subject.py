@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from pytest_fp16.errors import SettingError
@@ -120,6 +121,13 @@ def _checked(subject: Evaluation | Training) -> None:
     if subject.task not in TASKS:
         raise SettingError(f"task must be one of {', '.join(TASKS)} (got {subject.task!r})")
     _functions(subject, "metric", "forward")
+    labelled = getattr(subject, "labelled", None)
+    if labelled not in (True, False, None):
+        raise SettingError(f"labelled must be True, False or None (got {labelled!r})")
+    if not isinstance(subject.name, str):
+        raise SettingError(f"name must be a string (got {subject.name!r})")
+    if not isinstance(subject.ignore_index, Integral):
+        raise SettingError(f"ignore_index must be a whole number (got {subject.ignore_index!r})")
 
 
 def _functions(subject: Evaluation | Training, *names: str) -> None:

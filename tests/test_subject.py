@@ -40,3 +40,19 @@ def test_what_is_called_must_be_a_function(name):
     if name in ("metric", "forward"):
         with pytest.raises(SettingError, match=name):
             Evaluation(model=0, data=[], **{name: "accuracy"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("name", 3, "name must be a string"),
+        ("ignore_index", "pad", "ignore_index must be a whole number"),
+        ("labelled", "no", "labelled must be True, False or None"),
+    ],
+)
+def test_fields_of_another_type_are_refused_before_the_work(field, value, said):
+    with pytest.raises(SettingError, match=f"{said} .got {value!r}"):
+        Evaluation(model=0, data=[], **{field: value})
+    if field != "labelled":
+        with pytest.raises(SettingError, match=said):
+            training(**{field: value})

@@ -64,6 +64,8 @@ def what_happened(report: Report) -> str:
     metric = report.metric
     if report.error is not None:
         said = "the model raised an error in 16 bits"
+        if report.kind == "evaluation" and report.verdict == "inconclusive":  # for want of memory
+            said = "no memory even for half a batch, tried alone; yield smaller batches"
         if metric is not None and metric.labelled:
             value = figures.metric_pair(metric)[0]
             said += f" (reference: {metric.name} {value}{figures.unit(metric)})"
