@@ -99,10 +99,10 @@ class Digits(TorchDispatchMode):
         name = facts(func).name
         given = list(tensors(args, kwargs or {}))
         watched = name in _DIFFERENCES or name in _STEEP
-        watched = watched and all(t.layout is torch.strided for t in given)
+        watched = watched and not any(t.is_complex() or t.is_sparse for t in given)
         given = [_kept(t) for t in given] if watched else []
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.is_floating_point() and watched:
+        if watched and isinstance(out, Tensor) and out.is_floating_point():
             module = self.location() if self.location.stack else "<loss>"
             line = user_line()
             place = module, name, str(line) if line else None
