@@ -73,10 +73,7 @@ class Handle:
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> None:
         """Step it, or note what it would step with."""
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
-        self._owner.stepped(self)
+        self._owner.stepped(self, closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget its gradients."""
@@ -163,8 +160,14 @@ class ByHand:
         else:
             (loss * (self.trainee.amendment.loss_scale or 1)).backward(*args, **kwargs)
 
-    def stepped(self, handle: Handle) -> None:
+    def stepped(self, handle: Handle, closure: Callable[[], Any] | None) -> None:
         """An optimizer's turn has come."""
+        if closure is not None and self.noted is None and self.trainee.scaler is None:
+            handle.optimizer.step(closure)
+            return
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
         scaler, factor = self.trainee.scaler, self.trainee.amendment.loss_scale
         torch.clear_autocast_cache()  # it holds the weights as they were; a Trainer keeps none
         if self.noted is not None:
