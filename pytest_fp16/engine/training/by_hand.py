@@ -110,8 +110,10 @@ class ByHand:
         for handle in self.handles:
             handle.pending.clear()
             handle.clips = None
+        # Gradients are compared of trainees that have come to different batches: it is the first.
+        index = 0 if self.noted is not None else max(self.trainee.index, 0)
         try:
-            own_loss(self.trainee.model, batch, max(self.trainee.index, 0))
+            own_loss(self.trainee.model, batch, index)
         finally:
             self.untoggle()
         if not self.losses:
