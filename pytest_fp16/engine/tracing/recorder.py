@@ -89,7 +89,7 @@ class Recorder:
         if self.noise is not None:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
             error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
-            return y + (error if fixed is None else error.mul_(1 - fixed))
+            return _same_sign(y, y + (error if fixed is None else error.mul_(1 - fixed)), fmt)
         if self.adjoint:
             if not y.requires_grad:
                 leaf = y.detach().requires_grad_()
@@ -125,6 +125,16 @@ class Recorder:
     def any_row(self, flags: Tensor) -> Tensor:
         """Which inputs have a flag set anywhere in their part of a tensor, bool [batch]."""
         return self.owners.rows(flags).any(dim=1)
+
+
+def _same_sign(y: Tensor, moved: Tensor, fmt: Format) -> Tensor:
+    """Values rounded at random, but none past zero: a sum of squares has a root all the same.
+
+    Only below the normal range is half a step more than the value, and there float32 still counts.
+    """
+    if fmt.smallest_normal <= torch.finfo(torch.float32).smallest_normal:
+        return moved
+    return torch.where(moved * y.sign() < 0, torch.zeros_like(moved), moved)
 
 
 def largest_magnitude(values: Tensor) -> float:

@@ -68,6 +68,15 @@ def test_a_value_that_has_its_error_already_gets_no_other():
     assert torch.equal(noisy == y, fixed == 1)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_noise_leads_nothing_past_zero(sign):
+    """A sum of squares below the smallest number of float16 has a root, however it is rounded."""
+    y = sign * values(500).pow(8) * 1e-7
+    noisy = recorder(noise=torch.Generator().manual_seed(0)).site(y, FLOAT16, "sum")
+    assert bool((noisy * sign >= 0).all())
+    assert bool((noisy == 0).any())
+
+
 def test_neither_noise_nor_gradients_leaves_the_values():
     y = values(4)
     assert torch.equal(recorder(adjoint=False).site(y, FLOAT16, "mul"), y)
