@@ -142,12 +142,14 @@ class Witness(TorchDispatchMode):
         known = facts(func)
         if known.view or known.exact:
             return out
-        for item in flat(out):
-            if isinstance(item, Tensor) and item.is_floating_point():
-                name = str(item.dtype).removeprefix("torch.")
-                self.dtypes[name] += 1
-                if name == "float32":
-                    self.float32_modules.setdefault(self.where())
-                elif known.opaque:
-                    self.opaque.add(known.name)
+        floating = [t for t in flat(out) if isinstance(t, Tensor) and t.is_floating_point()]
+        # Beside a 16-bit result, float32 ones are its statistics: a layer norm's mean.
+        statistics = any(t.dtype in LOW for t in floating)
+        for item in floating:
+            name = str(item.dtype).removeprefix("torch.")
+            self.dtypes[name] += 1
+            if name == "float32" and not statistics:
+                self.float32_modules.setdefault(self.where())
+            elif item.dtype in LOW and known.opaque:
+                self.opaque.add(known.name)
         return out

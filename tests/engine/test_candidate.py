@@ -122,6 +122,13 @@ def test_an_island_is_named(x):
     assert set(seen.dtypes) == {"float16", "float32"}
 
 
+@pytest.mark.parametrize("emulated", [True, False])
+def test_statistics_that_a_kernel_gives_beside_its_result_are_no_island(x, emulated):
+    """The mean and deviation of a layer norm are float32, whatever it normalises."""
+    seen = witnessed(x, mlp(nn.LayerNorm(8)), emulated=emulated)
+    assert not seen.float32_modules
+
+
 def test_a_model_that_never_leaves_float32_is_seen(x):
     class Wide(nn.Module):
         def __init__(self):
