@@ -72,7 +72,7 @@ def test_a_value_that_has_its_error_already_gets_no_other():
 def test_noise_leads_nothing_past_zero(sign):
     """A sum of squares below the smallest number of float16 has a root, however it is rounded."""
     y = sign * values(500).pow(8) * 1e-7
-    noisy = recorder(noise=torch.Generator().manual_seed(0)).site(y, FLOAT16, "sum")
+    noisy = recorder(noise=torch.Generator().manual_seed(1)).site(y, FLOAT16, "sum")
     assert bool((noisy * sign >= 0).all())
     assert bool((noisy == 0).any())
 
