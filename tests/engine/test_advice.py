@@ -11,7 +11,8 @@ from pytest_fp16.engine.advice import guarded, of_batch, of_data, of_labels
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.task import Task
 
-X, Y = torch.randn(12, 4), torch.arange(12) % 3
+X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(12) % 3
 WRONG = RuntimeError("a shape")
 
 
@@ -60,11 +61,13 @@ def test_data_that_are_what_they_should_be_get_no_advice():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_one_hot_labels_are_remarked(smoothing):
     one_hot = nn.functional.one_hot(Y, 3) * (1 - smoothing) + smoothing / 3
+    torch.manual_seed(0)
     model = nn.Linear(4, 3).eval()
-    (said,) = check(Evaluation(model, [(X, one_hot)])).warnings
-    assert "if they are classes, set task='classification'" in said
+    said = "if they are classes, set task='classification'"
+    assert said in " ".join(check(Evaluation(model, [(X, one_hot)])).warnings)
     report = check(Evaluation(model, [(X, one_hot)], task="classification"))
-    assert (report.task, report.warnings) == ("classification", [])
+    assert report.task == "classification"
+    assert said not in " ".join(report.warnings)
     plain = check(Evaluation(model, [(X, Y)]))
     assert report.metric.reference == plain.metric.reference
 
