@@ -41,6 +41,7 @@ class LostDigits:
         module, operation, line: where.
         size, of: root mean squares of what float32 gives, and of the largest argument.
         error: of the result, for its size.
+        late: whether its arguments are the 32-bit ones, rounded: there it is too late for a cure.
     """
 
     module: str
@@ -49,6 +50,7 @@ class LostDigits:
     size: float
     of: float
     error: float
+    late: bool = False
 
     @property
     def mechanism(self) -> Mechanism:
@@ -57,12 +59,14 @@ class LostDigits:
 
     def said(self) -> str:
         """What happened, in words and numbers."""
+        late = ", as they had been rounded to 16 bits before it" if self.late else ""
         if self.operation in _DIFFERENCES:
             return (
                 f"a difference of {self.size:.2g} is left of values of {self.of:.2g} (root mean "
-                f"squares), and {self.error:.0%} of its size is error"
+                f"squares), and {self.error:.0%} of its size is error{late}"
             )
-        return f"of arguments of {self.of:.2g} (root mean square) it is off by {self.error:.0%}"
+        of = f"of arguments of {self.of:.2g} (root mean square)"
+        return f"{of} it is off by {self.error:.0%}{late}"
 
     def finding(self, reason: str, more: str) -> Finding:
         """The same as a rule says it."""
@@ -77,6 +81,7 @@ class LostDigits:
 class _Made:
     place: tuple[str, str, str | None]
     shape: torch.Size
+    dtype: torch.dtype
     result: Tensor
     given: list[Tensor]
 
@@ -106,7 +111,7 @@ class Digits(TorchDispatchMode):
             module = self.location() if self.location.stack else "<loss>"
             line = user_line()
             place = module, name, str(line) if line else None
-            self.made.append(_Made(place, out.shape, _kept(out), given))
+            self.made.append(_Made(place, out.shape, out.dtype, _kept(out), given))
         return out
 
 
@@ -144,7 +149,10 @@ def _looked_at(exact: _Made, low: _Made) -> LostDigits | None:
     if not LOST < error < float("inf") or any(not GROWS * g < error for g in grown):
         return None
     of = max((_size(t) for t in exact.given), default=0.0)
-    return LostDigits(*exact.place, size=_size(exact.result), of=of, error=error)
+    late = any(grown) and all(
+        torch.equal(a.to(low.dtype).float(), b) for a, b in zip(exact.given, low.given, strict=True)
+    )
+    return LostDigits(*exact.place, size=_size(exact.result), of=of, error=error, late=late)
 
 
 def _size(tensor: Tensor) -> float:

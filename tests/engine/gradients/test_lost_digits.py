@@ -57,6 +57,26 @@ def test_a_difference_of_nearly_equal_numbers():
     assert "is left of values of 1e+03" in found.said()
 
 
+class Times(nn.Module):
+    """The times themselves are large."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.head(x[:, :1] - x[:, 1:])
+
+
+def test_arguments_that_were_rounded_before():
+    x = 1000 + torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
+    data = [(x, (x[:, 0] > x[:, 1]).long())]
+    found = lost(Times, train_data=data, eval_data=data)
+    assert found.late
+    assert found.said().endswith("as they had been rounded to 16 bits before it")
+    assert not lost(partial(Gaps, steep=True)).late
+
+
 def test_a_function_that_is_steep_at_large_arguments():
     found = lost(partial(Gaps, steep=True))
     assert (found.operation, found.mechanism) == ("sin", "precision-loss")
