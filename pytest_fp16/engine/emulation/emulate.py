@@ -39,6 +39,9 @@ from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes
 from pytest_fp16.engine.emulation.wide import attention, run_wide
 from pytest_fp16.engine.emulation.wording import is_missing_kernel
 
+#: Whose results are other numbers of the format itself: the one next to one.
+_OF_A_GRID = frozenset({"nextafter"})
+
 
 class Emulation(OnTarget):
     """Run the operations of a 16-bit program in float32, each result rounded once.
@@ -82,7 +85,8 @@ class Emulation(OnTarget):
             require_own_agreement(func, known.name, args, kwargs)
         # Moving values, and accumulating in 16 bits, is what the native kernel does exactly; it
         # also refuses what the device refuses (a constant that does not fit the format).
-        if known.exact or known.stepwise or (known.opaque and self.opaque == "native"):
+        on_its_grid = known.exact or known.stepwise or known.name in _OF_A_GRID
+        if on_its_grid or (known.opaque and self.opaque == "native"):
             try:
                 return accumulate(known.name, func, args, kwargs, self.target)
             except RuntimeError as error:

@@ -466,3 +466,11 @@ def test_jagged_tensors_are_emulated():
     assert emulated.dtype == torch.float16
     rounded = (x.float() * 3).half().float().sin().half()
     assert torch.equal(emulated[0, :2], rounded[:2])
+
+
+def test_the_next_number_is_that_of_the_format():
+    one, two = torch.ones(3, dtype=torch.bfloat16), torch.full((3,), 2.0, dtype=torch.bfloat16)
+    with Emulation("cuda"):
+        after = torch.nextafter(one, two)
+    assert torch.equal(after, torch.nextafter(one, two))
+    assert bool((after > one).all())
