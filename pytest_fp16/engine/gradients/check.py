@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.wording import told
-from pytest_fp16.engine.gradients.course import SEED, Course
-from pytest_fp16.engine.gradients.evaluated import evaluated
 from pytest_fp16.engine.gradients.evidence import (
     Broke,
     Evidence,
@@ -26,26 +24,32 @@ from pytest_fp16.engine.gradients.evidence import (
     lost_epsilon,
     lost_in_the_cast,
 )
-from pytest_fp16.engine.gradients.guards import Guard, Guards, lost_guards
-from pytest_fp16.engine.gradients.lost_digits import lost_digits
-from pytest_fp16.engine.gradients.lost_gradients import look_behind, not_skipped, skipped_share
-from pytest_fp16.engine.gradients.optimizer_probe import Recorder, probe
-from pytest_fp16.engine.gradients.own_checks import SHOWN, counted, decides, failing
+from pytest_fp16.engine.gradients.origins.lost_digits import lost_digits
+from pytest_fp16.engine.gradients.origins.lost_gradients import (
+    look_behind,
+    not_skipped,
+    skipped_share,
+)
+from pytest_fp16.engine.gradients.origins.own_checks import SHOWN, counted, decides, failing
 from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
-from pytest_fp16.engine.gradients.rules import (
+from pytest_fp16.engine.gradients.probes.course import SEED, Course
+from pytest_fp16.engine.gradients.probes.evaluated import evaluated
+from pytest_fp16.engine.gradients.probes.guards import Guard, Guards, lost_guards
+from pytest_fp16.engine.gradients.probes.optimizer_probe import Recorder, probe
+from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
+from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
+from pytest_fp16.engine.gradients.probes.sure_outputs import breaking, solved, wrong_share
+from pytest_fp16.engine.gradients.probes.trained import all_finite, trained_weights
+from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
+from pytest_fp16.engine.gradients.rules.rules import (
     RULES,
     doubtful,
     gradient_is_lost,
     tensor_noise,
     total_noise,
 )
-from pytest_fp16.engine.gradients.second_look import applied_step, exact_step, longer_look
-from pytest_fp16.engine.gradients.statistics_probe import StatisticsRecorder
-from pytest_fp16.engine.gradients.step_rules import stuck, wayward
-from pytest_fp16.engine.gradients.sure_outputs import breaking, solved, wrong_share
-from pytest_fp16.engine.gradients.trained import all_finite, trained_weights
-from pytest_fp16.engine.gradients.verdict import GradientFindings, conclude
-from pytest_fp16.engine.gradients.watched_steps import Replays, watched
+from pytest_fp16.engine.gradients.rules.step_rules import stuck, wayward
+from pytest_fp16.engine.gradients.rules.verdict import GradientFindings, conclude
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.training.order import preserved_generators

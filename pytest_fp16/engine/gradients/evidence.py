@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.containers import all_tensors
-from pytest_fp16.engine.gradients.evaluated import Evaluated
-from pytest_fp16.engine.gradients.guards import Guard
-from pytest_fp16.engine.gradients.lost_digits import LostDigits
-from pytest_fp16.engine.gradients.optimizer_probe import Probe
-from pytest_fp16.engine.gradients.origin import Found
+from pytest_fp16.engine.gradients.origins.lost_digits import LostDigits
+from pytest_fp16.engine.gradients.origins.origin import Found
+from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount
 from pytest_fp16.engine.gradients.points import Point
-from pytest_fp16.engine.gradients.second_look import SecondLook
-from pytest_fp16.engine.gradients.statistics_probe import Lag, StatisticsRecorder
-from pytest_fp16.engine.gradients.sure_outputs import Solved
-from pytest_fp16.engine.gradients.whole_numbers import Miscount
+from pytest_fp16.engine.gradients.probes.evaluated import Evaluated
+from pytest_fp16.engine.gradients.probes.guards import Guard
+from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
+from pytest_fp16.engine.gradients.probes.second_look import SecondLook
+from pytest_fp16.engine.gradients.probes.statistics_probe import Lag, StatisticsRecorder
+from pytest_fp16.engine.gradients.probes.sure_outputs import Solved
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.errors import DataError

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pytest_fp16 import Training
-from pytest_fp16.engine.gradients.buffer_rules import STATISTIC_DISTANCE
 from pytest_fp16.engine.gradients.check import _Check, gradient_check
+from pytest_fp16.engine.gradients.rules.buffer_rules import STATISTIC_DISTANCE
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.errors import DataError

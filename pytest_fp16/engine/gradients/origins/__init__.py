@@ -1,0 +1,1 @@
+"""Where what a gradient shows was born: lost values and digits, zeros, whole numbers."""

@@ -1,0 +1,165 @@
+"""The operation that loses the digits of a loss: a difference of nearly equal numbers.
+
+The batch noise says that a gradient is bent, and at which weights; not why. So the loss of one
+batch is computed in both precisions, and the first result that is far off, of arguments that are
+not, is what bends it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_fp16.engine.emulation.operations import facts, tensors
+from pytest_fp16.engine.gradients.finding import Finding
+from pytest_fp16.engine.gradients.origins.own_checks import witnessed
+from pytest_fp16.engine.models import Location
+from pytest_fp16.engine.source import user_line
+from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.report.model import Mechanism
+
+#: A result is lost where a quarter of its size is error, as a gradient is ...
+LOST = 0.25
+#: ... and it is this operation that lost it where the errors of its arguments are a tenth of that.
+GROWS = 10
+#: Operations whose result may be off by far more than their arguments: differences, and functions
+#: that are steep where their argument is large.
+_DIFFERENCES, _STEEP = frozenset("add sub rsub".split()), frozenset("sin cos tan exp".split())
+#: Of each tensor so many values are kept at most, evenly spread: a large model has many.
+_KEPT = 2**12
+
+
+@dataclass(frozen=True)
+class LostDigits:
+    """A result that is far off in 16 bits, of arguments that are not.
+
+    Attributes:
+        module, operation, line: where.
+        size, of: root mean squares of what float32 gives, and of the largest argument.
+        error: of the result, for its size.
+        late: whether its arguments are the 32-bit ones, rounded: there it is too late for a cure.
+    """
+
+    module: str
+    operation: str
+    line: str | None
+    size: float
+    of: float
+    error: float
+    late: bool = False
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """Why digits are lost there."""
+        return "cancellation" if self.operation in _DIFFERENCES else "precision-loss"
+
+    def said(self) -> str:
+        """What happened, in words and numbers."""
+        late = ", as they had been rounded to 16 bits before it" if self.late else ""
+        if self.operation in _DIFFERENCES:
+            return (
+                f"a difference of {self.size:.2g} is left of values of {self.of:.2g} (root mean "
+                f"squares), and {self.error:.0%} of its size is error{late}"
+            )
+        of = f"of arguments of {self.of:.2g} (root mean square)"
+        return f"{of} it is off by {self.error:.0%}{late}"
+
+    def finding(self, reason: str, more: str) -> Finding:
+        """The same as a rule says it."""
+        where = f"{self.operation} in {self.module or 'the model'}"
+        return Finding(
+            f"{reason} ({where}: {self.said()})",
+            *(self.module, self.operation, self.mechanism, f"{self.said()}; {more}", self.line),
+        )
+
+
+@dataclass(frozen=True)
+class _Made:
+    place: tuple[str, str, str | None]
+    shape: torch.Size
+    dtype: torch.dtype
+    result: Tensor
+    given: list[Tensor]
+
+
+class Digits(TorchDispatchMode):
+    """Keeps the results, and the arguments, of operations that may lose digits.
+
+    Args:
+        model: whose modules say where an operation is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.location = Location(model)
+        self.made: list[_Made] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = facts(func).name
+        given = list(tensors(args, kwargs or {}))
+        watched = name in _DIFFERENCES or name in _STEEP
+        watched = watched and not any(t.is_complex() or t.is_sparse for t in given)
+        given = [_kept(t) for t in given] if watched else []
+        out = func(*args, **(kwargs or {}))
+        if watched and isinstance(out, Tensor) and out.is_floating_point():
+            module = self.location() if self.location.stack else "<loss>"
+            line = user_line()
+            place = module, name, str(line) if line else None
+            self.made.append(_Made(place, out.shape, out.dtype, _kept(out), given))
+        return out
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    values = tensor.detach().flatten()
+    return values[:: values.numel() // _KEPT + 1].to(torch.float32, copy=True)
+
+
+def lost_digits(reference: Trainee, candidate: Trainee, batch: Any) -> LostDigits | None:
+    """The first operation on the way to the loss of a batch that loses its digits in 16 bits.
+
+    None where there is none, or where the 16-bit program goes another way.
+
+    Args:
+        reference: the 32-bit training, as far as it has come.
+        candidate: takes its weights.
+    """
+    candidate.follow(reference)
+    exact, low = (Digits(trainee.model) for trainee in (reference, candidate))
+    witnessed(reference, batch, exact)
+    witnessed(candidate, batch, low)
+    if [_form(m) for m in exact.made] != [_form(m) for m in low.made]:
+        return None
+    found = (_looked_at(one, two) for one, two in zip(exact.made, low.made, strict=True))
+    return next((lost for lost in found if lost is not None), None)
+
+
+def _form(made: _Made) -> tuple[str, torch.Size, int]:
+    return made.place[1], made.shape, len(made.given)
+
+
+def _looked_at(exact: _Made, low: _Made) -> LostDigits | None:
+    error = _error(exact.result, low.result)
+    grown = [_error(a, b) for a, b in zip(exact.given, low.given, strict=True)]
+    if not LOST < error < float("inf") or any(not GROWS * g < error for g in grown):
+        return None
+    of = max((_size(t) for t in exact.given), default=0.0)
+    late = any(grown) and all(
+        torch.equal(a.to(low.dtype).float(), b) for a, b in zip(exact.given, low.given, strict=True)
+    )
+    return LostDigits(*exact.place, size=_size(exact.result), of=of, error=error, late=late)
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.square().mean().sqrt()) if tensor.numel() else 0.0
+
+
+def _error(exact: Tensor, low: Tensor) -> float:
+    """How far off a tensor is, for its size; nothing where it has none."""
+    size = _size(exact)
+    return _size(low - exact) / size if size else 0.0

@@ -1,0 +1,266 @@
+"""Where in a training step the first value that is not finite comes from."""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_fp16.engine.emulation.operations import facts, flat, tensors
+from pytest_fp16.engine.emulation.wording import mechanism_of, told
+from pytest_fp16.engine.gradients.origins.forward_lines import ForwardLines
+from pytest_fp16.engine.gradients.origins.lost_values import (
+    copies,
+    finite,
+    has_nan,
+    in_float64,
+    mechanism_of_loss,
+    results_of,
+    stored,
+    zero_where,
+)
+from pytest_fp16.engine.gradients.origins.zeros import Zeros
+from pytest_fp16.engine.models import Location
+from pytest_fp16.report.model import Mechanism
+from pytest_fp16.theory.rounding import Format
+
+_FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty empty_like".split())
+#: The phase between backward pass and optimizer, and the operation as its user knows it.
+CLIPPING = "clip_grad_norm_"
+_ZERO_DIVISORS = frozenset("div reciprocal rsqrt log log2 log10 pow addcdiv sqrt".split())
+
+
+class Found(NamedTuple):
+    """The operation that made NaN or infinity of finite arguments.
+
+    Attributes:
+        module: its module, or ``"<loss>"`` or ``"<optimizer>"``.
+        operation: its name.
+        mechanism: ``"overflow"``, ``"cancellation"``, or ``"eps-underflow"`` or ``"underflow"``
+            of a divisor; ``"mask-inf"`` where it made NaN of an infinity that no operation made: a
+            constant.
+        largest: the largest magnitude among its arguments.
+        reached: the largest magnitude that its result should have had; NaN where that is unknown.
+        source: the line of the user's code that ran it, or what it is the backward pass of; None
+            where torch's own did.
+        of_batch: whether it is the batch that was cast, before the model saw it.
+        backward_of: the operation whose backward pass it is part of, if it is.
+        divides: whether it divides by zero, or takes a logarithm or root of it.
+    """
+
+    module: str
+    operation: str
+    mechanism: Mechanism
+    largest: float
+    reached: float = math.nan
+    source: str | None = None
+    of_batch: bool = False
+    backward_of: str | None = None
+    divides: bool = False
+
+    def detail(self, form: Format) -> str:
+        """What happened, in words and numbers."""
+        behind = f", in the backward pass of {self.backward_of}" if self.backward_of else ""
+        return self._happened(form) + behind
+
+    def _happened(self, form: Format) -> str:
+        if self.mechanism == "overflow" and math.isinf(self.largest):
+            return f"a divisor that is infinite in {form.name} leaves nothing"
+        if self.mechanism == "mask-inf":
+            return f"a constant that is infinite in {form.name} gave NaN"
+        if self.mechanism == "eps-underflow":
+            return "a divisor (or the argument of a logarithm or root) has rounded to zero"
+        if self.divides:
+            how = "the difference of numbers that are equal in"
+            how = "too small for" if self.mechanism == "underflow" else how
+            return f"a divisor (or the argument of a logarithm or root) is zero: {how} {form.name}"
+        if self.mechanism == "cancellation":
+            return "an operation on finite values gave NaN"
+        reached = self.reached if math.isfinite(self.reached) else self.largest
+        what = "result" if reached == self.reached else "largest argument"
+        if self.of_batch:
+            what = "the batch itself, inputs or targets, goes up to"
+        return f"{what} {reached:.1e}, {form.name} holds {form.largest:.2e}"
+
+
+class Origin(TorchDispatchMode):
+    """Remembers the first operation that makes NaN or infinity of finite arguments.
+
+    Entered inside an emulation it sees the results as the 16-bit program has them. A module's
+    backward pass is told from hooks on the gradients of its outputs.
+
+    Attributes:
+        phase: ``"<loss>"`` (forward and backward), ``"clip_grad_norm_"`` or ``"<optimizer>"``.
+        found: the operation, or None.
+        born: the first that made NaN of an infinity that no operation made, or None.
+        emptied: the first that divided by such an infinity, or None.
+        raised_in: the innermost module whose forward pass an error is leaving, or None.
+        raised_by: the operation that raised it, the last one; empty where none did.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.phase = "<loss>"
+        self.location = Location(model)
+        self._backward_of: dict[int, str] = {}
+        self._last = "<loss>"
+        self.found: Found | None = None
+        self.born: Found | None = None
+        self.emptied: Found | None = None
+        self._lines = ForwardLines()
+        self._zeros = Zeros()
+        self.raised_in: str | None = None
+        self.raised_by = ""
+        self._depth = 0
+        self._followed: dict[int, Any] = {}
+        self._entered_any = False
+        self._handled = sys.exc_info()[1]
+        for name, module in model.named_modules():
+            # A scripted module's own method refuses; the hook is called all the same.
+            nn.Module.register_forward_hook(module, self._follow(name))
+            nn.Module.register_forward_hook(module, self._left(name), always_call=True)
+
+    def begin(self) -> None:
+        """A step begins: nothing of the one before it says where its operations are."""
+        self.phase = self._last = "<loss>"
+        self._depth = 0
+        self._backward_of.clear()
+        self._lines.clear()
+        self._zeros.clear()
+        self._entered_any = False
+
+    def watch(self, trainee: Any) -> None:
+        """Tell the steps of a trainee's optimizer, and the clipping before them, from the rest."""
+        trainee.optimizer.register_step_pre_hook(lambda *_: self._stepping(1))
+        trainee.optimizer.register_step_post_hook(lambda *_: self._stepping(-1))
+        trainee.clipping = lambda: self._in_phase(CLIPPING)
+
+    def _stepping(self, more: int) -> None:
+        """A step begins or ends: a class's own, within its heir's, fires the same hooks."""
+        self._depth += more
+        # Where a module steps by hand, the next loss follows within the same step.
+        self._in_phase("<optimizer>" if self._depth > 0 else "<loss>")
+
+    def _in_phase(self, phase: str) -> None:
+        self.phase = phase
+
+    def _follow(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            for item in flat(output) if isinstance(output, (list, tuple)) else [output]:
+                if isinstance(item, Tensor) and item.requires_grad and not self._known(item):
+                    self._followed[id(item)] = weakref.ref(item)
+                    item.register_hook(lambda grad: self._entered(name))
+
+        return hook
+
+    def _known(self, item: Tensor) -> bool:
+        """Whether a module inside this one returned the same tensor: it is the innermost."""
+        held = self._followed.get(id(item))
+        return held is not None and held() is item
+
+    def _left(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # torch calls these hooks while it handles the error; the caller may be handling one.
+            failing = sys.exc_info()[1] is not self._handled
+            if not failing or self.raised_in is None:
+                self.raised_in = name if failing else None
+
+        return hook
+
+    def _entered(self, name: str) -> None:
+        self._last = self._backward_of[torch._C._current_graph_task_id()] = name
+
+    @property
+    def place(self) -> str:
+        """The module that is running, forwards or backwards."""
+        if self.phase != "<loss>":
+            return "<optimizer>"
+        if self.location.stack:
+            return self.location()
+        known = self._lines.place
+        if known is not None:
+            return known
+        # A loss may have a backward pass of its own (a gradient penalty): each pass begins in it.
+        return self._backward_of.get(torch._C._current_graph_task_id(), "<loss>")
+
+    @property
+    def cause(self) -> Found | None:
+        """The operation that is to blame, if one was seen."""
+        return self.found or self.born
+
+    def behind(self, error: Exception) -> Found | None:
+        """What made the values that a program's or a kernel's own check stumbled over, if any."""
+        return self.found if mechanism_of(told(error)) == "precision-loss" else None
+
+    @property
+    def failed_in(self) -> str:
+        """Where a step that raised an error was: a module, the loss, or the optimizer."""
+        if self.raised_in is not None and self.phase == "<loss>":
+            return self.raised_in
+        return "<optimizer>" if self.phase != "<loss>" else self._last
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._entered_any |= bool(self.location.stack)
+        if torch._C._current_graph_task_id() < 0:  # forwards
+            self._last = "<loss>"
+        watching = self.found is None
+        held, named = args, kwargs
+        if watching:
+            self._lines.note(self.place)
+            held, named = copies(args, kwargs)
+        self.raised_by = facts(func).name
+        out = func(*args, **kwargs)
+        self.raised_by = ""
+        if watching:
+            self._look(func, args, held, named, results_of(func, args, out))
+            if self.phase == "<loss>":
+                self._zeros.note(func, held, named, args, out)
+        return out
+
+    def _look(
+        self,
+        func: Any,
+        given: tuple[Any, ...],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: list[Any],
+    ) -> None:
+        name = facts(func).name.removeprefix("_foreach_")  # over many tensors, it is the same one
+        if self.emptied is None and name == "div" and len(args) > 1 and not finite(args[1]):
+            self.emptied = self._found(name, "overflow", math.inf)  # x / inf, and no x is left
+        if name in _FILLS or all(finite(t) for t in results):
+            return
+        floating = [t for t in tensors(args, kwargs) if t.is_floating_point()]
+        if not all(finite(t) for t in floating):
+            if self.born is None and has_nan(results) and not has_nan(floating):
+                self.born = self._found(name, "mask-inf", math.inf)
+            return
+        floating = [stored(t) for t in floating]
+        lost = [stored(t) for t in results if not finite(t)]
+        divides = name in _ZERO_DIVISORS
+        zero = divides and any(zero_where(t, arg) for t in lost for arg in floating)
+        largest = max((float(t.abs().max()) for t in floating if t.numel()), default=0.0)
+        exact = in_float64(func, args, kwargs, results)
+        mechanism = mechanism_of_loss(name, lost, exact, zero)
+        reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
+        found = self._found(name, mechanism, largest, reached)
+        why = self._zeros.divided(given, args, lost) if zero else None
+        self.found = found if why is None else found._replace(mechanism=why, divides=True)
+
+    def _found(
+        self, name: str, mechanism: Mechanism, largest: float, reached: float = math.nan
+    ) -> Found:
+        if self.phase == CLIPPING:
+            return Found("<optimizer>", CLIPPING, mechanism, largest, reached)
+        source, behind = self._lines.here()
+        of_batch = name == "_to_copy" and source is None and not self._entered_any
+        return Found(self.place, name, mechanism, largest, reached, source, of_batch, behind)

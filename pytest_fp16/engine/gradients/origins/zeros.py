@@ -1,0 +1,120 @@
+"""Why a divisor is zero: a guard that is lost, a difference of equal numbers, or an underflow.
+
+``x / (x.std() + 1e-8)`` lacks its guard in float16, ``1 / (1 - a)`` has none and meets an ``a``
+that has rounded to one, and a product of tiny numbers is below the format. So where a value first
+becomes zero is remembered, and handed on with it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
+from pytest_fp16.engine.gradients.origins.lost_values import in_float64, stored, zero_where
+from pytest_fp16.report.model import Mechanism
+
+_DIFFERENCES = frozenset("add sub rsub".split())
+_CLAMPS = frozenset("clamp clamp_min".split())
+#: What makes a zero of numbers that are none: too small for the format.
+_SHRINKS = frozenset("mul exp exp2 pow square _softmax sigmoid div mm bmm mean prod".split())
+#: What a zero is still zero after.
+_CARRIES = frozenset(
+    "sqrt expand clone _unsafe_view _to_copy mul mm bmm sum mean abs neg index gather amax square "
+    "pow".split()
+)
+
+
+class Zeros:
+    """Remembers of tensors that hold zeros how they came by them."""
+
+    def __init__(self) -> None:
+        self._causes: dict[int, tuple[Any, Mechanism]] = {}
+
+    def clear(self) -> None:
+        """Forget them: a step is over."""
+        self._causes.clear()
+
+    def cause(self, tensor: Tensor) -> Mechanism | None:
+        """Why a tensor has zeros; None where nothing is known of it."""
+        held = self._causes.get(id(tensor))
+        return held[1] if held is not None and held[0]() is tensor else None
+
+    def divided(
+        self, given: tuple[Any, ...], args: tuple[Any, ...], lost: list[Tensor]
+    ) -> Mechanism | None:
+        """Why an argument is zero where results are lost; None where nothing is known of it.
+
+        Args:
+            given: the arguments themselves.
+            args: as they were before the operation.
+            lost: its results.
+        """
+        pairs = [*zip(tensors(given, {}), tensors(args, {}), strict=True)]
+        for own, before in reversed(pairs):  # the divisor comes last
+            if any(zero_where(t, stored(before)) for t in lost) and self.cause(own) is not None:
+                return self.cause(own)
+        return None
+
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: Any, given: Any, out: Any) -> None:
+        """An operation has run.
+
+        Args:
+            func: the operation.
+            args, kwargs: as they were before it.
+            given: the arguments themselves, by which they are known.
+            out: its result.
+        """
+        if not isinstance(out, Tensor) or out.dtype not in (*LOW, torch.float32):
+            return
+        if out.layout is not torch.strided:
+            return
+        known = facts(func)
+        carried = known.view or known.name in _CARRIES or known.name in _DIFFERENCES | _CLAMPS
+        causes = [self.cause(t) for t in tensors(given, {})] if carried else []
+        handed = next((c for c in causes if c is not None), None)
+        if _lost_below_one(known.name, args, kwargs, out.dtype):
+            self._causes[id(out)] = weakref.ref(out), "eps-underflow"
+            return
+        if not out.numel() or not bool((out == 0).any()):
+            return
+        made = self._made(func, args, kwargs, out)
+        guard = made == "eps-underflow" or "eps-underflow" in causes
+        cause: Mechanism | None = "eps-underflow" if guard else handed or made
+        if cause is not None:
+            self._causes[id(out)] = weakref.ref(out), cause
+
+    def _made(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Mechanism | None:
+        """Why an operation has made zeros itself, if it has."""
+        name = facts(func).name
+        if name in _CLAMPS or name == "add":
+            constant = args[1] if len(args) > 1 else kwargs.get("min")
+            if isinstance(constant, float) and constant > 0:
+                return None if float(torch.tensor(constant).to(out.dtype)) else "eps-underflow"
+        zero = out == 0
+        if name in _DIFFERENCES and len(args) > 1:
+            met = zero & _nonzero(args[0], out) & _nonzero(args[1], out)
+            return "cancellation" if bool(met.any()) else None
+        if name in _SHRINKS and out.dtype in LOW:
+            lost = torch.where(zero, torch.nan, out)  # what is not finite is asked of float64
+            exact = in_float64(func, args, kwargs, [lost])
+            if exact and bool((exact[0] != 0).any()):
+                return "underflow"
+        return None
+
+
+def _lost_below_one(name: str, args: Any, kwargs: Any, dtype: torch.dtype) -> bool:
+    """Whether something is held below one, by a bound that is one in the format."""
+    if name == "clamp":
+        bound = args[2] if len(args) > 2 else kwargs.get("max")
+    else:
+        bound = args[1] if name == "clamp_max" and len(args) > 1 else None
+    return isinstance(bound, float) and bound < 1 <= float(torch.tensor(bound).to(dtype))
+
+
+def _nonzero(value: Any, out: Tensor) -> Tensor:
+    held = value if isinstance(value, Tensor) else torch.tensor(float(value), device=out.device)
+    return (held != 0).expand(out.shape)

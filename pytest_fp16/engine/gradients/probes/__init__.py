@@ -1,0 +1,1 @@
+"""What is measured beside gradients: steps, statistics, sure outputs, evaluations, guards."""

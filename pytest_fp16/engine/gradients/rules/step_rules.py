@@ -1,0 +1,167 @@
+"""The rules of the gradient check about the optimizer's steps: how long, and where they lead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pytest_fp16.engine.gradients.finding import Finding
+from pytest_fp16.theory.gradient import Movement
+
+if TYPE_CHECKING:
+    from pytest_fp16.engine.gradients.evidence import Evidence
+    from pytest_fp16.engine.gradients.origins.origin import Found
+    from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
+
+#: Weights that move less than this share of their 32-bit way, or this many times as far, over the
+#: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
+#: so only a near standstill counts.
+STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.5, 10.0
+#: A runaway is harmful where the loss has grown by this factor.
+LOSS_GROWN = 2.0
+#: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
+STATE_DECADES = 1.5
+
+
+def epsilon(evidence: Evidence) -> Finding | None:
+    """An epsilon that is zero in the format, where the second moment is zero, too."""
+    probe = evidence.optimizer
+    if evidence.epsilon is None or probe is None:
+        return None
+    zeroed = max((s for k, s in probe.zeroed.items() if k in probe.magnitudes), default=0.0)
+    if probe.finite and not zeroed:
+        return None
+    (eps, value), name = evidence.epsilon, evidence.format.name
+    what = f"{eps} {value:g} is zero in {name}, and {zeroed:.0%} of the second moment is too"
+    return Finding(
+        f"the optimizer divides by zero: {what}", "<optimizer>", eps, "eps-underflow", what
+    )
+
+
+def ran_off(evidence: Evidence) -> Finding | None:
+    """Steps many times too long in the run of the optimizer alone, for want of a second moment."""
+    probe = evidence.optimizer
+    if probe is None or not vanished(probe)[0] or not probe.moved.size > RUNAWAY:
+        return None
+    what = f"weights go {probe.moved.size:.3g} times as far as in 32 bits"
+    return _stepping(evidence, what, "in a run of the optimizer alone ")
+
+
+def optimizer(evidence: Evidence) -> Finding | None:
+    """What the run of the optimizer alone showed: weights lost or left behind, state frozen."""
+    probe = evidence.optimizer
+    if probe is None:
+        return None
+    if not probe.finite:
+        what = f"a weight is not finite after {probe.broke_at} steps of the optimizer alone"
+        origin = probe.origin
+        if origin is None:
+            return Finding(what, "<optimizer>", "step", "overflow", what)
+        what += f": {origin.operation} ({origin.detail(evidence.format)})"
+        where = ("<optimizer>", origin.operation, origin.mechanism)
+        return Finding(what, *where, what, origin.source)
+    sizes = {k: v for k, v in probe.states.items() if k in probe.magnitudes}
+    large = [(v, k) for k, v in sizes.items() if v > STATE_DECADES]
+    if large:
+        decades, kind = max(large)
+        what = f"{kind} is {10**decades:.3g} times too large in the median: it cannot decay"
+        return Finding(
+            f"optimizer state is frozen: {what}", "<optimizer>", kind, "absorption", what
+        )
+    if probe.moved.length and probe.moved.gain < PROBE_STANDSTILL:
+        return _still(evidence, probe.moved, "a run of the optimizer alone")
+    return None
+
+
+def weights(evidence: Evidence) -> Finding | None:
+    """First steps that lead nowhere, or far off while the loss rises."""
+    moved = evidence.weights
+    if moved is None or not moved.length:
+        return None
+    first, last = evidence.first_losses[0], evidence.first_losses[-1]
+    grown = last[1] > LOSS_GROWN * max(*map(abs, first), abs(last[0]))
+    if moved.gain < STANDSTILL and (moved.size <= 1 or grown):
+        return _still(evidence, moved, "the first steps")
+    if moved.size <= RUNAWAY or not grown:
+        return None
+    what = (
+        f"over the first steps weights go {moved.size:.3g} times as far as in 32 bits, and the "
+        f"loss rises from {first[1]:.3g} to {last[1]:.3g}"
+    )
+    return _stepping(evidence, what, "")
+
+
+def slow(evidence: Evidence) -> Finding | None:
+    """A longer look in which 16 bits learn too slowly."""
+    look = evidence.second
+    if look is None or not look.slow:
+        return None
+    said = "16 bits learn at less than half the speed: "
+    if evidence.stuck is not None:
+        return _skipping(evidence, evidence.stuck, look.said())
+    if evidence.stepped is not None:
+        return _beyond(evidence, evidence.stepped, said + look.said())
+    if vanished(evidence.optimizer)[0]:
+        return _stepping(evidence, look.said(), said)
+    return Finding(said + look.said(), "<optimizer>", "step", "precision-loss", look.said())
+
+
+def _beyond(evidence: Evidence, origin: Found, said: str) -> Finding:
+    """Steps that are lost because something in them leaves the range."""
+    what = f"{origin.operation} leaves the range ({origin.detail(evidence.format)})"
+    where = ("<optimizer>", origin.operation, origin.mechanism)
+    return Finding(f"{said}; {what}", *where, what, origin.source)
+
+
+def _skipping(evidence: Evidence, origin: Found, said: str) -> Finding:
+    """Steps that a scaler skips one after another, as the loss is lost at any scale."""
+    where = f"{origin.operation} in {origin.module or 'the model'}"
+    what = f"steps are skipped whatever the loss scale ({origin.detail(evidence.format)})"
+    culprit = (origin.module, origin.operation, origin.mechanism)
+    return Finding(f"{what}, by {where}; {said}", *culprit, what, origin.source)
+
+
+def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
+    what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
+    if evidence.stepped is not None:
+        return _beyond(evidence, evidence.stepped, f"the weights stand still: {what}")
+    # Where a second moment is gone, its weights' steps outgrow the others: a turn, no standstill.
+    turned = bool(vanished(evidence.optimizer)[0]) and moved.gain < moved.size / 2
+    if moved.size > 1 or turned:
+        what += f", though they go {moved.size:.3g} times as far"
+        return _stepping(evidence, what, "the weights go another way: ")
+    probe = evidence.optimizer
+    what += f"; {probe.lost:.0%} of updates are lost to rounding" if probe is not None else ""
+    return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
+
+
+def _stepping(evidence: Evidence, what: str, said: str) -> Finding:
+    """Steps of a wrong size: of a second moment that has rounded to zero, or of lost updates."""
+    kind, share = vanished(evidence.optimizer)
+    if kind:
+        what += f"; {share:.0%} of {kind} is zero in {evidence.format.name} and not in float32"
+        return Finding(said + what, "<optimizer>", kind, "underflow", what)
+    return Finding(said + what, "<optimizer>", "step", "absorption", what)
+
+
+def vanished(probe: Probe | None) -> tuple[str, float]:
+    """(kind, share) of the optimizer's state that rounds to zero; ("", 0) where little does."""
+    if probe is None:
+        return "", 0.0
+    zeroed = probe.zeroed
+    known = {k: share for k, share in zeroed.items() if k in probe.magnitudes and share > 0}
+    most = {k: share for k, share in zeroed.items() if share > 0.5}
+    return max((known or most).items(), key=lambda item: item[1], default=("", 0.0))
+
+
+def wayward(evidence: Evidence) -> bool:
+    """Whether weights miss their 32-bit place by more than the whole way there."""
+    probe = evidence.optimizer
+    moved = [evidence.weights, probe.moved if probe is not None else None]
+    return any(m is not None and m.length and not m.distance <= 1 for m in moved)
+
+
+def stuck(losses: Sequence[tuple[float, float]]) -> bool:
+    """Whether the last of some steps, (reference's, candidate's) loss each, was lost in 16 bits."""
+    return bool(losses) and math.isfinite(losses[-1][0]) and not math.isfinite(losses[-1][1])

@@ -1,0 +1,126 @@
+"""The operation that loses the digits of a loss."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16 import Training
+from pytest_fp16.engine.gradients.check import gradient_check
+from pytest_fp16.engine.gradients.origins.lost_digits import lost_digits
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
+from pytest_fp16.precision import REFERENCE, precision
+from pytest_fp16.settings import Settings
+
+CPU = torch.device("cpu")
+
+
+class Gaps(nn.Module):
+    """What lies between two large numbers."""
+
+    def __init__(self, far=1000.0, steep=False):
+        super().__init__()
+        self.head, self.far, self.steep = nn.Linear(2, 2), far, steep
+
+    def forward(self, x):
+        if self.steep:
+            return self.head((x * 2000).sin())
+        return self.head((x + self.far) - self.far)
+
+
+def subject(model, **changes):
+    x = torch.rand(256, 2, generator=torch.Generator().manual_seed(0)) - 0.5
+    y = (x.sum(-1) > 0).long()
+    data = list(zip(x.split(32), y.split(32), strict=True))
+    given = {"train_data": data, "eval_data": data, "loss": F.cross_entropy, "epochs": 10}
+    rate = partial(torch.optim.SGD, lr=0.5)
+    return Training(**{**given, "model": model, "optimizer": rate, **changes})
+
+
+def lost(model, name="bf16-true", **changes):
+    held = subject(model, **changes)
+    state = initial_state(held, 0)
+    exact = Trainee(held, REFERENCE, 0, state, Place(CPU))
+    low = Trainee(held, precision(name), 0, state, Place(CPU, "cuda", True))
+    with low.installed():
+        return lost_digits(exact, low, held.train_data[0])
+
+
+def test_a_difference_of_nearly_equal_numbers():
+    found = lost(Gaps)
+    assert (found.module, found.operation, found.mechanism) == ("", "sub", "cancellation")
+    assert "test_lost_digits.py" in found.line
+    assert found.size < 1 < 900 < found.of
+    assert "is left of values of 1e+03" in found.said()
+
+
+class Times(nn.Module):
+    """The times themselves are large."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.head(x[:, :1] - x[:, 1:])
+
+
+def test_arguments_that_were_rounded_before():
+    x = 1000 + torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
+    data = [(x, (x[:, 0] > x[:, 1]).long())]
+    found = lost(Times, train_data=data, eval_data=data)
+    assert found.late
+    assert found.said().endswith("as they had been rounded to 16 bits before it")
+    assert not lost(partial(Gaps, steep=True)).late
+
+
+def test_a_function_that_is_steep_at_large_arguments():
+    found = lost(partial(Gaps, steep=True))
+    assert (found.operation, found.mechanism) == ("sin", "precision-loss")
+    assert "it is off by" in found.said()
+
+
+@pytest.mark.parametrize(
+    ("far", "name"), [(0.0, "bf16-true"), (1.0, "bf16-true"), (1e3, "bf16-mixed")]
+)
+def test_nothing_is_lost(far, name):
+    """Beside small numbers, and in float32."""
+    assert lost(partial(Gaps, far), name) is None
+
+
+class Other(Gaps):
+    """Goes another way in 16 bits."""
+
+    def forward(self, x):
+        return super().forward(x if x.dtype == torch.float32 else x + 0)
+
+
+def test_programs_that_part_are_not_compared():
+    assert lost(Other) is None
+
+
+def test_the_gradient_check_names_it():
+    found = gradient_check(subject(Gaps), precision("bf16-true"), Settings(), CPU)
+    assert found.verdict == "not equivalent"
+    assert (found.culprit.operation, found.culprit.mechanism) == ("sub", "cancellation")
+    assert "batch noise" in found.culprit.evidence
+
+
+def test_a_format_of_float32s_range_loses_no_gradient_by_underflow():
+    """x + 1e-3 is x, and so the two halves of a gradient cancel altogether."""
+
+    def slopes(model, batch):
+        x, _ = batch
+        x = x + 1
+        return ((model(x + 1e-3) - model(x - 1e-3)).sum(-1) / 2e-3 - 1).square().mean()
+
+    given = {"loss": None, "training_step": slopes}
+    for name in ("bf16-true", "bf16-mixed"):
+        found = gradient_check(
+            subject(lambda: nn.Linear(2, 2), **given), precision(name), Settings(), CPU
+        )
+        assert found.verdict == "not equivalent"
+        assert (found.culprit.module, found.culprit.mechanism) == ("<loss>", "cancellation")

@@ -1,0 +1,62 @@
+"""Why a divisor is zero: what becomes of its mechanism, and of the words."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.gradients.origins.origin import Origin
+from pytest_fp16.theory.rounding import FORMATS
+
+HALF = torch.tensor([0.5, 0.9999, 2e-3], dtype=torch.float16)
+SAME = torch.tensor([2.0, 2.0], dtype=torch.float16)
+
+
+def lost(operation, given=HALF):
+    origin = Origin(nn.Identity())
+    with Emulation("cuda"), origin:
+        operation(given)
+    assert origin.found is not None
+    return origin.found
+
+
+@pytest.mark.parametrize(
+    ("operation", "mechanism"),
+    [
+        (lambda x: 1 / (1 - x), "cancellation"),  # 0.9999 is one
+        (lambda x: x / (x - x.clone()).sqrt(), "cancellation"),
+        (lambda x: (x - 1).abs().log(), "cancellation"),
+        (lambda x: x / (x * x * x * 1e-2), "underflow"),
+        (lambda x: 1 / (-20 * torch.ones_like(x)).exp(), "underflow"),
+        (lambda x: 1 / ((x - x.clone()) + 1e-8), "eps-underflow"),  # a guard would have helped
+        (lambda x: (x * x * x * 1e-2 + 1e-8).log(), "eps-underflow"),
+        (lambda x: (1 - x.clamp(max=1 - 1e-6)).log(), "eps-underflow"),  # a bound near one
+        (lambda x: (x * 0) / ((x * 0).amax() + 1e-9), "eps-underflow"),
+        (lambda x: (x * x * x * 1e-2) / ((x * 0) + 1e-9), "eps-underflow"),  # the divisor counts
+    ],
+)
+def test_mechanism_of_a_zero_divisor(operation, mechanism):
+    assert lost(operation).mechanism == mechanism
+
+
+def test_sparse_tensors_are_left_alone():
+    with Emulation("cuda"), Origin(nn.Identity()) as origin:
+        table = nn.Embedding(4, 2, sparse=True, dtype=torch.float16)
+        (table(torch.tensor([1, 1])) * 0).sum().backward()
+        table.weight.grad.coalesce() * 0
+    assert origin.found is None
+
+
+def test_words():
+    half = FORMATS[torch.float16]
+    assert lost(lambda x: 1 / (1 - x)).detail(half).endswith("numbers that are equal in float16")
+    assert lost(lambda x: 1 / (x * x * x * 1e-2)).detail(half).endswith("too small for float16")
+
+
+def test_a_zero_of_another_step_is_forgotten():
+    origin = Origin(nn.Identity())
+    with Emulation("cuda"), origin:
+        difference = SAME - SAME.clone()
+        origin.begin()
+        SAME / difference
+    assert origin.found.mechanism == "eps-underflow"

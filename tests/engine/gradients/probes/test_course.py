@@ -1,0 +1,47 @@
+"""The course of a check: how long it is, and that no batch of a point is trained on."""
+
+from itertools import islice
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Training
+from pytest_fp16.engine.gradients.points import BATCHES
+from pytest_fp16.engine.gradients.probes.course import Course
+
+
+def course(count, epochs=1, **changes):
+    data = [(torch.full((1, 1), float(n)), torch.zeros(1, 1)) for n in range(count)]
+    given = {"model": nn.Linear(1, 1), "optimizer": torch.optim.SGD, "loss": nn.functional.mse_loss}
+    data_too = {"train_data": data, "eval_data": data}
+    return Course(Training(**given, **data_too, epochs=epochs, **changes))
+
+
+def numbers(batches):
+    return [float(x) for x, _ in batches]
+
+
+@pytest.mark.parametrize(
+    ("count", "accumulate", "total", "length", "together"),
+    [(1, 1, 1, 2, 2), (12, 1, 12, 6, 4), (120, 1, 120, 20, 6), (120, 4, 30, 6, 4)],
+)
+def test_lengths(count, accumulate, total, length, together):
+    found = course(count, accumulate=accumulate)
+    assert (found.total, found.length, found.together) == (total, length, together)
+    assert len(found.first) == together * accumulate
+
+
+def test_a_long_training_is_followed_so_far():
+    assert course(300, epochs=10).length == 256
+
+
+def test_steps_follow_the_first_batches_and_pass_over_those_of_the_points():
+    found = course(120)
+    held = numbers(found.first)
+    steps = [number for step in range(found.length) for number in numbers(found.of(step))]
+    assert steps[: len(held)] == held
+    assert len(set(steps)) == found.length
+    assert not set(steps) & set(numbers(found.extra))
+    assert numbers(islice(found.again(), found.length)) == steps
+    assert numbers(islice(found.any(), len(held) + BATCHES)) == held + numbers(found.extra)

@@ -1,0 +1,155 @@
+"""Weights that go another way than in 32 bits: harmless where the model learns, and only there."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16 import Training
+from pytest_fp16.engine.gradients.check import gradient_check
+from pytest_fp16.engine.gradients.probes.second_look import SecondLook, applied_step
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
+from pytest_fp16.precision import precision
+from pytest_fp16.settings import Settings
+
+
+def convolutions():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, 1, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)),
+    )
+
+
+@pytest.fixture
+def check(digits_training):
+    """A function that makes the gradient check of a training with Adam at some rate."""
+
+    def make(name, rate, **changes):
+        given = {
+            "model": convolutions,
+            "optimizer": partial(torch.optim.Adam, lr=rate, eps=1e-4),
+            "epochs": 5,
+            **changes,
+        }
+        subject = digits_training(**given)
+        return gradient_check(subject, precision(name), Settings(), torch.device("cpu"))
+
+    return make
+
+
+def test_a_second_moment_that_vanishes_ruins_a_training_that_is_near_its_largest_rate(check):
+    """Its loss never doubles after the start, so the first steps alone do not show it."""
+    found = check("16-true", 8e-3)
+    assert found.verdict == "not equivalent"
+    culprit = found.culprit
+    assert (culprit.module, culprit.operation) == ("<optimizer>", "exp_avg_sq")
+    assert culprit.mechanism == "underflow"
+    assert "half the speed" in found.reason
+    for name in ("bf16-true", "16-mixed"):
+        healthy = check(name, 8e-3)
+        assert healthy.verdict == "equivalent", healthy.reason
+        assert not any("another way" in note for note in healthy.notes)
+
+
+def test_longer_steps_are_harmless_where_the_model_learns(check):
+    found = check("16-true", 1e-3)
+    assert found.verdict == "equivalent", found.reason
+    assert any("another way" in note and "still learn" in note for note in found.notes)
+
+
+def test_weights_that_run_off_do_not_stand_still(check):
+    """An epsilon that float16 holds, just: steps are thousands of times too long."""
+    adam = partial(torch.optim.Adam, lr=1e-3, eps=1e-7)
+    found = check("16-true", 0, optimizer=adam, loss=lambda z, y: F.cross_entropy(z, y) / 100)
+    assert found.culprit.mechanism == "underflow"
+    assert "stand still" not in found.reason
+
+
+def test_a_loss_that_is_not_finite_is_no_learning():
+    assert SecondLook(8, [2.0], [1.0], [0.5], [float("inf")]).slow
+    assert not SecondLook(8, [2.0], [1.0], [0.5], [0.6]).slow
+
+
+class Counting(nn.Module):
+    """Counts the batches it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 1
+        return self.body(x)
+
+
+def test_a_batch_that_the_scaler_makes_try_again_is_counted_once():
+    batch = (torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(8).long())
+    subject = Training(
+        model=Counting,
+        optimizer=partial(torch.optim.SGD, lr=1e-5),
+        loss=lambda z, y: F.cross_entropy(z, y) * 300,
+        train_data=[batch],
+        eval_data=[batch],
+    )
+    place = Place(torch.device("cpu"), "cuda", emulated=True)
+    trainee = Trainee(subject, precision("16-mixed"), 0, initial_state(subject, 0), place)
+    with trainee.installed():
+        applied_step(trainee, [batch], 0, 0)
+    assert trainee.skipped > 0
+    assert trainee.applied == 1
+    assert float(trainee.model.seen) == 1
+
+
+class Gated(nn.Module):
+    """A gate at zero before a clamp at the very edge of the pixels: 16 bits bend its gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        self.gate, self.head = nn.Parameter(torch.zeros(())), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        h = (x + self.gate * self.body(x)).clamp(0, 1)
+        return self.head(h + ((h * 15).round() / 15 - h).detach())
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-true"])
+def test_a_gradient_that_16_bits_bend_does_no_harm_where_the_model_learns(check, name):
+    found = check(
+        name, 0, model=Gated, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9), epochs=10
+    )
+    assert found.verdict == "equivalent", found.reason
+
+
+def test_a_loss_at_the_end_of_what_16_bits_can_tell_is_left_to_the_metric():
+    look = SecondLook(20, [0.1, 0.12], [1.5e-5, 1.4e-5], [6e-6, 5e-6], [1.8e-5, 1.9e-5])
+    assert look.slow
+    assert not look.kept_up
+    assert replace(look, metric=(0.95, 0.949, 0.01)).kept_up
+    assert replace(look, metric=(0.95, 0.9, 0.01)).slow
+    lost = replace(look, candidate=[math.nan], metric=(0.95, 0.95, 0.01))
+    assert lost.slow
+
+
+def test_a_step_that_no_scale_saves_halves_it_once():
+    batch = (torch.ones(4, 4), torch.zeros(4).long())
+    subject = Training(
+        model=lambda: nn.Linear(4, 3),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        loss=lambda z, y: F.cross_entropy(z, y) + (z * 0).sum().sqrt(),
+        train_data=[batch],
+        eval_data=[batch],
+    )
+    place = Place(torch.device("cpu"), "cuda", emulated=True)
+    # The slope of the root is infinite, its value is not.
+    low = Trainee(subject, precision("16-mixed"), 0, initial_state(subject, 0), place)
+    assert math.isfinite(applied_step(low, [batch], 0, 0))
+    assert (low.applied, low.scale) == (0, 2.0**15)

@@ -1,0 +1,38 @@
+"""Many findings make one verdict, and those that come second stay as notes."""
+
+import json
+
+from pytest_fp16.engine.gradients.evidence import Evidence
+from pytest_fp16.engine.gradients.points import Point
+from pytest_fp16.engine.gradients.probes.statistics_probe import Lag
+from pytest_fp16.engine.gradients.rules.verdict import conclude
+from pytest_fp16.precision import precision
+from pytest_fp16.theory.gradient import Noise
+from pytest_fp16.theory.rounding import FLOAT16
+
+
+def point(rho, step=0):
+    return Point(step, [(1.0, 1.0)], Noise(rho, 1.0, 0.0, 1.0, 0.01, 0.0, 0.0, True))
+
+
+def test_no_finding_is_equivalent_and_says_how_little_rounding_adds():
+    evidence = Evidence(FLOAT16, points=[point(1e-4), point(3e-4)], batch_size=32)
+    said = conclude(evidence, precision("16-true"))
+    assert (said.verdict, said.culprit) == ("equivalent", None)
+    assert "3.0e-04" in said.reason
+    assert "batch 32, 2 points" in said.reason
+    assert json.loads(json.dumps(said.figures))["batch_size"] == 32
+
+
+def test_the_first_finding_is_the_reason_and_the_others_are_told():
+    evidence = Evidence(
+        FLOAT16,
+        broke=("the loss is infinite", None),
+        lags=[Lag("norm.running_var", 0.7, 0.1)],
+    )
+    said = conclude(evidence, precision("16-true"))
+    assert said.verdict == "not equivalent"
+    assert said.reason.startswith("the loss is infinite")
+    assert said.culprit.module == "<loss>"
+    assert any("running_var" in note for note in said.notes)
+    assert not any(note == said.reason for note in said.notes)
