@@ -49,7 +49,12 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
         ModelError: no such module, or one that cannot be kept apart from its parent.
     """
     own = getattr(model, "_orig_mod", model)
-    names = [modules] if isinstance(modules, str) else list(modules)
+    names = [modules] if isinstance(modules, str) else modules
+    if not isinstance(names, Iterable):
+        raise ModelError(
+            "modules must be names of submodules, such as ['head'], as model.named_modules() has "
+            f"them (got {type(modules).__name__})"
+        )
     islands = _islands(own, [_find(own, name) for name in names]).keys()
     for module in islands:
         _refuse(own, module)

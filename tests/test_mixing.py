@@ -532,6 +532,13 @@ def test_an_unknown_name_is_refused_with_near_ones(model, name, text):
     assert not any(isinstance(m, Float32Island) for m in model.modules())
 
 
+def test_what_is_no_list_of_names_is_refused(model):
+    with pytest.raises(ModelError, match=r"names of submodules, such as .* \(got NoneType\)"):
+        keep_in_float32(model, None)
+    with pytest.raises(ModelError, match=r"has no module LayerNorm"):
+        keep_in_float32(model, [model.norm])
+
+
 def test_a_part_of_multi_head_attention_that_is_never_called_is_refused():
     model = nn.TransformerEncoderLayer(8, 2, 8)
     with pytest.raises(ModelError) as raised:
