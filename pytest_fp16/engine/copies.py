@@ -19,8 +19,8 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
 
     Args:
         source: the module, or the function.
-        weights: of a copy, a model of the same modules whose parameters it takes as they are, for
-            two that only read them; None for its own.
+        weights: of a copy, a model of the same modules in whose memory its parameters lie, for two
+            that only read it (one may cast its own); None for its own.
 
     Raises:
         ModelError: neither a module nor a function that makes one, or a module that cannot be
@@ -92,12 +92,19 @@ def _shared(source: nn.Module) -> dict[int, Any]:
 
 
 def _taken(source: nn.Module, weights: nn.Module | None) -> dict[int, Any]:
-    """The memo of a copy, by id: parameters of another model in place of copies."""
+    """The memo of a copy, by id: parameters that lie where another model's lie.
+
+    Not the other's themselves: a cast gives a parameter other memory, in place.
+    """
     if weights is None:
         return {}
     theirs = dict(weights.named_parameters(remove_duplicate=False))
     mine = source.named_parameters(remove_duplicate=False)
-    return {id(value): theirs[name] for name, value in mine if name in theirs}
+    return {
+        id(value): nn.Parameter(theirs[name].detach(), theirs[name].requires_grad)
+        for name, value in mine
+        if name in theirs and type(theirs[name]) is nn.Parameter
+    }
 
 
 _SPARSE = (

@@ -18,8 +18,8 @@ class Candidates:
     """Makes them, each a model of its own.
 
     What no run moves is held once: where a candidate's weights are those of a model that is there
-    already (the reference's under autocast), they are the same tensors. So a large model costs its
-    weights, not a multiple of them for every precision.
+    already (the reference's under autocast), they lie in the same memory. So a large model costs
+    its weights, not a multiple of them for every precision.
 
     Args:
         subject: whose model it is.

@@ -90,6 +90,38 @@ def test_a_model_that_writes_to_its_weights_has_its_own(write, digits):
     assert not set(tensors(made.made("16-mixed", like=candidate))) & set(tensors(candidate))
 
 
+class Follows(nn.Module):
+    """Its head is cast to whatever comes in; or, made in float64, what comes in is cast to it."""
+
+    def __init__(self, double):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 16), nn.Linear(16, 10)
+        self.double = double
+        if double:
+            self.head.double()
+
+    def forward(self, x):
+        x = self.body(x.flatten(1)).relu()
+        if self.double:
+            return self.head(x.to(self.head.weight.dtype))
+        return self.head.to(x.dtype)(x)
+
+
+@pytest.mark.parametrize(("double", "keep"), [(False, ()), (True, ("head",))])
+def test_a_cast_in_one_model_leaves_the_others_weights(digits, double, keep):
+    x = digits[1][0][:16]
+    settings = Settings(precisions=("16-mixed",))
+    run = EvaluationRun(
+        Evaluation(model=Follows(double), data=[x, x]), settings, None, {"16-mixed": keep}
+    )
+    run.execute()
+    head, cast = (
+        model.head.weight for model in (run.reference.model, run.lanes[0].candidate.model)
+    )
+    assert cast.dtype == (torch.float32 if double else torch.float16)
+    assert head.dtype == (torch.float64 if double else torch.float32)
+
+
 def test_an_evaluation_holds_them_once(make_net, digits):
     model, (x, y) = make_net(nn.Tanh()), digits[1]
     settings = Settings(precisions=("16-true", "16-mixed"))
