@@ -28,6 +28,7 @@ from pytest_fp16.evaluation.soundness import (
     require_data,
     require_finite,
     require_same_kind,
+    unsteady,
 )
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric import Accuracy, Scores
@@ -201,7 +202,9 @@ class EvaluationRun:
         self.totals = MetricTotals(self.task, subject, self.by_margin)
         if isinstance(self.totals.tally, Accuracy):
             require_meaning(self.settings.budget)
-        if self.labelled and subject.metric is None:
+        if subject.metric is not None:
+            self.warnings += unsteady(subject.metric, output, labels, n)
+        elif self.labelled:
             require_better_than_chance(self.task, output, labels, n)
         self._repeat(inputs, output, seed)
         whole = not self._runs_in_part(inputs, n, seed)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pytest_fp16.engine.containers import foreign
 from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.metric import user_scores
 from pytest_fp16.task import Task
 
 #: Labelled inputs in the first batch from which a reference can be told from chance.
@@ -73,6 +75,16 @@ def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) 
             f"chance is {chance:.1%}; is the model trained, are labels and inputs in order? "
             "(inputs alone, with labelled=False, are compared without labels)"
         )
+
+
+def unsteady(metric: Any, output: Tensor, labels: Any, n: int) -> list[str]:
+    """A remark on a metric that draws: 16 bits and 32 are then judged by different dice."""
+    first, again = (user_scores(metric, output, labels, n) for _ in range(2))
+    if torch.equal(first.nan_to_num(), again.nan_to_num()):
+        return []
+    return [
+        "metric= is not deterministic: it scores the same outputs otherwise when it is asked again"
+    ]
 
 
 def require_same_kind(labelled: bool, labels: Any, number: int) -> None:

@@ -80,3 +80,14 @@ def test_values_that_are_nan_are_no_labels():
     labels = torch.tensor([0.5, float("nan"), 1.0, float("nan")])
     with pytest.raises(DataError, match="2 labels are NaN; leave their inputs out"):
         check(Evaluation(nn.Linear(3, 1).eval(), [(torch.randn(4, 3), labels)]))
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_metric_that_draws_is_remarked(draws):
+    def metric(outputs, labels):
+        return torch.rand(len(outputs)) if draws else -(outputs - labels).square().mean(1)
+
+    x = torch.randn(16, 4)
+    report = check(Evaluation(nn.Linear(4, 2).eval(), [(x, x[:, :2])], metric=metric))
+    said = [w for w in report.warnings if "metric= is not deterministic" in w]
+    assert len(said) == draws
