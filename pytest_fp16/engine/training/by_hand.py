@@ -165,12 +165,12 @@ class ByHand:
     def stepped(self, handle: Handle, closure: Callable[[], Any] | None) -> None:
         """An optimizer's turn has come."""
         if closure is not None and self.noted is None and self.trainee.scaler is None:
-            handle.optimizer.step(closure)
+            handle.optimizer.step(lambda: self._asked(handle, closure))
             return
         if closure is not None:
             with torch.enable_grad():
                 closure()
-        scaler, factor = self.trainee.scaler, self.trainee.amendment.loss_scale
+        scaler = self.trainee.scaler
         torch.clear_autocast_cache()  # it holds the weights as they were; a Trainer keeps none
         if self.noted is not None:
             self.noted.append(_Noted(list(handle.pending), handle.parameters, handle.clips))
@@ -178,10 +178,21 @@ class ByHand:
             scaler.step(handle.optimizer)
             scaler.update()
         else:
-            for p in handle.parameters:
-                if factor and p.grad is not None:
-                    p.grad.div_(factor)
+            self._unscale(handle)
             handle.optimizer.step()
+
+    def _asked(self, handle: Handle, closure: Callable[[], Any]) -> Any:
+        """The loss an optimizer asks for as it moves the weights, its gradients to be applied."""
+        torch.clear_autocast_cache()
+        value = closure()
+        self._unscale(handle)
+        return value
+
+    def _unscale(self, handle: Handle) -> None:
+        factor = self.trainee.amendment.loss_scale
+        for p in handle.parameters:
+            if factor and p.grad is not None:
+                p.grad.div_(factor)
 
     def clip(self, handle: Handle, value: float | None, algorithm: str | None) -> None:
         """`clip_gradients`, of gradients that are still scaled: so does a Trainer by hand."""

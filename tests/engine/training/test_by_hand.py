@@ -14,7 +14,7 @@ from pytest_fp16 import Training, check
 from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.training.order import ordered
-from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.errors import SettingError
 from pytest_fp16.precision import PRECISIONS, precision
@@ -86,9 +86,9 @@ def subject(model=Adversaries, **changes):
     return Training(model=model, **{"optimizer": None, "loss": None, **given, **changes})
 
 
-def trainee(held, name="32-true", emulated=False):
-    state = initial_state(held, 0)
-    return Trainee(held, precision(name), 0, state, Place(CPU, "cuda", emulated))
+def trainee(held, name="32-true", emulated=False, amendment=None, target="cuda"):
+    state, place = initial_state(held, 0), Place(CPU, target, emulated)
+    return Trainee(held, precision(name), 0, state, place, *([amendment] if amendment else []))
 
 
 def test_it_trains_as_its_trainer_does():
@@ -182,6 +182,34 @@ def test_a_step_that_asks_for_the_loss_itself():
     assert sum(last) < sum(first)
     report = check(subject(Searching, epochs=1), precision="16-mixed", seeds=2)
     assert report.verdict == "not equivalent"  # torch scales no loss that is asked for again
+
+
+class Asked(Searching):
+    """An optimizer that may ask for the loss, and does so once."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.2)
+
+
+def test_a_loss_that_is_asked_for_again_is_that_of_the_weights_by_then():
+    """Torch's own autocast keeps its 16-bit copies of the weights as long as its region lasts."""
+    held = subject(Searching)
+    ours = trainee(held, "bf16-mixed", target="cpu")
+    with ours.installed():
+        ours.step(held.train_data[0])
+        losses = [float(loss.detach()) for loss in ours.by_hand.losses]
+    assert len(losses) == 4
+    assert losses == sorted(set(losses), reverse=True)
+
+
+def test_a_factor_on_a_loss_that_is_asked_for_is_taken_out_again():
+    held, found = subject(Asked), []
+    for factor in (None, 1024.0):
+        ours = trainee(held, amendment=Amendment(loss_scale=factor))
+        with ours.installed():
+            ours.step(held.train_data[0])
+        found.append(ours.model.net[0].weight)
+    torch.testing.assert_close(*found)
 
 
 def test_gradients_that_are_added_up_by_hand():
