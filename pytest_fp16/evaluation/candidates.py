@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class Candidates:
         self.reference = self._candidate(REFERENCE.name, source)
         self._before = _marks(self.reference.model)
         self._moves: bool | None = None
+        self._lent: WeakSet[nn.Module] = WeakSet()  # models that read another's
 
     def made(
         self, name: str, more: tuple[str, ...] = (), like: Candidate | None = None
@@ -70,7 +72,23 @@ class Candidates:
         if like is None and (precision(name).mixed or name == REFERENCE.name):
             like = self.reference
         shared = None if like is None or self._moves else like.model
-        return fresh_model(source, like=reference, weights=shared)
+        made = fresh_model(source, like=reference, weights=shared)
+        if shared is not None:
+            self._lent.add(made)
+        return made
+
+    def part(self) -> None:
+        """Once the reference has run: where it wrote to its weights, each gets its own back.
+
+        A layer may do so from some batch on: an embedding, where it first meets a long row.
+        """
+        if self._moves or not self._lent or _marks(self.reference.model) == self._before:
+            return
+        self._moves = True
+        had = dict(fresh_model(self.subject.model).named_parameters(remove_duplicate=False))
+        for model in self._lent:
+            for name, p in ((n, p) for n, p in model.named_parameters() if n in had):
+                p.data = had[name].detach().to(p.device, p.dtype, copy=True)
 
     def _candidate(self, name: str, model: nn.Module) -> Candidate:
         made = Candidate(model, precision(name), self.subject, self.device, self.target)

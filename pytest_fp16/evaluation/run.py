@@ -140,6 +140,7 @@ class EvaluationRun:
                 for lane in self.lanes:
                     lane.follow(self.reference.model)
             output = self._reference_output(inputs, _SEED + number)
+            self.candidates.part()
             own = output.dim() and self.subject.metric is not None
             if own or (output.dim() and holds(inputs, output.shape[0])):
                 n = output.shape[0]  # its labels may come in any number: all boxes in one table

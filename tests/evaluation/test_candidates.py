@@ -122,6 +122,46 @@ def test_a_cast_in_one_model_leaves_the_others_weights(digits, double, keep):
     assert head.dtype == (torch.float64 if double else torch.float32)
 
 
+class Sometimes(nn.Module):
+    """Writes to its weights where a batch says so."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.write = write
+
+    def forward(self, x):
+        if x.mean() > 1:
+            self.write(self.linear.weight)
+        return self.linear(x.flatten(1))
+
+
+def halved(weight):
+    weight.data.mul_(0.5)
+
+
+def shrunk(weight):
+    with torch.no_grad():
+        weight.mul_(0.5)
+
+
+@pytest.mark.parametrize("function", [False, True])
+@pytest.mark.parametrize("write", [halved, shrunk])
+@pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-mixed"])
+def test_weights_that_move_later_are_parted_then(digits, name, write, function):
+    model, x = Sometimes(write), digits[1][0][:16]
+    before = model.linear.weight.detach().clone()
+    data = [x, x, x + 2, x + 2, x]
+    settings = Settings(precisions=(name,))
+    source = (lambda: copy.deepcopy(model)) if function else model
+    run = EvaluationRun(Evaluation(model=source, data=data, task="regression"), settings, None)
+    run.execute()
+    for own in (run.reference, run.lanes[0].candidate):
+        weight = own.model.linear.weight
+        assert torch.equal(weight, before.to(weight.dtype) / 4)
+    assert torch.equal(model.linear.weight, before)
+
+
 def test_an_evaluation_holds_them_once(make_net, digits):
     model, (x, y) = make_net(nn.Tanh()), digits[1]
     settings = Settings(precisions=("16-true", "16-mixed"))
