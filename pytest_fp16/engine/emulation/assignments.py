@@ -34,6 +34,7 @@ def assigned(carried: type[Tensor], kept: dict[int, tuple[Tensor, Any]]) -> Iter
         if isinstance(value, carried) and not isinstance(self, carried):
             kept[id(self)] = (self, value.detach())
         else:
+            kept.pop(id(self), None)
             before.__set__(self, value)
 
     Tensor.data = property(read, write)  # type: ignore[assignment]

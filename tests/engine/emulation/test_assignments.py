@@ -39,8 +39,23 @@ class UnitLength(nn.Module):
         return self.body(x) @ self.classes.T
 
 
+class Borrowed(nn.Module):
+    """Lends its layer other weights for a while, and gives it back those it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 6)
+        self.register_buffer("own", self.body.weight.detach().clone())
+
+    def forward(self, x):
+        self.body.weight.data = 3 * self.own
+        y = self.body(x)
+        self.body.weight.data = self.own
+        return y + self.body(y.tanh())
+
+
 @pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
-@pytest.mark.parametrize("make", [ByFirstBatch, UnitLength])
+@pytest.mark.parametrize("make", [ByFirstBatch, UnitLength, Borrowed])
 def test_a_model_that_assigns_is_followed(make, precision):
     torch.manual_seed(0)
     subject = Evaluation(make().eval(), [torch.randn(64, 6)], labelled=False, task="regression")
