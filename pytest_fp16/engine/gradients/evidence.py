@@ -22,7 +22,7 @@ from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 from pytest_fp16.engine.gradients.probes.statistics_probe import Lag, StatisticsRecorder
 from pytest_fp16.engine.gradients.probes.sure_outputs import Solved
 from pytest_fp16.engine.training.order import ordered
-from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.training.trainee import Trainee, as_real
 from pytest_fp16.errors import DataError
 from pytest_fp16.subject import Training
 from pytest_fp16.theory.gradient import Movement, extrapolated, movement, reached_at_the_end
@@ -156,13 +156,10 @@ class Evidence:
 
 
 def float_tensors(trainee: Trainee) -> dict[str, Tensor]:
-    """Floating tensors of a model's state, as float32 copies."""
+    """Floating tensors of a model's state, as float32 copies; complex ones as pairs of them."""
     state = trainee.model.state_dict().items()
-    return {
-        n: t.detach().float().clone()
-        for n, t in state
-        if isinstance(t, Tensor) and t.is_floating_point()
-    }
+    real = {n: as_real(t.detach()) for n, t in state if isinstance(t, Tensor)}
+    return {n: t.float().clone() for n, t in real.items() if t.is_floating_point()}
 
 
 def lost_in_the_cast(state: Mapping[str, Any], candidate: Trainee) -> list[str]:

@@ -20,7 +20,7 @@ from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import ordered, step_seed
 from pytest_fp16.engine.training.place import Amendment, Place
-from pytest_fp16.engine.training.trainee import Trainee, gradient_of
+from pytest_fp16.engine.training.trainee import Trainee, as_real, gradient_of
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 
@@ -110,7 +110,7 @@ def _attempt(trainee: Trainee, batch: Any) -> tuple[_Step | None, Exception | No
 
     trainee.optimizer.register_step_pre_hook(keep)
     seed_everything(step_seed(0, 0))
-    start = [p.detach().float().clone() for p in trainee.parameters()]
+    start = [as_real(p.detach()).float().clone() for p in trainee.parameters()]
     try:
         with torch.enable_grad(), trainee.installed():
             trainee.model.train()
@@ -118,7 +118,7 @@ def _attempt(trainee: Trainee, batch: Any) -> tuple[_Step | None, Exception | No
     except Exception as error:
         return None, error
     moved = zip(start, trainee.parameters(), strict=True)
-    squares = (float((p.detach().float() - s).square().sum()) for s, p in moved)
+    squares = (float((as_real(p.detach()).float() - s).square().sum()) for s, p in moved)
     return _Step(seen[0] if seen else None, math.sqrt(sum(squares))), None
 
 

@@ -49,10 +49,15 @@ def initial_state(subject: Training, seed: int) -> dict[str, Any]:
     return {k: _copied(v) for k, v in model.state_dict().items()}
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, which a cast would halve."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def gradient_of(parameter: Tensor) -> Tensor:
     """The gradient of a parameter that has one: dense (an embedding's may be sparse), float32."""
     assert parameter.grad is not None, "asked of parameters with a gradient only"
-    gradient = parameter.grad.detach().float()
+    gradient = as_real(parameter.grad.detach()).float()
     return gradient if gradient.layout is torch.strided else gradient.to_dense()
 
 

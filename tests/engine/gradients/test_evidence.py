@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pytest_fp16 import Training
+from pytest_fp16 import Training, check
+from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.gradients.evidence import (
     Evidence,
     batches_per_epoch,
@@ -24,6 +25,7 @@ from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import precision
+from pytest_fp16.settings import Settings
 from pytest_fp16.theory.rounding import FLOAT16
 
 X, Y = torch.arange(12.0).reshape(12, 1), torch.zeros(12)
@@ -133,6 +135,28 @@ def test_floating_state_is_copied_as_float32():
     assert all(t.dtype == torch.float32 for t in found.values())
     found["mask"][1] = 5.0
     assert low.model.mask[1] == 0
+
+
+class Spectral(nn.Module):
+    """Weighs frequencies by complex numbers, as a Fourier neural operator does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+
+    def forward(self, x):
+        return torch.fft.irfft(torch.fft.rfft(x.float()) * self.weight, n=6).to(x.dtype)
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-mixed"])
+def test_complex_weights_are_followed_as_pairs_of_numbers(name):
+    assert float_tensors(trainee(model=Spectral))["weight"].shape == (4, 2)
+    data = [(X.reshape(2, 6) / 12, Y.reshape(2, 6))] * 4
+    settings = Settings(device="cpu")
+    subject = training(data, model=Spectral)
+    found = gradient_check(subject, precision(name), settings, torch.device("cpu"))
+    assert found.verdict == "equivalent", found.reason
+    assert check(subject, precision=name, device="cpu", seeds=1).training["ended"] == ["finished"]
 
 
 class Averaging(nn.Module):

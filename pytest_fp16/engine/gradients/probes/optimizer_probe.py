@@ -36,8 +36,9 @@ class Recorder:
     def __init__(self, trainee: Trainee) -> None:
         self.index: dict[int, Tensor] = {}
         self.steps: list[dict[int, Tensor]] = []
-        self.start = {id(p): self._sample(p).clone() for p in trainee.parameters()}
-        self.states = {id(p): self._state(trainee.optimizer, p) for p in trainee.parameters()}
+        cast = [p for p in trainee.parameters() if not p.is_complex()]  # those stay in 32 bits
+        self.start = {id(p): self._sample(p).clone() for p in cast}
+        self.states = {id(p): self._state(trainee.optimizer, p) for p in cast}
         self.moved: set[int] = set()
         self.handle = trainee.optimizer.register_step_pre_hook(self._hook)
 
@@ -66,7 +67,7 @@ class Recorder:
         held = {}
         for group in optimizer.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is not None and not p.is_complex():
                     held[id(p)] = self._sample_of(p)
         self.moved |= held.keys()
         self.steps.append(held)
