@@ -6,8 +6,6 @@ given, or computes what it returns in another way. An evaluation's diagnosis nam
 
 from __future__ import annotations
 
-import torch
-
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.train import trained
 from pytest_fp16.evaluation.examined import examine_evaluation
@@ -40,8 +38,6 @@ def lost_when_evaluated(runs: Runs, pairs: Pairs) -> Culprit | None:
         )
         alone = {"precisions": (pairs.precision.name,), "plan": None, "json": None}
         report = examine_evaluation(subject, runs.settings.with_(**alone))[0]
-    except torch.OutOfMemoryError:
-        raise
     except Exception:
         return None  # what cannot be evaluated apart from its training stays unexplained
     metric, culprit = report.metric, report.culprit

@@ -117,7 +117,7 @@ def _over_seeds(pairs: Pairs) -> str:
     if not math.isfinite(look.lower):
         limits = "no limits yet"
     text = f"mean loss {look.mean:.3g} over {look.n} pair(s), {limits}, budget {look.budget:.3g}"
-    if pairs.further:
+    if pairs.further and look.budget > look.resolution:
         text += f" (the spread of {look.runs} 32-bit runs)"
     if pairs.verdict == "inconclusive" and pairs.missing:
         text += f"; about {pairs.missing} more seed(s) would settle it: "

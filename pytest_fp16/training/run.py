@@ -10,6 +10,7 @@ import torch
 from pytest_fp16.diagnosis.training import diagnose_training
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.device import resolve_device
+from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training.input import sound
@@ -90,8 +91,17 @@ def _forecast(
 
 
 def _diagnosis(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> tuple[Any, Any]:
+    """Culprit and cure; a failure of the diagnosis itself is a warning, never lost runs."""
     if pairs.verdict != "not equivalent":
         return None, None
+    try:
+        return _diagnosed(runs, pairs, forecast)
+    except Exception as error:
+        pairs.notes.append(f"no diagnosis: {type(error).__name__}: {first_line(error)}")
+        return None, None
+
+
+def _diagnosed(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> tuple[Any, Any]:
     if forecast is not None and vague(forecast.culprit):
         found = lost_when_evaluated(runs, pairs)
         forecast = replace(forecast, culprit=found or forecast.culprit)

@@ -38,6 +38,17 @@ def test_a_metric_that_is_lost_by_evaluation_alone_names_its_operation():
     assert "32-bit weights have R²" in report.culprit.evidence
 
 
+def test_want_of_memory_for_it_leaves_what_is_known(monkeypatch):
+    def broken(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("pytest_fp16.training.evaluated.trained", broken)
+    report = check(training(Compressed), precision="16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert report.culprit.mechanism == "precision-loss"
+    assert not any("no diagnosis" in warning for warning in report.warnings)
+
+
 def test_a_loss_of_training_stays_what_it_was():
     slow = lambda params: torch.optim.SGD(params, lr=2e-3)  # noqa: E731
     report = check(

@@ -139,4 +139,7 @@ def test_further_runs_are_told(made, runs):
         "budget 0.03 (the spread of 3 32-bit runs)"
     )
     assert said.training["further_reference_metrics"] == [0.94, 0.96]
+    resolved = made.settled(made.pair(), runs=3, resolution=0.03)
+    resolved.further = pairs.further
+    assert check(made.report(runs(), resolved), "same over seeds").detail.endswith("budget 0.03")
     assert said.training["seeds"] == [0]

@@ -64,6 +64,17 @@ def test_an_alarm_without_a_failure_is_a_warning(digits_training, monkeypatch):
     assert any("the planted reason" in warning for warning in report.warnings)
 
 
+def test_a_diagnosis_that_fails_loses_no_verdict(digits_training, monkeypatch):
+    def broken(*_):
+        raise torch.OutOfMemoryError("of ours\nand more")
+
+    monkeypatch.setattr("pytest_fp16.training.run.diagnose_training", broken)
+    report = check(digits_training(optimizer=adam), precision="16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert (report.culprit, report.cure) == (None, None)
+    assert "no diagnosis: OutOfMemoryError: of ours" in report.warnings
+
+
 def test_a_silent_gradient_check_does_not_save_a_failure(digits_training, monkeypatch):
     from pytest_fp16.engine.gradients.check import GradientFindings
 
