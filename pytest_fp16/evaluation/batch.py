@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.batching import take
+from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.outputs import Others
 
 
@@ -42,3 +45,20 @@ class Batch:
     def top(self) -> Tensor:
         """The reference's classes, [N, P]."""
         return self.logits.nan_to_num(nan=-torch.inf).argmax(-1)
+
+
+def in_halves(run: Callable[[Any], Tensor], batch: Batch, whole: bool = False) -> Tensor:
+    """`run` on a batch; where memory does not do, once more on each half of it alone.
+
+    Not where it only runs `whole`: half of a graph is another graph, or none.
+    """
+    try:
+        return run(batch.inputs)
+    except Exception as error:
+        if not is_out_of_memory(error) or batch.n < 2 or whole:
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = batch.n // 2
+    parts = [list(range(half)), list(range(half, batch.n))]
+    return torch.cat([run(take(batch.inputs, batch.n, part)) for part in parts])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import take
@@ -24,7 +22,7 @@ from pytest_fp16.engine.outputs import joined
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.untouched import State, carry_over, untouched
-from pytest_fp16.evaluation.batch import Batch
+from pytest_fp16.evaluation.batch import Batch, in_halves
 from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.precision import Precision
@@ -237,7 +235,7 @@ class Lane:
             beside.append(self.candidate.beside)
             return made
 
-        output = in_halves(run, batch).cpu()
+        output = in_halves(run, batch, self.whole).cpu()
         self.candidate.beside = joined(beside)
         return output
 
@@ -287,17 +285,3 @@ class Lane:
             return
         ideal = self.task.canonical(output.cpu())
         look.add(self.task, batch, said, logits, ideal)
-
-
-def in_halves(run: Callable[[Any], Tensor], batch: Batch) -> Tensor:
-    """`run` on a batch; where memory does not do, once more on each half of it alone."""
-    try:
-        return run(batch.inputs)
-    except Exception as error:
-        if not is_out_of_memory(error) or batch.n < 2:
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = batch.n // 2
-    parts = [list(range(half)), list(range(half, batch.n))]
-    return torch.cat([run(take(batch.inputs, batch.n, part)) for part in parts])

@@ -65,7 +65,7 @@ def what_happened(report: Report) -> str:
     if report.error is not None:
         said = "the model raised an error in 16 bits"
         if report.kind == "evaluation" and report.verdict == "inconclusive":  # for want of memory
-            said = "no memory even for half a batch, tried alone; yield smaller batches"
+            said = "no memory for a batch, nor for half of one that can be cut; yield smaller ones"
         if metric is not None and metric.labelled:
             value = figures.metric_pair(metric)[0]
             said += f" (reference: {metric.name} {value}{figures.unit(metric)})"

@@ -247,3 +247,28 @@ def test_an_operator_that_takes_a_function_is_run_where_it_cannot_be_followed():
         assert report.run.mode == "native"
         assert report.forecast.method == "unavailable"
         assert any("was not seen" in w and "0x" not in w for w in report.warnings)
+
+
+class Neighbours(nn.Module):
+    """Adds to each node of a graph those it is joined with; memory does not do for 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x, edges):
+        if x.dtype == torch.float16 and len(x) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.linear(x + torch.zeros_like(x).index_add(0, edges[1], x[edges[0]]))
+
+
+def test_a_graph_that_memory_does_not_do_for_is_not_cut():
+    random = torch.Generator().manual_seed(0)
+    x, edges = (
+        torch.randn(64, 3, generator=random),
+        torch.randint(0, 64, (2, 200), generator=random),
+    )
+    subject = Evaluation(Neighbours().eval(), [(x, edges)], labelled=False)
+    report = check(subject, precision="16-true")
+    assert report.verdict == "inconclusive"
+    assert "no memory for a batch" in str(report)

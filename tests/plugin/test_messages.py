@@ -50,7 +50,7 @@ def test_greedy(model, data):
 
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["E   * is inconclusive: no memory even for half a batch, tried alone; yield smaller *"]
+        ["E   * is inconclusive: no memory for a batch, nor for half of one that can be cut; *"]
     )
 
 
