@@ -139,8 +139,8 @@ def lost_digits(reference: Trainee, candidate: Trainee, batch: Any) -> LostDigit
     return next((lost for lost in found if lost is not None), None)
 
 
-def _form(made: _Made) -> tuple[str, torch.Size, int]:
-    return made.place[1], made.shape, len(made.given)
+def _form(made: _Made) -> tuple[str, torch.Size, list[int]]:
+    return made.place[1], made.shape, [len(t) for t in made.given]
 
 
 def _looked_at(exact: _Made, low: _Made) -> LostDigits | None:

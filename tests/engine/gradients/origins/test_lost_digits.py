@@ -57,6 +57,24 @@ def test_a_difference_of_nearly_equal_numbers():
     assert "is left of values of 1e+03" in found.said()
 
 
+class Elsewhere(nn.Module):
+    """Adds as many numbers in either precision, of which one has been spread out before."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        far = torch.full((2,), 1000.0, dtype=x.dtype)
+        if x.dtype != torch.float32:
+            far = far.expand_as(x)
+        return self.head((x + far) - far)
+
+
+def test_operands_of_other_shapes_are_another_way():
+    assert lost(Elsewhere) is None
+
+
 class Times(nn.Module):
     """The times themselves are large."""
 
