@@ -34,7 +34,7 @@ from pytest_fp16.engine.gradients.origins.own_checks import SHOWN, counted, deci
 from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
 from pytest_fp16.engine.gradients.probes.course import SEED, Course
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated
-from pytest_fp16.engine.gradients.probes.guards import Guard, Guards, lost_guards
+from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Recorder, probe
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
@@ -118,7 +118,8 @@ class _Check:
         with candidate.installed():
             evidence.broke = self._point(candidate, extra, 0)
             if evidence.broke is None:
-                evidence.guards = self._guards(extra[0])
+                seed_everything(0)
+                evidence.guards = lost_guards(self._candidate(), extra[0], evidence.format)
             if evidence.broke is None:
                 self._probe(self._trajectory(candidate, extra))
                 if evidence.broke is None and decides(candidate, extra[0]):
@@ -130,10 +131,6 @@ class _Check:
                     self._second_look(extra)
                     evidence.evaluated = evaluated(self.exact, candidate, self.exact.applied)
         return evidence
-
-    def _guards(self, batch: Any) -> dict[Any, Guard]:
-        seed_everything(0)
-        return lost_guards(self._candidate(), batch, self.evidence.format)
 
     def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
         roundoff = self.evidence.format.unit_roundoff
@@ -164,8 +161,7 @@ class _Check:
         if beyond_range(point) and late:
             return None  # what is trained does not feel it, and it returns into the range
         origin = self.replays.cause_in(extra[:TRIED])
-        what = "gradient" if not point.finite else "loss"
-        return f"the {what} is not finite", origin
+        return f"the {'loss' if point.finite else 'gradient'} is not finite", origin
 
     def _raised(self, error: Exception, batch: Any, drawn: int = 0) -> Broke:
         """What the candidate raised at the reference's weights, and where."""
@@ -256,9 +252,7 @@ class _Check:
         except Exception as error:
             self.evidence.raised_at = raised_at(error)
             watch = self.replays.first(first)
-            if not all_finite(
-                candidate.model, float_tensors(candidate)
-            ):  # what it raises for is the step
+            if not all_finite(candidate.model, float_tensors(candidate)):  # it raises for the step
                 return _LOST_WEIGHT, watch.cause
             self.evidence.raised_in, self.evidence.raised_by = watch.failed_in, watch.raised_by
             return told(error), watch.behind(error)
