@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -37,14 +38,18 @@ class Several(torch.optim.Optimizer):
         return {key: held for part in self.parts for key, held in part.state.items()}
 
     def register_step_pre_hook(self, hook: Any) -> Any:  # noqa: D102 (the base class's)
-        return [part.register_step_pre_hook(hook) for part in self.parts][-1]
+        return _together([part.register_step_pre_hook(hook) for part in self.parts])
 
     def register_step_post_hook(self, hook: Any) -> Any:  # noqa: D102 (the base class's)
-        return [part.register_step_post_hook(hook) for part in self.parts][-1]
+        return _together([part.register_step_post_hook(hook) for part in self.parts])
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: D102 (the base class's)
         for part in self.parts:
             part.zero_grad(set_to_none)
+
+
+def _together(handles: list[Any]) -> Any:
+    return SimpleNamespace(remove=lambda: [handle.remove() for handle in handles])
 
 
 class _Noted(NamedTuple):

@@ -191,6 +191,17 @@ class Asked(Searching):
         return torch.optim.SGD(self.parameters(), lr=0.2)
 
 
+def test_a_hook_of_all_optimizers_is_taken_from_all():
+    held = subject()
+    ours, seen = trainee(held), []
+    handle = ours.optimizer.register_step_pre_hook(lambda *_: seen.append(None))
+    with ours.installed():
+        ours.step(held.train_data[0])
+        handle.remove()
+        ours.step(held.train_data[1])
+    assert len(seen) == 2
+
+
 def test_a_loss_that_is_asked_for_again_is_that_of_the_weights_by_then():
     """Torch's own autocast keeps its 16-bit copies of the weights as long as its region lasts."""
     held = subject(Searching)
