@@ -85,7 +85,10 @@ class Candidates:
         if self._moves or not self._lent or _marks(self.reference.model) == self._before:
             return
         self._moves = True
-        had = dict(fresh_model(self.subject.model).named_parameters(remove_duplicate=False))
+        source = fresh_model(self.subject.model).to(self.device)
+        if [said for _, said in _marks(source)] != [said for _, said in self._before]:
+            source = self.reference.model  # of a function that makes another each time
+        had = dict(source.named_parameters(remove_duplicate=False))
         for model in self._lent:
             for name, p in ((n, p) for n, p in model.named_parameters() if n in had):
                 p.data = had[name].detach().to(p.device, p.dtype, copy=True)

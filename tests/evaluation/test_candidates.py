@@ -162,6 +162,24 @@ def test_weights_that_move_later_are_parted_then(digits, name, write, function):
     assert torch.equal(model.linear.weight, before)
 
 
+def test_a_function_that_makes_another_model_each_time_is_not_asked_again(digits):
+    made = []
+
+    def make():
+        made.append(torch.randn(10, 64, generator=torch.Generator().manual_seed(len(made))))
+        model = Sometimes(shrunk)
+        model.linear.weight.data = made[-1].clone()
+        return model
+
+    x = digits[1][0][:16]
+    settings = Settings(precisions=("16-mixed",))
+    run = EvaluationRun(Evaluation(model=make, data=[x, x + 2], task="regression"), settings, None)
+    run.execute()
+    assert len(made) == 2
+    assert torch.equal(run.reference.model.linear.weight, made[0] / 2)
+    assert torch.equal(run.lanes[0].candidate.model.linear.weight, made[0] / 4)
+
+
 def test_an_evaluation_holds_them_once(make_net, digits):
     model, (x, y) = make_net(nn.Tanh()), digits[1]
     settings = Settings(precisions=("16-true", "16-mixed"))
