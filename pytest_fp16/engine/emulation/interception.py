@@ -52,7 +52,7 @@ class Carrier(Tensor):
 
     def shown(self) -> Tensor:
         """The values the program would read."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of carrier holds them in its own way
 
     def was_read(self) -> None:
         """The program reads values past the dispatcher."""
@@ -158,16 +158,16 @@ class Interception(OnTarget):
 
     def adopt(self, value: Tensor) -> Carrier:
         """A carrier for a plain tensor: a parameter, a buffer, a fresh constant."""
-        raise NotImplementedError
+        raise NotImplementedError  # a trace and an autopsy each do so in their own way
 
     def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """An operation whose results share memory with its first argument."""
-        raise NotImplementedError
+        raise NotImplementedError  # a trace and an autopsy each do so in their own way
 
     def reshape(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
         """An operation such as ``transpose_``, which changes its argument's shape in place."""
-        raise NotImplementedError
+        raise NotImplementedError  # a trace and an autopsy each do so in their own way
 
     def operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """Any other operation."""
-        raise NotImplementedError
+        raise NotImplementedError  # a trace and an autopsy each do so in their own way
