@@ -10,6 +10,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -41,12 +42,11 @@ class State:
 
     def restore(self) -> None:
         """Give it back to the model."""
-        for module, own in self._held:
-            vars(module).clear()
-            vars(module).update(own)
-        for container, before in self._contents:
-            container.clear()
-            (container.update if isinstance(before, (dict, set)) else container.extend)(before)
+        held = [(vars(module), own) for module, own in self._held]
+        for container, before in (*held, *self._contents):
+            if not _holds(container, before):  # few change, and a pass is often followed by this
+                container.clear()
+                (container.update if isinstance(before, (dict, set)) else container.extend)(before)
         with torch.no_grad():
             for tensor, value in self._tensors:
                 if not _same(tensor, value):  # what was expanded cannot be written to
@@ -73,6 +73,17 @@ def untouched(
         yield
     finally:
         before.restore()
+
+
+def _holds(container: Any, before: Any) -> bool:
+    """Whether a container holds the very objects it held, in their order."""
+    if len(container) != len(before):
+        return False
+    if isinstance(before, dict):
+        return all(map(is_, container, before)) and all(
+            map(is_, container.values(), before.values())
+        )
+    return not isinstance(before, set) and all(map(is_, container, before))
 
 
 def _same(tensor: Tensor, value: Tensor) -> bool:
