@@ -16,7 +16,8 @@ from pytest_fp16.errors import DataError, ModelError
 _LABEL_KEYS = ("labels", "label", "targets", "target")
 
 #: Chunk sizes of the theory pass: primes, so that the batch dimension can be told from the others.
-PRIMES = (1, 5, 7, 13, 31, 61, 89, 127, 179, 251)
+#: Some lie just above the powers of two that batches have.
+PRIMES = (1, 5, 7, 11, 13, 17, 23, 31, 37, 43, 53, 61, 67, 79, 89, 101, 113, 127, 131, 179, 257)
 #: Inputs in a part of a batch, at least: alone, one may lose its dimension (``squeeze()``).
 FEWEST = PRIMES[1]
 
@@ -175,19 +176,22 @@ def _taken(packed: PackedSequence, indices: list[int]) -> PackedSequence:
 
 
 def chunks(n: int, size: int, least: int = 1) -> list[tuple[list[int], int]]:
-    """Index lists of length `size` that cover 0…n−1; the last is padded by repeating an input.
+    """Index lists of about one length that cover 0…n−1, each padded by repeating an input.
+
+    As few as can be, for every one costs calls of kernels, and a small one little but these.
 
     Args:
         n: inputs.
-        size: of a list, at most.
+        size: of a list, at most; one of `PRIMES`.
         least: of the last one, unless `size` is smaller.
 
     Returns:
         Pairs of (indices, how many of them count).
     """
     result = []
-    for start in range(0, n, size):
-        indices = list(range(start, min(start + size, n)))
+    step = -(-n // max(1, -(-n // size)))  # rounded up, both
+    for start in range(0, n, step or 1):
+        indices = list(range(start, min(start + step, n)))
         kept = len(indices)
         prime = next((p for p in PRIMES if p >= max(kept, min(least, size))), size)
         result.append((indices + [indices[-1]] * (prime - kept), kept))

@@ -67,17 +67,25 @@ def test_the_batch_may_come_second():
     assert take({"x": time_first, "k": torch.ones(3)}, 4, [3, 3])["x"].tolist() == [[3, 3], [7, 7]]
 
 
-@given(n=st.integers(1, 300), size=st.sampled_from(PRIMES[1:]))
+@given(n=st.integers(0, 300), size=st.sampled_from(PRIMES[1:]))
 def test_chunks_cover_every_input_once_and_are_prime(n, size):
     parts = chunks(n, size)
 
     assert [i for indices, kept in parts for i in indices[:kept]] == list(range(n))
     assert all(len(indices) in PRIMES and len(indices) <= size for indices, _ in parts)
     assert all(set(indices[kept:]) <= {indices[kept - 1]} for indices, kept in parts)
+    assert len(parts) == -(-n // size)  # rounded up
+
+
+def test_chunks_are_of_one_size_so_that_no_small_one_is_left_over():
+    assert [len(indices) for indices, _ in chunks(250, 131)] == [127, 127]
+    assert [len(indices) for indices, _ in chunks(128, 131)] == [131]
+    assert [kept for _, kept in chunks(140, 131)] == [70, 70]
 
 
 def test_one_that_is_left_over_does_not_stand_alone():
-    assert chunks(32, 31, FEWEST)[1] == ([31] * 5, 1)
+    assert [kept for _, kept in chunks(32, 31, FEWEST)] == [16, 16]
+    assert chunks(7, 5, FEWEST)[1] == ([4, 5, 6, 6, 6], 3)
     assert chunks(1, 31, FEWEST) == [([0] * 5, 1)]
     assert chunks(2, 1, FEWEST) == [([0], 1), ([1], 1)]
     assert chunks(1, 31) == [([0], 1)]

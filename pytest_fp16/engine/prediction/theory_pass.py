@@ -32,7 +32,7 @@ from pytest_fp16.theory.rounding import Format
 _CHUNK_BYTES = 512 * 2**20
 #: Inputs in a chunk, at most, unless a site has so few values that calling its kernels costs more
 #: than running them.
-_CHUNK = 61
+_CHUNK = 131
 _FEW_VALUES = 2**16
 #: Part by which σ of an input may differ alone and in a batch, and the part of σ that its logits
 #: may be moved by: such a shift adds as much to a root mean square.

@@ -134,7 +134,9 @@ def _flushed(
     return on_grid
 
 
-def certain_error(call: Call, y: Tensor, fmt: Format, target: str) -> tuple[Tensor, Tensor | None]:
+def certain_error(
+    call: Call, y: Tensor, fmt: Format, target: str, asks: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Rounding of a result whose outcome is no matter of chance, applied; what that settles.
 
     Args:
@@ -142,6 +144,7 @@ def certain_error(call: Call, y: Tensor, fmt: Format, target: str) -> tuple[Tens
         y: its float32 result, before any rounding.
         fmt: the format it is rounded to.
         target: whose accumulators are meant.
+        asks: whether it matters where a sum beside zeros is exact.
 
     Returns:
         As of `certain_errors`.
@@ -150,7 +153,7 @@ def certain_error(call: Call, y: Tensor, fmt: Format, target: str) -> tuple[Tens
     if not known.stepwise:
         operands = operands_of(known.name, call.args, fmt.dtype)
         moved, fixed = certain_errors(y, operands, fmt, known.exact)
-        exact = beside_zeros(y, _summands(call, fmt))
+        exact = beside_zeros(y, _summands(call, fmt)) if asks else None
         if exact is not None:
             fixed = exact if fixed is None else fixed.maximum(exact)
         return moved, fixed

@@ -53,6 +53,11 @@ class Recorder:
         self.contributions = Contributions(self.owners, self.device, self.formats)
         self.overflowed = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
 
+    @property
+    def asks(self) -> bool:
+        """Whether it matters what errors there are at a site, not the values alone."""
+        return self.adjoint or self.noise is not None
+
     def site(
         self,
         y: Tensor,
@@ -84,7 +89,7 @@ class Recorder:
             if line is not None:
                 totals.lines.add(line)
         y, finite = self._within_range(y, fmt, totals)
-        if finite and self._on_grid(y.detach(), fmt):
+        if not self.asks or (finite and self._on_grid(y.detach(), fmt)):
             return y
         if self.noise is not None:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)

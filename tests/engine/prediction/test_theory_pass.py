@@ -404,7 +404,7 @@ def test_only_where_sites_are_small_do_many_inputs_share_a_chunk():
     theory, narrow_batch, *_ = examined(narrow, "16-true", n=300)
     assert theory.chunk > 200
     assert len(narrow_batch.sigma) == 300
-    assert examined(wide, "16-true", n=300)[0].chunk == 61
+    assert examined(wide, "16-true", n=300)[0].chunk == 131
 
     theory.chunk = 31
     torch.manual_seed(0)
