@@ -95,9 +95,8 @@ def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
     if first >= len(watched):
         return None
     born = _consumer(watched, first)
-    if born.finding is None or (
-        origin.unrounded and not any(m.error for m in born.finding.results)
-    ):
+    wrong = born.finding and any(m.lost or m.error for m in born.finding.results)
+    if born.finding is None or (first == 0 and not wrong):
         return None  # what the program does for its dtype is no error of its first operation
     return _why(born, watched, lost=bool(origin.damage.lost.any())).culprit()
 

@@ -41,8 +41,8 @@ class Origin:
         damage: what is wrong at the outputs.
         concentrated: whether its module does a good part of the damage, rather than many each a
             little.
-        unrounded: whether the 16-bit program does the damage even if nothing is rounded: by what
-            it does for its dtype, such as to clamp to its range.
+        unrounded: whether the 16-bit program loses a value and does the damage even if nothing is
+            rounded: by what it does for its dtype, such as to clamp to its range.
         lossless: whether no operation at all made NaN or infinity of finite values.
     """
 
@@ -121,7 +121,8 @@ def find_origin(
     if not module_alone:
         _narrow(search, done, spread)
     found = operations[search.harmful - 1]
-    unrounded = found.index == 0 and not module_alone and done(0) >= ENOUGH
+    first = found.index == 0 and not module_alone
+    unrounded = first and lost is not None and done(0) >= ENOUGH
     return Origin(found, operations, damage, concentrated, unrounded, lossless=lost is None)
 
 
