@@ -95,8 +95,9 @@ def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
     if first >= len(watched):
         return None
     born = _consumer(watched, first)
-    wrong = born.finding and any(m.lost or m.error for m in born.finding.results)
-    if born.finding is None or (first == 0 and not wrong):
+    measured = born.finding.results if born.finding is not None else []
+    sound = bool(measured) and not any(m.lost or m.error for m in measured)
+    if born.finding is None or (first == 0 and sound):
         return None  # what the program does for its dtype is no error of its first operation
     return _why(born, watched, lost=bool(origin.damage.lost.any())).culprit()
 
