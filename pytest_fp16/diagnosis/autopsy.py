@@ -9,7 +9,7 @@ unless exact values lead the program elsewhere.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
-from pytest_fp16.engine.emulation.interception import READ_ON_HOST, Interception
+from pytest_fp16.engine.emulation.interception import READ_ON_HOST, Interception, place
 from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     LOW,
@@ -77,13 +77,15 @@ class Program:
         exact_of: float32 twins of the model's 16-bit parameters and buffers, by id, each with the
             tensor itself.
         where: returns the qualified name of the module that is running.
-        adopted: twins of the plain tensors met in one run, by id.
+        adopted: twins of the plain tensors met in one run, by their place.
+        writes: it writes to its weights, whose exact twins then are each run's own.
     """
 
     emulation: Emulation | None
     exact_of: dict[int, tuple[Tensor, Tensor]]
     where: Callable[[], str]
-    adopted: dict[int, tuple[Tensor, Twin]] = field(default_factory=dict)
+    adopted: dict[Hashable, tuple[Tensor, Twin]] = field(default_factory=dict)
+    writes: bool = False
 
 
 class Autopsy(Interception):
@@ -108,13 +110,16 @@ class Autopsy(Interception):
 
     def adopt(self, value: Tensor) -> Twin:
         """A twin of a plain tensor; of a parameter or buffer, with the reference's own."""
-        made = self.program.adopted.get(id(value))
-        if made is not None and made[0] is value:
+        key = place(value)
+        made = self.program.adopted.get(key)
+        if made is not None:
             return made[1]
         own = self.program.exact_of.get(id(value))
         wide = own[1] if own is not None and own[0] is value else _constant(value)
+        if self.program.writes and wide is not value:
+            wide = wide.clone()
         twin = Twin(value, wide, Fate(made=False, fixed=True), value.dtype)
-        self.program.adopted[id(value)] = (value, twin)
+        self.program.adopted[key] = (value, twin)
         return twin
 
     def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:

@@ -73,11 +73,12 @@ class Specimen:
         emulation = (
             Emulation(candidate.target, mixed=candidate.precision.mixed) if emulated else None
         )
-        self.program = Program(emulation, _exact_twins(candidate.model, reference), self.where)
+        twins = _exact_twins(candidate.model, reference)
+        self.program = Program(emulation, twins, self.where, writes=candidate.habits.writes)
         with torch.no_grad(), quiet():
             seed_everything(sample.seed)
             inputs = map_tensors(sample.inputs, torch.clone)  # a model may write into its input
-            with untouched(reference, weights=False):
+            with untouched(reference, weights=candidate.habits.writes):
                 output = call_as_is(reference, inputs, candidate.subject.forward)
             self.wanted = main_output(output).detach().float()
         self.last: Autopsy | None = None
@@ -133,7 +134,8 @@ class Specimen:
         dtype = None if candidate.precision.mixed else candidate.precision.dtype
         wrapped = map_tensors(self.sample.inputs, lambda t: _input(t, dtype))
         context = autocast(candidate.precision, candidate.device, candidate.target)
-        with untouched(candidate.model, weights=False), torch.no_grad(), quiet(), context, autopsy:
+        kept = untouched(candidate.model, weights=candidate.habits.writes)
+        with kept, torch.no_grad(), quiet(), context, autopsy:
             output = call_as_is(candidate.model, wrapped, candidate.subject.forward)
         return main_output(output)
 

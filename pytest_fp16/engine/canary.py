@@ -78,9 +78,9 @@ def sing(
         count: how many inputs; n or more for all, where a batch cannot be cut.
     """
     few = inputs if count >= n else take(inputs, n, list(range(count)))
-    with untouched(candidate.model, weights=False):
+    with untouched(candidate.model, weights=candidate.habits.writes):
         emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
-    with untouched(candidate.model, weights=False):
+    with untouched(candidate.model, weights=candidate.habits.writes):
         native, error = _attempt(candidate, few, seed)
     alone = error or emulation_error
     if count < n and alone is not None and _lacks_kernel(alone):

@@ -22,6 +22,7 @@ from pytest_fp16.engine.models import (
 )
 from pytest_fp16.engine.outputs import Others, main_output, others
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.untouched import Habits
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
@@ -65,11 +66,9 @@ class Candidate:
         target: whose autocast policy and kernels an emulated run follows.
 
     Attributes:
-        carries: the model carries something from one batch to the next.
+        habits: what the model does to itself.
         beside: what was returned beside the predictions of the batch that ran last.
     """
-
-    carries = False
 
     def __init__(
         self,
@@ -84,6 +83,7 @@ class Candidate:
         self.device = device
         self.target = target
         self.model = prepare(model, precision, device)
+        self.habits = Habits()
         self.beside = Others()
 
     def outputs(

@@ -10,6 +10,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
@@ -19,6 +20,26 @@ from torch import Tensor, nn
 from pytest_fp16.engine.containers import all_tensors, map_tensors
 
 _CONTAINERS = (list, dict, set, deque)
+#: What torch itself keeps in a module.
+_TORCHS_OWN = frozenset(vars(nn.Module()))
+
+
+@dataclass
+class Habits:
+    """What a model was seen to do to itself; one for all that run it, as it may begin at any batch.
+
+    Attributes:
+        carries: it carries something from one batch to the next.
+        writes: it writes to its weights while it is evaluated.
+    """
+
+    carries: bool = False
+    writes: bool = False
+
+    @property
+    def lasting(self) -> bool:
+        """Whether one pass leaves something to the next, if only the same again."""
+        return self.carries or self.writes
 
 
 class State:
@@ -27,7 +48,7 @@ class State:
     Args:
         model: the model.
         weights: its weights too. A training step that has an optimizer of its own (a
-            discriminator's) moves some of them; an evaluation moves none.
+            discriminator's) moves some of them; an evaluation moves few models' (see `Habits`).
         values: what its tensors hold, too. Without, only which ones it keeps: enough to forget a
             cache, and much cheaper.
     """
@@ -35,10 +56,17 @@ class State:
     def __init__(self, model: nn.Module, weights: bool = True, values: bool = True) -> None:
         self._held = [(module, dict(vars(module))) for module in model.modules()]
         held = [v for _, own in self._held for v in own.values()]
-        self._contents = [(v, v.copy()) for v in held if type(v) in _CONTAINERS]
+        self._contents = [(c, c.copy()) for v in held for c in _containers(v)]
+        self._weights = dict(model.named_parameters(remove_duplicate=False))
         tensors = _kept(model, weights) if values else []
         self._tensors = [(t, t.detach().clone()) for t in tensors]
         self._optimizers = [(o, copy.deepcopy(o.state_dict())) for o in _optimizers(model)]
+
+    def remember(self, source: nn.Module) -> None:
+        """Restore its weights as well, to those of a model that still has them."""
+        had = dict(source.named_parameters(remove_duplicate=False))
+        held = ((w, had[n].detach()) for n, w in self._weights.items() if n in had)
+        self._tensors += [(w, value.to(w.device, w.dtype, copy=True)) for w, value in held]
 
     def restore(self) -> None:
         """Give it back to the model."""
@@ -95,9 +123,19 @@ def _same(tensor: Tensor, value: Tensor) -> bool:
 
 def _kept(model: nn.Module, weights: bool) -> list[Tensor]:
     """Weights, buffers, and tensors that are plain attributes."""
-    plain = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    own = [*model.buffers(), *(t for t in plain if not t.requires_grad)]
+    owned = {memory(p) for p in model.parameters()}
+    held = [v for m in model.modules() for k, v in vars(m).items() if k not in _TORCHS_OWN]
+    plain = [t for t in all_tensors(held) if not t.requires_grad and memory(t) not in owned]
+    own = [*model.buffers(), *plain]
     return [*own, *model.parameters()] if weights else own
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    """It and the containers in it, where it is one."""
+    if type(value) in _CONTAINERS:
+        yield value
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _containers(part)
 
 
 def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -105,9 +143,6 @@ def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     held = [v for m in model.modules() for v in vars(m).values()]
     return [v for v in held if isinstance(v, torch.optim.Optimizer)]
 
-
-#: What torch itself keeps in a module.
-_TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 def carry_over(
@@ -127,7 +162,7 @@ def carry_over(
         floating = tensor.is_floating_point() and dtype is not None
         return tensor.detach().to(dtype if floating else tensor.dtype, copy=True)
 
-    owned = {_memory(p) for p in leader.parameters()}
+    owned = {memory(p) for p in leader.parameters()}
     for own, other in zip(model.modules(), leader.modules(), strict=False):
         for name, there in other._buffers.items():
             here = own._buffers.get(name)
@@ -151,10 +186,11 @@ def _is_carried(name: str, value: Any, owned: set[int]) -> bool:
     tensors = all_tensors(value)
     if not tensors:
         return value is None or type(value) in (bool, int, float)
-    return not any(t.requires_grad or _memory(t) in owned for t in tensors)
+    return not any(t.requires_grad or memory(t) in owned for t in tensors)
 
 
-def _memory(tensor: Tensor) -> int:
+def memory(tensor: Tensor) -> int:
+    """Which memory it lies in."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # a sparse one, or one without memory

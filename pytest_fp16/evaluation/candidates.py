@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_fp16.engine.candidate import Candidate, fresh_model
+from pytest_fp16.engine.marks import Marks
 from pytest_fp16.engine.models import require_float32
+from pytest_fp16.engine.untouched import Habits, State
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.subject import Evaluation
@@ -30,7 +32,7 @@ class Candidates:
     Attributes:
         reference: the candidate in float32.
         was_training: the user's model was in training mode.
-        carries: they carry something from one batch to the next.
+        habits: what they do to themselves.
 
     Raises:
         ModelError: the model cannot be a 32-bit reference.
@@ -41,13 +43,12 @@ class Candidates:
         self.device = device
         self.target = target
         self.keep: Mapping[str, tuple[str, ...]] = {}
-        self.carries = False
+        self.habits = Habits()
         source = fresh_model(subject.model)
         require_float32(source)
         self.was_training = source.training
         self.reference = self._candidate(REFERENCE.name, source)
-        self._before = _marks(self.reference.model)
-        self._moves: bool | None = None
+        self._before = Marks(self.reference.model)
         self._lent: WeakSet[nn.Module] = WeakSet()  # models that read another's
 
     def made(
@@ -67,27 +68,31 @@ class Candidates:
 
     def _fresh(self, name: str, like: Candidate | None) -> nn.Module:
         source, reference = self.subject.model, self.reference.model
-        if self._moves is None:  # such as a layer that normalises its own weights in each pass
-            self._moves = _marks(reference) != self._before
         if like is None and (precision(name).mixed or name == REFERENCE.name):
             like = self.reference
-        shared = None if like is None or self._moves else like.model
+        shared = None if like is None or self.habits.writes else like.model
         made = fresh_model(source, like=reference, weights=shared)
         if shared is not None:
             self._lent.add(made)
         return made
 
-    def part(self) -> None:
+    def look(self, begun: Iterable[State] = ()) -> None:
         """Once the reference has run: where it wrote to its weights, each gets its own back.
 
-        A layer may do so from some batch on: an embedding, where it first meets a long row.
+        A layer normalises its weights in each pass, a codebook follows what comes in; another
+        begins with some batch: an embedding, where it first meets a long row.
+
+        Args:
+            begun: what models kept before the data, which then is to hold their weights as well.
         """
-        if self._moves or not self._lent or _marks(self.reference.model) == self._before:
+        if self.habits.writes or Marks(self.reference.model) == self._before:
             return
-        self._moves = True
+        self.habits.writes = True
         source = fresh_model(self.subject.model).to(self.device)
-        if [said for _, said in _marks(source)] != [said for _, said in self._before]:
+        if not torch.equal(Marks(source).sums, self._before.sums):
             source = self.reference.model  # of a function that makes another each time
+        for state in begun:
+            state.remember(source)
         had = dict(source.named_parameters(remove_duplicate=False))
         for model in self._lent:
             for name, p in ((n, p) for n, p in model.named_parameters() if n in had):
@@ -95,17 +100,5 @@ class Candidates:
 
     def _candidate(self, name: str, model: nn.Module) -> Candidate:
         made = Candidate(model, precision(name), self.subject, self.device, self.target)
-        made.carries = self.carries
+        made.habits = self.habits
         return made
-
-
-def _marks(model: nn.Module) -> list[tuple[int, str]]:
-    """What tells that a weight has been written to, in place or past autograd's count of that."""
-    return [(p._version, _sum(p.detach())) for p in model.parameters()]
-
-
-def _sum(weight: Tensor) -> str:
-    try:
-        return str(weight.sum().tolist())
-    except RuntimeError:  # no kernel for this layout, or no values, as on the meta device
-        return ""

@@ -71,7 +71,8 @@ class Lane:
 
     def _state(self) -> State:
         """What the candidate keeps now, or at least what it has in its caches."""
-        return State(self.candidate.model, weights=False, values=self.candidate.carries)
+        habits = self.candidate.habits
+        return State(self.candidate.model, habits.writes, values=habits.lasting)
 
     @classmethod
     def start(
@@ -96,7 +97,7 @@ class Lane:
                 candidate.device,
                 subject,
                 task,
-                carries=candidate.carries,
+                habits=candidate.habits,
             )
         return cls(
             precision=candidate.precision,
@@ -139,7 +140,9 @@ class Lane:
         """Before a batch: theory starts from what the reference has carried along until then."""
         if self.theory is not None:
             dtype = None if self.precision.mixed else self.precision.dtype
-            carry_over(reference, self.theory.model, dtype)
+            writes = self.candidate.habits.writes
+            carry_over(reference, self.theory.model, dtype, weights=writes)
+            self.theory.followers.clear()  # each starts from weights of its own
 
     def call_as(self, subject: Evaluation) -> None:
         """From now on, candidate and theory are called as another subject says."""
@@ -275,7 +278,8 @@ class Lane:
         if look.inputs > SECOND_LOOK:
             return
         try:
-            with untouched(self.candidate.model, weights=False, since=before):
+            writes = self.candidate.habits.writes
+            with untouched(self.candidate.model, weights=writes, since=before):
                 output = self.candidate.outputs(
                     batch.inputs, batch.seed, emulated=True, opaque="rounded"
                 )

@@ -136,11 +136,11 @@ class EvaluationRun:
             inputs = to_device(inputs, self.device)
             if not self.lanes:
                 self.initial = State(self.reference.model, weights=False)
-            elif self.candidates.carries:
+            elif self.candidates.habits.lasting:
                 for lane in self.lanes:
                     lane.follow(self.reference.model)
             output = self._reference_output(inputs, _SEED + number)
-            self.candidates.part()
+            self.candidates.look([self.initial, *(lane.initial for lane in self.lanes)])
             own = output.dim() and self.subject.metric is not None
             if own or (output.dim() and holds(inputs, output.shape[0])):
                 n = output.shape[0]  # its labels may come in any number: all boxes in one table
@@ -209,7 +209,8 @@ class EvaluationRun:
             require_better_than_chance(self.task, output, labels, n)
         self._repeat(inputs, output, seed)
         whole = not self._runs_in_part(inputs, n, seed)
-        with untouched(self.reference.model, weights=False, since=self.initial):
+        writes = self.candidates.habits.writes
+        with untouched(self.reference.model, weights=writes, since=self.initial):
             for name in self.settings.precisions:  # each begins as the reference began
                 lane = self._lane(name)
                 lane.whole = whole
@@ -217,7 +218,7 @@ class EvaluationRun:
                     lane.warnings += handed_on(inputs)
                 self.lanes.append(lane)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
-        for i, leader in enumerate(theories if not self.candidates.carries else ()):
+        for i, leader in enumerate(theories if not self.candidates.habits.lasting else ()):
             leader.followers = theories[i + 1 :]
 
     def _lane(self, name: str) -> Lane:
@@ -234,15 +235,15 @@ class EvaluationRun:
 
     def _repeat(self, inputs: Any, output: Tensor, seed: int) -> None:
         """Whether the reference repeats itself; or would, if it had not carried something along."""
-        model = self.reference.model
-        with untouched(model, weights=False):
+        model, habits = self.reference.model, self.candidates.habits
+        with untouched(model, weights=habits.writes):
             again = self._reference_output(inputs, seed)
         self.deterministic = bool(torch.equal(again, output))
         if self.deterministic:
             return
-        with untouched(model, weights=False, since=self.initial):
+        with untouched(model, weights=habits.writes, since=self.initial):
             anew = self._reference_output(inputs, seed)
-        self.candidates.carries = self.deterministic = bool(torch.equal(anew, output))
+        habits.carries = self.deterministic = bool(torch.equal(anew, output))
         if self.deterministic:
             said = "the model carries something from one batch to the next: its batches were run "
             self.warnings.append(f"{said}in order, and errors carried along are no part of σ")
@@ -257,7 +258,7 @@ class EvaluationRun:
         if n <= INPUTS:
             return True
         try:
-            with untouched(self.reference.model, weights=False):
+            with untouched(self.reference.model, weights=self.candidates.habits.writes):
                 self.reference.outputs(take(inputs, n, list(range(INPUTS))), seed)
         except Exception:
             return False

@@ -293,3 +293,24 @@ def test_state_is_carried_over_in_the_formats_of_the_other_model():
     assert leader.plain[0] == 1
     carry_over(leader, model, None)
     assert model.plain.dtype == torch.float32
+
+
+def test_nested_containers_are_as_they_were_and_weights_under_another_name_are_not_copied():
+    model = nn.LSTM(3, 3)
+    model.nested = {"averages": [torch.zeros(3)], "none": None}
+    with untouched(model, weights=False):
+        model.nested["averages"][0] += 1
+        model.nested["averages"].append(torch.ones(3))
+        with torch.no_grad():
+            model.weight_ih_l0.zero_()
+    assert len(model.nested["averages"]) == 1
+    assert not model.nested["averages"][0].any()
+    assert not model.weight_ih_l0.any()  # though `_flat_weights` holds it as well
+
+
+def test_weights_are_remembered_from_a_model_that_has_them_still():
+    source, model = nn.Linear(3, 3), nn.Linear(3, 3).half()
+    start = State(model, weights=False)
+    start.remember(source)
+    start.restore()
+    assert torch.equal(model.weight, source.weight.half())

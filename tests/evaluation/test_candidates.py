@@ -44,6 +44,7 @@ def candidates(model, data=None):
     made = Candidates(Evaluation(model=model, data=[]), CPU, "cuda")
     if data is not None:
         made.reference.outputs(data, 0)
+        made.look()
     return made
 
 

@@ -1,5 +1,7 @@
 """Models that carry something from one batch to the next: hidden states, averages, counts."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -134,3 +136,78 @@ def test_a_factor_that_16_bits_make_impossible_is_forecast():
     assert "LinAlgError" in report.error
     assert "LinAlgError" in report.forecast.reason
     assert "exact values" not in report.culprit.evidence
+
+
+def behind_autograd(module, value):
+    module.shift.data.copy_(value)
+
+
+def counted(module, value):
+    with torch.no_grad():
+        module.shift.copy_(value)
+
+
+def exchanged(module, value):
+    module.shift.data = value
+
+
+def replaced(module, value):
+    module.shift = nn.Parameter(value, requires_grad=False)
+
+
+def in_a_list(module, value):
+    module.nested["shifts"][0].copy_(value)
+
+
+class Adapts(nn.Module):
+    """A layer whose shift follows what it has seen, from some size of the inputs on."""
+
+    def __init__(self, write, beyond=-1.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+        self.shift, self.nested = nn.Parameter(torch.zeros(64)), {"shifts": [torch.zeros(64)]}
+        self.write, self.beyond = write, beyond
+
+    def forward(self, x):
+        z = torch.tanh(3 * self.encoder(x.flatten(1)))
+        listed = self.write is in_a_list
+        if listed and self.nested["shifts"][0].dtype != z.dtype:
+            self.nested["shifts"][0] = self.nested["shifts"][0].to(z.dtype)
+        shift = self.nested["shifts"][0] if listed else self.shift
+        if x.mean() > self.beyond:
+            self.write(self, (0.5 * shift + 0.5 * z.mean(0)).detach())
+        return self.head(z - 4 * (self.nested["shifts"][0] if listed else self.shift))
+
+
+WEIGHTS = [behind_autograd, counted, exchanged, replaced]
+
+
+@pytest.mark.parametrize(
+    ("write", "later"), [(in_a_list, False), *((w, late) for w in WEIGHTS for late in (0, 1))]
+)
+@pytest.mark.parametrize("name", ["16-true", "bf16-mixed"])
+def test_weights_that_are_written_cumulatively_are_followed(digits, write, name, later):
+    batches = unlabelled(digits)
+    if later:  # the first batch leaves no trace
+        batches[2:] = [x + 1 for x in batches[2:]]
+    model = Adapts(write, 0.9 if later else -1.0).eval()
+    labels = by_hand(copy.deepcopy(model), batches).split(50)
+    data = list(zip(batches, labels, strict=True))
+    report = check(Evaluation(model=model, data=data), precision=name, target="cuda")
+    assert report.metric.reference == 1.0  # no trial pass has moved what the program has not
+    assert report.verdict == report.forecast.verdict == "equivalent"
+    assert report.standardised.spread < 1.9
+    assert report.run.deterministic
+    assert not model.shift.any()  # the user's own
+
+
+def test_a_diagnosis_of_weights_that_move_goes_back_to_where_they_were(digits):
+    class Overflowing(Adapts):
+        def forward(self, x):
+            return super().forward(x) * (self.encoder(x.flatten(1)) * 1e4).pow(2).mean()
+
+    subject = Evaluation(Overflowing(behind_autograd).eval(), unlabelled(digits), labelled=False)
+    report = check(subject, precision="16-true", target="cuda")
+    assert report.verdict == "not equivalent"
+    assert (report.culprit.operation, report.culprit.mechanism) == ("pow", "overflow")

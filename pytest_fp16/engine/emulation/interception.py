@@ -6,7 +6,7 @@ A `Carrier` is a tensor the program sees in place of the values that are really 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,18 @@ def wrapped(types: Sequence[type]) -> bool:
         types: what the dispatcher names: the classes of arguments that are no plain tensors.
     """
     return any(all(hasattr(kind, name) for name in _PROTOCOL) for kind in types)
+
+
+def place(tensor: Tensor) -> Hashable:
+    """What a plain tensor shares with every other that is the same memory, as ``.data`` is."""
+    try:
+        start = tensor.data_ptr()
+    except (RuntimeError, NotImplementedError):  # a sparse one
+        start = 0
+    if not start:
+        return id(tensor)
+    signs = (tensor.is_conj(), tensor.is_neg())
+    return start, tensor.shape, tensor.stride(), tensor.dtype, *signs
 
 
 class Interception(OnTarget):

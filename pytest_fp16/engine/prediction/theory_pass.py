@@ -63,7 +63,7 @@ class TheoryPass(Tracer):
         super().__post_init__()
         self.chunk = _CHUNK
         self.screen = torch.empty(0)
-        self.started = False
+        self.started: bool | None = None  # whether the model wrote to its weights when it was
         if self.task.many or self.task.batchwise:
             self.method = "random rounding"
             self.notes.append(
@@ -86,7 +86,7 @@ class TheoryPass(Tracer):
             try:
                 if shared is not None and shared[0] == seed:
                     return self._decided(shared[1])
-                if not self.started:
+                if self.started is not self.habits.writes:  # then errors may depend on the batch
                     self._start(inputs, n, reference, seed)
                 return self._decided(self._adjoint_batch(inputs, n, reference, seed))
             except NotDifferentiableError as reason:
@@ -122,7 +122,7 @@ class TheoryPass(Tracer):
 
     def _start(self, inputs: Any, n: int, reference: Tensor, seed: int) -> None:
         """Size the chunks, and check on a few inputs that σ does not depend on the batch."""
-        self.started = True
+        self.started = self.habits.writes
         few = 5 if n >= 7 else 1
         trace, canonical = self.trace_part(inputs, n, list(range(few)), seed)
         if trace.doubts.decisions:

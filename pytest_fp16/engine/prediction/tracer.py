@@ -19,7 +19,7 @@ from pytest_fp16.engine.tracing.recorder import Recorder
 from pytest_fp16.engine.tracing.shadow import Shadow, wrap_inputs
 from pytest_fp16.engine.tracing.sites import SiteKey, SiteTotals
 from pytest_fp16.engine.tracing.trace import Trace
-from pytest_fp16.engine.untouched import untouched
+from pytest_fp16.engine.untouched import Habits, untouched
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
@@ -34,7 +34,7 @@ class Tracer:
         model: the candidate's own copy, cast as the candidate is.
         precision, target, device: how it runs.
         subject, task: how it is called, and what counts as a decision.
-        carries: the model carries something from one batch to the next.
+        habits: what the model does to itself.
         totals: running totals per site.
         opaque: operations that could not be looked into.
         dtypes: of the results that operations gave, and how many.
@@ -47,7 +47,7 @@ class Tracer:
     device: torch.device
     subject: Evaluation
     task: Task
-    carries: bool = False
+    habits: Habits = field(default_factory=Habits)
     totals: dict[SiteKey, SiteTotals] = field(default_factory=dict)
     opaque: set[str] = field(default_factory=set)
     dtypes: dict[str, int] = field(default_factory=dict)
@@ -88,14 +88,14 @@ class Tracer:
             **options,
         )
         trace = Trace(recorder, self.target, self.constants, self.errors, collect)
-        trace.mixed = self.precision.mixed
+        trace.mixed, trace.writes = self.precision.mixed, self.habits.writes
         self.where.reset()
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype
         traced = wrap_inputs(copied(inputs), cast)
         # Each of the traces of a batch begins with what was carried up to that batch, and without
         # what another has left in a cache: rounded there once, it would be rounded no more.
-        kept = untouched(self.model, weights=False, values=self.carries)
+        kept = untouched(self.model, self.habits.writes, values=self.habits.lasting)
         with torch.no_grad(), autocast(self.precision, self.device, self.target), kept, trace:
             output = call_as_is(self.model, traced, self.subject.forward)
         main = main_output(output)

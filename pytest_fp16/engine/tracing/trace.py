@@ -11,7 +11,7 @@ underflow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 from torch.overrides import enable_reentrant_dispatch
 
 from pytest_fp16.engine.emulation.emulate import widen
-from pytest_fp16.engine.emulation.interception import Interception
+from pytest_fp16.engine.emulation.interception import Interception, place
 from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dtype
 from pytest_fp16.engine.emulation.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
@@ -83,6 +83,7 @@ class Trace(Interception):
         severed: operations that no gradient passes.
         dtypes: how many operations gave each 16-bit dtype.
         mixed: the program runs under autocast.
+        writes: it writes to its weights.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class Trace(Interception):
         self.recorder = recorder
         self.target = target
         self.constants = constants
-        self.kept: dict[int, tuple[Tensor, Shadow]] = {}
+        self.kept: dict[Hashable, tuple[Tensor, Shadow]] = {}
         self.opaque: set[str] = set()
         self.severed: set[str] = set()
         self.dtypes: dict[str, int] = {}
-        self.mixed = False
+        self.mixed = self.writes = False
 
     # -- the interception ---------------------------------------------------------------------
 
@@ -114,17 +115,18 @@ class Trace(Interception):
             yield
 
     def adopt(self, value: Tensor) -> Shadow:
-        """Plain tensors as traced constants; a buffer once in each run, which may write into it."""
-        if isinstance(value, torch.nn.Parameter):
+        """Plain tensors as traced constants; once in each run where that may write into them."""
+        if isinstance(value, torch.nn.Parameter) and not self.writes:
             known = self.constants.get(id(value))
             if known is None or known[0] is not value:
                 known = self.constants[id(value)] = (value, widen(value.detach()))
             return Shadow(known[1], value.dtype, Cell(False, False))
-        kept = self.kept.get(id(value))
-        if kept is None or kept[0] is not value:
+        key = place(value)
+        kept = self.kept.get(key)
+        if kept is None:
             wide = widen(value.detach())
             wide = wide.clone() if wide.dtype == value.dtype else wide
-            kept = self.kept[id(value)] = (value, Shadow(wide, value.dtype, Cell(False, False)))
+            kept = self.kept[key] = (value, Shadow(wide, value.dtype, Cell(False, False)))
         return kept[1]
 
     def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:

@@ -94,7 +94,7 @@ def test_the_few_looked_at_again_get_the_certificates_of_the_whole_chunk(theory_
     made = rivals.backward
     monkeypatch.setattr(rivals, "backward", lambda t, c, s: looked.append(len(c)) or made(t, c, s))
     cut, _ = theory_of(model, x, "bf16-true")
-    cut.started, cut.screen, cut.chunk = True, theory.screen, 31
+    cut.started, cut.screen, cut.chunk = False, theory.screen, 31
     parts = cut.run(x, 150, reference, 0)
     assert looked, "a third class comes near somewhere, or this test shows nothing"
     assert len(looked) < 2 * 5  # not two for each chunk

@@ -6,6 +6,7 @@ from torch import nn
 
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
 from pytest_fp16.engine.prediction.tracer import Tracer
+from pytest_fp16.engine.untouched import Habits
 from pytest_fp16.precision import precision
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import infer_task
@@ -58,7 +59,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("carries", [True, False])
 def test_what_is_carried_along_is_left_for_the_next_batch(x, carries):
     model = Counting()
-    tracer, _ = tracer_of(model, x, carries=carries)
+    tracer, _ = tracer_of(model, x, habits=Habits(carries))
     tracer.trace(x, N, 0)
     assert model.seen == 1  # the first run was not the tracer's
 
