@@ -235,7 +235,8 @@ def _with_the_cure(metric: Metric, cure: Cure, value: float) -> str:
     }
     own = metric.model_copy(update=changes)
     reference, candidate = figures.metric_pair(own)
-    seed = f" with seed {cure.seed}" if cure.seed is not None else ""
+    seeds = " and ".join(map(str, cure.seeds))
+    seed = f" with seed{'s' if len(cure.seeds) > 1 else ''} {seeds}" if seeds else ""
     return (
         f"{metric.name} {candidate}{unit}, reference {reference}{unit} "
         f"({_against_budget(own)}){seed}"

@@ -203,8 +203,8 @@ class Cure(Part):
     """What to do about it; `verified` says that it was applied and the check passed.
 
     `precision` is the one to run in, where the cure is another one than failed (None: the same).
-    A training's is tried with one `seed`, that of the worst pair: `reference` is the 32-bit metric
-    of that seed, and `budget` what it may lose.
+    A training's is tried with a few `seeds`, that of the worst pair first: `metric` and `reference`
+    are the means over them, and `budget` what may be lost.
     """
 
     kind: CureKind
@@ -217,7 +217,7 @@ class Cure(Part):
     metric: Real | None = None
     reference: Real | None = None
     budget: Real | None = None
-    seed: int | None = None
+    seeds: list[int] = []
     price: Price | None = None
 
 

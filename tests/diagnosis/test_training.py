@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from pytest_fp16 import check
-from pytest_fp16.diagnosis.training_cures import proposals
+from pytest_fp16.diagnosis.training_cures import Proposal, proposals
 from pytest_fp16.engine.gradients.check import GradientFindings
+from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.report.model import Culprit
 
@@ -66,7 +67,8 @@ def test_culprit_and_cure(digits_training, case):
     assert report.cure.kind == kind
     assert report.cure.verified
     assert report.cure.reference - report.cure.metric <= report.cure.budget
-    assert report.cure.seed == 0
+    assert report.cure.seeds == [0, 1]
+    assert "with seeds 0 and 1" in str(report)
     price = report.cure.price
     assert (price.float32_share > price.float32_share_before) is (module != "<optimizer>")
 
@@ -89,6 +91,23 @@ def test_a_cure_that_does_not_help_is_not_named(digits_training, monkeypatch):
     report = check(digits_training(optimizer=adam, epochs=1), precision="16-true", seeds=3)
     assert report.verdict == "not equivalent"
     assert report.cure is None
+
+
+@pytest.mark.parametrize(("seeds", "tried"), [(3, None), (1, [0])])
+def test_a_cure_that_helps_one_seed_alone_is_luck(digits_training, monkeypatch, seeds, tried):
+    from pytest_fp16.diagnosis import training
+
+    made = []
+
+    def lucky(optimizer):
+        made.append(optimizer)
+        optimizer.param_groups[0]["eps"] = 1e-3 if len(made) == 1 else 1e-8
+
+    cure = Proposal("optimizer epsilon", "it helps once", amendment=Amendment(optimizer=lucky))
+    monkeypatch.setattr(training, "proposals", lambda *_: iter([cure]))
+    report = check(digits_training(optimizer=adam, epochs=1), precision="16-true", seeds=seeds)
+    assert report.verdict == "not equivalent"
+    assert (report.cure.seeds if report.cure else None) == tried
 
 
 def chances():

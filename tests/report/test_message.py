@@ -210,7 +210,7 @@ def _cure(**changes):
             "raise the epsilon to 1e-4; tried: accuracy 91.0 %, 1 flip of 360, does not pass",
         ),
         (
-            _cure(verified=True, metric=0.953, reference=0.96, budget=0.015, seed=2),
+            _cure(verified=True, metric=0.953, reference=0.96, budget=0.015, seeds=[2]),
             "raise the epsilon to 1e-4; tried: accuracy 95.3 %, reference 96.0 % "
             "(loss 0.7 points, budget 1.5) with seed 2, passes",
         ),
