@@ -144,7 +144,6 @@ def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [v for v in held if isinstance(v, torch.optim.Optimizer)]
 
 
-
 def carry_over(
     leader: nn.Module, model: nn.Module, dtype: torch.dtype | None, weights: bool = False
 ) -> None:
