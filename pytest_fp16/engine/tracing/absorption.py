@@ -4,8 +4,7 @@ Operands are on the grid of the format. So a sum whose addend is below half an u
 with a factor next to one, rounds to the operand itself: a moving average stands still, a counter
 stops. So it is where a function is flat: exponentials of tiny numbers share the few numbers of the
 format next to one; and a mask times a constant holds two values, which err alike everywhere. Such
-errors have no random sign, and a σ does not describe them; they are applied instead. Beside a zero
-a sum has no error at all.
+errors have no random sign, and a σ does not describe them; they are applied instead.
 The same holds for kernels that accumulate in 16 bits: they are asked themselves.
 """
 
@@ -22,8 +21,8 @@ from pytest_fp16.engine.tracing.shadow import Shadow
 from pytest_fp16.theory.rounding import Format, round_to, ulp, ulp_at
 
 #: A share of values this small that fall back leaves no trace beside ordinary rounding.
-_WORTHWHILE = 0.01
-_SAMPLE = 4096
+WORTHWHILE = 0.01
+SAMPLE = 4096
 #: Distinct values for each number of the format among which they must share.
 _CROWD = 64
 #: Standard errors of a mean of rounding errors that are no chance.
@@ -104,14 +103,14 @@ def _fits(shape: torch.Size, into: torch.Size) -> bool:
 
 def _worthwhile(y: Tensor, operand: Tensor, other: Tensor, fmt: Format) -> bool:
     """Whether enough results fall back onto an operand, other than by adding zeros to it."""
-    before, after = (_sampled(t.detach(), _SAMPLE) for t in (operand, y))
+    before, after = (sampled(t.detach(), SAMPLE) for t in (operand, y))
     falls = _falls(before, after, fmt)[1]
     if other is not operand and other.shape == y.shape:
-        falls.mul_(_sampled(other.detach(), _SAMPLE) != 0)
-    return float(falls.mean()) >= _WORTHWHILE
+        falls.mul_(sampled(other.detach(), SAMPLE) != 0)
+    return float(falls.mean()) >= WORTHWHILE
 
 
-def _sampled(values: Tensor, most: int) -> Tensor:
+def sampled(values: Tensor, most: int) -> Tensor:
     """About so many of the values; an odd stride does not always meet the same column."""
     return values.reshape(-1)[:: max(1, values.numel() // most) | 1]
 
@@ -133,7 +132,7 @@ def crowded(y: Tensor, fmt: Format) -> Tensor:
         fmt: the format they are rounded to.
     """
     values = y.detach()
-    few = _sampled(values, _SAMPLE)
+    few = sampled(values, SAMPLE)
     if few.numel() < _CROWD:
         return y
     low, high = (float(v) for v in torch.aminmax(few))
@@ -174,31 +173,13 @@ def repeated(y: Tensor, fmt: Format) -> Tensor:
     values = y.detach()
     if values.numel() < _TIMES * _DISTINCT:
         return y
-    if len(set(_sampled(values, _TIMES * _DISTINCT).tolist())) > _DISTINCT:  # the usual case
+    if len(set(sampled(values, _TIMES * _DISTINCT).tolist())) > _DISTINCT:  # the usual case
         return y
-    distinct = _sampled(values, _SAMPLE).unique()
+    distinct = sampled(values, SAMPLE).unique()
     if len(distinct) > _DISTINCT or not bool(torch.isin(values, distinct).all()):
         return y
     rounded = round_to(values, fmt)
     return y if torch.equal(rounded, values) else y + (rounded - values)
-
-
-def beside_zeros(y: Tensor, operands: Sequence[Tensor]) -> Tensor | None:
-    """Where a sum is exact because one of its operands is zero: one there, zero elsewhere.
-
-    Args:
-        y: the sum or difference.
-        operands: both of them, on the grid of its format in the 16-bit program.
-
-    Returns:
-        None where that is (nearly) nowhere.
-    """
-    exact = None
-    for operand in operands:
-        if float((_sampled(operand.detach(), _SAMPLE) == 0).float().mean()) >= _WORTHWHILE:
-            zeros = (operand.detach() == 0).to(y.dtype).expand(y.shape)
-            exact = zeros if exact is None else exact.maximum(zeros)
-    return exact
 
 
 def operands_of(name: str, args: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:

@@ -23,11 +23,11 @@ from pytest_fp16.engine.emulation.operations import (
 from pytest_fp16.engine.emulation.wide import attention, run_wide
 from pytest_fp16.engine.tracing.absorption import (
     accumulated,
-    beside_zeros,
     certain_errors,
     operands_of,
 )
 from pytest_fp16.engine.tracing.arguments import as_native, flushes, written_targets
+from pytest_fp16.engine.tracing.exactness import exact_results
 from pytest_fp16.engine.tracing.recorder import Recorder
 from pytest_fp16.engine.tracing.shadow import Shadow, unwrap
 from pytest_fp16.theory.rounding import FORMATS, Format, flush_to_one, flush_underflow
@@ -38,7 +38,6 @@ _SINGULAR = frozenset(
 
 #: Those that are singular at one, or minus one, where a bounded value ends.
 _SINGULAR_AT_ONE = frozenset("log1p logit atanh erfinv".split())
-_SUMS = frozenset({"add", "sub", "rsub"})
 
 #: What an operation gave, and the traced tensors it wrote with their new values.
 Computed = tuple[Any, list[tuple[Shadow, Tensor]]]
@@ -135,7 +134,7 @@ def _flushed(
 
 
 def certain_error(
-    call: Call, y: Tensor, fmt: Format, target: str, asks: bool = True
+    call: Call, y: Tensor, fmt: Format, target: str, recorder: Recorder
 ) -> tuple[Tensor, Tensor | None]:
     """Rounding of a result whose outcome is no matter of chance, applied; what that settles.
 
@@ -144,7 +143,7 @@ def certain_error(
         y: its float32 result, before any rounding.
         fmt: the format it is rounded to.
         target: whose accumulators are meant.
-        asks: whether it matters where a sum beside zeros is exact.
+        recorder: who asks, and for which formats.
 
     Returns:
         As of `certain_errors`.
@@ -153,17 +152,10 @@ def certain_error(
     if not known.stepwise:
         operands = operands_of(known.name, call.args, fmt.dtype)
         moved, fixed = certain_errors(y, operands, fmt, known.exact)
-        exact = beside_zeros(y, _summands(call, fmt)) if asks else None
-        if exact is not None:
-            fixed = exact if fixed is None else fixed.maximum(exact)
+        if recorder.asks and not known.exact:
+            formats = (fmt, *(recorder.formats if recorder.adjoint else ()))
+            exact = exact_results(known.name, call.args, call.kwargs, y, formats)
+            fixed = fixed if exact is None else exact if fixed is None else fixed.maximum(exact)
         return moved, fixed
     args, kwargs = as_native(call.args), {k: as_native(v) for k, v in call.kwargs.items()}
     return accumulated(y, lambda: accumulate(known.name, call.func, args, kwargs, target)), None
-
-
-def _summands(call: Call, fmt: Format) -> list[Tensor]:
-    """Both operands of a plain sum or difference of the format's numbers; else none."""
-    if call.known.name not in _SUMS or call.kwargs.get("alpha", 1) != 1:
-        return []
-    both = [a for a in call.args[:2] if isinstance(a, Shadow) and a.dtype == fmt.dtype]
-    return [a.inner for a in both] if len(both) == 2 else []

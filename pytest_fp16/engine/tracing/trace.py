@@ -236,7 +236,7 @@ class Trace(Interception):
         fixed = None
         # What accumulates rounds as it goes, be it a count that no input has a part in.
         if (call.depends or known.stepwise) and not aliased:
-            moved, fixed = certain_error(call, y, fmt, self.target, self.recorder.asks)
+            moved, fixed = certain_error(call, y, fmt, self.target, self.recorder)
             self.recorder.bent |= moved is not y
             y = moved
         # A constant, and the cast of a value no rounding error has entered, round for good.

@@ -5,7 +5,6 @@ import torch
 
 from pytest_fp16.engine.tracing.absorption import (
     absorbed,
-    beside_zeros,
     certain_errors,
     crowded,
     repeated,
@@ -124,17 +123,6 @@ def test_errors_that_are_alike_within_an_input_are_applied(fmt):
     assert torch.equal(crowded(y, fmt), round_to(y, fmt))
     shuffled = y.flatten()[torch.randperm(y.numel(), generator=random)].view_as(y)
     assert crowded(shuffled, fmt) is shuffled
-
-
-def test_beside_zeros_a_sum_is_exact():
-    x, parts = drawn(40, 30), drawn(40, 30).relu()
-    exact = beside_zeros(x + parts, [x, parts])
-    assert torch.equal(exact, (parts == 0).float())
-    row = torch.zeros(30)
-    row[7] = 0.3
-    assert torch.equal(beside_zeros(x + row, [x, row]), (row == 0).float().expand(40, 30))
-    assert beside_zeros(x + x.sigmoid(), [x, x.sigmoid()]) is None
-    assert beside_zeros(x, []) is None
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
