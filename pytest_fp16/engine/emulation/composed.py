@@ -1,7 +1,9 @@
 """Operations that ATen composes of others, each of which rounds: they arrive here as one.
 
 ``logsumexp`` is a maximum, a difference, an exponential, a sum, a logarithm and a sum again, in
-every format (``logsumexp_out_impl`` in ``ReduceOps.cpp``).
+every format (``logsumexp_out_impl`` in ``ReduceOps.cpp``). A third power is two products and a
+power of minus two the inverse of one, which kernels compute in the tensor's own type: CUDA's in
+both formats (``PowKernel.cu``), a CPU's in bfloat16 (``cpu/PowKernel.cpp``).
 """
 
 from __future__ import annotations
@@ -21,13 +23,23 @@ Step = Callable[..., Any]
 _aten: Any = torch.ops.aten
 
 
-def composition(func: OpOverload, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+def composition(
+    func: OpOverload, args: tuple[Any, ...], target: str | None
+) -> Callable[..., Any] | None:
     """What an operation on 16-bit tensors consists of; None where it is one kernel.
 
     The result takes a function that runs one operation, then the operation's own arguments.
+
+    Args:
+        func: the operation.
+        args: its arguments.
+        target: the device type whose kernel is meant; None for this device's own.
     """
     if not args or not isinstance(args[0], Tensor) or args[0].dtype not in LOW:
         return None
+    if func in _POWERS:
+        powers = target == "cuda" or (target == "cpu" and args[0].dtype == torch.bfloat16)
+        return _POWERS[func] if powers and args[1] in (3, -2) else None
     return _COMPOSED.get(func)
 
 
@@ -44,4 +56,19 @@ def _logsumexp(step: Step, x: Tensor, dim: list[int], keepdim: bool = False) -> 
     return step(_aten.add.Tensor, logarithm, largest)
 
 
+def _power(step: Step, x: Tensor, exponent: Any) -> Any:
+    square = step(_aten.mul.Tensor, x, x)
+    if exponent == 3:
+        return step(_aten.mul.Tensor, square, x)
+    return step(_aten.reciprocal.default, square)
+
+
+def _power_in_place(step: Step, x: Tensor, exponent: Any) -> Any:
+    return step(_aten.copy_.default, x, _power(step, x, exponent))
+
+
+_POWERS: dict[OpOverload, Callable[..., Any]] = {
+    _aten.pow.Tensor_Scalar: _power,
+    _aten.pow_.Scalar: _power_in_place,
+}
 _COMPOSED: dict[OpOverload, Callable[..., Any]] = {_aten.logsumexp.default: _logsumexp}

@@ -67,7 +67,7 @@ class Emulation(OnTarget):
             return NotImplemented  # its turn: what it computes with comes back here
         if not _touches_low(args, kwargs):
             return func(*args, **kwargs)
-        composed = composition(func, args)
+        composed = composition(func, args, self.target)
         if composed is not None:
             return composed(self.step, *args, **kwargs)
         known = facts(func)

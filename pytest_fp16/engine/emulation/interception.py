@@ -143,7 +143,7 @@ class Interception(OnTarget):
         known = facts(func)
         args = tuple(self._adopted(a) for a in args)
         kwargs = {k: self._adopted(v) for k, v in kwargs.items()}
-        composed = composition(func, args)
+        composed = composition(func, args, self._meets)
         if composed is not None:
             return composed(self.step, *args, **kwargs)
         with self.below():

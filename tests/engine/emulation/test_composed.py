@@ -83,3 +83,32 @@ def test_a_chain_of_them_is_predicted(theory_of):
     actual = theory.task.margins(low.unsqueeze(1), reference) - said.margin
     spread = float((actual / said.sigma).square().mean().sqrt())
     assert 0.7 < spread < 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("exponent", [2, 3, 3.0, -2, -1, 4, -3])
+@pytest.mark.parametrize("change", [torch.pow, lambda x, e: x.clone().pow_(e)])
+def test_powers_are_those_of_a_cpu(dtype, exponent, change):
+    x = X.to(dtype)
+    with Emulation("cpu"):
+        emulated = change(x, exponent)
+    assert torch.equal(emulated, change(x, exponent))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_on_a_gpu_a_third_power_rounds_twice_in_both_formats(dtype):
+    x = X.to(dtype)
+    with Emulation("cuda"):
+        assert torch.equal(x**3, x * x * x)
+        assert torch.equal(x**-2, 1 / (x * x))
+    assert not torch.equal(x * x * x, (x.float() ** 3).to(dtype))
+
+
+@pytest.mark.parametrize(("target", "parts"), [("cuda", {"mul"}), ("cpu", {"pow"})])
+def test_a_trace_has_sites_where_the_target_rounds(target, parts):
+    recorder = Recorder(len(X), torch.device("cpu"), where=str, totals={})
+    (shadow,) = wrap_inputs((X,), torch.float16)
+    with torch.no_grad(), Trace(recorder, target, {}):
+        traced = shadow**3
+    assert torch.allclose(traced.inner, X.half().float() ** 3)
+    assert {key[1] for key in recorder.totals} == parts

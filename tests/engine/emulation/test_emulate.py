@@ -50,7 +50,7 @@ ELEMENTWISE = {
     "gelu": lambda x, y: F.gelu(x),
     "silu": lambda x, y: F.silu(x),
     "softplus": lambda x, y: F.softplus(x),
-    "pow": lambda x, y: x.pow(3),
+    "pow": lambda x, y: x.pow(4),
     "erf": lambda x, y: x.erf(),
     "sin": lambda x, y: x.sin(),
     "atan2": lambda x, y: torch.atan2(x, y),
