@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from pytest_fp16.diagnosis.training import diagnose_training
 from pytest_fp16.engine.copies import make_model
-from pytest_fp16.engine.device import resolve_device
+from pytest_fp16.engine.device import is_out_of_memory, resolve_device
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.randomness import preserved_state
@@ -17,6 +15,7 @@ from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.store import open_store
+from pytest_fp16.errors import FP16Error
 from pytest_fp16.plan import Plan
 from pytest_fp16.planned import extended, kept_by, plan_of, remarks, with_kept
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
@@ -80,14 +79,21 @@ def _keeps(report: Report) -> tuple[str, ...]:
 def _forecast(
     runs: Runs, precision: Precision, progress: Progress | None
 ) -> GradientFindings | None:
+    """What the gradient check says; a failure of the check itself is no verdict, and loses none."""
     if precision == REFERENCE:
         return None
     if progress is not None:
         progress(f"{runs.subject.name}: gradient check, {precision.name}", 0, runs.total)
     try:
         return gradient_check(runs.subject_for(precision), precision, runs.settings, runs.device)
-    except torch.OutOfMemoryError:
-        return None  # gradients of several batches are held at once; the runs need less
+    except FP16Error:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None  # gradients of several batches are held at once; the runs need less
+        said = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"the gradient check cannot follow this training ({said})"
+        return GradientFindings("inconclusive", reason)
 
 
 def _diagnosis(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> tuple[Any, Any]:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 def surprises(pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
     """Where the forecast and the runs say the opposite, and why that may be."""
-    if forecast is None or forecast.verdict in ("inconclusive", pairs.verdict):
+    if forecast is None or forecast.verdict == pairs.verdict:
         return []
+    if forecast.verdict == "inconclusive":  # a pass would not tell
+        return [forecast.reason]
     if pairs.verdict == "inconclusive":
         return _undecided(forecast)
     if pairs.verdict == "equivalent":

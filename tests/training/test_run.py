@@ -75,6 +75,19 @@ def test_a_diagnosis_that_fails_loses_no_verdict(digits_training, monkeypatch):
     assert "no diagnosis: OutOfMemoryError: of ours" in report.warnings
 
 
+def test_a_gradient_check_that_fails_loses_no_verdict(digits_training, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("of ours\nand more")
+
+    monkeypatch.setattr("pytest_fp16.training.run.gradient_check", broken)
+    report = check(digits_training(optimizer=adam), precision="16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert report.forecast.verdict == "inconclusive"
+    said = "the gradient check cannot follow this training (ZeroDivisionError: of ours)"
+    assert said in report.warnings
+    assert report.culprit.module == "<optimizer>"
+
+
 def test_a_silent_gradient_check_does_not_save_a_failure(digits_training, monkeypatch):
     from pytest_fp16.engine.gradients.check import GradientFindings
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class GradientFindings:
     """What the gradient check found; `figures` holds builtins only.
 
-    `verdict` is ``"equivalent"`` or ``"not equivalent"``: a forecast, not the last word.
+    `verdict` is ``"equivalent"`` or ``"not equivalent"``: a forecast, not the last word;
+    ``"inconclusive"`` where the check could not be made.
     `loss_scale` is the factor on the loss that would keep gradients from underflowing, if any.
     """
 
