@@ -41,6 +41,10 @@ COMPOSITE = {
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
 }
 
+#: Those that autocast casts as a whole: what they are made of is not looked at again, be it the
+#: product of a distance, or the sum that einsum is where it has one operand.
+WHOLE = {torch.cdist, torch.einsum}
+
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """A tensor of floating numbers, or those in a list, in another type; all else as it is."""
@@ -96,10 +100,11 @@ class Composites(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func is torch.cdist and not self.regions.off:  # lifted as a whole: its product, too
+        if func in WHOLE and not self.regions.off:
+            dtype = torch.float32 if func is torch.cdist else self.regions.dtype
             self.regions.asked.append(False)
             try:
-                return func(*cast(tuple(args), torch.float32), **(kwargs or {}))
+                return func(*cast(tuple(args), dtype), **(kwargs or {}))
             finally:
                 self.regions.asked.pop()
         if func in COMPOSITE and not self.regions.off:

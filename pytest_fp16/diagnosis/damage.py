@@ -10,6 +10,9 @@ from torch import Tensor
 from pytest_fp16.diagnosis.measure import all_finite
 from pytest_fp16.task import Task
 
+#: Part of the damage that a run must show by itself to be taken for what did it.
+ENOUGH = 0.4
+
 
 class Damage:
     """How much of a failure a run shows: 0 nothing, 1 all of it.

@@ -19,14 +19,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.diagnosis.autopsy import Operation
-from pytest_fp16.diagnosis.damage import Damage
+from pytest_fp16.diagnosis.damage import ENOUGH, Damage
 from pytest_fp16.diagnosis.search import Search
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.source import frames_of, raised_at
 
-#: Part of the damage that the operations up to the origin must do by themselves.
-ENOUGH = 0.4
 #: Part of the squared damage that must be born in the origin's module, or nobody is to blame.
 CONCENTRATED = 0.1
 

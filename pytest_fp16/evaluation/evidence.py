@@ -145,6 +145,7 @@ class Outcome:
 
     Attributes:
         ties: decisions that tie in the candidate, and do not in the reference.
+        astray: inputs of the last batch that went wrong, and behind them those that tie.
         beside: what became of outputs that are not judged.
     """
 
@@ -161,6 +162,7 @@ class Outcome:
     loss: list[float] = field(default_factory=lambda: [0.0, 0.0])
     moved: list[float] = field(default_factory=lambda: [0.0, 0.0])
     wrong_inputs: list[int] = field(default_factory=list)
+    astray: list[int] = field(default_factory=list)
     beside: Beside = field(default_factory=Beside)
     kept: Kept | None = None
 
@@ -170,6 +172,7 @@ class Outcome:
         lost = lost_values(batch.output, output)
         self.not_finite += int(lost.sum())
         wrong = lost > 0
+        tied = torch.zeros_like(wrong)
         self.metric.add(batch, output, logits)
         self._add_moved(batch, output, logits)
         if self.metric.task.decides:
@@ -180,11 +183,13 @@ class Outcome:
             self.flips += int(flips.sum())
             self.ties += int(ties.sum())
             wrong |= flips.any(1)
+            tied = ties.any(1) & ~wrong
             if self.metric.task.kind == "classification":
                 self._paper(batch, logits)
         if theory is not None:
             self.errors.add(*standardised(self.metric.task, batch, logits, theory))
         places = wrong.nonzero().flatten().tolist()
+        self.astray = [*places, *tied.nonzero().flatten().tolist()]
         room = NAMED - len(self.wrong_inputs)
         self.wrong_inputs += [batch.first + i for i in places[:room]]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
@@ -24,6 +23,7 @@ from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.untouched import State, carry_over, untouched
 from pytest_fp16.evaluation.batch import Batch, in_halves
 from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
+from pytest_fp16.evaluation.kept import enough_of, few_of
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
@@ -132,7 +132,7 @@ class Lane:
         logits = self.task.canonical(output)
         self.outcome.add(batch, output, logits, said)
         self.outcome.beside.add(batch.beside, self.candidate.beside)
-        self._keep(batch)
+        self._keep(batch, output)
         if said is not None and not self.ideal and self._strays():
             self._look_again(batch, said, logits, before)
 
@@ -242,23 +242,23 @@ class Lane:
         self.candidate.beside = joined(beside)
         return output
 
-    def _keep(self, batch: Batch) -> None:
+    def _keep(self, batch: Batch, output: Tensor | None = None) -> None:
         """Keep a few inputs, those that went wrong if any did, for the diagnosis to look at."""
         kept = self.outcome.kept
         if self.failure is not None:  # any of them may be the one that stops the program
             self.outcome.kept = Kept(batch.inputs, batch.n, [], batch.seed, whole=self.whole)
             return
-        wrong = [i - batch.first for i in self.outcome.wrong_inputs if i >= batch.first][:KEPT]
+        wrong = self.outcome.astray[:KEPT]
         if kept is not None and (kept.wrong or not wrong):
             return
         if self.whole:
             self.outcome.kept = Kept(batch.inputs, batch.n, wrong, batch.seed, whole=True)
             return
-        rest = [i for i in range(batch.n) if i not in set(wrong)]
-        indices = sorted([*wrong, *rest[: KEPT - len(wrong)]])
-        places = [indices.index(i) for i in wrong]
-        few = take(batch.inputs, batch.n, indices)
-        self.outcome.kept = Kept(few, len(indices), places, batch.seed)
+        if output is None:
+            self.outcome.kept = few_of(batch, wrong)
+            return
+        emulated = self.mode == "emulated"
+        self.outcome.kept = enough_of(batch, wrong, output, self.candidate, self.task, emulated)
 
     # -- a second look ------------------------------------------------------------------------
 

@@ -45,3 +45,9 @@ def test_an_epsilon_that_a_kernel_hands_on_as_a_tensor():
     why = vanishing_constant(Operation(0, "clamp_min", "m"), seen, FORMATS[torch.float16])
     assert why.mechanism == "eps-underflow"
     assert "the constant 1e-08 rounds to zero" in why.evidence
+
+
+def test_the_end_of_a_row_of_numbers_is_no_mask():
+    seen = finding([1.0, 2.0, 131072.0], torch.float16, scalars=[1.0, 131073.0])
+    why = out_of_range(Operation(0, "arange", "m"), seen, FORMATS[torch.float16])
+    assert why.mechanism == "overflow"

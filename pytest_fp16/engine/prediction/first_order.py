@@ -1,7 +1,8 @@
 """Whether first order holds: one run rounded at random, set against what a reverse pass predicts.
 
 A slope says what an error does as long as it is small beside what it passes through. Where a
-rounding takes a quotient from one end of its range to the other, the slope on either side is flat.
+rounding takes a quotient from one end of its range to the other, the slope on either side is flat;
+a root next to zero is steep, and what its argument loses there is next to nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pytest_fp16.theory.standardised import FLOAT32_NOISE
 #: Mean square of errors over that predicted, at most. Of independent normal errors it is one on
 #: average; where a single input has them all, it is above this once in 16,000.
 MOST = 16.0
+#: The same, at least. A single normal error is as small as that once in thirty times.
+LEAST = 1 / 600
 
 
 def require_first_order(
@@ -39,7 +42,7 @@ def require_first_order(
         sigma: what the reverse pass predicts for their margins, [kept, 1].
 
     Raises:
-        NotDifferentiableError: errors are much larger than predicted.
+        NotDifferentiableError: errors are much larger than predicted, or much smaller.
     """
     inputs, n, indices, reference = part
     kept, task = len(reference), tracer.task
@@ -54,7 +57,7 @@ def require_first_order(
     expected = sigma.square() + (FLOAT32_NOISE * task.magnitude(was)).square()
     usable = error.isfinite() & expected.isfinite() & ~trace.doubts.undecided[:kept, None]
     found, predicted = (float(v[usable].double().sum()) for v in (error.square(), expected))
-    if found > MOST * predicted:
+    if found > MOST * predicted or found < LEAST * predicted:
         times = f"{(found / predicted) ** 0.5:.2g} times as far as" if predicted else "where"
         tail = "" if predicted else " no error"
         raise NotDifferentiableError(

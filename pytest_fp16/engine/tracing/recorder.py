@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pytest_fp16.engine.source import user_line
 from pytest_fp16.engine.tracing.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
-from pytest_fp16.theory.rounding import FLOAT16, Format, overflow, round_to
+from pytest_fp16.theory.rounding import FLOAT16, Format, flush_to_one, overflow, round_to, ulp
 
 _SAMPLE = 64
+_MANTISSA = 0x7FFFFF  # of float32
 
 
 @dataclass
@@ -94,7 +95,8 @@ class Recorder:
         if self.noise is not None:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
             error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
-            return _same_sign(y, y + (error if fixed is None else error.mul_(1 - fixed)), fmt)
+            moved = y + (error if fixed is None else error.mul_(1 - fixed))
+            return _within_octave(y, moved, fmt, steps)
         if self.adjoint:
             if not y.requires_grad:
                 leaf = y.detach().requires_grad_()
@@ -132,14 +134,27 @@ class Recorder:
         return self.owners.rows(flags).any(dim=1)
 
 
-def _same_sign(y: Tensor, moved: Tensor, fmt: Format) -> Tensor:
-    """Values rounded at random, but none past zero: a sum of squares has a root all the same.
+def _within_octave(y: Tensor, moved: Tensor, fmt: Format, steps: float) -> Tensor:
+    """Values rounded at random, but none past zero or a power of two, as no rounding takes them.
 
-    Only below the normal range is half a step more than the value, and there float32 still counts.
+    So a sum of squares has a root all the same, and one less a cosine is not negative. What is a
+    power of two stays it, and what rounds to one, where bounded values end, is one.
     """
-    if fmt.smallest_normal <= torch.finfo(torch.float32).smallest_normal:
+    bits, now = (v.detach().contiguous().view(torch.int32) for v in (y, moved))
+    exact = bits.bitwise_and(_MANTISSA) == 0
+    crossed = bits.bitwise_xor(now).bitwise_and_(~_MANTISSA) != 0
+    if not bool(crossed.any()) and not bool(exact.any()):
         return moved
-    return torch.where(moved * y.sign() < 0, torch.zeros_like(moved), moved)
+    size = y.detach().abs()
+    power = ulp(size, fmt).mul_(2.0 ** (fmt.significand - 1))
+    below = torch.where(size < power, 0.0, power) if steps == 1 else torch.zeros_like(power)
+    above = power.mul(2) if steps == 1 else torch.full_like(power, torch.inf)
+    sign = y.detach().sign()
+    bounded = torch.where(crossed, (moved * sign).clamp(below, above) * sign, moved)
+    if steps != 1:
+        return bounded
+    settled = exact & (size >= power) | (round_to(size, fmt) == 1)
+    return torch.where(settled, flush_to_one(y, fmt), bounded)
 
 
 def largest_magnitude(values: Tensor) -> float:

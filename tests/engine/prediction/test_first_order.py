@@ -49,3 +49,27 @@ def test_a_follower_with_larger_errors_is_looked_at_itself():
     leader, follower = forecasts(8.0, "16-true", "bf16-true")
     assert leader.method == "adjoint"
     assert any(SAID in note for note in follower.notes)
+
+
+class Root(nn.Module):
+    """A root of what is next to nothing: its slope is thousands, and what it gives is small."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 24), nn.Linear(24, 4)
+
+    def forward(self, x):
+        small = (self.first(x) * 8).sigmoid().square() * 1e-8  # below float16's steps of 6e-8
+        return self.last(self.first(x).tanh()) + self.last(small.float().mul(2).sqrt().to(x.dtype))
+
+
+def test_a_slope_that_no_error_follows_is_told_by_runs_rounded_at_random():
+    torch.manual_seed(2)
+    model, x = Root().eval(), torch.randn(120, 12)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    (report,) = examine(Evaluation(model, [(x, labels)]), Settings(precisions=("16-true",)))
+    said = report.forecast
+    assert said.method == "random rounding"
+    assert any(SAID in note for note in said.notes)
+    assert said.verdict == report.verdict == "equivalent"
