@@ -50,14 +50,13 @@ class Twin(Carrier):
     def __new__(
         cls: type[Twin], low: Tensor, exact: Tensor, fate: Fate, dtype: torch.dtype
     ) -> Twin:
-        """A tensor without memory of its own, shaped like `low`, of the program's dtype."""
-        twin: Twin = cls.like(low, dtype)
-        return twin
+        """A tensor without memory of its own, shaped like `low`, of the program's dtype.
 
-    def __init__(self, low: Tensor, exact: Tensor, fate: Fate, dtype: torch.dtype) -> None:
-        self.low = low
-        self.exact = exact
-        self.fate = fate
+        All is set here: what `torch.Tensor([…])` of a program gives is initialised once more.
+        """
+        twin: Twin = cls.like(low, dtype)
+        twin.low, twin.exact, twin.fate = low, exact, fate
+        return twin
 
     def shown(self) -> Tensor:
         """The values of the 16-bit program."""

@@ -46,13 +46,13 @@ class Shadow(Carrier):
 
     @staticmethod
     def __new__(cls: type[Shadow], inner: Tensor, dtype: torch.dtype, cell: Cell) -> Shadow:
-        """A tensor without memory of its own, shaped like `inner`, of the program's dtype."""
-        shadow: Shadow = cls.like(inner, dtype)
-        return shadow
+        """A tensor without memory of its own, shaped like `inner`, of the program's dtype.
 
-    def __init__(self, inner: Tensor, dtype: torch.dtype, cell: Cell) -> None:
-        self.inner = inner
-        self.cell = cell
+        All is set here: what `torch.Tensor([…])` of a program gives is initialised once more.
+        """
+        shadow: Shadow = cls.like(inner, dtype)
+        shadow.inner, shadow.cell = inner, cell
+        return shadow
 
     def shown(self) -> Tensor:
         """The float32 values."""

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.tracing.shadow import Cell, Shadow, unwrap, wrap_inputs
 
 
@@ -70,3 +72,27 @@ def test_inputs_that_require_a_gradient_bring_no_graph_along():
 
     assert wrapped.requires_grad
     assert not wrapped.inner.requires_grad
+
+
+class Wavelengths(nn.Module):
+    """Makes a tensor by its class, as old code does; then the layer meets another dtype."""
+
+    def __init__(self, meets):
+        super().__init__()
+        self.linear, self.meets = nn.Linear(4, 3), meets
+
+    def forward(self, x):
+        waves = torch.Tensor([10.0]).to(x.device) ** torch.arange(4, device=x.device)
+        return self.linear(x / (waves if self.meets else waves.to(x.dtype)))
+
+
+@pytest.mark.parametrize("meets", [False, True])
+def test_a_program_may_call_the_class_of_tensors(meets):
+    """What that returns is initialised again by Python, with the program's own arguments."""
+    torch.manual_seed(0)
+    data = [(torch.randn(40, 4), torch.randint(0, 3, (40,)))]
+    report = check(Evaluation(Wavelengths(meets).eval(), data), precision="16-true")
+    assert report.forecast.verdict == report.verdict
+    assert (report.verdict == "equivalent") != meets
+    if meets:
+        assert (report.culprit.module, report.culprit.operation) == ("linear", "addmm")
