@@ -161,7 +161,7 @@ class Autopsy(Interception):
         if _moves(known, args, kwargs):
             return self._moved(func, args, kwargs)
         index = len(self.operations)
-        operation = Operation(index, known.name, self.program.where())
+        operation = Operation(index, self.named(known), self.program.where())
         self.operations.append(operation)
         if index >= self.until:
             far = run_wide(func, exact(args), {k: exact(v) for k, v in kwargs.items()})

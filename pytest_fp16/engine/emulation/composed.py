@@ -3,7 +3,8 @@
 ``logsumexp`` is a maximum, a difference, an exponential, a sum, a logarithm and a sum again, in
 every format (``logsumexp_out_impl`` in ``ReduceOps.cpp``). A third power is two products and a
 power of minus two the inverse of one, which kernels compute in the tensor's own type: CUDA's in
-both formats (``PowKernel.cu``), a CPU's in bfloat16 (``cpu/PowKernel.cpp``).
+both formats (``PowKernel.cu``), a CPU's in bfloat16 (``cpu/PowKernel.cpp``). A cross product and a
+squared error are computed so on both (``CrossKernel.cu``, ``BinaryMiscOpsKernels.cu``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pytest_fp16.engine.emulation.composed_on_cpu import ON_CPU
 from pytest_fp16.engine.emulation.operations import LOW
 
 #: Runs one operation of the program.
@@ -40,6 +42,10 @@ def composition(
     if func in _POWERS:
         powers = target == "cuda" or (target == "cpu" and args[0].dtype == torch.bfloat16)
         return _POWERS[func] if powers and args[1] in (3, -2) else None
+    if target == "cpu" and func in ON_CPU:
+        return ON_CPU[func](*args)
+    if func is _aten.linalg_cross.default and args[1].dtype != args[0].dtype:
+        return None  # its kernel refuses them
     return _COMPOSED.get(func)
 
 
@@ -71,4 +77,26 @@ _POWERS: dict[OpOverload, Callable[..., Any]] = {
     _aten.pow.Tensor_Scalar: _power,
     _aten.pow_.Scalar: _power_in_place,
 }
-_COMPOSED: dict[OpOverload, Callable[..., Any]] = {_aten.logsumexp.default: _logsumexp}
+
+
+def _cross(step: Step, a: Tensor, b: Tensor, *, dim: int = -1) -> Any:
+    def turned(x: Tensor, places: int) -> Any:
+        return step(_aten.roll.default, x, [-places], [dim])
+
+    one, other = (step(_aten.mul.Tensor, turned(a, i), turned(b, 3 - i)) for i in (1, 2))
+    return step(_aten.sub.Tensor, one, other)
+
+
+def _mse_loss(step: Step, x: Tensor, y: Tensor, reduction: int = 1) -> Any:
+    difference = step(_aten.sub.Tensor, x, y)
+    squares = step(_aten.mul.Tensor, difference, difference)
+    if reduction == 0:
+        return squares
+    return step((_aten.mean if reduction == 1 else _aten.sum).default, squares)
+
+
+_COMPOSED: dict[OpOverload, Callable[..., Any]] = {
+    _aten.logsumexp.default: _logsumexp,
+    _aten.linalg_cross.default: _cross,
+    _aten.mse_loss.default: _mse_loss,
+}

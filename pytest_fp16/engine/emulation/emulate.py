@@ -35,7 +35,7 @@ from pytest_fp16.engine.emulation.refusal import (
     UnsupportedOperation,
     require_own_agreement,
 )
-from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes
+from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes, narrowed
 from pytest_fp16.engine.emulation.wide import attention, run_wide
 from pytest_fp16.engine.emulation.wording import is_missing_kernel
 
@@ -98,6 +98,9 @@ class Emulation(OnTarget):
                 return func(*args, **kwargs)
             if known.name in ATTENTION:
                 return _attention(func, args, kwargs)
+        first = narrowed(func, known.name, args, self.target)
+        if first is not None:
+            args = tuple(a.to(first[0]) if i in first[1] else a for i, a in enumerate(args))
         return _widened(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs)
 
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:

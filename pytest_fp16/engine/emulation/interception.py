@@ -21,6 +21,7 @@ from pytest_fp16.engine.emulation.literals import made_by_operations
 from pytest_fp16.engine.emulation.operations import AUTOCAST, Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
 from pytest_fp16.engine.emulation.refusal import OnTarget
+from pytest_fp16.engine.emulation.scalars import narrowed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -127,6 +128,8 @@ class Interception(OnTarget):
         target: the device whose refusals the program meets; None for none but this device's own.
     """
 
+    _whole: str | None = None
+
     def __enter__(self) -> Self:
         self._context.enter_context(padded_by_operations())
         self._context.enter_context(made_by_operations(Carrier))
@@ -145,13 +148,32 @@ class Interception(OnTarget):
         kwargs = {k: self._adopted(v) for k, v in kwargs.items()}
         composed = composition(func, args, self._meets)
         if composed is not None:
-            return composed(self.step, *args, **kwargs)
+            outer, self._whole = self._whole, known.name
+            try:
+                return composed(self.step, *args, **kwargs)
+            finally:
+                self._whole = outer
+        if not known.exact and self._meets is not None:
+            args = self._narrowed(func, known, args)
         with self.below():
             if known.view:
                 return self.view(func, known, args, kwargs)
             if known.reshapes:
                 return self.reshape(func, args, kwargs)
             return self.operate(func, known, args, kwargs)
+
+    def _narrowed(self, func: OpOverload, known: Facts, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments, those without dimensions cast where the target's kernel rounds them."""
+        first = narrowed(func, known.name, args, self._meets or "")
+        if first is None:
+            return args
+        cast = torch.ops.aten._to_copy.default
+        pairs = enumerate(args)
+        return tuple(self.step(cast, a, dtype=first[0]) if i in first[1] else a for i, a in pairs)
+
+    def named(self, known: Facts) -> str:
+        """What an operation is called: the cast at the end of a composed one as the whole."""
+        return self._whole if self._whole and known.name == "_to_copy" else known.name
 
     def _adopted(self, value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -53,8 +53,15 @@ STEPWISE = frozenset(
     "index_add scatter_add index_put _index_put_impl put_ binary_cross_entropy_backward".split()
 )
 
+#: A CPU's kernels that round a few times on the way: weights between pixels, products before sums.
+ON_THE_WAY = frozenset(
+    """
+    upsample_linear1d upsample_bicubic2d upsample_trilinear3d addbmm addr renorm embedding_renorm
+    """.split()
+)
+
 #: A CPU's kernels that do so too, where CUDA's have accumulators, and bounds, of 32 bits.
-_STEPWISE_ON_CPU = frozenset({"prod", "col2im", "logit"})
+_STEPWISE_ON_CPU = ON_THE_WAY | {"prod", "col2im", "logit", "_adaptive_avg_pool3d"}
 
 #: Operations whose float32 result is a decision: comparisons, selections, integer parts.
 DISCRETE = frozenset(

@@ -133,9 +133,9 @@ class OnTarget(TorchDispatchMode):
         """One operation of the program; what that means is its subclasses' own."""
         raise NotImplementedError
 
-    def step(self, func: Any, *args: Any) -> Any:
+    def step(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """One operation of those that a composed one consists of."""
-        return self.run(func, (), args, {})
+        return self.run(func, (), args, kwargs)
 
     def __enter__(self) -> Self:
         if self._meets is not None:

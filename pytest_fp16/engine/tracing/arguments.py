@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.interception import READ_ON_HOST
 from pytest_fp16.engine.emulation.nominal import nominal_at
-from pytest_fp16.engine.emulation.operations import LOW, Facts, facts, tensors
+from pytest_fp16.engine.emulation.operations import LOW, ON_THE_WAY, Facts, facts, tensors
 from pytest_fp16.engine.tracing.shadow import Shadow
 from pytest_fp16.theory.rounding import Format
 
@@ -107,7 +107,7 @@ def narrows(known: Facts, args: Any, kwargs: Any) -> bool:
 
 def steps(known: Facts, args: Any, y: Tensor) -> float:
     """Roundings per value: an accumulator in 16 bits rounds at every addition."""
-    if not known.stepwise:
+    if not known.stepwise or known.name in ON_THE_WAY:
         return 1.0
     sources = shadows_in(args[1:], {}) or shadows_in(args, {})  # those of a product come first
     source = max((s.numel() for s in sources), default=y.numel())

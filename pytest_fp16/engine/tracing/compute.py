@@ -15,6 +15,7 @@ from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import (
     ATTENTION,
     LOW,
+    ON_THE_WAY,
     Facts,
     differentiable,
     flat,
@@ -158,4 +159,14 @@ def certain_error(
             fixed = fixed if exact is None else exact if fixed is None else fixed.maximum(exact)
         return moved, fixed
     args, kwargs = as_native(call.args), {k: as_native(v) for k, v in call.kwargs.items()}
-    return accumulated(y, lambda: accumulate(known.name, call.func, args, kwargs, target)), None
+
+    def run() -> Any:
+        out = accumulate(known.name, call.func, args, kwargs, target)
+        if known.name not in ON_THE_WAY:
+            return out
+        # The kernel's own error: that of its operands has been predicted where they were rounded.
+        return y.detach() + (
+            out.float() - run_wide(call.func, widen(args), {k: widen(v) for k, v in kwargs.items()})
+        )
+
+    return accumulated(y, run), None

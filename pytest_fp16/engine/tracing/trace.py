@@ -253,4 +253,4 @@ class Trace(Interception):
         known = call.known
         if known.opaque:
             self.opaque.add(known.name)
-        return self.recorder.site(y, fmt, known.name, steps(known, call.args, y), fixed)
+        return self.recorder.site(y, fmt, self.named(known), steps(known, call.args, y), fixed)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes
 from pytest_fp16.engine.tracing.recorder import Recorder
@@ -54,3 +56,35 @@ def test_cuda_rounds_exponents_and_no_addend():
     assert as_the_kernel_takes("add", (x, 3001), "cuda") == (x, 3001)
     assert as_the_kernel_takes("pow", (x.float(), 0.3337), "cuda")[1] == 0.3337
     assert as_the_kernel_takes("add", (x, 3001), "cpu")[1] == 3000
+
+
+class Tempered(nn.Module):
+    """Divides by a temperature that is a parameter, which autocast leaves in float32."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.temperature = nn.Linear(16, 10), nn.Parameter(torch.tensor(0.1374))
+
+    def forward(self, x):
+        return self.head(x) * self.temperature
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_a_tensor_without_dimensions_is_rounded_as_the_target_does(target):
+    x, scale = torch.ones(3, dtype=torch.bfloat16), torch.tensor(0.1374)
+    near = float(scale.bfloat16())
+    with Emulation(target):
+        assert (x * 7 * scale).tolist() == [
+            float(torch.tensor(7 * (near if target == "cuda" else float(scale))).bfloat16())
+        ] * 3
+        assert (x.float() * scale).tolist() == [float(scale)] * 3
+        assert (scale.bfloat16() * scale).dtype == torch.float32  # none has dimensions
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_and_so_it_is_predicted(target):
+    x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    subject = Evaluation(Tempered(), [x], labelled=False, task="regression")
+    report = check(subject, precision="bf16-mixed", target=target, emulate="always")
+    assert 0.8 < report.standardised.spread < 1.25
