@@ -38,7 +38,7 @@ def enough_of(
         wrong = _astray(Damage(task, batch.output, output))
     few = few_of(batch, wrong)
     whole = replace(few, inputs=batch.inputs, n=batch.n, wrong=wrong, whole=True)
-    if not wrong or batch.n <= KEPT or candidate.carries:  # a carrier takes the batches before
+    if not wrong or batch.n <= KEPT or candidate.habits.lasting:
         return few
     beside = candidate.beside
     try:
