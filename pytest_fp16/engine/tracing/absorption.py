@@ -4,7 +4,9 @@ Operands are on the grid of the format. So a sum whose addend is below half an u
 with a factor next to one, rounds to the operand itself: a moving average stands still, a counter
 stops. So it is where a function is flat: exponentials of tiny numbers share the few numbers of the
 format next to one; and a mask times a constant holds two values, which err alike everywhere. Such
-errors have no random sign, and a σ does not describe them; they are applied instead.
+errors have no random sign, and a σ does not describe them; they are applied instead. And where a
+loop adds a few steps of the format, the sum errs as its addend does when that is rounded to whole
+steps, whatever has been summed so far: addends that are alike err alike, and errors add up.
 The same holds for kernels that accumulate in 16 bits: they are asked themselves.
 """
 
@@ -31,6 +33,8 @@ _BIASED = 5.0
 #: errors repeat.
 _DISTINCT = 16
 _TIMES = 4
+#: Steps of the format up to which an addend's own error leaves its rounding to whole ones alone.
+_STEPS = 8.0
 
 #: Positions of the operands a result can fall back onto.
 OPERANDS = {
@@ -46,7 +50,7 @@ OPERANDS = {
 
 
 def certain_errors(
-    y: Tensor, operands: Sequence[Tensor], fmt: Format, moves: bool
+    y: Tensor, operands: Sequence[Tensor], fmt: Format, moves: bool, repeats: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """`y` with the rounding applied whose outcome is no matter of chance.
 
@@ -55,6 +59,7 @@ def certain_errors(
         operands: those that a result can fall back onto, as of `absorbed`.
         fmt: the format the results are rounded to.
         moves: whether the operation only moves values, whose errors are those of its argument.
+        repeats: whether it has been run again and again, as in a loop, whose errors may add up.
 
     Returns:
         The values (`y` itself where all is left to chance), and which of them are as the 16-bit
@@ -65,6 +70,8 @@ def certain_errors(
     moved = y
     if operands and largest_magnitude(y.detach()) < fmt.overflow_threshold:
         moved, fixed = absorbed(y, operands, fmt)
+        if repeats:
+            moved = stepped(moved, operands, fmt, fixed)
     if moved is y and not moves:
         moved = crowded(y, fmt)
     if moved is y and not moves:
@@ -93,6 +100,27 @@ def absorbed(y: Tensor, operands: Sequence[Tensor], fmt: Format) -> tuple[Tensor
         y = y + moves if bool(moves.any()) else y
         fixed = falls if fixed is None else fixed.maximum(falls)
     return y, fixed
+
+
+def stepped(y: Tensor, operands: Sequence[Tensor], fmt: Format, fixed: Tensor | None) -> Tensor:
+    """`y` a whole number of steps from an operand, where it is a few of them away from it.
+
+    The operand is a multiple of the step at `y`, unless `y` has left for the next octave: so what
+    is rounded is the difference alone. It is known but for errors of its own, which may turn its
+    rounding the other way: so the site keeps its random error beside the one that is applied.
+
+    Args:
+        y, operands, fmt: as of `absorbed`.
+        fixed: where that has settled the values; or None.
+    """
+    values, step = y.detach(), ulp(y.detach(), fmt)
+    for operand in (o.detach() for o in operands if _fits(o.shape, y.shape)):
+        away = (values - operand) / step
+        near = (away.abs() <= _STEPS) & (ulp(operand, fmt) >= step)
+        near = near if fixed is None else near & (fixed == 0)
+        if float(near.float().mean()) >= WORTHWHILE:
+            y = y + torch.where(near, (away.round() - away) * step, 0.0)
+    return y
 
 
 def _fits(shape: torch.Size, into: torch.Size) -> bool:

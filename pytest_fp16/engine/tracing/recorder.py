@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from pytest_fp16.engine.tracing.sites import Contributions, Owners, SiteKey, Sit
 from pytest_fp16.theory.rounding import FLOAT16, Format, flush_to_one, overflow, round_to, ulp
 
 _SAMPLE = 64
+#: Runs of an operation in one module from which on it is taken to be in a loop.
+_LOOP = 4
 _MANTISSA = 0x7FFFFF  # of float32
 
 
@@ -53,11 +56,16 @@ class Recorder:
         self.owners = Owners(self.batch)
         self.contributions = Contributions(self.owners, self.device, self.formats)
         self.overflowed = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
+        self._times: Counter[SiteKey] = Counter()
 
     @property
     def asks(self) -> bool:
         """Whether it matters what errors there are at a site, not the values alone."""
         return self.adjoint or self.noise is not None
+
+    def repeats(self, operation: str) -> bool:
+        """Whether an operation has been run here again and again, as a loop does."""
+        return self._times[self.where(), operation] >= _LOOP
 
     def site(
         self,
@@ -84,6 +92,7 @@ class Recorder:
             totals = self.totals[key] = SiteTotals(order=len(self.totals))
         self.values += y.numel()
         self.signature.append((key, y.shape))
+        self._times[key] += 1
         if self.detailed:
             totals.count_small(y.detach(), fmt)
             line = user_line()

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.tracing.absorption import (
     absorbed,
     certain_errors,
     crowded,
     repeated,
+    stepped,
 )
+from pytest_fp16.engine.tracing.recorder import Recorder
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16, round_to
 
 FORMATS = (FLOAT16, BFLOAT16)
@@ -133,3 +137,56 @@ def test_a_broadcast_operand_is_fallen_back_onto_as_well(fmt):
     moved, fixed = certain_errors(score + transitions, [score, transitions], fmt, False)
     assert torch.equal(moved, score.expand(50, 7, 7))
     assert bool(fixed.all())
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_few_steps_from_an_operand_the_difference_alone_is_rounded(fmt):
+    random = torch.Generator().manual_seed(3)
+    a = round_to(1 + torch.rand(5000, generator=random), fmt)
+    d = 16 * (torch.rand(5000, generator=random) - 0.5) * 2 * fmt.unit_roundoff
+    y = a + d
+    moved = stepped(y, [a, d], fmt, None)
+    same = ((a + d).log2().floor() == 0) & (d.abs() < 16 * fmt.unit_roundoff)
+    assert same.float().mean() > 0.9
+    wrong = moved[same] != round_to(y, fmt)[same]
+    assert wrong.float().mean() < 0.01  # float32's own last bit
+    off_the_grid = stepped(y + 0.3 * fmt.unit_roundoff, [a + 0.3 * fmt.unit_roundoff], fmt, None)
+    shifted = (off_the_grid - moved)[same] / fmt.unit_roundoff
+    assert (shifted - 0.3).abs().le(0.01).float().mean() > 0.98  # whatever the operand is
+    assert stepped(y, [d], fmt, None) is y  # far from it
+    settled = torch.ones_like(y)
+    assert stepped(y, [a], fmt, settled) is y
+
+
+class Loop(nn.Module):
+    """Adds the same, or nearly the same, again and again."""
+
+    def __init__(self, times, step):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.times, self.step = nn.Linear(4, 4), times, step
+
+    def forward(self, x):
+        y = self.body(x)
+        for _ in range(self.times):
+            y = y + self.step * torch.tanh(self.body(y))
+        return y
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-true"])
+def test_errors_that_repeat_in_a_loop_add_up_in_the_forecast(name):
+    x = drawn(400, 4)
+    subject = Evaluation(Loop(60, 1 / 60).eval(), [x], labelled=False, task="regression")
+    report = check(subject, precision=name, target="cuda")
+    assert report.standardised.spread < 1.6
+    loss = report.metric.reference - report.metric.candidate
+    forecast = report.forecast.metric_loss
+    assert 0.6 < forecast / loss < 1.6
+
+
+def test_of_few_runs_nothing_is_known_to_repeat():
+    recorder = Recorder(2, torch.device("cpu"), where=lambda: "here", totals={})
+    for time in range(6):
+        assert recorder.repeats("add") == (time >= 4)
+        recorder.site(drawn(2, 3), FLOAT16, "add")
+    assert not recorder.repeats("mul")
