@@ -63,7 +63,7 @@ def absorbed(born: Operation, finding: Finding, fmt: Format) -> Why | None:
 def cancelled(born: Operation, watched: list[Operation]) -> Why | None:
     """Sums and differences from the origin on that leave little but the error of their operands."""
     best: tuple[float, Operation, Measure, Measure] | None = None
-    chain = 1.0
+    entering = None  # the relative error before the first of them
     for operation in watched[born.index : born.index + AHEAD]:
         finding = operation.finding
         if finding is None or operation.name not in ADDITIONS or not finding.results:
@@ -75,14 +75,18 @@ def cancelled(born: Operation, watched: list[Operation]) -> Why | None:
         before = max(m.relative for m in finding.operands)
         if before <= 0 or not math.isfinite(before):
             continue
-        gain = left.relative / max(before, format_of(finding).unit_roundoff / 4)
+        before = max(before, format_of(finding).unit_roundoff / 4)
+        gain = left.relative / before
         if gain < 1.5:
             continue
-        same = operation.module == born.module
-        chain = chain * gain if same else gain
-        enough = CANCELS if same else CANCELS_ELSEWHERE
-        if chain >= enough and (best is None or chain > best[0]):
-            best = (chain, operation, entered, left)
+        if operation.module == born.module:
+            # One may take what another left; but two that stand side by side share no gain.
+            entering = before if entering is None else min(entering, before)
+            gain, enough = left.relative / entering, CANCELS
+        else:
+            enough = CANCELS_ELSEWHERE
+        if gain >= enough and (best is None or gain > best[0]):
+            best = (gain, operation, entered, left)
     if best is None:
         return None
     _, operation, entered, left = best

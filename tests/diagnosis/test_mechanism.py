@@ -1,5 +1,7 @@
 """Each mechanism, told from what is measured at the origin."""
 
+import linecache
+
 import pytest
 import torch
 from torch import nn
@@ -194,3 +196,28 @@ class ByDtype(nn.Module):
 
 def test_an_operation_without_an_error_is_no_culprit(specimen):
     assert explained(specimen, ByDtype()) is None
+
+
+class _Whitened(nn.Module):
+    """E[x²] - E[x]² of values far from zero, and the mean taken off on the next line."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = 0.5 * x.flatten(1) + 12
+        mean = x.mean(-1, keepdim=True)
+        variance = (x * x).mean(-1, keepdim=True) - mean * mean
+        return self.head((x - mean) * (variance + 1e-5).abs().rsqrt())
+
+
+def test_of_two_differences_side_by_side_the_ruined_one_is_named(specimen):
+    culprit = explained(specimen, _Whitened(), "bf16-true")
+    assert (culprit.operation, culprit.mechanism) == ("sub", "cancellation")
+    assert "(x * x).mean" in linecache.getline(*_line(culprit.source))
+
+
+def _line(source):
+    name, _, number = source.rpartition(":")
+    return name, int(number)
