@@ -116,8 +116,8 @@ def find_origin(
     # What a module does by itself is known once the cuts on both its sides are.
     _narrow(search, done, spread, _borders(operations))
     concentrated = search.grown >= CONCENTRATED
-    if not module_alone:
-        _narrow(search, done, spread)
+    if not module_alone:  # of a module that does much, the very operation, be it one of a loop
+        _narrow(search, done, spread if not concentrated else lambda: False)
     found = operations[search.harmful - 1]
     first = found.index == 0 and not module_alone
     unrounded = first and lost is not None and done(0) >= ENOUGH

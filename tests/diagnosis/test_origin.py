@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.diagnosis.damage import ENOUGH
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin
 
 
@@ -192,3 +193,28 @@ def test_a_missing_kernel_is_not_laid_to_what_another_check_would_refuse(specime
     found = find_origin(specimen(Factored(), "bf16-true"))
     assert isinstance(found, Raised)
     assert (found.operation, found.misled) == ("linalg_cholesky_ex", None)
+
+
+class _Average(nn.Module):
+    """A running average that stalls a little in each of 60 steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.layer(x.flatten(1)).sigmoid()
+        state = 0 * x + 0.9
+        for _ in range(60):
+            state = state + 0.001 * (x - state)
+        return self.head(50 * state - 45)
+
+
+def test_in_a_loop_the_search_ends_at_the_very_operation(specimen):
+    torch.manual_seed(0)
+    under = specimen(_Average().eval())
+    shares = {("", "sub"): 0.3, ("", "mul"): 0.3, ("", "add"): 0.3, ("head", "addmm"): 0.1}
+    found = find_origin(under, shares)
+    assert place(found) == ("", "add")
+    before, after = (found.damage.of(under.healed(found.operation.index + i)) for i in (0, 1))
+    assert before < ENOUGH <= after
