@@ -50,7 +50,7 @@ OPERANDS = {
 
 
 def certain_errors(
-    y: Tensor, operands: Sequence[Tensor], fmt: Format, moves: bool, repeats: bool = False
+    y: Tensor, operands: Sequence[Tensor], fmt: Format, moves: bool, repeats: bool, drawn: bool
 ) -> tuple[Tensor, Tensor | None]:
     """`y` with the rounding applied whose outcome is no matter of chance.
 
@@ -60,6 +60,7 @@ def certain_errors(
         fmt: the format the results are rounded to.
         moves: whether the operation only moves values, whose errors are those of its argument.
         repeats: whether it has been run again and again, as in a loop, whose errors may add up.
+        drawn: whether the run has random errors, not slopes.
 
     Returns:
         The values (`y` itself where all is left to chance), and which of them are as the 16-bit
@@ -71,7 +72,10 @@ def certain_errors(
     if operands and largest_magnitude(y.detach()) < fmt.overflow_threshold:
         moved, fixed = absorbed(y, operands, fmt)
         if repeats:
-            moved = stepped(moved, operands, fmt, fixed)
+            moved, settled = stepped(moved, operands, fmt, fixed)
+            # An addend's own error may turn its rounding the other way. A run with random errors
+            # does so itself; for a slope that knows nothing of it the site keeps its own.
+            fixed = settled if drawn else fixed
     if moved is y and not moves:
         moved = crowded(y, fmt)
     if moved is y and not moves:
@@ -102,16 +106,20 @@ def absorbed(y: Tensor, operands: Sequence[Tensor], fmt: Format) -> tuple[Tensor
     return y, fixed
 
 
-def stepped(y: Tensor, operands: Sequence[Tensor], fmt: Format, fixed: Tensor | None) -> Tensor:
+def stepped(
+    y: Tensor, operands: Sequence[Tensor], fmt: Format, fixed: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """`y` a whole number of steps from an operand, where it is a few of them away from it.
 
     The operand is a multiple of the step at `y`, unless `y` has left for the next octave: so what
-    is rounded is the difference alone. It is known but for errors of its own, which may turn its
-    rounding the other way: so the site keeps its random error beside the one that is applied.
+    is rounded is the difference alone, which is known but for errors of its own.
 
     Args:
         y, operands, fmt: as of `absorbed`.
         fixed: where that has settled the values; or None.
+
+    Returns:
+        The values, and where they are settled now.
     """
     values, step = y.detach(), ulp(y.detach(), fmt)
     for operand in (o.detach() for o in operands if _fits(o.shape, y.shape)):
@@ -120,7 +128,9 @@ def stepped(y: Tensor, operands: Sequence[Tensor], fmt: Format, fixed: Tensor | 
         near = near if fixed is None else near & (fixed == 0)
         if float(near.float().mean()) >= WORTHWHILE:
             y = y + torch.where(near, (away.round() - away) * step, 0.0)
-    return y
+            settled = near.to(y.dtype)
+            fixed = settled if fixed is None else fixed.maximum(settled)
+    return y, fixed
 
 
 def _fits(shape: torch.Size, into: torch.Size) -> bool:

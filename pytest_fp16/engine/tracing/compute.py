@@ -152,7 +152,10 @@ def certain_error(
     known = call.known
     if not known.stepwise:
         operands = operands_of(known.name, call.args, fmt.dtype)
-        moved, fixed = certain_errors(y, operands, fmt, known.exact, recorder.repeats(known.name))
+        repeats = recorder.repeats(known.name)
+        moved, fixed = certain_errors(
+            y, operands, fmt, known.exact, repeats, recorder.noise is not None
+        )
         if recorder.asks and not known.exact:
             formats = (fmt, *(recorder.formats if recorder.adjoint else ()))
             exact = exact_results(known.name, call.args, call.kwargs, y, formats)
