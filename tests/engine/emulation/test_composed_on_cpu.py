@@ -49,7 +49,10 @@ OPERATIONS = {
 @LOW
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_results_are_those_of_a_cpu(name, dtype):
-    native = OPERATIONS[name](dtype)
+    try:
+        native = OPERATIONS[name](dtype)
+    except RuntimeError as error:  # torch before 2.7 takes no float32 weight in lerp
+        pytest.skip(f"this torch refuses it: {error}")
     with Emulation("cpu"):
         emulated = OPERATIONS[name](dtype)
     assert emulated.dtype == native.dtype
