@@ -249,6 +249,7 @@ _OTHERWISE = {
     "bfloat16, or set it in float32",
     "whole numbers": "keep the whole numbers as integers, or in float32",
     "refused by the program": "let the program take 16-bit tensors",
+    "another program": "do for 16 bits what is done for float32",
 }
 
 

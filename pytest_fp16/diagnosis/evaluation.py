@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.cures import Clinic, Judge, Pricer, find_cure
 from pytest_fp16.diagnosis.mechanism import explain, misled, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
@@ -173,7 +174,8 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     if found is None:
         return spread
     if found.unrounded:
-        culprit = overflowing(specimen.side_by_side(lambda i: True))
+        lost = None if found.lossless else overflowing(specimen.side_by_side(lambda i: True))
+        culprit = lost or _branched(patient, specimen)
         if culprit is not None:
             return culprit
     if found.lossless and not found.concentrated and spread is not None:
@@ -188,6 +190,14 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     if not found.concentrated and spread is not None and not certain:
         return spread  # an overflow is a fact, though a clamp behind it may limit the damage
     return culprit or spread
+
+
+def _branched(patient: Patient, specimen: Specimen) -> Culprit | None:
+    """Where the program does something else for a dtype than for float32."""
+    try:
+        return branched(specimen, patient.specimen(Remedy("32-true"), emulated=False))
+    except Exception:  # it cannot be played that way
+        return None
 
 
 def _led(patient: Patient, specimen: Specimen, found: Raised) -> Culprit | None:

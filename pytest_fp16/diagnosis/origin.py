@@ -39,8 +39,8 @@ class Origin:
         damage: what is wrong at the outputs.
         concentrated: whether its module does a good part of the damage, rather than many each a
             little.
-        unrounded: whether the 16-bit program loses a value and does the damage even if nothing is
-            rounded: by what it does for its dtype, such as to clamp to its range.
+        unrounded: whether the 16-bit program does the damage even if nothing is rounded: by what it
+            does for its dtype, such as to clamp to its range, or an epsilon of its own.
         lossless: whether no operation at all made NaN or infinity of finite values.
     """
 
@@ -120,7 +120,7 @@ def find_origin(
         _narrow(search, done, spread if not concentrated else lambda: False)
     found = operations[search.harmful - 1]
     first = found.index == 0 and not module_alone
-    unrounded = first and lost is not None and done(0) >= ENOUGH
+    unrounded = first and done(0) >= ENOUGH
     return Origin(found, operations, damage, concentrated, unrounded, lossless=lost is None)
 
 

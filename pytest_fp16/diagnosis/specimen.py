@@ -100,7 +100,7 @@ class Specimen:
     def healed(self, until: int) -> Tensor:
         """The same, played from the recording where that tells it."""
         try:
-            with self._playing():
+            with self.replaying():
                 return healed(self.tape, until).detach().float()
         except Exception:  # exact values may have led the program elsewhere: see for ourselves
             return self.run(until)
@@ -109,7 +109,7 @@ class Specimen:
         """The recorded operations, those of chosen indices measured against exact values."""
         if self.recorded is None:
             self.record()
-        with self._playing():
+        with self.replaying():
             found = watched(self.tape, watch)
         return [replace(o, finding=found.get(o.index)) for o in self.operations]
 
@@ -120,7 +120,8 @@ class Specimen:
         return self.recorded.operations
 
     @contextmanager
-    def _playing(self) -> Iterator[None]:
+    def replaying(self) -> Iterator[None]:
+        """What is played from the recording is computed in here."""
         with torch.no_grad(), quiet(), torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
             yield
 

@@ -33,6 +33,8 @@ _WHY_VARIANT: dict[Variant, str] = {
     "model is cast",
     "stored inputs": "the inputs themselves lose digits when they are cast to {format}",
     "near one": "a bound just below one is one in {format}, and what is left of one is zero",
+    "another program": "the program does something else for {format}: it asks for the dtype, "
+    "there or before",
 }
 
 _PLACES = {"": "the model itself", "<optimizer>": "the optimizer", "<loss>": "the loss"}

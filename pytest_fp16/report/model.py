@@ -71,6 +71,7 @@ Variant = Literal[
     "stored values",
     "stored inputs",
     "near one",
+    "another program",
 ]
 
 

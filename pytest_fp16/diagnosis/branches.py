@@ -1,0 +1,154 @@
+"""Where a program does something else for a dtype: an epsilon of its own, another constant.
+
+Without any rounding the 16-bit program is then not the float32 program. Both are recorded; the
+one is played without rounding and held against the other, and what it makes otherwise is put
+right as it goes, so that each place where they part is found, and not what lies downstream of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.damage import ENOUGH, Damage
+from pytest_fp16.diagnosis.replay import Replay
+from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.diagnosis.tape import Entry, Ref
+from pytest_fp16.engine.emulation.emulate import widen
+from pytest_fp16.report.model import Culprit
+
+#: Root mean square difference, relative, that no float32 arithmetic explains.
+_APART = 1e-3
+#: Operations that only one of the two programs may have, as casts, in a row.
+_AHEAD = 12
+_CASTS = frozenset("_to_copy clone alias detach lift_fresh copy".split())
+
+
+def branched(low: Specimen, wide: Specimen) -> Culprit | None:
+    """The operation by which the 16-bit program parts from the float32 program.
+
+    Args:
+        low: the candidate, recorded.
+        wide: the float32 model on the same inputs.
+    """
+    if low.recorded is None:
+        return None
+    damage = Damage(low.task, low.wanted, low.healed(0))
+    if not damage.shown:
+        return None
+    wide.record()
+    with low.replaying():
+        followed = _Followed(low, wide)
+        if damage.of(followed.play(0)) >= ENOUGH:
+            return None  # they part in other ways than can be followed
+        points = list(followed.parted)
+        first, last = 0, len(points)  # what is left of the damage when those before are put right
+        while last - first > 1:
+            middle = (first + last) // 2
+            kept = set(points[middle:])
+            if damage.of(followed.play(0, kept)) >= ENOUGH:
+                first = middle
+            else:
+                last = middle
+    if not points:
+        return None
+    mine, theirs = followed.parted[points[first]]
+    at = low.operations[points[first]]
+    dtype = low.candidate.precision.dtype_name
+    return Culprit(
+        module=at.module,
+        operation=at.name,
+        mechanism="precision-loss",
+        evidence=f"without any rounding it gives values of {mine:.3g} (root mean square) in the "
+        f"program that {dtype} runs, and of {theirs:.3g} in that of float32",
+        source=at.source,
+        variant="another program",
+    )
+
+
+class _Followed:
+    """The 16-bit program without rounding, beside the float32 program.
+
+    Attributes:
+        parted: by the index of each operation where they part, the root mean squares of both.
+    """
+
+    def __init__(self, low: Specimen, wide: Specimen) -> None:
+        self.low = low
+        self.parted: dict[int, tuple[float, float]] = {}
+        tape = wide.tape
+        self.there = [
+            (o, _first(tape.entries[p]), p + 1)
+            for o, p in zip(wide.operations, tape.starts, strict=True)
+            if o.name not in _CASTS
+        ]
+        self.wide = tape
+
+    def play(self, start: int, left: set[int] | None = None) -> Tensor:
+        """The output where the operations that part are put right, but for those `left`.
+
+        With `left` given, no others are looked for.
+        """
+        tape, replay, at = self.low.tape, Replay(self.low.tape, start, lenient=True), 0
+        alone: int | None = None  # an operation that the float32 program does not have
+        for position, entry in enumerate(tape.entries):
+            replay.play(position)
+            if entry.index is not None:
+                operation = self.low.operations[entry.index]
+                found = self._partner(operation, _first(entry), at)
+                if found is None:
+                    alone = entry.index if operation.name not in _CASTS and alone is None else alone
+                else:
+                    at = found + 1
+                    self._put_right(replay, entry, found, alone, left)
+                    alone = None
+            replay.forget(position)
+        assert tape.output is not None, "unreachable: the program has ended"
+        return replay.value(tape.output).detach().float()
+
+    def _partner(self, operation: Operation, result: Ref | None, at: int) -> int | None:
+        """The place of the same operation in the float32 program, from `at` on."""
+        if result is None or operation.name in _CASTS:
+            return None
+        for i in range(at, min(at + _AHEAD, len(self.there))):
+            other, theirs, _ = self.there[i]
+            same = theirs is not None and theirs.low.shape == result.low.shape
+            if same and other.name == operation.name:
+                return i
+        return None
+
+    def _put_right(
+        self, replay: Replay, entry: Entry, there: int, alone: int | None, left: set[int] | None
+    ) -> None:
+        result, (_, theirs, position) = _first(entry), self.there[there]
+        assert result is not None, "unreachable: it has a partner"
+        assert theirs is not None, "unreachable: it is a partner"
+        assert entry.index is not None, "unreachable: casts have no partners"
+        if not result.low.is_floating_point():
+            return
+        index = entry.index if alone is None else alone
+        wanted = widen(self.wide.low_at(theirs, position))
+        mine = replay.value(result)
+        if left is None:
+            if not _apart(mine, wanted):
+                return
+            self.parted[index] = (_size(mine), _size(wanted))
+        elif index in left or index not in self.parted:
+            return
+        mine.copy_(wanted)
+
+
+def _first(entry: Entry) -> Ref | None:
+    return next((r for r in entry.results if isinstance(r, Ref)), None)
+
+
+def _apart(mine: Tensor, theirs: Tensor) -> bool:
+    if not torch.equal(mine.isfinite(), theirs.isfinite()):
+        return True
+    away = (mine - theirs).nan_to_num(0.0, 0.0, 0.0)
+    return _size(away) > _APART * _size(theirs)
+
+
+def _size(values: Tensor) -> float:
+    return float(values.nan_to_num(0.0, 0.0, 0.0).double().square().mean().sqrt())

@@ -1,0 +1,101 @@
+"""Programs that ask for the dtype, and do something else for 16 bits."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+
+
+class Norm(nn.Module):
+    """A norm of small values, with an epsilon that is larger where the type is not float32."""
+
+    def __init__(self, alike):
+        super().__init__()
+        self.alike = alike
+
+    def forward(self, x):
+        eps = 1e-5 if self.alike or x.dtype == torch.float32 else 3e-3
+        x = x - x.mean(-1, keepdim=True)
+        return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+class Clipped(nn.Module):
+    """An operation more, for float16 alone."""
+
+    def forward(self, x):
+        x = 20 * x
+        return x.clamp(-0.3, 0.3) if x.dtype == torch.float16 else x
+
+
+class Masked(nn.Module):
+    """A mask by the smallest number of a type, which does no harm."""
+
+    def forward(self, x):
+        return x.masked_fill(x < -90, torch.finfo(x.dtype).min)
+
+
+class Layers(nn.Module):
+    """A mask, then twice a layer with the part under test, and an offset behind it."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.masked, self.first, self.last = Masked(), nn.Linear(12, 24), nn.Linear(24, 5)
+        self.middle, self.one, self.two = nn.Linear(24, 24), part(), part()
+
+    def forward(self, x):
+        x = self.one(self.first(self.masked(x)) * 0.1)
+        x = self.two(self.middle(torch.relu(x - 0.5)) * 0.1)
+        return self.last(torch.relu(x - 0.5))
+
+
+class Once(nn.Module):
+    """The same with a single part."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.masked, self.first, self.last = Masked(), nn.Linear(12, 24), nn.Linear(24, 5)
+        self.one = part()
+
+    def forward(self, x):
+        return self.last(torch.relu(self.one(self.first(self.masked(x)) * 0.1) - 0.1))
+
+
+def checked(model, precision):
+    torch.manual_seed(0)
+    model, x = model().eval(), torch.randn(300, 12)
+    with torch.no_grad():
+        data = [(x, model(x).argmax(1))]
+    return check(Evaluation(model, data), precision=precision, emulate="always")
+
+
+@pytest.mark.parametrize("precision", ["16-true", "16-mixed", "bf16-true"])
+def test_an_epsilon_of_its_own_is_found_and_not_called_rounding(precision):
+    report = checked(lambda: Once(lambda: Norm(False)), precision)
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    culprit = report.culprit
+    assert (culprit.module, culprit.operation, culprit.variant) == ("one", "add", "another program")
+    assert "test_branches.py:20" in culprit.source
+    assert "does something else for" in str(report)
+    assert report.cure.verified
+    assert "do for 16 bits what is done for float32" in str(report)
+
+
+def test_one_of_several_is_named():
+    report = checked(lambda: Layers(lambda: Norm(False)), "16-true")
+    assert report.culprit.variant == "another program"
+    assert report.culprit.module in ("one", "two")
+
+
+def test_an_operation_that_only_one_of_the_programs_has():
+    report = checked(lambda: Once(Clipped), "16-true")
+    culprit = report.culprit
+    assert (culprit.module, culprit.operation, culprit.variant) == (
+        "one", "clamp", "another program",
+    )  # fmt: skip
+    assert checked(lambda: Once(Clipped), "bf16-true").equivalent
+
+
+def test_the_same_program_is_not_said_to_be_another():
+    report = checked(lambda: Once(lambda: Norm(True)), "bf16-true")
+    assert report.culprit is None or report.culprit.variant != "another program"
