@@ -57,6 +57,23 @@ def test_a_small_difference_of_large_operands_cancels():
     assert cancelled(Operation(0, "mul", "m"), [Operation(0, "mul", "m", finding=left)]) is None
 
 
+def test_a_difference_of_other_values_is_not_the_end_of_a_chain():
+    """The variance is lost; values less their mean, behind it, have errors of their own."""
+    variance = Finding(
+        operands=[measure([144.01, 144.02]), measure([144.0, 144.0])],
+        results=[measure([0.01, 0.02], [0.125, -0.125])],
+    )
+    centred = Finding(
+        operands=[measure([12.1, 11.9]), measure([12.0, 12.0])],
+        results=[measure([0.1, -0.1], [0.11, -0.09])],
+    )
+    program = [
+        Operation(0, "sub", "m", finding=variance),
+        Operation(1, "sub", "m", finding=centred),
+    ]
+    assert cancelled(program[0], program).operation is program[0]
+
+
 def test_too_few_digits_is_what_remains():
     born = Operation(0, "sin", "m")
     assert imprecise(born, Finding(results=[measure([0.1])]), HALF).mechanism == "precision-loss"
