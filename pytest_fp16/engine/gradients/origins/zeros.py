@@ -95,6 +95,9 @@ class Zeros:
             if isinstance(constant, float) and constant > 0:
                 return None if float(torch.tensor(constant).to(out.dtype)) else "eps-underflow"
         zero = out == 0
+        if name == "mul" and _too_small(args, out.dtype):
+            # A guard for some alone: ``d + (d == 0) * 1e-16``.
+            return "eps-underflow" if bool((zero & _nonzero(args[0], out)).any()) else None
         if name in _DIFFERENCES and len(args) > 1:
             met = zero & _nonzero(args[0], out) & _nonzero(args[1], out)
             return "cancellation" if bool(met.any()) else None
@@ -113,6 +116,12 @@ def _lost_below_one(name: str, args: Any, kwargs: Any, dtype: torch.dtype) -> bo
     else:
         bound = args[1] if name == "clamp_max" and len(args) > 1 else None
     return isinstance(bound, float) and bound < 1 <= float(torch.tensor(bound).to(dtype))
+
+
+def _too_small(args: tuple[Any, ...], dtype: torch.dtype) -> bool:
+    """Whether one factor is a number that the format does not have."""
+    number = next((a for a in args if isinstance(a, float)), 0.0)
+    return number > 0 and not float(torch.tensor(number).to(dtype))
 
 
 def _nonzero(value: Any, out: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ class Lag:
 
     Attributes:
         name: the buffer's qualified name.
-        share: median over channels of its distance from the 32-bit end, as a share of that (for a
-            mean: of the standard deviation).
+        share: median over channels of its distance from the 32-bit end, as a share of what the
+            norm divides by: of the variance plus its epsilon, or for a mean the root of that.
         momentum: of its module.
         lost: share of channels that leave the range of the format, and not of float32.
     """
@@ -76,10 +76,11 @@ class StatisticsRecorder:
                 series = torch.stack([kept[name][which] for kept in self.kept])
                 ends.append(_run(series, momentum, min(steps, _LONGEST), dtype))
             (mean, low_mean), (var, low_var) = ends
-            spread = var.clamp(min=1e-12).sqrt()
+            # A channel that is dead has no variance; its epsilon is all that is divided by.
+            square = var + max(float(module.eps), 1e-12)
             for leaf, lag, wide, low in (
-                ("running_mean", (low_mean - mean).abs() / spread, mean, low_mean),
-                ("running_var", (low_var - var).abs() / var.clamp(min=1e-12), var, low_var),
+                ("running_mean", (low_mean - mean).abs() / square.sqrt(), mean, low_mean),
+                ("running_var", (low_var - var).abs() / square, var, low_var),
             ):
                 lost = float((~low.isfinite() & wide.isfinite()).float().mean())
                 qualified = f"{name}.{leaf}".lstrip(".")

@@ -30,6 +30,8 @@ def lost(operation, given=HALF):
         (lambda x: 1 / (-20 * torch.ones_like(x)).exp(), "underflow"),
         (lambda x: 1 / ((x - x.clone()) + 1e-8), "eps-underflow"),  # a guard would have helped
         (lambda x: (x * x * x * 1e-2 + 1e-8).log(), "eps-underflow"),
+        (lambda x: 1 / ((d := x - x.clone()) + (d == 0).half() * 1e-16), "eps-underflow"),
+        (lambda x: 1 / (x - x.clone() + x * 0 * 1e-16), "cancellation"),  # it never came to that
         (lambda x: (1 - x.clamp(max=1 - 1e-6)).log(), "eps-underflow"),  # a bound near one
         (lambda x: (x * 0) / ((x * 0).amax() + 1e-9), "eps-underflow"),
         (lambda x: (x * x * x * 1e-2) / ((x * 0) + 1e-9), "eps-underflow"),  # the divisor counts

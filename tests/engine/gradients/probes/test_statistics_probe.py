@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
+from pytest_fp16.engine.gradients.rules.buffer_rules import END_LAG
 
 
 class Nested(nn.Module):
@@ -68,3 +69,12 @@ def test_a_variance_that_leaves_the_range_long_after_the_first_steps():
     assert inside["running_var"].lost == 0  # it would end at 40000, and does
     bfloat16 = {lag.name: lag for lag in recorder.lags(1000, torch.bfloat16)}
     assert bfloat16["running_var"].lost == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_channel_that_is_dead_is_held_against_the_epsilon(dtype):
+    """A constant has a variance of zero: what rounding leaves of it is far below the epsilon."""
+    lags, recorder = recorded(nn.BatchNorm1d(4), scale=0.0, shift=0.0464)
+    found = {lag.name: lag for lag in recorder.lags(1000, dtype)}
+    assert all(lag.share < END_LAG for lag in found.values())
+    assert lags["running_var"].share > 0  # float16 does not get below its least numbers
