@@ -87,7 +87,8 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
     """
     wrong = finding.decided > 0
     if born.name not in _COMPARES:
-        if born.name not in _EPSILON or not finding.results:
+        known = born.name in _EPSILON or (born.name in _SCALES and _ends_at_one(finding, fmt))
+        if not known or not finding.results:
             return None
         wrong = any(m.error > 0 or m.zeroed or m.lost for m in finding.own)
     # A kernel may hand its epsilon on as a tensor of one number: cosine_similarity does.
@@ -117,6 +118,12 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
                 f"is {fmt.smallest_subnormal:.2g}",
             )
     return None
+
+
+def _ends_at_one(finding: Finding, fmt: Format) -> bool:
+    """Whether what is scaled is bounded by one and comes up to it, as what a tangent gives."""
+    bounded = [m.largest for m in finding.operands if not m.fixed]
+    return len(bounded) == 1 and 1 - fmt.unit_roundoff <= bounded[0] <= 1
 
 
 def _nearest(value: float, fmt: Format) -> float:

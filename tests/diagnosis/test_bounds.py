@@ -51,3 +51,15 @@ def test_the_end_of_a_row_of_numbers_is_no_mask():
     seen = finding([1.0, 2.0, 131072.0], torch.float16, scalars=[1.0, 131073.0])
     why = out_of_range(Operation(0, "arange", "m"), seen, FORMATS[torch.float16])
     assert why.mechanism == "overflow"
+
+
+@pytest.mark.parametrize(("largest", "told"), [(1.0, True), (0.9, False), (30.0, False)])
+def test_a_factor_next_to_one_bounds_what_comes_up_to_one(largest, told):
+    """tanh(x) (1 - 1e-5), so that its inverse is finite; the decay of an average bounds nothing."""
+    values = torch.tensor([0.5, largest])
+    operand = Measure(values, values, torch.float16)
+    result = Measure(values, values * (1 - 1e-5), torch.float16)
+    seen = Finding(own=[result], operands=[operand], results=[result], scalars=[1 - 1e-5])
+    why = vanishing_constant(Operation(0, "mul", "m"), seen, FORMATS[torch.float16])
+    assert (why is not None) == told
+    assert not told or "the constant 0.99999 rounds to 1" in why.evidence
