@@ -221,6 +221,7 @@ class Guard:
         self.first: float | None = None
         self.beyond: tuple[int, int] | None = None
         self.away = 0
+        self.lost = False
         self.in_a_row = 0
         self.applied = 0
         self.finite = {n for n, b in model.named_buffers() if all_finite([b])}
@@ -228,9 +229,9 @@ class Guard:
     def after_step(self, trainee: Trainee, epoch: int, step: int, loss: float) -> None:
         """Raises `_Ended` where the loss or a parameter is lost, or no step is applied any more.
 
-        A scaler skips the steps of a loss that is not finite, so there a single one is no end. Nor
-        is an infinite one whose gradient is finite (a sum that leaves the range): what is trained
-        does not feel it, and it may return.
+        A scaler skips the steps of a loss that is not finite, so there a single one is no end, if
+        it does. Nor is an infinite one whose gradient is finite (a sum that leaves the range): what
+        is trained does not feel it, and it may return.
         """
         if math.isfinite(loss):
             self.beyond = None
@@ -240,13 +241,20 @@ class Guard:
             if math.isnan(loss):
                 raise _Ended("nan", (epoch, step))
         if trainee.scaler is not None:
-            skipping = trainee.applied == self.applied and not trainee.pending
-            self.in_a_row = self.in_a_row + 1 if skipping else 0
-            self.applied = trainee.applied
-            if self.in_a_row >= COLLAPSED:
-                raise _Ended("collapsed scale", (epoch, step))
+            self._after_scaled(trainee, (epoch, step), loss)
         if not all_finite(trainee.parameters()):
             raise _Ended("nan", (epoch, step))
+
+    def _after_scaled(self, trainee: Trainee, at: tuple[int, int], loss: float) -> None:
+        self.lost = self.lost or math.isnan(loss)
+        applied = trainee.applied > self.applied
+        if applied and self.lost:  # no gradient tells of it, and every loss may be as this one
+            raise _Ended("nan", at)
+        self.lost &= bool(trainee.pending)
+        self.in_a_row = 0 if applied or trainee.pending else self.in_a_row + 1
+        self.applied = trainee.applied
+        if self.in_a_row >= COLLAPSED:
+            raise _Ended("collapsed scale", at)
 
     def after_epoch(self, trainee: Trainee, epoch: int, losses: list[float]) -> None:
         """Raises `_Ended` where running statistics are lost, or the loss has run away."""

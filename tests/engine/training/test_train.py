@@ -155,6 +155,23 @@ def test_a_short_run_whose_every_step_was_skipped_has_lost_its_scale(digits_trai
     assert run(short, "16-mixed").ended == "collapsed scale"
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_loss_that_is_lost_while_its_gradient_is_not_ends_a_scaled_run(
+    digits_training, accumulate
+):
+    """0 log 0 of the targets' own is NaN, and a constant: no step is skipped for it."""
+
+    def divergence(outputs, targets):
+        soft = torch.full_like(outputs, 1e-9).scatter(1, targets[:, None], 1.0)
+        return (soft * (soft.log() - outputs.log_softmax(-1))).sum(-1).mean()
+
+    subject = digits_training(loss=divergence, accumulate=accumulate)
+    assert run(subject, "bf16-mixed").ended == "finished"
+    result = run(subject, "16-mixed")
+    assert result.ended == "nan"
+    assert result.failed_at == (0, accumulate - 1)
+
+
 def test_a_loss_beyond_the_format_ends_the_run(digits_training):
     def far(outputs, targets):
         return (outputs - 300).square().mean() / 1e5
