@@ -261,8 +261,8 @@ def _upcast(
     everywhere = " and wherever else tensors of two dtypes meet" if meeting else ""
     return Proposal(
         kind="upcast",
-        description=f"compute {culprit.operation or 'it'} in float32 at {culprit.source}"
-        f"{everywhere}, and cast back only where a layer takes the result",
+        description=f"compute {culprit.operation or 'it'} in float32 at {culprit.source} (from "
+        f"what the line reads on){everywhere}, and cast back only where a layer takes the result",
         subject=subject,
         amendment=amendment,
         points_to=culprit.module,

@@ -22,6 +22,7 @@ _WHY_VARIANT: dict[Variant, str] = {
     "mixed dtypes": "tensors of different dtypes meet in an operation that takes one",
     "refused by the program": "the program itself refuses {format}",
     "refused by autocast": "autocast refuses this operation, as it would be unsafe in 16 bits",
+    "not in NumPy": "NumPy has no {format}: hand it tensor.float()",
     "closure": "a gradient scaler cannot scale the steps of an optimizer that evaluates the loss "
     "itself; evaluate it in the training step, or train in bf16-mixed, without a scaler",
     "no gradient left": "a gradient scaler found no gradient left: step in the loop and not in "

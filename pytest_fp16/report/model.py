@@ -64,6 +64,7 @@ Variant = Literal[
     "mixed dtypes",
     "refused by the program",
     "refused by autocast",
+    "not in NumPy",
     "closure",
     "no gradient left",
     "while scaled",

@@ -39,6 +39,8 @@ _MIXED_DTYPES = (
 _NO_GRADIENT = ("does not require grad", "appears to not have been used in the graph")
 #: A scaler's words where gradients are gone before the optimizer's own step.
 _NOTHING_TO_SCALE = "No inf checks were recorded"
+#: Words where a tensor is handed to NumPy, which has no bfloat16.
+_NOT_IN_NUMPY = "Got unsupported ScalarType"
 #: Autocast's words where a loss would be unsafe in 16 bits.
 _UNSAFE = "unsafe to autocast"
 
@@ -124,6 +126,8 @@ def variant_of(said: str) -> Variant | None:
         return "closure"
     if finds_nothing_to_scale(said):
         return "no gradient left"
+    if _NOT_IN_NUMPY in said:
+        return "not in NumPy"
     return "refused by autocast" if _UNSAFE in said else None
 
 

@@ -26,6 +26,7 @@ from pytest_fp16.engine.gradients.evidence import (
 )
 from pytest_fp16.engine.gradients.origins.lost_digits import lost_digits
 from pytest_fp16.engine.gradients.origins.lost_gradients import (
+    changed_by_scaled_steps,
     look_behind,
     not_skipped,
     skipped_share,
@@ -263,6 +264,9 @@ class _Check:
         if not all_finite(candidate.model, reached):
             return _LOST_WEIGHT, self.replays.first(first).cause
         self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
+        if candidate.scaler is not None and candidate.by_hand is not None:
+            fresh = Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
+            self.evidence.scaled_steps = changed_by_scaled_steps(fresh, first, every, snapshots)
         return None
 
     def _second_look(self, extra: list[Any]) -> None:

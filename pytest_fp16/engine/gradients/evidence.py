@@ -53,6 +53,8 @@ class Evidence:
         digits: what loses the digits of the loss where a gradient is lost.
         scaled: how far a factor on the loss changes the 32-bit gradient, for its size, where one
             is used and the gradient is lost.
+        scaled_steps: how far a scaler changes the 32-bit way of the first steps, for its length,
+            where a module makes them itself.
         skipped: the share of steps that a scaler skips whatever its scale, and what makes their
             gradient infinite; None where no batch of a point was such.
         confident: what was raised or lost when the model was made as sure as a trained one.
@@ -88,6 +90,7 @@ class Evidence:
     swallowed: Found | None = None
     digits: LostDigits | None = None
     scaled: float = 0.0
+    scaled_steps: float = 0.0
     skipped: tuple[float, Found | None] | None = None
     confident: Broke | None = None
     solved: Solved | None = None

@@ -115,6 +115,7 @@ def test_why_a_program_stopped(said, mechanism):
         ("RuntimeError: Closure use is not currently supported if GradScaler", "closure"),
         ("AssertionError: No inf checks were recorded for this optimizer.", "no gradient left"),
         ("RuntimeError: binary_cross_entropy is unsafe to autocast", "refused by autocast"),
+        ("TypeError: Got unsupported ScalarType BFloat16", "not in NumPy"),
         ("NotImplementedError: \"x\" not implemented for 'Half'", None),
     ],
 )

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pytest_fp16 import Training, check
 from pytest_fp16.diagnosis.training_cures import proposals
+from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.place import Amendment, Place
@@ -19,6 +20,7 @@ from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.errors import SettingError
 from pytest_fp16.precision import PRECISIONS, precision
 from pytest_fp16.report.model import Culprit
+from pytest_fp16.settings import Settings
 
 lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
 CPU = torch.device("cpu")
@@ -270,6 +272,24 @@ def test_gradients_that_are_clipped_while_they_are_scaled():
     assert (report.forecast.verdict, report.verdict) == ("not equivalent", "not equivalent")
     assert report.culprit.variant == "while scaled"
     assert check(subject(Clipped), precision="bf16-mixed", seeds=2).verdict == "equivalent"
+
+
+class ClippedByTorch(Patient):
+    """The same by torch's own function, which nobody asks for the scale either."""
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(F.mse_loss(self(batch[0]), batch[1]))
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        optimizer.step()
+
+
+def test_what_a_step_does_to_scaled_gradients_is_seen_in_its_way():
+    found = gradient_check(subject(ClippedByTorch), precision("16-mixed"), Settings(), CPU)
+    assert found.verdict == "not equivalent"
+    assert found.culprit.variant == "while scaled"
+    assert "in 32 bits too" in found.culprit.evidence
 
 
 class Bounded(Sudden):

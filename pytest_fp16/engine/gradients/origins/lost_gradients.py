@@ -6,9 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_fp16.engine.gradients.evidence import Evidence
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.gradients.evidence import Evidence, float_tensors
 from pytest_fp16.engine.gradients.origins.origin import Found
 from pytest_fp16.engine.gradients.points import gradients, scaled_gradients
+from pytest_fp16.engine.gradients.probes.course import SEED
+from pytest_fp16.engine.gradients.probes.second_look import applied_step
+from pytest_fp16.engine.gradients.probes.trained import trained_weights
 from pytest_fp16.engine.training.trainee import Trainee
 
 
@@ -40,6 +46,30 @@ def changed_by_scale(reference: Trainee, batch: Any, scale: float) -> float:
     plain, scaled = (gradients(reference, batch, 0, factor).by_name for factor in (1.0, scale))
     size = sum(float(g.double().square().sum()) for g in plain.values())
     off = sum(float((scaled[n] - g).double().square().sum()) for n, g in plain.items())
+    return math.sqrt(off / size) if size else 0.0
+
+
+def changed_by_scaled_steps(
+    fresh: Trainee, batches: Sequence[Any], every: int, snapshots: Sequence[dict[str, Tensor]]
+) -> float:
+    """How far a gradient scaler changes the way of the first steps in 32 bits, for its length.
+
+    Not at all where a step leaves gradients alone until they are unscaled; what a module that
+    optimizes by hand does to them between its backward pass and its step is in no single gradient.
+
+    Args:
+        fresh: the 32-bit training as it starts; it makes the steps, with a scaler.
+        batches: of the steps.
+        every: how many batches make one step.
+        snapshots: the weights before and after these steps without a scaler, first and last.
+    """
+    fresh.scaler = torch.amp.GradScaler(fresh.place.device.type)
+    for step in range(len(batches) // every):
+        applied_step(fresh, batches[step * every : (step + 1) * every], SEED, step)
+    begin, end, reached = snapshots[0], snapshots[-1], float_tensors(fresh)
+    names = [name for name in trained_weights(fresh.model) if name in end]
+    size = sum(float((end[n] - begin[n]).double().square().sum()) for n in names)
+    off = sum(float((end[n] - reached[n]).double().square().sum()) for n in names)
     return math.sqrt(off / size) if size else 0.0
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
 #: so only a near standstill counts.
 STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.5, 10.0
+#: A scaler that changes the 32-bit way by more than this does not merely round.
+SCALED = 0.1
 #: A runaway is harmful where the loss has grown by this factor.
 LOSS_GROWN = 2.0
 #: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
@@ -102,6 +104,8 @@ def slow(evidence: Evidence) -> Finding | None:
         return _skipping(evidence, evidence.stuck, look.said())
     if evidence.stepped is not None:
         return _beyond(evidence, evidence.stepped, said + look.said())
+    if evidence.scaled_steps > SCALED:
+        return _while_scaled(evidence, "weights go another way than in 32 bits: " + look.said())
     if vanished(evidence.optimizer)[0]:
         return _stepping(evidence, look.said(), said)
     return Finding(said + look.said(), "<optimizer>", "step", "precision-loss", look.said())
@@ -126,6 +130,8 @@ def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
     what = f"over {when} weights make {moved.gain:.0%} of their 32-bit way"
     if evidence.stepped is not None:
         return _beyond(evidence, evidence.stepped, f"the weights stand still: {what}")
+    if evidence.scaled_steps > SCALED:
+        return _while_scaled(evidence, what)
     # Where a second moment is gone, its weights' steps outgrow the others: a turn, no standstill.
     turned = bool(vanished(evidence.optimizer)[0]) and moved.gain < moved.size / 2
     if moved.size > 1 or turned:
@@ -134,6 +140,14 @@ def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
     probe = evidence.optimizer
     what += f"; {probe.lost:.0%} of updates are lost to rounding" if probe is not None else ""
     return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
+
+
+def _while_scaled(evidence: Evidence, what: str) -> Finding:
+    """Steps that change gradients, as clipping does, before a scaler's factor is taken out."""
+    off = f"with a gradient scaler they miss it by {evidence.scaled_steps:.0%} in 32 bits too"
+    reason = f"a step of its own changes gradients while they are scaled: {what}; {off}"
+    evidenced = f"{what}; {off}"
+    return Finding(reason, "", "step", "precision-loss", evidenced, variant="while scaled")
 
 
 def _stepping(evidence: Evidence, what: str, said: str) -> Finding:
