@@ -56,8 +56,10 @@ def require_first_order(
     error = task.margins(noisy, reference) - task.margins(was, reference)
     expected = sigma.square() + (FLOAT32_NOISE * task.magnitude(was)).square()
     usable = error.isfinite() & expected.isfinite() & ~trace.doubts.undecided[:kept, None]
-    found, predicted = (float(v[usable].double().sum()) for v in (error.square(), expected))
-    if found > MOST * predicted or found < LEAST * predicted:
+    found, predicted, alone = (
+        float(v[usable].double().sum()) for v in (error.square(), expected, sigma.square())
+    )
+    if found > MOST * predicted or found < LEAST * alone:
         times = f"{(found / predicted) ** 0.5:.2g} times as far as" if predicted else "where"
         tail = "" if predicted else " no error"
         raise NotDifferentiableError(
