@@ -184,7 +184,7 @@ def crowded(y: Tensor, fmt: Format) -> Tensor:
     chance = float(bias.abs()) <= _BIASED / (12 * len(distinct)) ** 0.5
     if chance and not _alike_within_inputs(values, fmt):
         return y
-    return y + (round_to(values, fmt) - values)
+    return _moved(y, round_to(values, fmt))
 
 
 def _errors(values: Tensor, fmt: Format) -> Tensor:
@@ -217,7 +217,7 @@ def repeated(y: Tensor, fmt: Format) -> Tensor:
     if len(distinct) > _DISTINCT or not bool(torch.isin(values, distinct).all()):
         return y
     rounded = round_to(values, fmt)
-    return y if torch.equal(rounded, values) else y + (rounded - values)
+    return y if torch.equal(rounded, values) else _moved(y, rounded)
 
 
 def operands_of(name: str, args: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:
@@ -243,5 +243,10 @@ def accumulated(y: Tensor, run: Callable[[], Tensor]) -> Tensor:
         return y
     if not isinstance(native, Tensor) or native.shape != y.shape:
         return y
-    moved = native.detach().to(torch.float32)
-    return y + (moved - y.detach()).masked_fill(moved == y.detach(), 0.0)  # infinite ones too
+    return _moved(y, native.detach().to(torch.float32))
+
+
+def _moved(y: Tensor, there: Tensor) -> Tensor:
+    """`y` moved to other values, with its own gradients; infinite ones stay where they are."""
+    away = there - y.detach()
+    return y + away.masked_fill(there == y.detach(), 0.0)

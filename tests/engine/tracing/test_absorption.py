@@ -118,6 +118,14 @@ def test_what_does_not_repeat_is_left_alone(y, fmt):
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("few", [0.3, -torch.inf])
+def test_what_repeats_beside_infinities_leaves_them_as_they_are(few, fmt):
+    y = torch.tensor([torch.inf, few]).repeat(400)
+    y[7] = 0.1
+    assert torch.equal(repeated(y, fmt), round_to(y, fmt))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_errors_that_are_alike_within_an_input_are_applied(fmt):
     """One less a small hazard, which is nearly the same on all days of a patient."""
     random = torch.Generator().manual_seed(4)
