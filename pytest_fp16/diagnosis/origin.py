@@ -119,8 +119,7 @@ def find_origin(
     if not module_alone:  # of a module that does much, the very operation, be it one of a loop
         _narrow(search, done, spread if not concentrated else lambda: False)
     found = operations[search.harmful - 1]
-    first = found.index == 0 and not module_alone
-    unrounded = first and done(0) >= ENOUGH
+    unrounded = search.harmless == 0 and done(0) >= ENOUGH
     return Origin(found, operations, damage, concentrated, unrounded, lossless=lost is None)
 
 

@@ -99,3 +99,21 @@ def test_an_operation_that_only_one_of_the_programs_has():
 def test_the_same_program_is_not_said_to_be_another():
     report = checked(lambda: Once(lambda: Norm(True)), "bf16-true")
     assert report.culprit is None or report.culprit.variant != "another program"
+
+
+class Meets(nn.Module):
+    """Refuses 16 bits at first; behind it are parts that do something else for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.layers = nn.Linear(12, 12), Layers(lambda: Norm(False))
+
+    def forward(self, x):
+        return self.layers(self.first(x * torch.ones(12)).to(x.dtype))
+
+
+def test_a_program_behind_another_fault_is_cured_with_it():
+    report = checked(Meets, "16-true")
+    assert (report.culprit.module, report.culprit.mechanism) == ("first", "unsupported-op")
+    assert report.cure.verified
+    assert {"first", "layers.one", "layers.two"} <= set(report.cure.modules)
