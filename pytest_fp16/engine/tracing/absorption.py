@@ -50,7 +50,7 @@ OPERANDS = {
 
 
 def certain_errors(
-    y: Tensor, operands: Sequence[Tensor], fmt: Format, moves: bool, repeats: bool, drawn: bool
+    y: Tensor, operands: Sequence[Tensor], fmt: Format, moves: bool, steps: bool, settles: bool
 ) -> tuple[Tensor, Tensor | None]:
     """`y` with the rounding applied whose outcome is no matter of chance.
 
@@ -59,8 +59,9 @@ def certain_errors(
         operands: those that a result can fall back onto, as of `absorbed`.
         fmt: the format the results are rounded to.
         moves: whether the operation only moves values, whose errors are those of its argument.
-        repeats: whether it has been run again and again, as in a loop, whose errors may add up.
-        drawn: whether the run has random errors, not slopes.
+        steps: whether to look for results that are a few steps of the format from an operand: of a
+            loop, whose errors may add up, or where no error has entered the operands.
+        settles: whether that leaves them no random error.
 
     Returns:
         The values (`y` itself where all is left to chance), and which of them are as the 16-bit
@@ -71,11 +72,11 @@ def certain_errors(
     moved = y
     if operands and largest_magnitude(y.detach()) < fmt.overflow_threshold:
         moved, fixed = absorbed(y, operands, fmt)
-        if repeats:
+        if steps:
             moved, settled = stepped(moved, operands, fmt, fixed)
             # An addend's own error may turn its rounding the other way. A run with random errors
             # does so itself; for a slope that knows nothing of it the site keeps its own.
-            fixed = settled if drawn else fixed
+            fixed = settled if settles else fixed
     if moved is y and not moves:
         moved = crowded(y, fmt)
     if moved is y and not moves:

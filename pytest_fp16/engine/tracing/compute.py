@@ -152,10 +152,10 @@ def certain_error(
     known = call.known
     if not known.stepwise:
         operands = operands_of(known.name, call.args, fmt.dtype)
-        repeats = recorder.repeats(known.name)
-        moved, fixed = certain_errors(
-            y, operands, fmt, known.exact, repeats, recorder.noise is not None
-        )
+        certain = not call.noisy
+        steps = certain or recorder.repeats(known.name)
+        settles = certain or recorder.noise is not None
+        moved, fixed = certain_errors(y, operands, fmt, known.exact, steps, settles)
         if recorder.asks and not known.exact:
             formats = (fmt, *(recorder.formats if recorder.adjoint else ()))
             exact = exact_results(known.name, call.args, call.kwargs, y, formats)

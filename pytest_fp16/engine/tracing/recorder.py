@@ -99,7 +99,7 @@ class Recorder:
             if line is not None:
                 totals.lines.add(line)
         y, finite = self._within_range(y, fmt, totals)
-        if not self.asks or (finite and self._on_grid(y.detach(), fmt)):
+        if not self.asks or (finite and self.on_grid(y.detach(), fmt)):
             return y
         if self.noise is not None:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
@@ -128,7 +128,7 @@ class Recorder:
         totals.largest = max(totals.largest, largest_magnitude(values.nan_to_num(0, 0, 0)))
         return overflow(y, fmt), False
 
-    def _on_grid(self, y: Tensor, fmt: Format) -> bool:
+    def on_grid(self, y: Tensor, fmt: Format) -> bool:
         """Whether all values are numbers of the format: counts, masks, powers of two.
 
         Rounding leaves such a tensor as it is. (Single values that lie on the grid by chance say

@@ -52,7 +52,7 @@ def test_decisions_count_where_they_are_used(program, expected):
     rows = torch.tensor(
         [[2.0, 2.0, 1.1], [0.1, 0.3, 0.4], [0.6, 1.2, 1.4], [1.7, 0.2, 1.6], [0.8, 0.3, 5.0]]
     )
-    trace, _ = traced(lambda t: program(t * 1.0), rows)
+    trace, _ = traced(lambda t: program(t.exp().log()), rows)
 
     assert trace.doubts.undecided[0].item() is expected
     if not expected:
@@ -70,10 +70,10 @@ def test_decisions_count_where_they_are_used(program, expected):
 )
 def test_a_program_that_branches_on_a_decision_in_doubt_is_told(branch):
     rows = torch.tensor([[2.0], [5.0], [6.0], [7.0], [8.0]])
-    trace, _ = traced(lambda t: t * 2 if bool(branch(t * 1.0)) else t * 3, rows)
+    trace, _ = traced(lambda t: t * 2 if bool(branch(t.exp().log())) else t * 3, rows)
     assert trace.doubts.branches
     assert not trace.doubts.undecided.all()  # where it goes is for runs rounded at random to see
-    far, _ = traced(lambda t: t * 2 if bool(branch(t * 1.0)) else t * 3, rows + 30)
+    far, _ = traced(lambda t: t * 2 if bool(branch(t.exp().log())) else t * 3, rows + 30)
     assert not far.doubts.branches
     assert not far.doubts.undecided.any()
 
@@ -92,7 +92,7 @@ def test_a_program_that_branches_on_a_decision_in_doubt_is_told(branch):
 )
 def test_two_values_that_meet_are_a_kink_and_no_decision(activation):
     rows = torch.tensor([[1e-5, 1.0], [-1e-5, 2.0], [0.0, 2.001], [3.0, -2.0], [5.0, 7.0]])
-    trace = with_errors(lambda t: activation(t * 1.0), rows)
+    trace = with_errors(lambda t: activation(t.exp().log()), rows)
     assert not trace.doubts.undecided.any()
 
 
@@ -111,5 +111,5 @@ def test_two_values_that_meet_are_a_kink_and_no_decision(activation):
 )
 def test_a_jump_is_a_decision(jump):
     rows = torch.tensor([[1e-5, 1.0], [2.0, 1.0], [3.0, 1.0], [4.0, 1.0], [5.0, 1.0]])
-    trace = with_errors(lambda t: jump(t * 1.0), rows)
+    trace = with_errors(lambda t: jump(t.exp().log()), rows)
     assert trace.doubts.undecided.tolist() == [True, False, False, False, False]

@@ -116,3 +116,24 @@ def test_a_rotation_about_a_point_rounds_where_it_rounds(name):
     data = list(drawn(400, 16).split(200))
     subject = Evaluation(Turned(), data, labelled=False, task="regression")
     assert 0.8 < check(subject, precision=name, target="cuda").standardised.spread < 1.5
+
+
+class Packed(nn.Module):
+    """Two bytes in one number, and taken apart again."""
+
+    def forward(self, x):
+        high, low = x.flatten(1)[:, ::2], x.flatten(1)[:, 1::2]
+        key = high * 256 + low
+        high = torch.floor(key / 256)
+        return torch.cat([high, key - 256 * high], 1)
+
+
+def test_what_is_computed_of_inputs_without_errors_is_known():
+    """240 beside 256 · 250 is rounded up, and carries: no random error does."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 17, (200, 16), generator=generator).float() * 15
+    subject = Evaluation(Packed().eval(), [x], labelled=False, task="regression")
+    report = check(subject, precision="16-true", target="cuda")
+    loss = report.metric.loss
+    assert loss > 0.01
+    assert abs(report.forecast.metric_loss - loss) < 0.1 * loss

@@ -132,7 +132,7 @@ def test_constants_of_the_program_round_for_good():
         table = (place * 3).sin()
         return x + table
 
-    x = torch.randn(BATCH, 6)
+    x = 4 + torch.rand(BATCH, 6)  # beside which the table is no matter of a few steps
     trace, out = traced(program, x)
     with Emulation():
         table = (torch.arange(6, dtype=torch.float16) / 7 * 3).sin()
