@@ -154,13 +154,21 @@ def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[t
     if not module or module not in clinic.names:
         return
     tried: set[tuple[str, ...]] = set()
-    parent = module.rpartition(".")[0]
-    for keep in ((module,), *_grown(clinic, module, origin), *(((parent,),) if parent else ())):
+    for keep in _larger(clinic, module, origin):
         if keep in tried:
             continue
         tried.add(keep)
         if _heals(clinic, Remedy(clinic.precision, keep), origin):
             yield keep
+
+
+def _larger(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple[str, ...]]:
+    """The culprit, more and more with it, then its parent; each is made when it is asked for."""
+    yield (module,)
+    yield from _grown(clinic, module, origin)
+    if parent := module.rpartition(".")[0]:
+        yield (parent,)
+        yield from _grown(clinic, parent, origin)
 
 
 def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple[str, ...]]:

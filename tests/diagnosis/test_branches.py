@@ -117,3 +117,24 @@ def test_a_program_behind_another_fault_is_cured_with_it():
     assert (report.culprit.module, report.culprit.mechanism) == ("first", "unsupported-op")
     assert report.cure.verified
     assert {"first", "layers.one", "layers.two"} <= set(report.cure.modules)
+
+
+class Timed(nn.Module):
+    """The same behind an embedding of several layers, none of which does to be kept alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.time = nn.Sequential(
+            nn.Linear(12, 12), nn.SiLU(), nn.Linear(12, 12), nn.Linear(12, 12)
+        )
+        self.layers = Layers(lambda: Norm(False))
+
+    def forward(self, x):
+        return self.layers(x + self.time(torch.arange(12.0)).to(x.dtype))
+
+
+def test_where_only_a_parent_runs_what_is_behind_it_is_cured_too():
+    report = checked(Timed, "16-true")
+    assert (report.culprit.module, report.culprit.mechanism) == ("time.0", "unsupported-op")
+    assert report.cure.verified
+    assert {"layers.one", "layers.two"} <= set(report.cure.modules)
