@@ -56,7 +56,7 @@ MODULES = (
     *("reported_objectives", "reported_worlds", "reported_updates", "reported_rest"),
     *("reported_choices", "reported_fields", "reported_schools"),
     *("reported_measures", "reported_transports", "reported_chances", "reported_grids"),
-    *("reported_mended", "reported_repairs"),
+    *("reported_mended", "reported_repairs", "reported_kept"),
 )
 
 

@@ -130,6 +130,26 @@ def _kept(model: nn.Module, weights: bool) -> list[Tensor]:
     return [*own, *model.parameters()] if weights else own
 
 
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors in plain attributes, and in lists and dicts there, by name: ``"shadow[0]"``."""
+    owned = {memory(p) for p in model.parameters()}
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in _TORCHS_OWN:
+                found.update(_named(f"{prefix}.{key}".lstrip("."), value))
+    return {n: t for n, t in found.items() if not t.requires_grad and memory(t) not in owned}
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif type(value) in (list, tuple, deque, dict):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in parts:
+            yield from _named(f"{name}[{key}]", part)
+
+
 def _containers(value: Any) -> Iterator[Any]:
     """It and the containers in it, where it is one."""
     if type(value) in _CONTAINERS:

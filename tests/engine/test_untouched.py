@@ -9,7 +9,7 @@ from torch import nn
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
-from pytest_fp16.engine.untouched import State, carry_over, untouched
+from pytest_fp16.engine.untouched import State, carry_over, plain_tensors, untouched
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
 
@@ -314,3 +314,11 @@ def test_weights_are_remembered_from_a_model_that_has_them_still():
     start.remember(source)
     start.restore()
     assert torch.equal(model.weight, source.weight.half())
+
+
+def test_tensors_in_plain_attributes_have_names():
+    keeper = Keeper()
+    keeper.queue, keeper.named = [torch.ones(2)], {"a": (torch.ones(1), 3)}
+    keeper.weights = [keeper.body.weight, keeper.body.weight.detach()]
+    outer = nn.Sequential(keeper)
+    assert set(plain_tensors(outer)) == {"0.plain", "0.queue[0]", "0.named[a][0]"}

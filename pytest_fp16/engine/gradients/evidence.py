@@ -23,6 +23,7 @@ from pytest_fp16.engine.gradients.probes.statistics_probe import Lag, Statistics
 from pytest_fp16.engine.gradients.probes.sure_outputs import Solved
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.trainee import Trainee, as_real
+from pytest_fp16.engine.untouched import plain_tensors
 from pytest_fp16.errors import DataError
 from pytest_fp16.subject import Training
 from pytest_fp16.theory.gradient import Movement, extrapolated, movement, reached_at_the_end
@@ -137,7 +138,8 @@ class Evidence:
         weights = weight_names(model)
         # Running statistics have a run of their own; here they would show how the weights differ.
         followed = StatisticsRecorder(model).names
-        for name in (n for n in end if n not in weights):
+        held = (begin, middle, start, reached)
+        for name in (n for n in end if n not in weights and all(n in one for one in held)):
             if not bool(end[name].isfinite().all()):
                 continue
             if not bool(reached[name].isfinite().all()):
@@ -159,9 +161,13 @@ class Evidence:
 
 
 def float_tensors(trainee: Trainee) -> dict[str, Tensor]:
-    """Floating tensors of a model's state, as float32 copies; complex ones as pairs of them."""
-    state = trainee.model.state_dict().items()
-    real = {n: as_real(t.detach()) for n, t in state if isinstance(t, Tensor)}
+    """Floating tensors of a model's state, as float32 copies; complex ones as pairs of them.
+
+    What it keeps in plain attributes is among them: a list of averaged weights is no buffer.
+    """
+    plain = plain_tensors(trainee.model).items()
+    state = {n: t for n, t in plain if t.layout is torch.strided} | trainee.model.state_dict()
+    real = {n: as_real(t.detach()) for n, t in state.items() if isinstance(t, Tensor)}
     return {n: t.float().clone() for n, t in real.items() if t.is_floating_point()}
 
 

@@ -167,6 +167,34 @@ def test_an_average_of_features_goes_where_the_weights_go():
     assert any("still learn" in note for note in found.notes)
 
 
+class Shadowed(nn.Module):
+    """Keeps an average of its weights in a list, as much follows as `share` says."""
+
+    def __init__(self, wide, share=5e-4):
+        super().__init__()
+        self.net, self.wide, self.share = net(), wide, share
+        self.shadow = [p.detach().clone() for p in self.net.parameters()]
+
+    def forward(self, x):
+        if self.training:
+            kept = zip(self.shadow, self.net.parameters(), strict=True)
+            wide = [(s.float() if self.wide else s.to(p.dtype), p) for s, p in kept]
+            with torch.no_grad():
+                self.shadow = [s - self.share * (s - p.to(s.dtype)) for s, p in wide]
+        return self.net(x)
+
+
+def test_an_average_in_a_list_is_followed():
+    """Half an ulp of bfloat16 is more than a 2000th of the way."""
+    narrow = check("bf16-true", model=partial(Shadowed, False), epochs=150)
+    assert narrow.verdict == "not equivalent"
+    assert narrow.culprit.module == ""
+    assert narrow.culprit.operation.startswith("shadow[")
+    assert narrow.culprit.mechanism == "absorption"
+    wide = check("bf16-true", model=partial(Shadowed, True), epochs=150)
+    assert wide.verdict == "equivalent", wide.reason
+
+
 def test_a_tiny_loss_underflows_and_a_scale_would_save_it():
     found = check(
         "16-true", loss=lambda z, y: F.cross_entropy(z, y) * 1e-7, optimizer=partial(SGD, lr=1e6)
