@@ -16,6 +16,8 @@ from pytest_fp16.theory.rounding import FLOAT16, Format, flush_to_one, overflow,
 _SAMPLE = 64
 #: Runs of an operation in one module from which on it is taken to be in a loop.
 _LOOP = 4
+#: Steps of the format above zero up to which a rounding is no matter of chance.
+_STEPS = 8.0
 _MANTISSA = 0x7FFFFF  # of float32
 
 
@@ -105,7 +107,10 @@ class Recorder:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
             error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
             moved = y + (error if fixed is None else error.mul_(1 - fixed))
-            return _within_octave(y, moved, fmt, steps)
+            moved = _within_octave(y, moved, fmt, steps)
+            # Of a few steps above zero a value's own error leaves its rounding alone.
+            few = y.detach().abs() <= _STEPS * fmt.smallest_subnormal
+            return torch.where(few, round_to(y.detach(), fmt), moved)
         if self.adjoint:
             if not y.requires_grad:
                 leaf = y.detach().requires_grad_()

@@ -200,3 +200,10 @@ def test_of_few_runs_nothing_is_known_to_repeat():
         assert recorder.repeats("add") == (time >= 4)
         recorder.site(drawn(2, 3), FLOAT16, "add")
     assert not recorder.repeats("mul")
+
+
+def test_what_vanishes_is_not_lifted_by_a_random_error():
+    noise = torch.Generator().manual_seed(0)
+    recorder = Recorder(2, torch.device("cpu"), where=str, totals={}, noise=noise)
+    y = torch.tensor([1e-10, -2e-8, 5e-8, 3e-7, 0.5]).expand(2, 5).clone()
+    assert torch.equal(recorder.site(y, FLOAT16, "mul")[:, :4], y.half().float()[:, :4])
