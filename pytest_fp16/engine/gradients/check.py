@@ -23,6 +23,7 @@ from pytest_fp16.engine.gradients.evidence import (
     float_tensors,
     lost_epsilon,
     lost_in_the_cast,
+    note_copies,
 )
 from pytest_fp16.engine.gradients.origins.lost_digits import lost_digits
 from pytest_fp16.engine.gradients.origins.lost_gradients import (
@@ -195,6 +196,8 @@ class _Check:
         for step in range(course.length):
             held = course.of(step)
             self.losses += exact_step(exact, held, SEED, step, witness)
+            if step == 0:
+                note_copies(snapshots[0], exact)
             if witness is not None:
                 witness.step()
                 if witness.emptied and evidence.broke is None and emptied < _EMPTIED:
@@ -247,6 +250,8 @@ class _Check:
             for step in range(steps):
                 batches = first[step * every : (step + 1) * every]
                 loss = applied_step(candidate, batches, SEED, step)
+                if step == 0:
+                    note_copies(start, candidate)
                 self.evidence.first_losses.append((self.losses[(step + 1) * every - 1], loss))
         except torch.OutOfMemoryError:
             raise

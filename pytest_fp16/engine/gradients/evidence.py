@@ -32,6 +32,9 @@ from pytest_fp16.theory.rounding import Format
 #: What was raised or lost, and where that is known to come from.
 Broke = tuple[str, Found | None]
 
+#: What is no further than this from a weight, for its length, is a copy of it.
+_COPIED = 0.1
+
 
 @dataclass
 class Evidence:
@@ -169,6 +172,16 @@ def float_tensors(trainee: Trainee) -> dict[str, Tensor]:
     state = {n: t for n, t in plain if t.layout is torch.strided} | trainee.model.state_dict()
     real = {n: as_real(t.detach()) for n, t in state.items() if isinstance(t, Tensor)}
     return {n: t.float().clone() for n, t in real.items() if t.is_floating_point()}
+
+
+def note_copies(known: dict[str, Tensor], trainee: Trainee) -> None:
+    """Add to a model's state what its first step made: copies of weights, to be averaged."""
+    now = float_tensors(trainee)
+    weights = [now[n] for n in weight_names(trainee.model)]
+    for name in now.keys() - known.keys():
+        like = [w for w in weights if w.shape == now[name].shape]
+        if any(float((now[name] - w).norm()) < _COPIED * float(w.norm()) for w in like):
+            known[name] = now[name]
 
 
 def lost_in_the_cast(state: Mapping[str, Any], candidate: Trainee) -> list[str]:
