@@ -15,15 +15,9 @@ SCHEMA_VERSION: Literal[1] = 1
 
 Verdict = Literal["equivalent", "not equivalent", "inconclusive"]
 Mechanism = Literal[
-    "overflow",
-    "underflow",
-    "cancellation",
-    "absorption",
-    "precision-loss",
-    "unsupported-op",
-    "mask-inf",
-    "eps-underflow",
-]
+    "overflow", "underflow", "cancellation", "absorption",
+    "precision-loss", "unsupported-op", "mask-inf", "eps-underflow",
+]  # fmt: skip
 
 
 def _jsonable(value: float) -> float | str:

@@ -37,7 +37,7 @@ from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_poi
 from pytest_fp16.engine.gradients.probes.course import SEED, Course
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
-from pytest_fp16.engine.gradients.probes.optimizer_probe import Recorder, probe
+from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.gradients.probes.sure_outputs import breaking, solved, wrong_share
@@ -65,7 +65,6 @@ from pytest_fp16.theory.rounding import FORMATS
 
 __all__ = ["GradientFindings", "gradient_check"]
 
-_PROBED = 1500  # steps of the optimizer alone
 _LOST_WEIGHT = "a weight is not finite after the optimizer's step"
 _EMPTIED = 3  # batches without what a lost guard is added to that are tried in 16 bits
 
@@ -123,7 +122,7 @@ class _Check:
                 seed_everything(0)
                 evidence.guards = lost_guards(self._candidate(), extra[0], evidence.format)
             if evidence.broke is None:
-                self._probe(self._trajectory(candidate, extra))
+                evidence.optimizer = self._alone(self._trajectory(candidate, extra))
                 if evidence.broke is None and decides(candidate, extra[0]):
                     evidence.broke = self._fails(candidate)
                 if evidence.broke is None:
@@ -292,17 +291,10 @@ class _Check:
         else:
             evidence.second = look
 
-    def _probe(self, recorder: Recorder) -> None:
+    def _alone(self, recorder: Recorder) -> Probe | None:
+        """The optimizer alone, to the end of the training."""
         recorder.handle.remove()
-        own = self.exact.closure or self.exact.by_hand is not None
-        if self.precision.mixed or own or not recorder.steps:
-            return
-        steps = min(self.evidence.total_steps, _PROBED)
-        try:
-            self.evidence.optimizer = probe(
-                self.exact, recorder, steps, self.precision.dtype, self.target
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
-            return  # one that cannot be copied, or takes matrices; its real steps were compared
+        if self.precision.mixed:
+            return None
+        total = self.evidence.total_steps
+        return probed(self.exact, recorder, total, self.precision.dtype, self.target)

@@ -23,6 +23,8 @@ from pytest_fp16.engine.training.trainee import Trainee, gradient_of
 from pytest_fp16.theory.gradient import Movement, movement
 
 SAMPLE = 128
+#: Steps at most.
+_MOST = 1500
 #: Weights are looked at after so many steps.
 _WATCHED = 16
 #: Steps with the gradients, their opposites and their doubles that tell what a state is made of;
@@ -108,6 +110,24 @@ class Probe:
     lost: float
     magnitudes: frozenset[str] = frozenset()
     origin: Found | None = None
+
+
+def probed(
+    trainee: Trainee, recorder: Recorder, total: int, dtype: torch.dtype, target: str
+) -> Probe | None:
+    """As `probe`, for a whole training of so many steps, or the first of them.
+
+    None where there is nothing to learn from it: an optimizer that asks for its own gradients, or
+    one that cannot be copied, or takes matrices. Its real steps are compared.
+    """
+    if trainee.closure or trainee.by_hand is not None or not recorder.steps:
+        return None
+    try:
+        return probe(trainee, recorder, min(total, _MOST), dtype, target)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return None
 
 
 def probe(
