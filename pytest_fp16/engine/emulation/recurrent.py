@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.emulation.cells import as_on_cuda
 
+_WITHIN = ContextVar("within a layer", default=False)
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
 
 
@@ -40,13 +42,26 @@ def recurrent_by_steps(target: str | None = None) -> Iterator[None]:
 
 def _in_steps(name: str, own: Callable[..., Any], target: str | None) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        out = as_on_cuda(name, args) if target == "cuda" else None
-        if out is not None:
-            return out
-        with _without_whole_layers():
-            return own(*args, **kwargs)
+        token = _WITHIN.set(not name.endswith("_cell"))
+        try:
+            out = as_on_cuda(name, args) if target == "cuda" else None
+            if out is not None:
+                return out
+            with _without_whole_layers():
+                return own(*args, **kwargs)
+        finally:
+            _WITHIN.reset(token)
 
     return run
+
+
+def within_a_layer() -> bool:
+    """Whether what runs is a step of a layer that a library runs as a whole.
+
+    How that rounds the state from one step to the next is its own affair: errors are of this size,
+    but none is certain.
+    """
+    return _WITHIN.get()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pytest_fp16.engine.emulation.operations import (
     flat,
     functional,
 )
+from pytest_fp16.engine.emulation.recurrent import within_a_layer
 from pytest_fp16.engine.emulation.wide import attention, run_wide
 from pytest_fp16.engine.tracing.absorption import (
     accumulated,
@@ -153,7 +154,7 @@ def certain_error(
     if not known.stepwise:
         operands = operands_of(known.name, call.args, fmt.dtype)
         certain = not call.noisy
-        steps = certain or recorder.repeats(known.name)
+        steps = certain or (recorder.repeats(known.name) and not within_a_layer())
         settles = certain or recorder.noise is not None
         moved, fixed = certain_errors(y, operands, fmt, known.exact, steps, settles)
         if recorder.asks and not known.exact:
