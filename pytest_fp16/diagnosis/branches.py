@@ -7,11 +7,14 @@ right as it goes, so that each place where they part is found, and not what lies
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.damage import ENOUGH, Damage
+from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.replay import Replay
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.tape import Entry, Ref
@@ -25,13 +28,22 @@ _AHEAD = 12
 _CASTS = frozenset("_to_copy clone alias detach lift_fresh copy".split())
 
 
-def branched(low: Specimen, wide: Specimen) -> Culprit | None:
+def branched(low: Specimen, rerun: Callable[[Remedy], Specimen]) -> Culprit | None:
     """The operation by which the 16-bit program parts from the float32 program.
+
+    None where they do not part, or one of them cannot be played in this way.
 
     Args:
         low: the candidate, recorded.
-        wide: the float32 model on the same inputs.
+        rerun: puts the same inputs under examination in another precision.
     """
+    try:
+        return _branched(low, rerun(Remedy("32-true")))
+    except Exception:
+        return None
+
+
+def _branched(low: Specimen, wide: Specimen) -> Culprit | None:
     if low.recorded is None:
         return None
     damage = Damage(low.task, low.wanted, low.healed(0))
@@ -40,14 +52,14 @@ def branched(low: Specimen, wide: Specimen) -> Culprit | None:
     wide.record()
     with low.replaying():
         followed = _Followed(low, wide)
-        if damage.of(followed.play(0)) >= ENOUGH:
+        if damage.of(followed.play()) >= ENOUGH:
             return None  # they part in other ways than can be followed
         points = list(followed.parted)
         first, last = 0, len(points)  # what is left of the damage when those before are put right
         while last - first > 1:
             middle = (first + last) // 2
             kept = set(points[middle:])
-            if damage.of(followed.play(0, kept)) >= ENOUGH:
+            if damage.of(followed.play(kept)) >= ENOUGH:
                 first = middle
             else:
                 last = middle
@@ -85,12 +97,12 @@ class _Followed:
         ]
         self.wide = tape
 
-    def play(self, start: int, left: set[int] | None = None) -> Tensor:
+    def play(self, left: set[int] | None = None) -> Tensor:
         """The output where the operations that part are put right, but for those `left`.
 
         With `left` given, no others are looked for.
         """
-        tape, replay, at = self.low.tape, Replay(self.low.tape, start, lenient=True), 0
+        tape, replay, at = self.low.tape, Replay(self.low.tape, 0, lenient=True), 0
         alone: int | None = None  # an operation that the float32 program does not have
         for position, entry in enumerate(tape.entries):
             replay.play(position)

@@ -184,9 +184,8 @@ def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple
         if found is None:
             return
         at = found.operation.module if isinstance(found, Origin) else found.module
-        branch = (
-            _branch(clinic, remedied) if isinstance(found, Origin) and found.unrounded else None
-        )
+        unrounded = isinstance(found, Origin) and found.unrounded
+        branch = branched(remedied, clinic.rerun) if unrounded else None
         if branch is not None:
             at, alike = branch.module, _alike(clinic, branch.module)  # all of its kind do that
         if not at or at in keep:
@@ -194,14 +193,6 @@ def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple
         more = [n for n in alike if n not in keep] if at in alike else []
         keep = tuple(dict.fromkeys([*keep, at, *more]))
         yield keep
-
-
-def _branch(clinic: Clinic, remedied: Specimen) -> Culprit | None:
-    """Where the program still does something else for a dtype; None where that cannot be told."""
-    try:
-        return branched(remedied, clinic.rerun(Remedy("32-true")))
-    except Exception:  # it cannot be played that way
-        return None
 
 
 def _alike(clinic: Clinic, module: str) -> list[str]:

@@ -175,7 +175,7 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
         return spread
     if found.unrounded:
         lost = None if found.lossless else overflowing(specimen.side_by_side(lambda i: True))
-        culprit = lost or _branched(patient, specimen)
+        culprit = lost or branched(specimen, patient.specimen)
         if culprit is not None:
             return culprit
     if found.lossless and not found.concentrated and spread is not None:
@@ -190,14 +190,6 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     if not found.concentrated and spread is not None and not certain:
         return spread  # an overflow is a fact, though a clamp behind it may limit the damage
     return culprit or spread
-
-
-def _branched(patient: Patient, specimen: Specimen) -> Culprit | None:
-    """Where the program does something else for a dtype than for float32."""
-    try:
-        return branched(specimen, patient.specimen(Remedy("32-true"), emulated=False))
-    except Exception:  # it cannot be played that way
-        return None
 
 
 def _led(patient: Patient, specimen: Specimen, found: Raised) -> Culprit | None:

@@ -97,7 +97,7 @@ def _references(runs: Runs, pairs: Pairs) -> list[RunResult]:
         return [worst]
     known = next((r for r, _ in pairs.pairs if r.seed != worst.seed), None)
     other = known or runs.run(REFERENCE, worst.seed + 1)
-    return [worst] if other.broke else [worst, other]
+    return [worst, other] if other.ended == "finished" else [worst]
 
 
 def _cured(runs: Runs, pairs: Pairs, proposal: Proposal, seed: int) -> RunResult:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.tracing.recorder import largest_magnitude
+from pytest_fp16.engine.tracing.recorder import FEW_STEPS, largest_magnitude
 from pytest_fp16.engine.tracing.shadow import Shadow
 from pytest_fp16.theory.rounding import Format, round_to, ulp, ulp_at
 
@@ -33,8 +33,6 @@ _BIASED = 5.0
 #: errors repeat.
 _DISTINCT = 16
 _TIMES = 4
-#: Steps of the format up to which an addend's own error leaves its rounding to whole ones alone.
-_STEPS = 8.0
 
 #: Positions of the operands a result can fall back onto.
 OPERANDS = {
@@ -125,7 +123,7 @@ def stepped(
     values, step = y.detach(), ulp(y.detach(), fmt)
     for operand in (o.detach() for o in operands if _fits(o.shape, y.shape)):
         away = (values - operand) / step
-        near = (away.abs() <= _STEPS) & (ulp(operand, fmt) >= step)
+        near = (away.abs() <= FEW_STEPS) & (ulp(operand, fmt) >= step)
         near = near if fixed is None else near & (fixed == 0)
         if float(near.float().mean()) >= WORTHWHILE:
             y = y + torch.where(near, (away.round() - away) * step, 0.0)

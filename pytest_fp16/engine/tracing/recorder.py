@@ -16,8 +16,9 @@ from pytest_fp16.theory.rounding import FLOAT16, Format, flush_to_one, overflow,
 _SAMPLE = 64
 #: Runs of an operation in one module from which on it is taken to be in a loop.
 _LOOP = 4
-#: Steps of the format above zero up to which a rounding is no matter of chance.
-_STEPS = 8.0
+#: Steps of the format from zero, or from an operand, up to which a value's own error leaves its
+#: rounding to whole ones alone.
+FEW_STEPS = 8.0
 _MANTISSA = 0x7FFFFF  # of float32
 
 
@@ -109,7 +110,7 @@ class Recorder:
             moved = y + (error if fixed is None else error.mul_(1 - fixed))
             moved = _within_octave(y, moved, fmt, steps)
             # Of a few steps above zero a value's own error leaves its rounding alone.
-            few = y.detach().abs() <= _STEPS * fmt.smallest_subnormal
+            few = y.detach().abs() <= FEW_STEPS * fmt.smallest_subnormal
             return torch.where(few, round_to(y.detach(), fmt), moved)
         if self.adjoint:
             if not y.requires_grad:

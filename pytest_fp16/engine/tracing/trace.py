@@ -239,7 +239,9 @@ class Trace(Interception):
             moved, fixed = certain_error(call, y, fmt, self.target, self.recorder)
             self.recorder.bent |= moved is not y
             y = moved
-        noisy = call.noisy or not (known.exact or self.recorder.on_grid(y.detach(), fmt))
+        noisy = call.depends and (
+            call.noisy or not (known.exact or self.recorder.on_grid(y.detach(), fmt))
+        )
         # A constant, and the cast of a value no rounding error has entered, round for good.
         if not call.depends or (known.exact and not call.noisy):
             rounded = y.to(fmt.dtype).to(torch.float32)
@@ -247,7 +249,7 @@ class Trace(Interception):
             rounded = self._site(call, y.clone() if aliased else y, fmt, fixed)
         # Views look on: the new values must reach the memory they share.
         y = y.copy_(rounded) if aliased else rounded
-        return y, call.depends and noisy
+        return y, noisy
 
     def _site(self, call: Call, y: Tensor, fmt: Format, fixed: Tensor | None) -> Tensor:
         self.dtypes[fmt.name] = self.dtypes.get(fmt.name, 0) + 1
