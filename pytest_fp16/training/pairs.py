@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from itertools import count, islice
 
@@ -13,9 +12,12 @@ from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.theory.seeds import Look, sequential
 from pytest_fp16.theory.seeds_ahead import further_runs, seeds_missing
+from pytest_fp16.training.untaught import learned_nothing, remarked
 
 #: A default budget that is more than this share of the metric itself is wide: a convention.
 WIDE = 0.1
+#: Seeds with which a 32-bit training learns nothing before no others are tried.
+UNTAUGHT = 2
 
 
 @dataclass
@@ -54,7 +56,14 @@ class Pairs:
             return "not equivalent"
         if self.look is None or self.unmade is not None or self.look.outcome == "undecided":
             return "inconclusive"
+        if self.look.outcome == "equivalent" and self.untaught is not None:
+            return "inconclusive"
         return self.look.outcome
+
+    @property
+    def untaught(self) -> str | None:
+        """Why runs that lost nothing prove nothing: their 32-bit twins had learned nothing."""
+        return learned_nothing([r.score for r, _ in self.pairs])
 
 
 def compare(runs: Runs, precision: Precision) -> Pairs:
@@ -80,9 +89,14 @@ def compare(runs: Runs, precision: Precision) -> Pairs:
             return pairs
         pairs.pairs.append((reference, candidate))
         pairs.look = _look(pairs, runs.settings)
-        if pairs.look.outcome != "undecided":
+        untaught = pairs.untaught is not None
+        if pairs.look.outcome == "not equivalent" or (untaught and len(pairs.pairs) >= UNTAUGHT):
+            return pairs
+        if pairs.look.outcome == "equivalent" and not untaught:
             _require_steady(pairs)
             return pairs
+    if pairs.untaught is not None:
+        return pairs
     _sharpen(pairs, runs)
     if pairs.look is not None:
         _require_steady(pairs)
@@ -118,8 +132,10 @@ def _unmade(pairs: Pairs, *results: RunResult) -> bool:
 
 def _require_reference(reference: RunResult, pairs: Pairs, seed: int) -> None:
     if not reference.broke:
-        if not pairs.pairs and seed == 0:
-            _require_learned(reference, pairs)
+        score = reference.score
+        remark = remarked(score) if seed == 0 and score is not None else None
+        if remark is not None and learned_nothing([score]) is None:
+            pairs.notes.append(remark)
         return
     said = reference.error or f"it ended in: {reference.ended}"
     if seed == 0:
@@ -128,18 +144,6 @@ def _require_reference(reference: RunResult, pairs: Pairs, seed: int) -> None:
             f"(seed {seed}); repair it first"
         )
     pairs.notes.append(f"seed {seed} was left out: the 32-bit training fails there ({said})")
-
-
-def _require_learned(reference: RunResult, pairs: Pairs) -> None:
-    """A model that learned nothing in 32 bits cannot show what 16 bits would lose."""
-    score = reference.score
-    if score is None or score.majority is None or not math.isfinite(score.value):
-        return
-    if score.value <= score.majority + score.resolution:
-        pairs.notes.append(
-            f"the 32-bit training is near chance: accuracy {score.value:.1%}, the commonest label "
-            f"alone {score.majority:.1%}; a verdict on it says little, train longer"
-        )
 
 
 def _require_steady(pairs: Pairs) -> None:

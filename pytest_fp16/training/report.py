@@ -79,7 +79,7 @@ def _checks(pairs: Pairs) -> list[Check]:
         detail = f"all {len(pairs.pairs)} runs finished with finite weights and outputs"
         checks.append(Check(name="finite", passed=True, detail=detail))
     if pairs.look is not None:
-        passed = pairs.look.outcome == "equivalent"
+        passed = pairs.look.outcome == "equivalent" and pairs.verdict != "inconclusive"
         checks.append(Check(name="same over seeds", passed=passed, detail=_over_seeds(pairs)))
     elif pairs.unmade:
         checks.append(Check(name="same over seeds", passed=False, detail=pairs.unmade))
@@ -113,6 +113,8 @@ def how_it_ended(result: RunResult) -> str:
 def _over_seeds(pairs: Pairs) -> str:
     look = pairs.look
     assert look is not None
+    if pairs.verdict == "inconclusive" and pairs.untaught is not None:
+        return pairs.untaught
     limits = f"95 % limits {look.lower:.3g} to {look.upper:.3g}"
     if not math.isfinite(look.lower):
         limits = "no limits yet"

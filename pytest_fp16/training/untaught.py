@@ -1,0 +1,62 @@
+"""Whether a 32-bit training learned anything that 16 bits could lose."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from pytest_fp16.engine.training.score import Score
+
+#: What to do about it, in a report.
+ADVICE = "train longer, mend the recipe, or pass metric= that shows what is learned"
+
+#: From guessing to perfect: a run that came this far learned, whatever others did.
+HALF_WAY = 0.5
+
+
+def learned_nothing(scores: Sequence[Score | None]) -> str | None:
+    """Why a comparison with these 32-bit runs proves nothing; None where they learned.
+
+    Two trainings that learned nothing are equivalent whatever rounding does to them. A metric of
+    the user's own has no chance level that is known here, and is not judged.
+    """
+    found = [s for s in scores if s is not None and math.isfinite(s.value)]
+    if not found:
+        return None
+    values = [s.value for s in found]
+    mean = statistics.fmean(values)
+    # Networks that learned nothing differ by more than their inputs' sampling does.
+    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    if found[0].majority is None:
+        if found[0].name != "R²" or mean > spread or max(values) > HALF_WAY:
+            return None
+        return f"the 32-bit training learned nothing: R² {mean:.3g}, a constant has 0; {ADVICE}"
+    chance = 1 / max(found[0].predictions.shape[-1], 1)
+    error = math.sqrt(chance * (1 - chance) / max(found[0].inputs, 1))
+    half_way = chance + HALF_WAY * (1 - chance)
+    if mean <= chance + error + spread and max(values) <= half_way:
+        level = f"guesses have {chance:.1%}"
+    elif all(_says_one(score) for score in found):
+        level = f"every decision is the commonest label, {found[0].majority:.1%}"
+    else:
+        return None
+    return f"the 32-bit training learned nothing: accuracy {mean:.1%}, {level}; {ADVICE}"
+
+
+def remarked(score: Score) -> str | None:
+    """The warning where decisions are no better than one label for all; rare ones may be right."""
+    if score.majority is None or not score.value <= score.majority + score.resolution:
+        return None
+    return (
+        f"the 32-bit training is near chance: accuracy {score.value:.1%}, the commonest label "
+        f"alone {score.majority:.1%}; a verdict on it says little, train longer"
+    )
+
+
+def _says_one(score: Score) -> bool:
+    """Whether every decision is the same, and no better than the commonest label."""
+    if score.majority is None or not score.predictions.numel():
+        return False
+    one = len(score.predictions.argmax(-1).unique()) == 1
+    return one and score.value <= score.majority + score.resolution

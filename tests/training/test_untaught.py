@@ -1,0 +1,70 @@
+"""A 32-bit training that learned nothing proves nothing of 16 bits."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import check
+from pytest_fp16.engine.training.score import Score
+from pytest_fp16.training.untaught import learned_nothing, remarked
+
+SURE, OTHER = [[3.0, 1.0, 0.0]], [[0.0, 2.0, 1.5]]
+
+
+def score(value, rows=(SURE, OTHER), majority: "float | None" = 0.5, name="accuracy"):
+    return Score(name, value, 0.01, 600, True, torch.tensor(rows), 1 / 600, majority)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (score(0.34), "accuracy 34.0%, guesses have 33.3%"),
+        (score(0.5, (SURE, SURE)), "every decision is the commonest label, 50.0%"),
+        (score(0.5), None),  # rare labels may be among what is right
+        (score(0.9), None),
+        (score(-0.2, majority=None, name="R²"), "R² -0.2, a constant has 0"),
+        (score(0.3, majority=None, name="R²"), None),
+        (score(-5.0, majority=None, name="my_score"), None),
+    ],
+)
+def test_what_tells_of_nothing_learned(found, said):
+    why = learned_nothing([found])
+    assert (said in why) if said else why is None
+
+
+def test_one_seed_that_learned_is_enough():
+    assert learned_nothing([score(0.3), score(0.9)]) is None
+
+
+def test_untrained_networks_differ_by_more_than_a_sample_of_guesses():
+    assert learned_nothing([score(0.25), score(0.45)]) is not None
+
+
+def test_decisions_no_better_than_one_label_are_remarked():
+    assert "near chance" in remarked(score(0.5))
+    assert remarked(score(0.6)) is None
+
+
+def no_steps(params):
+    return torch.optim.SGD(params, lr=0.0)
+
+
+def test_two_trainings_that_learned_nothing_are_inconclusive(digits_training):
+    report = check(digits_training(optimizer=no_steps), precision="16-mixed", seeds=4)
+    assert report.verdict == "inconclusive"
+    assert report.training["seeds"] == [0, 1]
+    (one,) = [c for c in report.checks if c.name == "same over seeds"]
+    assert not one.passed
+    assert "learned nothing" in one.detail
+    assert "train longer" in str(report)
+
+
+def test_a_run_that_breaks_is_no_matter_of_learning(digits_training):
+    def scaled():
+        layers = [nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)]
+        nn.init.constant_(layers[2].bias, 1e5)
+        return nn.Sequential(nn.Flatten(), *layers)
+
+    given = digits_training(model=scaled, optimizer=no_steps)
+    report = check(given, precision="16-true", seeds=3)
+    assert report.verdict == "not equivalent"
