@@ -99,6 +99,7 @@ class Settings:
             raise SettingError(
                 f"unknown setting {', '.join(map(repr, unknown))}; known are "
                 + ", ".join(sorted(known - _SESSION.keys()))
+                + " (a model, its data and the like belong to the Evaluation or Training)"
             )
         return replace(self, **changes)
 
