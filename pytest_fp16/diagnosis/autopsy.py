@@ -122,6 +122,12 @@ class Autopsy(Interception):
         self.program.adopted[key] = (value, twin)
         return twin
 
+    def adopt_stated(self, value: Tensor, wide: Tensor) -> Twin:
+        """A twin of a constant, with the numbers that the program was told to make it of."""
+        twin = Twin(value, wide, Fate(made=False, fixed=True), value.dtype)
+        self.program.adopted[place(value)] = (value, twin)
+        return twin
+
     def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """A view, made in both worlds."""
         source = args[0]

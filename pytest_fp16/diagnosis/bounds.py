@@ -18,7 +18,10 @@ VANISHED = 0.5
 _A_SHARE = 0.0005
 
 _EPSILON = frozenset(
-    "add sub rsub clamp clamp_min clamp_max maximum minimum where masked_fill full fmax".split()
+    """
+    add sub rsub clamp clamp_min clamp_max maximum minimum where masked_fill fmax
+    full full_like new_full fill copy index_put
+    """.split()
 )
 _COMPARES = frozenset("lt le gt ge eq ne".split())
 #: Operations that put a constant into its place, or bring it into the format.
@@ -88,11 +91,13 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
     wrong = finding.decided > 0
     if born.name not in _COMPARES:
         known = born.name in _EPSILON or (born.name in _SCALES and _ends_at_one(finding, fmt))
-        if not known or not finding.results:
+        if not finding.results or not (known or any(m.fixed and m.alike for m in finding.results)):
             return None
         wrong = any(m.error > 0 or m.zeroed or m.lost for m in finding.own)
-    # A kernel may hand its epsilon on as a tensor of one number: cosine_similarity does.
-    handed = (m.largest for m in finding.operands if m.fixed and m.made and m.count == 1)
+        wrong |= any(m.fixed and m.count == 1 and m.error > 0 for m in finding.operands)
+    # One of a tensor of one number: x.new_tensor(1e-8), or what a kernel such as
+    # cosine_similarity hands on.
+    handed = (float(f"{m.largest:.7g}") for m in finding.operands if m.fixed and m.count == 1)
     for constant in (*finding.scalars, *handed):
         rounded = _nearest(constant, fmt)
         if constant != 0 and rounded == 0 and wrong:
@@ -109,7 +114,8 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
                 f"the constant {constant!r} rounds to 1 in {fmt.name}",
                 "near one",
             )
-    for measure in finding.operands:
+    made = [m for m in finding.results if m.alike]
+    for measure in (*finding.operands, *made):
         if measure.fixed and measure.zeroed and measure.largest < fmt.smallest_subnormal:
             return Why(
                 "eps-underflow",

@@ -126,6 +126,11 @@ class Measure:
         return float(away[0]) if same else None
 
     @cached_property
+    def alike(self) -> bool:
+        """Whether the exact one holds one number only, however often."""
+        return bool((self._values == self._values.flatten()[:1]).all())
+
+    @cached_property
     def zeroed(self) -> int:
         """Elements that are zero where the exact one is not."""
         return int(((self._actual == 0) & (self._values != 0)).sum())

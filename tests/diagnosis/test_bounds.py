@@ -7,6 +7,8 @@ from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.bounds import out_of_range, vanished, vanishing_constant
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.mechanism import explain, worth_watching
+from pytest_fp16.diagnosis.origin import find_origin
 from pytest_fp16.theory.rounding import FORMATS
 
 
@@ -63,3 +65,51 @@ def test_a_factor_next_to_one_bounds_what_comes_up_to_one(largest, told):
     why = vanishing_constant(Operation(0, "mul", "m"), seen, FORMATS[torch.float16])
     assert (why is not None) == told
     assert not told or "the constant 0.99999 rounds to 1" in why.evidence
+
+
+def assigned(x, value, at):
+    x = x.clone()
+    x[at(x)] = value
+    return x
+
+
+FLOORS = {
+    "new_tensor": lambda x: torch.maximum(x, x.new_tensor(1e-8)),
+    "a list": lambda x: torch.maximum(x, x.new_tensor([1e-8])),
+    "tensor": lambda x: torch.maximum(x, torch.tensor(1e-8, dtype=x.dtype)),
+    "full_like": lambda x: torch.maximum(x, torch.full_like(x, 1e-8)),
+    "ones": lambda x: torch.maximum(x, 1e-8 * torch.ones_like(x)),
+    "masked": lambda x: assigned(x, 1e-8, lambda x: x == 0),
+    "a column": lambda x: assigned(x, 1e-8, lambda x: (slice(None), 0)),
+}
+
+
+@pytest.mark.parametrize("floor", FLOORS.values(), ids=FLOORS)
+def test_an_epsilon_that_torch_made_a_tensor_of(make_net, specimen, floor):
+    """Before a mode can see it: the constant was zero already, and the program another one."""
+
+    class Part(torch.nn.Module):
+        def forward(self, x):
+            size = floor((x * 0).abs().amax(-1, keepdim=True))
+            return x + (x * 0) / size
+
+    looked = specimen(make_net(Part()))
+    origin = find_origin(looked)
+    culprit = explain(origin, looked.side_by_side(worth_watching(origin).__contains__))
+    assert not origin.unrounded
+    assert (culprit.module, culprit.mechanism) == ("core.part", "eps-underflow")
+    assert "1e-08" in culprit.evidence
+
+
+def test_a_bound_near_one_that_is_written_into_a_place(make_net, specimen):
+    class Part(torch.nn.Module):
+        def forward(self, x):
+            p = torch.cat([x.sigmoid() * 0.9, x], -1)
+            p[:, x.shape[1] :] = 0.9999
+            return x + torch.log(1 - p)[:, : x.shape[1]] + torch.log(1 - p)[:, x.shape[1] :] * x
+
+    looked = specimen(make_net(Part()))
+    origin = find_origin(looked)
+    culprit = explain(origin, looked.side_by_side(worth_watching(origin).__contains__))
+    assert (culprit.mechanism, culprit.variant) == ("eps-underflow", "near one")
+    assert "the constant 0.9999 rounds to 1" in culprit.evidence

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_fp16.engine.emulation.assignments import assigned, assigned_to
 from pytest_fp16.engine.emulation.composed import composition
-from pytest_fp16.engine.emulation.literals import made_by_operations
+from pytest_fp16.engine.emulation.literals import made_by_operations, stated
 from pytest_fp16.engine.emulation.operations import AUTOCAST, Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
 from pytest_fp16.engine.emulation.refusal import OnTarget
@@ -132,7 +132,8 @@ class Interception(OnTarget):
 
     def __enter__(self) -> Self:
         self._context.enter_context(padded_by_operations())
-        self._context.enter_context(made_by_operations(Carrier))
+        self._said: list[Any] = []
+        self._context.enter_context(made_by_operations(Carrier, self._said))
         self._assigned: dict[int, tuple[Tensor, Carrier]] = {}
         self._context.enter_context(assigned(Carrier, self._assigned))
         return super().__enter__()
@@ -180,7 +181,10 @@ class Interception(OnTarget):
             if isinstance(value, Carrier):
                 return value
             instead = assigned_to(value, self._assigned)
-            return self.adopt(value) if instead is None else instead
+            if instead is None:
+                wide = stated(value, self._said)
+                instead = self.adopt(value) if wide is None else self.adopt_stated(value, wide)
+            return instead
         if isinstance(value, (list, tuple)):
             return [self._adopted(item) for item in value]
         return value
@@ -193,6 +197,10 @@ class Interception(OnTarget):
     def adopt(self, value: Tensor) -> Carrier:
         """A carrier for a plain tensor: a parameter, a buffer, a fresh constant."""
         raise NotImplementedError  # a trace and an autopsy each do so in their own way
+
+    def adopt_stated(self, value: Tensor, wide: Tensor) -> Carrier:
+        """The same for a 16-bit constant, with the numbers in the program's text."""
+        return self.adopt(value)
 
     def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """An operation whose results share memory with its first argument."""

@@ -1,4 +1,9 @@
-"""Tensors made of a list that holds carried ones: torch would read their memory, and find none."""
+"""Tensors made of numbers and lists in the program's text.
+
+Of a list that holds carried tensors torch would read their memory, and find none. Of plain numbers
+it makes a tensor before a mode can see it: what a 16-bit one should hold is remembered meanwhile,
+such as the 1e-8 of ``x.new_tensor(1e-8)`` or ``x[mask] = 1e-8``, which is zero in float16.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +13,99 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pytest_fp16.engine.emulation.operations import LOW
 
 _MAKERS = ("tensor", "as_tensor")
 
 
 @contextmanager
-def made_by_operations(carried: type[Tensor]) -> Iterator[None]:
+def made_by_operations(carried: type[Tensor], said: list[Any]) -> Iterator[None]:
     """Make tensors of lists by operations where a list holds carried ones, however nested.
 
     Args:
         carried: the class of tensors without memory of their own.
+        said: ends with the numbers that a tensor is being made of, while it is.
     """
-    held = {name: getattr(torch, name) for name in _MAKERS}
-    new_tensor: Any = Tensor.new_tensor
-    inherited = "new_tensor" not in vars(Tensor)
-    for name in _MAKERS:
-        setattr(torch, name, _of_lists(held[name], carried))
-    Tensor.new_tensor = _like(new_tensor, carried)  # type: ignore[method-assign]
+    held: list[tuple[Any, str, Any]]
+    held = [(torch, name, getattr(torch, name)) for name in _MAKERS]
+    methods = ("new_tensor", "__setitem__")
+    inherited = [name for name in methods if name not in vars(Tensor)]
+    held += [(Tensor, name, getattr(Tensor, name)) for name in methods]
+    makers: list[Callable[..., Any]] = [_of_lists, _of_lists, _like, _into]
+    for (owner, name, own), maker in zip(held, makers, strict=True):
+        setattr(owner, name, maker(own, carried, said))
     try:
         yield
     finally:
-        for name in _MAKERS:
-            setattr(torch, name, held[name])
-        if inherited:
-            del Tensor.new_tensor
+        for owner, name, own in held:
+            if name in inherited:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
+
+
+def stated(value: Tensor, said: list[Any]) -> Tensor | None:
+    """What the program says that a fresh 16-bit constant holds, in float32.
+
+    None where it is not made of the numbers that `said` ends with.
+    """
+    if not said or value.dtype not in LOW:
+        return None
+    with _disable_current_modes():
+        try:
+            wide = torch.tensor(said[-1], dtype=torch.float32, device=value.device)
+        except (TypeError, ValueError, RuntimeError):
+            return None
+        same = wide.shape == value.shape and torch.equal(wide.to(value.dtype), value)
+    return wide if same else None
+
+
+@contextmanager
+def _saying(said: list[Any], data: Any) -> Iterator[None]:
+    said.append(data)
+    try:
+        yield
+    finally:
+        said.pop()
+
+
+def _into(own: Callable[..., None], carried: type[Tensor], said: list[Any]) -> Callable[..., None]:
+    def write(self: Tensor, index: Any, value: Any) -> None:
+        if isinstance(value, (int, float)):
+            with _saying(said, value):
+                own(self, index, value)
         else:
-            Tensor.new_tensor = new_tensor  # type: ignore[method-assign]
+            own(self, index, value)
+
+    return write
 
 
-def _of_lists(own: Callable[..., Tensor], carried: type[Tensor]) -> Callable[..., Tensor]:
+def _of_lists(
+    own: Callable[..., Tensor], carried: type[Tensor], said: list[Any]
+) -> Callable[..., Tensor]:
     def make(data: Any, *args: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> Tensor:
         if _holds(data, carried):
             made = _stacked(data).to(device=device, dtype=dtype)
             return made.requires_grad_(kwargs.get("requires_grad", False))
-        return own(data, *args, dtype=dtype, device=device, **kwargs)
+        with _saying(said, data):
+            return own(data, *args, dtype=dtype, device=device, **kwargs)
 
     return make
 
 
-def _like(own: Callable[..., Tensor], carried: type[Tensor]) -> Callable[..., Tensor]:
+def _like(
+    own: Callable[..., Tensor], carried: type[Tensor], said: list[Any]
+) -> Callable[..., Tensor]:
     def make(
         self: Tensor, data: Any, *, dtype: Any = None, device: Any = None, **kw: Any
     ) -> Tensor:
         if _holds(data, carried):
             made = _stacked(data).to(device=device or self.device, dtype=dtype or self.dtype)
             return made.requires_grad_(kw.get("requires_grad", False))
-        return own(self, data, dtype=dtype, device=device, **kw)
+        with _saying(said, data):
+            return own(self, data, dtype=dtype, device=device, **kw)
 
     return make
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulation.interception import Carrier
-from pytest_fp16.engine.emulation.literals import made_by_operations
+from pytest_fp16.engine.emulation.literals import made_by_operations, stated
 
 MAKERS = {
     "tensor": lambda h, parts: torch.tensor(parts),
@@ -53,15 +53,33 @@ def test_what_overflows_on_its_way_there_is_found(maker):
 
 
 def test_everything_else_is_made_as_ever_and_torch_is_left_as_it_was():
-    before = torch.tensor, torch.as_tensor, "new_tensor" in vars(torch.Tensor)
-    with made_by_operations(Carrier), made_by_operations(Carrier):
+    methods = {"new_tensor", "__setitem__"}
+    before = torch.tensor, torch.as_tensor, methods & vars(torch.Tensor).keys()
+    with made_by_operations(Carrier, []), made_by_operations(Carrier, []):
         assert torch.equal(
             torch.tensor([1, 2], dtype=torch.int8), torch.ones(2).cumsum(0).to(torch.int8)
         )
         assert torch.tensor([[1.5]], requires_grad=True).requires_grad
         assert torch.ones(2, dtype=torch.float64).new_tensor([1, 2]).dtype == torch.float64
         assert torch.as_tensor([torch.tensor(2.0)]).item() == 2.0
-    assert before == (torch.tensor, torch.as_tensor, "new_tensor" in vars(torch.Tensor))
+    assert before == (torch.tensor, torch.as_tensor, methods & vars(torch.Tensor).keys())
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "known"),
+    [
+        (torch.tensor(0.0, dtype=torch.float16), [1e-8], True),
+        (torch.tensor([[0.0, 1.0]], dtype=torch.float16), [3.0, [[1e-8, 0.9999]]], True),
+        (torch.tensor(0.0, dtype=torch.float16), [1.0], False),  # an index beside what is assigned
+        (torch.tensor(0.0), [1e-8], False),  # float32 holds it
+        (torch.tensor(0.0, dtype=torch.float16), ["not a number"], False),
+        (torch.tensor(0.0, dtype=torch.float16), [], False),
+    ],
+)
+def test_what_a_constant_is_said_to_be(value, said, known):
+    wide = stated(value, said)
+    assert (wide is not None) == known
+    assert wide is None or torch.equal(wide, torch.tensor(said[-1]))
 
 
 class Slopes(nn.Module):
