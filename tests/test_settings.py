@@ -41,7 +41,7 @@ def test_seeds_are_a_whole_number_of_at_least_one(value):
 
 def test_with_changes_and_validates():
     assert Settings().with_(seeds=3, budget="1 %").budget == "1%"
-    with pytest.raises(SettingError, match=r"unknown setting 'sedes'; known are .*seeds.*data.*belong"):
+    with pytest.raises(SettingError, match=r"unknown setting 'sedes'; known are .*seeds.*belong"):
         Settings().with_(sedes=3)
     with pytest.raises(SettingError, match="target"):
         Settings().with_(target="tpu")

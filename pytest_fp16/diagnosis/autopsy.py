@@ -25,6 +25,7 @@ from pytest_fp16.engine.emulation.interception import READ_ON_HOST, Interception
 from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     LOW,
+    WIDE,
     Facts,
     flat,
     rebuild,
@@ -265,7 +266,5 @@ def _written(known: Facts, args: Any, kwargs: Any) -> list[Twin]:
 
 
 def _dtype_of(item: Tensor, i: int, nominal: Any, fallback: Any) -> torch.dtype:
-    if not item.is_floating_point():
-        return item.dtype
     dtype = nominal_at(nominal, i) if nominal else fallback
-    return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
+    return dtype if dtype is not None and WIDE.get(dtype) == item.dtype else item.dtype

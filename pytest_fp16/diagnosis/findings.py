@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -113,6 +113,8 @@ def examined(
         results: what it gave, tensors as pairs.
         local: the same operation in float32 on the 16-bit program's own operands, or None.
     """
+    args, kwargs = _by_parts(list(args)), {k: _by_parts(v) for k, v in kwargs.items()}
+    results, local = _by_parts(results), _by_parts(local)
     finding = Finding(scalars=_scalars(func, args, kwargs))
     for pair in flat([*args, *kwargs.values()]):
         if isinstance(pair, Pair) and pair.low.is_floating_point():
@@ -133,6 +135,18 @@ def examined(
         if i == 0 and name in (*ADDITIONS, *RUNNING) and pair.dtype in LOW:
             finding.addition = _addition(name, args, kwargs, pair)
     return finding
+
+
+def _by_parts(value: Any) -> Any:
+    """Complex numbers as pairs of real ones, which round each by itself."""
+    if isinstance(value, (list, tuple)):
+        return [_by_parts(item) for item in value]
+    if isinstance(value, Tensor):
+        return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    if not isinstance(value, Pair) or not value.low.is_complex():
+        return value
+    dtype = torch.float16 if value.dtype == torch.complex32 else torch.float32
+    return replace(value, low=_by_parts(value.low), exact=_by_parts(value.exact), dtype=dtype)
 
 
 def _scalars(func: OpOverload, args: Any, kwargs: Any) -> list[float]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.engine.containers import all_tensors, map_tensors
-from pytest_fp16.engine.emulation.operations import LOW
+from pytest_fp16.engine.emulation.operations import WIDE, seen_as
 from pytest_fp16.engine.emulation.wording import is_missing_kernel, mixes_dtypes
 from pytest_fp16.engine.source import calling_line
 from pytest_fp16.errors import ModelError
@@ -82,9 +82,10 @@ class Upcast(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in ("__get__", "__set__", "size", "dim", "numel"):
-            return func(*args, **kwargs)
-        given = [t for t in all_tensors((args, kwargs)) if t.is_floating_point()]
-        low = next((t.dtype for t in given if t.dtype in LOW), None)
+            return self._looked_at(func, args, kwargs)
+        every = all_tensors((args, kwargs))
+        given = [t for t in every if t.is_floating_point() or t.is_complex()]
+        low = next((t.dtype for t in given if t.dtype in WIDE), None)
         raised = [self.raised[id(t)][1] for t in given if id(t) in self.raised]
         if self._here():
             return self._in_float32(func, args, kwargs, given, low or next(iter(raised), None))
@@ -100,9 +101,17 @@ class Upcast(TorchFunctionMode):
         except RuntimeError as error:
             if low is None or is_missing_kernel(error):
                 raise
-            back = lambda t: t.to(raised[0]) if id(t) in self.raised else t  # noqa: E731
+            back = lambda t: _narrowed(t, raised[0]) if id(t) in self.raised else t  # noqa: E731
             return func(*map_tensors(args, back), **map_tensors(kwargs, back))
         self._remember(out, raised[0])
+        return out
+
+    def _looked_at(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A look at a tensor, which may be another one: its transpose, its real part."""
+        out = func(*args, **kwargs)
+        known = self.raised.get(id(args[0])) if isinstance(out, Tensor) and args else None
+        if known is not None:
+            self._remember(out, known[1])
         return out
 
     def _here(self) -> bool:
@@ -142,20 +151,24 @@ class Upcast(TorchFunctionMode):
 
     def _remember(self, out: Any, low: torch.dtype) -> None:
         for tensor in all_tensors(out):
-            if tensor.dtype == torch.float32:
+            if tensor.dtype in WIDE.values():
                 self.raised[id(tensor)] = (tensor, low)
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in LOW else tensor
+    return tensor.to(WIDE[tensor.dtype]) if tensor.dtype in WIDE else tensor
+
+
+def _narrowed(tensor: Tensor, low: torch.dtype) -> Tensor:
+    return tensor.to(seen_as(low, tensor.dtype))
 
 
 def _is_low(value: Any) -> bool:
-    return isinstance(value, torch.dtype) and value in LOW
+    return isinstance(value, torch.dtype) and value in WIDE
 
 
 def _float32_for(value: Any) -> Any:
-    return torch.float32 if _is_low(value) else value
+    return WIDE[value] if _is_low(value) else value
 
 
 def _autocasts(device: str) -> bool:

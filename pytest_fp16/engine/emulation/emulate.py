@@ -22,7 +22,7 @@ from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dt
 from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     ATTENTION,
-    LOW,
+    WIDE,
     Facts,
     facts,
     flat,
@@ -30,12 +30,9 @@ from pytest_fp16.engine.emulation.operations import (
     rebuild,
     tensors,
 )
-from pytest_fp16.engine.emulation.refusal import (
-    OnTarget,
-    UnsupportedOperation,
-    require_own_agreement,
-)
+from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, require_own_agreement
 from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes, narrowed
+from pytest_fp16.engine.emulation.target_mode import OnTarget
 from pytest_fp16.engine.emulation.wide import attention, run_wide
 from pytest_fp16.engine.emulation.wording import is_missing_kernel
 
@@ -107,34 +104,32 @@ class Emulation(OnTarget):
         """Raise UnsupportedOperation where the target is known to have no kernel."""
         if missing_kernel(known.name, args, self.target):
             require_same_dtype(known.name, args, self.target)  # asked before any kernel is
-            low = next((t.dtype for t in tensors(args, kwargs) if t.dtype in LOW), None)
+            low = next((t.dtype for t in tensors(args, kwargs) if t.dtype in WIDE), None)
             if low is not None:
                 raise UnsupportedOperation(known.name, str(low).removeprefix("torch."), self.target)
 
 
 def _touches_low(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    if kwargs and kwargs.get("dtype") in LOW:
+    if kwargs and kwargs.get("dtype") in WIDE:
         return True
     for value in args:
         if isinstance(value, Tensor):
-            if value.dtype in LOW:
+            if value.dtype in WIDE:
                 return True
         elif isinstance(value, (list, tuple)) and any(
-            isinstance(item, Tensor) and item.dtype in LOW for item in value
+            isinstance(item, Tensor) and item.dtype in WIDE for item in value
         ):
             return True
-    return any(t.dtype in LOW for t in tensors((), kwargs)) if kwargs else False
+    return any(t.dtype in WIDE for t in tensors((), kwargs)) if kwargs else False
 
 
 def widen(value: Any) -> Any:
     """16-bit tensors as float32, 16-bit dtypes as torch.float32, lists element by element."""
     if isinstance(value, Tensor):
-        return value.to(torch.float32) if value.dtype in LOW else value
+        return value.to(WIDE[value.dtype]) if value.dtype in WIDE else value
     if isinstance(value, (list, tuple)):
         return [widen(item) for item in value]
-    if isinstance(value, torch.dtype) and value in LOW:
-        return torch.float32
-    return value
+    return WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 def _widened(func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -151,7 +146,7 @@ def _widened(func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict
             rounded.append(written[id(item)])
             continue
         dtype = nominal_at(nominal, i) if nominal else fallback
-        if isinstance(item, Tensor) and dtype in LOW and item.dtype == torch.float32:
+        if isinstance(item, Tensor) and dtype in WIDE and item.dtype == WIDE[dtype]:
             item = item.to(dtype)
         rounded.append(item)
     return rebuild(out, iter(rounded))

@@ -20,8 +20,8 @@ from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.literals import made_by_operations, stated
 from pytest_fp16.engine.emulation.operations import AUTOCAST, Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
-from pytest_fp16.engine.emulation.refusal import OnTarget
 from pytest_fp16.engine.emulation.scalars import narrowed
+from pytest_fp16.engine.emulation.target_mode import OnTarget
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,8 +128,6 @@ class Interception(OnTarget):
         target: the device whose refusals the program meets; None for none but this device's own.
     """
 
-    _whole: str | None = None
-
     def __enter__(self) -> Self:
         self._context.enter_context(padded_by_operations())
         self._said: list[Any] = []
@@ -149,11 +147,8 @@ class Interception(OnTarget):
         kwargs = {k: self._adopted(v) for k, v in kwargs.items()}
         composed = composition(func, args, self._meets)
         if composed is not None:
-            outer, self._whole = self._whole, known.name
-            try:
+            with self.as_one(known.name):
                 return composed(self.step, *args, **kwargs)
-            finally:
-                self._whole = outer
         if not known.exact and self._meets is not None:
             args = self._narrowed(func, known, args)
         with self.below():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.operations import ATTENTION, LOW, tensors
+from pytest_fp16.engine.emulation.transforms import refuses_sizes
 
 #: Arguments that must share one floating dtype; ATen promotes nothing here, it raises.
 _SAME_DTYPE: dict[str, tuple[int, ...]] = {
@@ -101,7 +102,7 @@ _NO_CPU_KERNEL = _NO_KERNEL.union(
     "multilabel_margin_loss_forward".split()
 )
 
-#: CUDA has them in float16 for sizes that are powers of two; a CPU, which emulates, for none.
+#: CUDA has them in float16 for sizes that are powers of two; a CPU for none.
 _TRANSFORMS = frozenset({"_fft_r2c", "_fft_c2r", "_fft_c2c"})
 
 #: With one sparse COO matrix, CUDA has them from 32 bits up, with compressed rows (CSR) from 16:
@@ -114,6 +115,11 @@ _SPARSE = frozenset(
 #: "nms_kernel" and "roi_align_forward_kernel" are "not implemented for 'BFloat16'".
 _NO_BFLOAT16 = frozenset({"complex", "nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})
 
+#: Not for complex numbers of 16 bits: "baddbmm_cuda" is "not implemented for 'ComplexHalf'".
+_NO_COMPLEX = frozenset(
+    "mm mv dot vdot bmm addmm addmv addbmm baddbmm cumsum cumprod mean linalg_vector_norm".split()
+)
+
 #: Rows from which cdist for p = 2 becomes a matrix product, which has 16-bit kernels.
 _CDIST_BY_PRODUCT = 25
 
@@ -121,18 +127,28 @@ _CDIST_BY_PRODUCT = 25
 def missing_kernel(name: str, args: Sequence[Any], target: str) -> bool:
     """Whether a target is known to have no 16-bit kernel for an operation on these arguments."""
     if name in _TRANSFORMS:
-        return bool(args[0].device.type == "cpu")
+        refused = target != "cuda" or args[0].dtype is torch.bfloat16
+        refused = refused or refuses_sizes(_signal(name, args))
+        return refused and bool(args[0].device.type == "cpu")
     if name == "_cdist_forward" and len(args) > 2 and args[2] == 2.0:
         mode = args[3] if len(args) > 3 and args[3] is not None else 0
         many = max(args[0].shape[-2], args[1].shape[-2]) > _CDIST_BY_PRODUCT
         return not (mode == 1 or (mode == 0 and many))
     if target != "cuda":
         return name in _NO_CPU_KERNEL
+    if name in _NO_COMPLEX and any(t.dtype is torch.complex32 for t in tensors(args, {})):
+        return True
     if name in _SPARSE:
         return sum(map(_is_coo, args)) == 1
     if name in _NO_BFLOAT16:
         return any(t.dtype is torch.bfloat16 for t in tensors(args, {}))
     return name in NO_CUDA_KERNEL
+
+
+def _signal(name: str, args: Sequence[Any]) -> list[int]:
+    """How many values each dimension has that is transformed."""
+    sizes = [args[0].shape[d] for d in args[1]]
+    return [*sizes[:-1], args[3]] if name == "_fft_c2r" else sizes
 
 
 def _is_coo(value: Any) -> bool:

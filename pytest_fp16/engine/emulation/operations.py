@@ -13,6 +13,13 @@ from torch._ops import OpOverload
 
 LOW = frozenset({torch.float16, torch.bfloat16})
 
+#: What their operations are computed in. Complex numbers of 16 bits have two parts in float16.
+WIDE = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+
 _KEYS: Any = torch._C.DispatchKey
 #: Where autocast acts, on every device.
 AUTOCAST: Any = (
@@ -147,6 +154,8 @@ def facts(op: OpOverload) -> Facts:
     )
 
 
+_COMPUTED_OF_COMPLEX = frozenset({"abs", "sgn"})
+
 #: Accumulators that only do so where they are asked to, by their fourth argument.
 _MAY_ACCUMULATE = frozenset({"index_put", "_index_put_impl", "put_"})
 
@@ -158,7 +167,12 @@ def on_target(known: Facts, target: str) -> Facts:
 
 
 def as_called(known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> Facts:
-    """The facts about one call: an assignment ``x[mask] = y`` moves values and adds none."""
+    """The facts about one call: an assignment ``x[mask] = y`` moves values and adds none.
+
+    The size of a complex number is computed, of another it is only its sign that goes.
+    """
+    if known.name in _COMPUTED_OF_COMPLEX and args[0].is_complex():
+        return replace(known, exact=False)
     if known.name not in _MAY_ACCUMULATE or kwargs.get("accumulate", len(args) > 3 and args[3]):
         return known
     return replace(known, exact=True, stepwise=False)
@@ -191,6 +205,20 @@ def differentiable(op: OpOverload) -> bool:
     has_kernel = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", None)
     keys = ("Autograd", "AutogradCPU", "AutogradCUDA", "CompositeImplicitAutograd")
     return has_kernel is None or any(has_kernel(op.name(), key) for key in keys)
+
+
+def seen_as(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype:
+    """The dtype of a view in the 16-bit program: numbers as complex ones, and the other way round.
+
+    Args:
+        dtype: of what is viewed.
+        wide: of the view, where what is viewed is held in 32 bits.
+    """
+    if dtype in WIDE and wide == torch.complex64:
+        return torch.complex32
+    if dtype == torch.complex32 and wide == torch.float32:
+        return torch.float16
+    return dtype if WIDE.get(dtype) == wide else wide
 
 
 def flat(out: Any) -> list[Any]:

@@ -14,6 +14,7 @@ _MISSING_KERNEL = (
     "Low precision dtypes not supported",
     "Unsupported dtype",
     "FFT doesn't support tensors of type",
+    "when computing in half precision",  # cuFFT's, of sizes that are no powers of two
     "could not create a primitive",  # oneDNN's, which a CPU without float16 arithmetic lacks
 )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import copied, take
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
-from pytest_fp16.engine.models import Location, autocast, call_as_is
+from pytest_fp16.engine.models import Location, autocast, call_as_is, quiet
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
 from pytest_fp16.engine.randomness import seed_everything
@@ -96,7 +96,8 @@ class Tracer:
         # Each of the traces of a batch begins with what was carried up to that batch, and without
         # what another has left in a cache: rounded there once, it would be rounded no more.
         kept = untouched(self.model, self.habits.writes, values=self.habits.lasting)
-        with torch.no_grad(), autocast(self.precision, self.device, self.target), kept, trace:
+        context = autocast(self.precision, self.device, self.target)
+        with torch.no_grad(), quiet(), context, kept, trace:
             output = call_as_is(self.model, traced, self.subject.forward)
         main = main_output(output)
         values = main.inner if isinstance(main, Shadow) else main

@@ -11,7 +11,14 @@ from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.interception import READ_ON_HOST
 from pytest_fp16.engine.emulation.nominal import nominal_at
-from pytest_fp16.engine.emulation.operations import LOW, ON_THE_WAY, Facts, facts, tensors
+from pytest_fp16.engine.emulation.operations import (
+    LOW,
+    ON_THE_WAY,
+    WIDE,
+    Facts,
+    facts,
+    tensors,
+)
 from pytest_fp16.engine.tracing.shadow import Shadow
 from pytest_fp16.theory.rounding import Format
 
@@ -79,10 +86,8 @@ def dtype_of(
     fallback: torch.dtype | None,
 ) -> torch.dtype:
     """The dtype a result has in the 16-bit program."""
-    if not item.is_floating_point():
-        return item.dtype
     dtype = nominal_at(nominal, i) if nominal else fallback
-    return dtype if dtype in LOW and item.dtype == torch.float32 else item.dtype
+    return dtype if dtype is not None and WIDE.get(dtype) == item.dtype else item.dtype
 
 
 def stays_plain(name: str, i: int, result: Tensor, depends: bool) -> bool:
@@ -97,10 +102,10 @@ def stays_plain(name: str, i: int, result: Tensor, depends: bool) -> bool:
 def narrows(known: Facts, args: Any, kwargs: Any) -> bool:
     """Whether an operation that only moves values moves them into a narrower dtype."""
     if known.name == "_to_copy":
-        return kwargs.get("dtype") in LOW and args[0].dtype not in (kwargs["dtype"],)
+        return kwargs.get("dtype") in WIDE and args[0].dtype not in (kwargs["dtype"],)
     if known.name == "copy":
         return bool(
-            args[0].dtype in LOW and isinstance(args[1], Shadow) and args[1].dtype != args[0].dtype
+            args[0].dtype in WIDE and isinstance(args[1], Shadow) and args[1].dtype != args[0].dtype
         )
     return False
 

@@ -27,12 +27,13 @@ from pytest_fp16.engine.emulation.nominal import nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     AUTOCAST,
     DISCRETE,
-    LOW,
+    WIDE,
     Facts,
     as_called,
     flat,
     on_target,
     rebuild,
+    seen_as,
 )
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, require_own_agreement
 from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes
@@ -140,7 +141,7 @@ class Trace(Interception):
             out = func(*unwrap(args), **{k: unwrap(v) for k, v in kwargs.items()})
         views = []
         for item in flat(out):
-            dtype = source.dtype if item.dtype == source.inner.dtype else item.dtype
+            dtype = seen_as(source.dtype, item.dtype)
             source.cell.aliases += 1
             views.append(Shadow(item, dtype, source.cell))
         return rebuild(out, iter(views))
@@ -175,8 +176,8 @@ class Trace(Interception):
     def _refuse(self, call: Call) -> None:
         """Raise what the 16-bit program would raise."""
         asked = call.kwargs.get("dtype")
-        met = (s.dtype for s in shadows_in(call.args, call.kwargs) if s.dtype in LOW)
-        low = next(met, asked if asked in LOW else None)
+        met = (s.dtype for s in shadows_in(call.args, call.kwargs) if s.dtype in WIDE)
+        low = next(met, asked if asked in WIDE else None)
         if low is None:
             return
         name = call.known.name
@@ -185,7 +186,7 @@ class Trace(Interception):
             require_own_agreement(call.func, name, as_native(call.args), as_native(call.kwargs))
         if missing_kernel(name, call.args, self.target):
             raise UnsupportedOperation(name, str(low).removeprefix("torch."), self.target)
-        if call.known.exact:
+        if call.known.exact and low in FORMATS:
             refuse_constants(call.func, call.args, call.kwargs, FORMATS[low])
 
     # -- results ------------------------------------------------------------------------------
@@ -208,7 +209,7 @@ class Trace(Interception):
                 continue
             shadow = owners.get(id(item))
             dtype = shadow.dtype if shadow is not None else dtype_of(item, i, nominal, fallback)
-            item, noisy = self._rounded(call, item, FORMATS.get(dtype), shadow)
+            item, noisy = self._rounded(call, item, dtype, shadow)
             if shadow is None and stays_plain(call.known.name, i, item, call.depends):
                 results.append(item.to(dtype))
             elif shadow is None:
@@ -225,10 +226,13 @@ class Trace(Interception):
         return rebuild(out, iter(results))
 
     def _rounded(
-        self, call: Call, y: Tensor, fmt: Format | None, shadow: Shadow | None
+        self, call: Call, y: Tensor, dtype: torch.dtype, shadow: Shadow | None
     ) -> tuple[Tensor, bool]:
         """A result, rounded where the program rounds it, and whether errors have entered it."""
-        known = call.known
+        if dtype == torch.complex32:
+            parts, noisy = self._rounded(call, _parts(y), torch.float16, shadow)
+            return torch.view_as_complex(parts), noisy
+        known, fmt = call.known, FORMATS.get(dtype)
         rounds = not known.exact or narrows(known, call.args, call.kwargs)
         if fmt is None or y.dtype != torch.float32 or not rounds:
             return y, call.depends and call.noisy
@@ -257,3 +261,8 @@ class Trace(Interception):
         if known.opaque:
             self.opaque.add(known.name)
         return self.recorder.site(y, fmt, self.named(known), steps(known, call.args, y), fixed)
+
+
+def _parts(y: Tensor) -> Tensor:
+    """Real and imaginary parts of complex numbers, which round each by itself."""
+    return torch.view_as_real(y.resolve_conj())

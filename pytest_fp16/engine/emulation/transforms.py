@@ -1,0 +1,122 @@
+"""Fourier transforms in float16, which CUDA has for sizes that are powers of two, and no CPU has.
+
+``torch.fft`` refuses them on a CPU before any operation is seen. While CUDA is meant they run in
+float32 instead: the sum first, which cuFFT leaves in 16 bits, and then the scale of the norm.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from pytest_fp16.engine.emulation.operations import WIDE
+from pytest_fp16.engine.emulation.refusal import RefusedSizes
+
+#: Whether each is the forward transform. Those of Hermitian signals are left to refuse.
+_FORWARD = {
+    f"{real}{inverse}fft{dims}": not inverse
+    for real in ("", "r")
+    for inverse in ("", "i")
+    for dims in ("", "2", "n")
+    if not (real and inverse)
+} | {f"irfft{dims}": False for dims in ("", "2", "n")}
+
+#: The norm by which a transform is a plain sum.
+_PLAIN = {True: "backward", False: "forward"}
+
+_depth = 0
+
+
+def refuses_sizes(sizes: Sequence[int]) -> bool:
+    """Whether cuFFT has no transform of these sizes in half precision."""
+    return any(n & (n - 1) for n in sizes)
+
+
+@contextmanager
+def transforms_as_on(
+    target: str | None, as_one: Callable[[str], AbstractContextManager[Any]]
+) -> Iterator[None]:
+    """Let ``torch.fft`` take float16 on a CPU where CUDA is meant, however nested.
+
+    Args:
+        target: the device whose kernels are meant.
+        as_one: what runs in the context it gives is one operation of that name.
+    """
+    global _depth
+    if target != "cuda" or _depth:
+        yield
+        return
+    own = {name: getattr(torch.fft, name) for name in _FORWARD}
+    _depth += 1
+    for name, function in own.items():
+        setattr(torch.fft, name, _taking_halves(name, function, as_one))
+    try:
+        yield
+    finally:
+        _depth -= 1
+        for name, function in own.items():
+            setattr(torch.fft, name, function)
+
+
+def _taking_halves(
+    name: str, own: Callable[..., Tensor], as_one: Callable[[str], AbstractContextManager[Any]]
+) -> Callable[..., Tensor]:
+    many = name[-1] in "2n"
+
+    def some(input: Tensor, n: Any = None, dim: Any = -1, norm: str | None = None) -> Tensor:
+        return _transformed(input, n, dim, norm)
+
+    def several(input: Tensor, s: Any = None, dim: Any = None, norm: str | None = None) -> Tensor:
+        return _transformed(input, s, (-2, -1) if dim is None and name[-1] == "2" else dim, norm)
+
+    def _transformed(input: Tensor, size: Any, dim: Any, norm: str | None) -> Tensor:
+        key = "s" if many else "n"
+        wide = input.to(WIDE[input.dtype])
+        with as_one(f"fft_{name}"):
+            out = own(wide, **{key: size}, dim=dim, norm=_PLAIN[_FORWARD[name]])
+            sizes = _sizes(name, wide, out, size, dim)
+            if refuses_sizes(sizes):
+                raise RefusedSizes(f"fft_{name}", sizes)
+            low = out.to(torch.complex32 if out.is_complex() else torch.float16)
+        scale = _scale(_FORWARD[name], norm, math.prod(sizes))
+        return low if scale is None else low * scale
+
+    @functools.wraps(own)
+    def call(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if has_torch_function((input,)):
+            return handle_torch_function(call, (input,), input, *args, **kwargs)
+        halves = isinstance(input, Tensor) and input.dtype in (torch.float16, torch.complex32)
+        if not halves or input.device.type != "cpu" or "out" in kwargs:
+            return own(input, *args, **kwargs)
+        return (several if many else some)(input, *args, **kwargs)
+
+    return call
+
+
+def _sizes(name: str, given: Tensor, out: Tensor, size: Any, dim: Any) -> list[int]:
+    """How many values each transformed dimension of the signal has."""
+    if name[-1] not in "2n":
+        dims, asked = [dim], [size]
+    else:
+        count = len(size) if dim is None and size is not None else given.dim()
+        dims = list(range(-count, 0)) if dim is None else list(dim)
+        asked = [None] * len(dims) if size is None else list(size)
+    sizes = [out.shape[d] for d in dims]
+    if name.startswith("rfft"):  # half of the spectrum is left out, in the last one
+        last = asked[-1]
+        sizes[-1] = given.shape[dims[-1]] if last in (None, -1) else last
+    return sizes
+
+
+def _scale(forward: bool, norm: str | None, n: int) -> float | None:
+    if norm == "ortho":
+        return 1 / math.sqrt(n)
+    scaled = (norm == "forward") if forward else (norm in (None, "backward"))
+    return 1 / n if scaled else None
