@@ -147,8 +147,10 @@ class TheoryPass(Tracer):
         _require_one_path(trace)
         together = self._sigma(trace, canonical, reference[:kept])
         self.totals.clear()
-        differs = (alone - together[:few]).abs() > _AGREEMENT * alone
-        moved = differ(values, canonical[:few], _SHIFT * alone)
+        both = min(few, kept)  # a chunk that is padded may hold fewer inputs of its own
+        alone, values = alone[:both], values[:both]
+        differs = (alone - together[:both]).abs() > _AGREEMENT * alone
+        moved = differ(values, canonical[:both], _SHIFT * alone)
         if trace.recorder.owners.shared or bool(differs.any()) or moved:
             raise NotDifferentiableError("the error of an input depends on its batch")
         part = (inputs, n, indices, reference[:kept])

@@ -393,6 +393,20 @@ def test_sigma_of_an_input_does_not_depend_on_its_batch(n):
     torch.testing.assert_close(part.bound, whole.bound[:n], rtol=0.02, atol=0)
 
 
+def test_a_chunk_may_hold_fewer_inputs_than_were_looked_at_first(monkeypatch):
+    """Twelve large inputs go in three chunks of four, each padded to five."""
+    module = "pytest_fp16.engine.prediction.theory_pass"
+    monkeypatch.setattr(f"{module}._CHUNK_BYTES", 1)
+    monkeypatch.setattr(f"{module}._FEW_VALUES", 1)
+    monkeypatch.setattr(f"{module}._CHUNK", 5)
+    torch.manual_seed(0)
+    model, inputs = residual()
+    model.eval()
+    theory, part, *_ = examined(lambda: (model, inputs[:12]), "16-true", n=12)
+    assert theory.method == "adjoint"
+    assert len(part.sigma) == 12
+
+
 def test_only_where_sites_are_small_do_many_inputs_share_a_chunk():
     def wide():
         layers = (nn.Linear(20, 4096), nn.ReLU(), nn.Linear(4096, 10))
