@@ -8,6 +8,7 @@ from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import ADDITIONS, RUNNING, STEPWISE, Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.why import Why, format_of, low_format
+from pytest_fp16.report.model import Variant
 from pytest_fp16.theory.rounding import Format, ulp_at
 
 #: An addend within so many spacings of the sum keeps fewer than four of its own bits.
@@ -118,7 +119,12 @@ def cancelled_in_places(born: Operation, watched: list[Operation]) -> Why | None
     return None
 
 
-_CAST = ", most of which the model's inputs bring, as they are cast"
+#: What brings most of an error that no operation made.
+_BRING: dict[Variant | None, str] = {
+    "stored inputs": ", most of which the model's inputs bring, as they are cast",
+    "stored digits": ", most of which a weight or a buffer brings, as it is cast",
+    None: "",
+}
 
 
 def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
@@ -135,17 +141,19 @@ def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
     own = max((m.relative for m in finding.own), default=0.0)
     if own > 4 * fmt.unit_roundoff:
         text += f"; one rounding to {fmt.name} explains {fmt.unit_roundoff * measure.value:.2g}"
-    stored = _comes_of_inputs(finding)
-    text += _CAST * stored
+    stored = _comes_stored(finding)
+    text += _BRING[stored]
     if low_format(finding) is not None:
         text += f"; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there"
-    return Why("precision-loss", born, text, "stored inputs" if stored else None)
+    return Why("precision-loss", born, text, stored)
 
 
-def _comes_of_inputs(finding: Finding) -> bool:
-    """Whether most of the squared error enters with the model's inputs, as they were cast."""
+def _comes_stored(finding: Finding) -> Variant | None:
+    """Whether most of the squared error enters with the inputs, or with what the model stores."""
     wrong = [m for m in finding.operands if m.error]
-    if not wrong or any(m.made or m.fixed for m in wrong):
-        return False
+    if not wrong or any(m.made or m.fixed != wrong[0].fixed for m in wrong):
+        return None
     own = sum(m.error**2 for m in finding.own)
-    return sum(m.error**2 for m in finding.results) > 2 * own
+    if sum(m.error**2 for m in finding.results) <= 2 * own:
+        return None
+    return "stored digits" if wrong[0].fixed else "stored inputs"

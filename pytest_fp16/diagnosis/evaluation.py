@@ -151,7 +151,11 @@ def _explained(patient: Patient) -> Explanation:
         if not isinstance(found, Raised):
             found = raised(patient.error, specimen)
     culprit = _culprit(patient, specimen, found)
-    if culprit is not None and culprit.variant == "stored inputs" and _casts_late(specimen):
+    if (
+        culprit is not None
+        and culprit.variant in ("stored inputs", "stored digits")
+        and _casts_late(specimen)
+    ):
         culprit = culprit.model_copy(update={"variant": None})
     return Explanation(specimen, found, culprit)
 

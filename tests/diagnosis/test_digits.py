@@ -96,8 +96,14 @@ def test_what_the_inputs_bring_is_said_to_be_theirs():
     why = imprecise(born, stored(0.4 + 1), HALF)
     assert why.variant == "stored inputs"
     assert "which the model's inputs bring, as they are cast" in why.evidence
-    for finding in (stored(1.0, fixed=True), stored(1.0, made=True), stored(0.0)):
+    for finding in (stored(1.0, made=True), stored(0.0)):
         assert imprecise(born, finding, HALF).variant is None
+
+
+def test_what_weights_and_buffers_bring_is_said_to_be_theirs():
+    why = imprecise(Operation(0, "mul", "m"), stored(0.4 + 1, fixed=True), HALF)
+    assert why.variant == "stored digits"
+    assert "which a weight or a buffer brings, as it is cast" in why.evidence
 
 
 def test_no_steps_are_named_of_a_format_that_an_operation_did_not_work_in():
