@@ -242,7 +242,7 @@ _ADVICE: dict[str, tuple[CureKind, str]] = {
     "overflow": ("rescale", "divide before it, or {in_float32}"),
     "underflow": ("rescale", "multiply before it, work with logarithms, or {in_float32}"),
     "cancellation": ("upcast", "compute the difference in float32, or subtract first"),
-    "absorption": ("upcast", "keep the running value in float32"),
+    "absorption": ("upcast", "keep what is added to in float32"),
     "precision-loss": ("upcast", "{in_float32}"),
     "unsupported-op": ("upcast", "cast the operands of {operation} to float32 and its result back"),
     "mask-inf": ("mask constant", "mask with torch.finfo(x.dtype).min, x being what is masked, "

@@ -69,7 +69,8 @@ class Finding:
     def addends(self) -> tuple[float, float, float] | None:
         """The smaller addend in spacings of the 16-bit numbers at the sum, the smaller, the larger.
 
-        Medians over the elements; None where nothing was added.
+        The first is the median over the elements; the sizes are those where the format's steps do
+        most of what is lost. None where nothing was added.
         """
         return self.addition.sizes() if self.addition is not None else None
 
@@ -90,8 +91,14 @@ class Addition:
         if not bool(some.any()):
             return None
         small, large = small[some], large[some]
-        steps = small / ulp(large, FORMATS[self.total.dtype])
-        return float(steps.median()), float(small.median()), float(large.median())
+        spacing = ulp(large, FORMATS[self.total.dtype])
+        steps = small / spacing
+        lost = steps <= steps.median()
+        order = spacing[lost].sort().values
+        upto = order.double().square().cumsum(0)
+        typical = order[int(torch.searchsorted(upto, upto[-1] / 2))]
+        told = lost & (spacing == typical)
+        return float(steps.median()), float(small[told].median()), float(large[told].median())
 
     def _in_one_sum(self) -> tuple[Tensor, Tensor]:
         sizes = [largest_magnitude(widen(self.total.low)), largest_magnitude(self.second)]

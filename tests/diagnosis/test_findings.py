@@ -71,6 +71,16 @@ def test_the_smaller_addend_in_steps_at_the_larger():
     assert added(aten.sub.Tensor, "sub", (pair([1.0]), pair([2048.0])), [-2047.0])[0] == 0.5
 
 
+def test_sizes_are_told_of_where_most_is_lost():
+    """Hydrogen outnumbers carbon; what its energy loses is nothing beside what carbon's does."""
+    alone = [13.625, 13.625, 13.625, 1030.0, 1030.0]
+    total = [13.825, 13.825, 13.825, 1030.25, 1030.25]
+    _, small, large = added(
+        aten.add.Tensor, "add", (pair([0.2, 0.2, 0.2, 0.25, 0.25]), pair(alone)), total
+    )
+    assert (small, large) == (0.25, 1030.0)
+
+
 def test_a_factor_of_the_second_addend_counts():
     found = added(aten.add.Tensor, "add", (pair([2048.0]), pair([1.0])), [2052.0], {"alpha": 4})
     assert found[1] == 4.0
