@@ -15,7 +15,7 @@ from pytest_fp16 import claims, console, options
 from pytest_fp16.decorator import ARGUMENTS, fp16_equivalent, listened, returned_values
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.session import ConformanceSession
-from pytest_fp16.workers import Workers
+from pytest_fp16.workers import Workers, tell_tests
 
 if TYPE_CHECKING:
     from pytest_fp16.fixture import FP16
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[SESSION] = ConformanceSession(config, settings)
             config.pluginmanager.register(Conformance(config.stash[SESSION]), "fp16-conformance")
             if config.pluginmanager.hasplugin("xdist"):
-                config.pluginmanager.register(Workers(), "fp16-workers")
+                config.pluginmanager.register(Workers(config.stash[SESSION].tests), "fp16-workers")
     except FP16Error as error:
         raise pytest.UsageError(f"fp16: {error}") from None
 
@@ -222,7 +222,8 @@ class Conformance:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Know all tests, before some are deselected."""
-        self.session.tests = {claims.name_and_precision(item)[0] for item in items}
+        self.session.tests.update(claims.name_and_precision(item)[0] for item in items)
+        tell_tests(self.session.config, self.session.tests)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember which items share a test."""

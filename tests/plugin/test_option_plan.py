@@ -119,7 +119,8 @@ def test_an_entry_whose_test_is_gone_is_stale(example):
     kept.write_text("test_it.py::test_renamed[16-true]: 1\n")
     said = "warning: kept.txt:*: stale entry: test_it.py has no test test_renamed any more*"
 
-    for more, told in [((), True), (("-k", "broken"), True), (("test_it.py::test_broken",), False)]:
+    one = "test_it.py::test_broken"
+    for more, told in [((), True), (("-k", "broken"), True), (("-n", "2"), True), ((one,), False)]:
         result = example.check_apart("--fp16-plan=kept.txt", *more)
         kept.write_text("test_it.py::test_renamed[16-true]: 1\n")
         (result.stdout.fnmatch_lines if told else result.stdout.no_fnmatch_line)(
