@@ -23,6 +23,8 @@ _REFUSALS = ("RuntimeError", "NotImplementedError", "TypeError")
 _OF_DTYPES = ("dtype", "scalar type", "ScalarType", "Half", "BFloat16", "kernel", "autocast")
 
 _DTYPE_TROUBLE = ("dtype", "scalar type", "Half", "BFloat16", "cannot be converted", "kernel")
+#: Words of ATen where a number is too large for a dtype; "converted to Scalar" counts elements.
+_BEYOND_RANGE = "value cannot be converted"
 #: Words of ATen where a kernel reads the memory of a carrier, which has none: not the program's.
 _OF_A_CARRIER = "data is not allocated yet"
 #: Words before the traceback of TorchScript's own code.
@@ -111,7 +113,7 @@ def mechanism_of(said: str) -> Mechanism:
     What the device refuses says so. Anything else (a check of the program's own, an index outside
     of its table, a matrix that is not positive definite) comes of values that were rounded.
     """
-    if "cannot be converted" in said:
+    if _BEYOND_RANGE in said:
         return "mask-inf"
     refused = said.startswith(_REFUSALS) and any(words in said for words in _OF_DTYPES)
     refused = refused or refuses_closure(said) or mixes_dtypes(said)

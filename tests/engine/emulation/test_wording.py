@@ -84,6 +84,7 @@ def test_an_error_of_a_script_is_told_by_its_last_line():
     ("said", "mechanism"),
     [
         ("RuntimeError: value cannot be converted to type c10::Half without overflow", "mask-inf"),
+        ("RuntimeError: a Tensor with 3 elements cannot be converted to Scalar", "precision-loss"),
         ("RuntimeError: _linalg_slogdet has no float16 kernel on cuda", "unsupported-op"),
         ("NotImplementedError: \"x\" not implemented for 'Half'", "unsupported-op"),
         ("RuntimeError: expected scalar type Half but found Float", "unsupported-op"),

@@ -25,7 +25,7 @@ from pytest_fp16.engine.gradients.origins.lost_values import (
     stored,
     zero_where,
 )
-from pytest_fp16.engine.gradients.origins.zeros import Zeros
+from pytest_fp16.engine.gradients.origins.zeros import Zeroed, Zeros
 from pytest_fp16.engine.models import Location
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.rounding import Format
@@ -52,6 +52,7 @@ class Found(NamedTuple):
         of_batch: whether it is the batch that was cast, before the model saw it.
         backward_of: the operation whose backward pass it is part of, if it is.
         divides: whether it divides by zero, or takes a logarithm or root of it.
+        then: what divides by the zero that it made, and where; empty where it does so itself.
     """
 
     module: str
@@ -63,6 +64,7 @@ class Found(NamedTuple):
     of_batch: bool = False
     backward_of: str | None = None
     divides: bool = False
+    then: str = ""
 
     def detail(self, form: Format) -> str:
         """What happened, in words and numbers."""
@@ -76,6 +78,8 @@ class Found(NamedTuple):
             return f"a constant that is infinite in {form.name} gave NaN"
         if self.mechanism == "eps-underflow":
             return "a divisor (or the argument of a logarithm or root) has rounded to zero"
+        if self.then:
+            return f"a result is too small for {form.name} and falls to zero; then {self.then}"
         if self.divides:
             how = "the difference of numbers that are equal in"
             how = "too small for" if self.mechanism == "underflow" else how
@@ -114,7 +118,7 @@ class Origin(TorchDispatchMode):
         self.born: Found | None = None
         self.emptied: Found | None = None
         self._lines = ForwardLines()
-        self._zeros = Zeros()
+        self._zeros = Zeros(lambda: (self.place, self._lines.here()[0]))
         self.raised_in: str | None = None
         self.raised_by = ""
         self._depth = 0
@@ -212,6 +216,8 @@ class Origin(TorchDispatchMode):
         self._entered_any |= bool(self.location.stack)
         if torch._C._current_graph_task_id() < 0:  # forwards
             self._last = "<loss>"
+        elif (ran_by := self._lines.place) is not None:
+            self._last = ran_by
         watching = self.found is None
         held, named = args, kwargs
         if watching:
@@ -254,7 +260,7 @@ class Origin(TorchDispatchMode):
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
         found = self._found(name, mechanism, largest, reached)
         why = self._zeros.divided(given, args, lost) if zero else None
-        self.found = found if why is None else found._replace(mechanism=why, divides=True)
+        self.found = found if why is None else _traced(found, why)
 
     def _found(
         self, name: str, mechanism: Mechanism, largest: float, reached: float = math.nan
@@ -264,3 +270,14 @@ class Origin(TorchDispatchMode):
         source, behind = self._lines.here()
         of_batch = name == "_to_copy" and source is None and not self._entered_any
         return Found(self.place, name, mechanism, largest, reached, source, of_batch, behind)
+
+
+def _traced(found: Found, why: Zeroed) -> Found:
+    """What divides by zero, or what made that zero of a number that is none."""
+    if not why.operation or (why.source, why.operation) == (found.source, found.operation):
+        return found._replace(mechanism=why.mechanism, divides=True)
+    line = f" ({found.source})" if found.source not in (None, why.source) else ""
+    behind = f" in the backward pass of {found.backward_of}" if found.backward_of else ""
+    then = f"{found.operation}{behind}{line} divides by it, or takes its logarithm or root"
+    made = Found(why.module, why.operation, why.mechanism, found.largest, source=why.source)
+    return made._replace(divides=True, then=then)

@@ -8,7 +8,8 @@ becomes zero is remembered, and handed on with it.
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,28 +25,49 @@ _SHRINKS = frozenset("mul exp exp2 pow square _softmax sigmoid div mm bmm mean p
 #: What a zero is still zero after.
 _CARRIES = frozenset(
     "sqrt expand clone _unsafe_view _to_copy mul mm bmm sum mean abs neg index gather amax square "
-    "pow".split()
+    "pow stack cat where".split()
 )
+
+
+class Zeroed(NamedTuple):
+    """How a tensor came by its zeros.
+
+    Attributes:
+        mechanism: why.
+        module, operation, source: where a value that is too small became zero; empty for others,
+            which are told where they are divided by.
+    """
+
+    mechanism: Mechanism
+    module: str = ""
+    operation: str = ""
+    source: str | None = None
 
 
 class Zeros:
     """Remembers of tensors that hold zeros how they came by them."""
 
-    def __init__(self) -> None:
-        self._causes: dict[int, tuple[Any, Mechanism]] = {}
+    def __init__(self, here: Callable[[], tuple[str, str | None]]) -> None:
+        """Start with none.
+
+        Args:
+            here: says which module runs now, and which line of the user's.
+        """
+        self._causes: dict[int, tuple[Any, Zeroed]] = {}
+        self._here = here
 
     def clear(self) -> None:
         """Forget them: a step is over."""
         self._causes.clear()
 
-    def cause(self, tensor: Tensor) -> Mechanism | None:
+    def cause(self, tensor: Tensor) -> Zeroed | None:
         """Why a tensor has zeros; None where nothing is known of it."""
         held = self._causes.get(id(tensor))
         return held[1] if held is not None and held[0]() is tensor else None
 
     def divided(
         self, given: tuple[Any, ...], args: tuple[Any, ...], lost: list[Tensor]
-    ) -> Mechanism | None:
+    ) -> Zeroed | None:
         """Why an argument is zero where results are lost; None where nothing is known of it.
 
         Args:
@@ -77,15 +99,24 @@ class Zeros:
         causes = [self.cause(t) for t in tensors(given, {})] if carried else []
         handed = next((c for c in causes if c is not None), None)
         if _lost_below_one(known.name, args, kwargs, out.dtype):
-            self._causes[id(out)] = weakref.ref(out), "eps-underflow"
+            self._causes[id(out)] = weakref.ref(out), Zeroed("eps-underflow")
             return
         if not out.numel() or not bool((out == 0).any()):
             return
         made = self._made(func, args, kwargs, out)
-        guard = made == "eps-underflow" or "eps-underflow" in causes
-        cause: Mechanism | None = "eps-underflow" if guard else handed or made
+        guard = next((c for c in causes if c is not None and c.mechanism == "eps-underflow"), None)
+        if made == "eps-underflow":
+            guard = guard or Zeroed(made)
+        cause = guard or handed
+        if cause is None and made is not None:
+            shrinks = made == "underflow"
+            cause = Zeroed(made, *self._by(known.name)) if shrinks else Zeroed(made)
         if cause is not None:
             self._causes[id(out)] = weakref.ref(out), cause
+
+    def _by(self, operation: str) -> tuple[str, str, str | None]:
+        module, source = self._here()
+        return module, operation, source
 
     def _made(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Tensor) -> Mechanism | None:
         """Why an operation has made zeros itself, if it has."""

@@ -219,3 +219,31 @@ def test_what_a_model_computes_between_its_layers_is_its_own_on_the_way_back():
     with Emulation("cuda"), origin:
         model(half(0.0, 0.0)[None]).sum().backward()
     assert (origin.found.module, origin.found.backward_of) == ("", "sqrt")
+
+
+class Stubborn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad * 1).mm(torch.ones(3, 3))  # of another size
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(2, 2), nn.LayerNorm(2)
+
+    def forward(self, x):
+        return self.norm(Stubborn.apply(self.first(x)))
+
+
+def test_a_backward_pass_that_raises_is_of_the_module_that_ran_it_forwards():
+    model = Outer()
+    origin = Origin(model)
+    origin.begin()
+    with origin, pytest.raises(RuntimeError, match="cannot be multiplied"):
+        model(torch.ones(2, 2)).square().sum().backward()
+    assert origin.failed_in == ""

@@ -52,7 +52,11 @@ def test_sparse_tensors_are_left_alone():
 def test_words():
     half = FORMATS[torch.float16]
     assert lost(lambda x: 1 / (1 - x)).detail(half).endswith("numbers that are equal in float16")
-    assert lost(lambda x: 1 / (x * x * x * 1e-2)).detail(half).endswith("too small for float16")
+    said = lost(lambda x: 1 / (x * x * x * 1e-2)).detail(half)
+    assert said == (
+        "a result is too small for float16 and falls to zero; then reciprocal divides by it, or "
+        "takes its logarithm or root"
+    )
 
 
 def test_a_zero_of_another_step_is_forgotten():
@@ -62,3 +66,33 @@ def test_a_zero_of_another_step_is_forgotten():
         origin.begin()
         SAME / difference
     assert origin.found.mechanism == "eps-underflow"
+
+
+def shrunk(x):
+    left, chances = x, []
+    for _ in range(3):
+        left = left * x  # it falls to zero here
+        chances.append(left)
+    p = torch.stack(chances)
+    return p.log()
+
+
+def test_a_value_too_small_is_laid_to_what_made_it_zero():
+    found = lost(shrunk, torch.full((2,), 1e-2, dtype=torch.float16))
+    assert (found.operation, found.mechanism) == ("mul", "underflow")
+    line = shrunk.__code__.co_firstlineno
+    assert found.source.endswith(f"test_zeros.py:{line + 3}")
+    assert f"log (tests/engine/gradients/origins/test_zeros.py:{line + 6})" in found.then
+
+
+class Chained(nn.Module):
+    def forward(self, x):
+        return x.pow(3).mean(-1)
+
+
+def test_the_module_that_made_it_is_named():
+    model = nn.Sequential(Chained())
+    origin = Origin(model)
+    with Emulation("cuda"), origin:
+        model(torch.full((2, 4), 1e-3, dtype=torch.float16)).log()
+    assert (origin.found.module, origin.found.operation) == ("0", "pow")
