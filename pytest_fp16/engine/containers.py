@@ -44,7 +44,7 @@ def map_tensors(
         return value._make(map(inner, value))
     if isinstance(value, (list, tuple)):
         return type(value)(map(inner, value))
-    held = _held(value)
+    held = held_tensors(value)
     if not held:
         return value
     made = copy.copy(value)
@@ -82,7 +82,7 @@ def leaves(value: Any) -> Iterator[Any]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from leaves(part)
-    elif held := _held(value):
+    elif held := held_tensors(value):
         for part in held.values():
             yield from leaves(part)
     else:
@@ -101,8 +101,11 @@ def foreign(value: Any) -> list[str]:
     return sorted({type(v).__name__ for v in others if callable(getattr(v, "to", None))})
 
 
-def _held(value: Any) -> dict[str, Any]:
-    """The attributes of an object that are tensors, or containers with some in them."""
+def held_tensors(value: Any) -> dict[str, Any]:
+    """The attributes of an object that are tensors, or containers with some in them.
+
+    Empty for a module, and for whatever else has tensors that are no part of a batch.
+    """
     if isinstance(value, _NO_HOLDERS):
         return {}
     if dataclasses.is_dataclass(value):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.containers import all_tensors, map_tensors
+from pytest_fp16.engine.containers import all_tensors, held_tensors, map_tensors
 
 _CONTAINERS = (list, dict, set, deque)
 #: What torch itself keeps in a module.
@@ -54,7 +54,9 @@ class State:
     """
 
     def __init__(self, model: nn.Module, weights: bool = True, values: bool = True) -> None:
-        self._held = [(module, dict(vars(module))) for module in model.modules()]
+        own = [v for module in model.modules() for v in vars(module).values()]
+        keepers = (*model.modules(), *(k for v in own for k in _helpers(v)))
+        self._held = [(keeper, dict(vars(keeper))) for keeper in keepers]
         held = [v for _, own in self._held for v in own.values()]
         self._contents = [(c, c.copy()) for v in held for c in _containers(v)]
         self._weights = dict(model.named_parameters(remove_duplicate=False))
@@ -70,7 +72,7 @@ class State:
 
     def restore(self) -> None:
         """Give it back to the model."""
-        held = [(vars(module), own) for module, own in self._held]
+        held = [(vars(keeper), own) for keeper, own in self._held]
         for container, before in (*held, *self._contents):
             if not _holds(container, before):  # few change, and a pass is often followed by this
                 container.clear()
@@ -131,7 +133,10 @@ def _kept(model: nn.Module, weights: bool) -> list[Tensor]:
 
 
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors in plain attributes, and in lists and dicts there, by name: ``"shadow[0]"``."""
+    """Tensors in plain attributes, and in lists, dicts and objects there, by name.
+
+    Such as ``"shadow[0]"``, or ``"ema[kept][weight]"`` of an object that is no module.
+    """
     owned = {memory(p) for p in model.parameters()}
     found: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
@@ -148,6 +153,18 @@ def _named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in parts:
             yield from _named(f"{name}[{key}]", part)
+    else:
+        for key, part in held_tensors(value).items():
+            yield from _named(f"{name}[{key}]", part)
+
+
+def _helpers(value: Any) -> Iterator[Any]:
+    """It, where it is an object of a program's own that keeps tensors; those in a container."""
+    if type(value) in _CONTAINERS:
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _helpers(part)
+    elif not isinstance(value, Tensor) and held_tensors(value):
+        yield value
 
 
 def _containers(value: Any) -> Iterator[Any]:

@@ -33,10 +33,11 @@ class Finding:
 
 
 def module_of(name: str) -> str:
-    """The module that a parameter or buffer belongs to."""
-    return name.rpartition(".")[0]
+    """The module that a parameter, a buffer or another tensor belongs to."""
+    return name.partition("[")[0].rpartition(".")[0]
 
 
 def leaf_of(name: str) -> str:
-    """What a parameter or buffer is called within its module."""
-    return name.rpartition(".")[2]
+    """What it is called within its module; ``"shadow[net.weight]"`` is one name."""
+    head, bracket, rest = name.partition("[")
+    return head.rpartition(".")[2] + bracket + rest
