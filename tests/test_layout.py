@@ -8,6 +8,7 @@ PACKAGE = ROOT / "pytest_fp16"
 ELSEWHERE = {
     "plugin.py": "tests/plugin/ runs it, one file per option",
     "progress.py": "a protocol without code",
+    "diagnosis/proposal.py": "a dataclass without code",
     "diagnosis/remedy.py": "a dataclass without code",
 }
 

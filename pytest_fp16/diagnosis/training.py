@@ -7,7 +7,8 @@ import math
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_fp16.diagnosis.training_cures import Proposal, proposals
+from pytest_fp16.diagnosis.proposal import Proposal
+from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, variant_of
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.training.runs import Runs
     from pytest_fp16.training.pairs import Pairs
 
-#: Cures a diagnosis may try, each with two seeds at most.
-TRIES = 4
+#: Cures a diagnosis may try, each with two seeds at most; most that fail do so within a step.
+TRIES = 5
 
 
 def diagnose_training(

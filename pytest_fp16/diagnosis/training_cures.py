@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial, wraps
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.upcast import Upcast, line_in_float32
+from pytest_fp16.diagnosis.proposal import Proposal
+from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
@@ -19,7 +19,7 @@ from pytest_fp16.engine.training.optimization import optimization
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS, Precision
-from pytest_fp16.report.model import Culprit, CureKind, Mechanism
+from pytest_fp16.report.model import Culprit
 from pytest_fp16.subject import Training
 
 #: Below √(smallest subnormal of the second moment) = 2^-12 an Adam epsilon cannot stand in for a
@@ -32,28 +32,6 @@ _NORMS = (
     nn.GroupNorm,
     nn.modules.instancenorm._InstanceNorm,
 )
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """One cure to try.
-
-    Attributes:
-        kind, description, modules: as the report's `Cure`.
-        subject: the training, changed; None where it stays.
-        amendment: what changes beside the training.
-        precision: another precision to train in instead.
-        points_to, mechanism: the culprit it speaks for, should it help and nothing else name one.
-    """
-
-    kind: CureKind
-    description: str
-    modules: list[str] = field(default_factory=list)
-    subject: Training | None = None
-    amendment: Amendment | None = None
-    precision: Precision | None = None
-    points_to: str = ""
-    mechanism: Mechanism = "precision-loss"
 
 
 def proposals(
@@ -77,13 +55,13 @@ def proposals(
         found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
         found += _loss_in_float32(subject, model, precision)
-        found += _at_the_steps_line(subject, model, precision, culprit)
+        found += at_the_steps_line(subject, model, precision, culprit)
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)
     if where not in (None, "<optimizer>", "<loss>"):
         found += _kept(model, str(where), mechanism)
     if culprit is not None and where not in ("<optimizer>", "<loss>"):
-        found += _at_its_line(model, precision, culprit)
+        found += at_its_line(model, precision, culprit)
     other = [*_mixed(precision), *_bfloat16(precision)]
     yield from _unique([*found, *(other[::-1] if mechanism == "overflow" else other)])
 
@@ -196,77 +174,6 @@ def _keep(names: list[str], where: str, mechanism: str | None) -> Proposal:
         amendment=Amendment(model=lambda model: keep_in_float32(model, names)),
         points_to=where,
         mechanism=mechanism or "precision-loss",  # type: ignore[arg-type]
-    )
-
-
-def _at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> list[Proposal]:
-    """The culprit's line in float32, where the forward of the model runs it."""
-    line = culprit.source
-    if line is None or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-        return []
-    return [
-        _upcast(culprit, meeting, Amendment(partial(line_in_float32, line=line, meeting=meeting)))
-        for meeting in _meetings(culprit, precision)
-    ]
-
-
-def _at_the_steps_line(
-    subject: Training, model: nn.Module, precision: Precision, culprit: Culprit | None
-) -> list[Proposal]:
-    """The culprit's line in float32, where the user's own training step runs it."""
-    own = subject.training_step
-    given = own is None and subject.loss is not None  # a Lightning module does not use it
-    if culprit is None or culprit.source is None or (given and not is_lightning(model)):
-        return []
-    found = []
-    for meeting in _meetings(culprit, precision):
-        if own is None:  # it is a Lightning module's
-            amendment = Amendment(partial(_with_step, line=culprit.source, meeting=meeting))
-            found.append(_upcast(culprit, meeting, amendment))
-        else:
-            step = _watched(own, culprit.source, meeting)
-            found.append(_upcast(culprit, meeting, subject=replace(subject, training_step=step)))
-    return found
-
-
-def _meetings(culprit: Culprit, precision: Precision) -> tuple[bool, ...]:
-    """Whether it is tried at the line alone, or wherever tensors of different dtypes meet, too.
-
-    In a "true" precision the mixed one is tried instead.
-    """
-    both = precision.mixed and culprit.variant == "mixed dtypes"
-    return (False, True) if both else (False,)
-
-
-def _watched(own: Callable[..., Any], line: str, meeting: bool) -> Callable[..., Any]:
-    @wraps(own)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        with Upcast(line, meeting):
-            return own(*args, **kwargs)
-
-    return step
-
-
-def _with_step(model: Any, line: str, meeting: bool) -> Any:
-    model.training_step = _watched(model.training_step, line, meeting)
-    return model
-
-
-def _upcast(
-    culprit: Culprit,
-    meeting: bool,
-    amendment: Amendment | None = None,
-    subject: Training | None = None,
-) -> Proposal:
-    everywhere = " and wherever else tensors of two dtypes meet" if meeting else ""
-    return Proposal(
-        kind="upcast",
-        description=f"compute {culprit.operation or 'it'} in float32 at {culprit.source} (from "
-        f"what the line reads on){everywhere}, and cast back only where a layer takes the result",
-        subject=subject,
-        amendment=amendment,
-        points_to=culprit.module,
-        mechanism=culprit.mechanism,
     )
 
 

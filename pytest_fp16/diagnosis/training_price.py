@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_fp16.diagnosis.training_cures import Proposal
+from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.engine.arithmetic import Arithmetic
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.trainee import Trainee

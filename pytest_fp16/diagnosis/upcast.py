@@ -9,6 +9,7 @@ trial, not a way to run a model: every call is looked at.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ from pytest_fp16.variants import Variant, variant
 _IN_PLACE = frozenset(
     "__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __setitem__".split()
 )
+#: What costs most and rounds but once: not what a whole function is widened for.
+_PRODUCTS = frozenset(
+    "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm einsum bilinear "
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
+    "scaled_dot_product_attention".split()
+)
 
 
 def line_in_float32(model: nn.Module, line: str, meeting: bool = False) -> nn.Module:
@@ -34,8 +41,7 @@ def line_in_float32(model: nn.Module, line: str, meeting: bool = False) -> nn.Mo
 
     Args:
         model: changed in place.
-        line: ``"file:number"``, the file absolute or seen from the current folder.
-        meeting: as of `Upcast`.
+        line, meeting: as of `Upcast`.
 
     Returns:
         The same model.
@@ -48,6 +54,30 @@ def line_in_float32(model: nn.Module, line: str, meeting: bool = False) -> nn.Mo
     model.__class__ = variant(_Watched, type(model))
     vars(model)["_fp16_line"] = line, meeting
     return model
+
+
+def function_of(line: str) -> tuple[str, str] | None:
+    """(name, ``"file:first-last"``) of the function that a line is in; None where it is all of it.
+
+    Args:
+        line: ``"file:number"``, as of `Upcast`.
+    """
+    path, _, number = line.rpartition(":")
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    around = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and node.lineno <= int(number) <= (node.end_lineno or 0)
+    ]
+    if not around:
+        return None
+    innermost = max(around, key=lambda node: node.lineno)
+    first, last = innermost.body[0].lineno, innermost.end_lineno
+    return None if first == last else (innermost.name, f"{path}:{first}-{last}")
 
 
 class _Watched(Variant):
@@ -65,7 +95,8 @@ class Upcast(TorchFunctionMode):
     """Computes one line in float32.
 
     Args:
-        line: ``"file:number"``.
+        line: ``"file:number"``; the file absolute, or as seen from here. Of ``"file:first-last"``
+            what multiplies matrices stays as it is, as layers do.
         meeting: whether what refuses tensors of different dtypes elsewhere is computed so, too.
     """
 
@@ -73,7 +104,8 @@ class Upcast(TorchFunctionMode):
         super().__init__()
         self.meeting = meeting
         name, _, number = line.rpartition(":")
-        self.path, self.number = Path(name).resolve(), int(number)
+        first, _, last = number.partition("-")
+        self.path, self.numbers = Path(name).resolve(), range(int(first), int(last or first) + 1)
         self.files: dict[str, bool] = {}
         self.raised: dict[int, tuple[Tensor, torch.dtype]] = {}
 
@@ -87,7 +119,8 @@ class Upcast(TorchFunctionMode):
         given = [t for t in every if t.is_floating_point() or t.is_complex()]
         low = next((t.dtype for t in given if t.dtype in WIDE), None)
         raised = [self.raised[id(t)][1] for t in given if id(t) in self.raised]
-        if self._here():
+        alone = len(self.numbers) == 1 or getattr(func, "__name__", "") not in _PRODUCTS
+        if alone and self._here():
             return self._in_float32(func, args, kwargs, given, low or next(iter(raised), None))
         if not raised:
             try:
@@ -117,7 +150,7 @@ class Upcast(TorchFunctionMode):
     def _here(self) -> bool:
         """Whether our line itself calls, rather than a module of torch's that it runs."""
         line = calling_line()
-        if line is None or line.number != self.number:
+        if line is None or line.number not in self.numbers:
             return False
         if line.filename not in self.files:
             self.files[line.filename] = Path(line.filename).resolve() == self.path

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Settings
-from pytest_fp16.diagnosis.training_cures import Proposal
+from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training.input import sound

@@ -104,6 +104,9 @@ class Digits(TorchDispatchMode):
         name = facts(func).name
         given = list(tensors(args, kwargs or {}))
         watched = name in _DIFFERENCES or name in _STEEP
+        # Torch's own slopes add up what may nearly cancel; a slope by hand is the program's.
+        backwards = torch._C._current_graph_task_id() >= 0
+        watched = watched and not (backwards and user_line() is None)
         watched = watched and not any(t.is_complex() or t.is_sparse for t in given)
         given = [_kept(t) for t in given] if watched else []
         out = func(*args, **(kwargs or {}))
@@ -123,7 +126,8 @@ def _kept(tensor: Tensor) -> Tensor:
 def lost_digits(reference: Trainee, candidate: Trainee, batch: Any) -> LostDigits | None:
     """The first operation on the way to the loss of a batch that loses its digits in 16 bits.
 
-    None where there is none, or where the 16-bit program goes another way.
+    Or on the way back, in a slope that is written by hand. None where there is none, or where the
+    16-bit program goes another way.
 
     Args:
         reference: the 32-bit training, as far as it has come.
@@ -131,8 +135,8 @@ def lost_digits(reference: Trainee, candidate: Trainee, batch: Any) -> LostDigit
     """
     candidate.follow(reference)
     exact, low = (Digits(trainee.model) for trainee in (reference, candidate))
-    witnessed(reference, batch, exact)
-    witnessed(candidate, batch, low)
+    witnessed(reference, batch, exact, backwards=True)
+    witnessed(candidate, batch, low, backwards=True)
     if [_form(m) for m in exact.made] != [_form(m) for m in low.made]:
         return None
     found = (_looked_at(one, two) for one, two in zip(exact.made, low.made, strict=True))

@@ -30,7 +30,10 @@ from pytest_fp16.engine.models import Location
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.rounding import Format
 
-_FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty empty_like".split())
+_FILLS = frozenset(
+    "full full_like new_full fill masked_fill scalar_tensor where "
+    "empty empty_like new_empty".split()
+)
 #: The phase between backward pass and optimizer, and the operation as its user knows it.
 CLIPPING = "clip_grad_norm_"
 _ZERO_DIVISORS = frozenset("div reciprocal rsqrt log log2 log10 pow addcdiv sqrt".split())

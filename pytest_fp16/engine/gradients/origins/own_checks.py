@@ -73,10 +73,14 @@ def counted(
     return miscounted(exact, low, form), low.changed
 
 
-def witnessed(trainee: Trainee, batch: Any, witness: Any) -> None:
-    """Compute the loss of a batch under a dispatch mode; what is raised is no matter here."""
+def witnessed(trainee: Trainee, batch: Any, witness: Any, backwards: bool = False) -> None:
+    """Compute the loss of a batch under a dispatch mode; what is raised is no matter here.
+
+    Args:
+        backwards: its gradient, too.
+    """
     try:
-        _loss(trainee, batch, 0, witness)
+        _loss(trainee, batch, 0, witness, backwards)
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -129,7 +133,9 @@ def _passes(reference: Trainee, batch: Any, seed: int) -> bool:
         return False
 
 
-def _loss(trainee: Trainee, batch: Any, seed: int, witness: Any = None) -> float:
+def _loss(
+    trainee: Trainee, batch: Any, seed: int, witness: Any = None, backwards: bool = False
+) -> float:
     """The loss of a batch; nothing of the trainee is changed."""
     trainee.model.train()
     seed_everything(seed)
@@ -137,4 +143,7 @@ def _loss(trainee: Trainee, batch: Any, seed: int, witness: Any = None) -> float
         placed = trainee.placed(batch)
         with witness or nullcontext():
             loss = trainee.loss(placed)
+            if backwards:
+                weights = [p for p in trainee.parameters() if p.requires_grad]
+                torch.autograd.grad(loss, weights, allow_unused=True)
     return float(loss.detach())

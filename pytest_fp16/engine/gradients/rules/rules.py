@@ -35,8 +35,8 @@ def _broke(evidence: Evidence) -> Finding | None:
         return None
     said, origin = evidence.broke
     if said.startswith("a weight") and (origin is None or origin.module != "<optimizer>"):
-        # What overflows after steps that ran off is not at fault.
-        stepped = epsilon(evidence) or ran_off(evidence)
+        # What overflows after steps that ran off is not at fault, nor after gradients that did.
+        stepped = epsilon(evidence) or ran_off(evidence) or total_noise(evidence)
         if stepped is not None:
             return stepped
     return _explained(evidence, said, origin)

@@ -142,3 +142,33 @@ def test_a_format_of_float32s_range_loses_no_gradient_by_underflow():
         )
         assert found.verdict == "not equivalent"
         assert (found.culprit.module, found.culprit.mechanism) == ("<loss>", "cancellation")
+
+
+class ByHand(torch.autograd.Function):
+    """A slope written by hand, in which a difference of large numbers is left."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        far = x * 0 + 300
+        return grad * ((far + 0.3) - far)
+
+
+class Sloped(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def forward(self, x):
+        return ByHand.apply(super().forward(x))
+
+
+def test_a_slope_by_hand_is_looked_at():
+    found = lost(Sloped, "bf16-true")
+    assert (found.operation, found.mechanism) == ("sub", "cancellation")
+    line = ByHand.backward.__code__.co_firstlineno
+    assert found.line.endswith(f"test_lost_digits.py:{line + 4}")

@@ -247,3 +247,12 @@ def test_a_backward_pass_that_raises_is_of_the_module_that_ran_it_forwards():
     with origin, pytest.raises(RuntimeError, match="cannot be multiplied"):
         model(torch.ones(2, 2)).square().sum().backward()
     assert origin.failed_in == ""
+
+
+def test_an_infinity_that_is_asked_for_is_no_loss():
+    origin = Origin(nn.Identity())
+    with Emulation("cuda"), origin:
+        half(1.0).new_full((3,), float("inf")).amin()
+        assert origin.found is None
+        half(1.0, 12.0).exp()
+    assert origin.found.operation == "exp"

@@ -279,3 +279,10 @@ def test_a_gradient_that_is_bent_is_laid_to_whole_numbers_that_a_cast_changed():
     vanished = noise(rho=3.0, relative=0.9, gain=0.1, zeroed=0.9, zeroed_norm=0.9)
     first, *_ = found(points=[point(vanished, head_weight=vanished)], changed=changed)
     assert first.mechanism == "underflow"  # no matter of digits
+
+
+def test_weights_that_broke_after_gradients_that_were_lost_are_the_gradients_fault():
+    broke = ("a weight is not finite", Found("head", "mm", "overflow", 1.0))
+    lost = point(noise(rho=1e9, relative=1e9), head_weight=LOUD)
+    first, *_ = found(broke=broke, points=[lost])
+    assert first.operation == "backward"

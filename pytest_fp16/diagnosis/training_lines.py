@@ -1,0 +1,105 @@
+"""Cures that compute a part of a training's own code in float32: the culprit's line, its function.
+
+What a line divides by may be lost a line before it, so its function follows. A result that falls to
+zero, or a guard that is none, is not brought back by the line that stumbles over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_fp16.diagnosis.proposal import Proposal
+from pytest_fp16.diagnosis.upcast import Upcast, function_of, line_in_float32
+from pytest_fp16.engine.training.lightning import is_lightning
+from pytest_fp16.engine.training.place import Amendment
+from pytest_fp16.precision import Precision
+from pytest_fp16.report.model import Culprit
+from pytest_fp16.subject import Training
+
+
+def at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> list[Proposal]:
+    """The culprit's line in float32, then its function, where the forward of the model runs it."""
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        return []
+    found = []
+    for what, at, meeting in _parts(culprit, precision):
+        amendment = Amendment(partial(line_in_float32, line=at, meeting=meeting))
+        found.append(_upcast(culprit, what, meeting, amendment))
+    return found
+
+
+def at_the_steps_line(
+    subject: Training, model: nn.Module, precision: Precision, culprit: Culprit | None
+) -> list[Proposal]:
+    """The same, where the user's own training step runs it."""
+    own = subject.training_step
+    given = own is None and subject.loss is not None  # a Lightning module does not use it
+    if culprit is None or (given and not is_lightning(model)):
+        return []
+    found = []
+    for what, at, meeting in _parts(culprit, precision):
+        if own is None:  # it is a Lightning module's
+            amendment = Amendment(partial(_with_step, line=at, meeting=meeting))
+            found.append(_upcast(culprit, what, meeting, amendment))
+        else:
+            changed = replace(subject, training_step=_watched(own, at, meeting))
+            found.append(_upcast(culprit, what, meeting, subject=changed))
+    return found
+
+
+def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, bool]]:
+    """(what, where, whether wherever else tensors of different dtypes meet, too).
+
+    In a "true" precision the mixed one is tried in place of the latter.
+    """
+    line = culprit.source
+    if line is None:
+        return
+    what = f"{culprit.operation or 'it'} in float32 at {line} (from what the line reads on)"
+    yield what, line, False
+    if precision.mixed and culprit.variant == "mixed dtypes":
+        yield what, line, True
+        return
+    around = function_of(line)
+    if around is not None and culprit.mechanism != "unsupported-op":
+        name, lines = around
+        yield f"all of {name} but its products in float32 ({lines})", lines, False
+
+
+def _watched(own: Callable[..., Any], line: str, meeting: bool) -> Callable[..., Any]:
+    @wraps(own)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        with Upcast(line, meeting):
+            return own(*args, **kwargs)
+
+    return step
+
+
+def _with_step(model: Any, line: str, meeting: bool) -> Any:
+    model.training_step = _watched(model.training_step, line, meeting)
+    return model
+
+
+def _upcast(
+    culprit: Culprit,
+    what: str,
+    meeting: bool,
+    amendment: Amendment | None = None,
+    subject: Training | None = None,
+) -> Proposal:
+    everywhere = " and wherever else tensors of two dtypes meet" if meeting else ""
+    return Proposal(
+        kind="upcast",
+        description=f"compute {what}{everywhere}, and cast back only where a layer takes the "
+        "result",
+        subject=subject,
+        amendment=amendment,
+        points_to=culprit.module,
+        mechanism=culprit.mechanism,
+    )

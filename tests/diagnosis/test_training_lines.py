@@ -1,0 +1,108 @@
+"""A line of a training's own code in float32, and all of its function, as cures."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pytest_fp16 import check
+from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
+from pytest_fp16.diagnosis.upcast import Upcast, function_of
+from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.report.model import Culprit
+
+
+def guarded(x):
+    length = (x * 0).norm(dim=-1, keepdim=True) + 1e-8
+    return x * 0 / length
+
+
+class Guarded(nn.Module):
+    """What guards its division is lost a line before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        h = self.body(x.flatten(1)).relu()
+        return self.head(h + guarded(h))
+
+
+def at(line, mechanism="eps-underflow", module="", variant=None):
+    return Culprit(
+        module=module,
+        operation="div",
+        mechanism=mechanism,
+        evidence="",
+        source=line,
+        variant=variant,
+    )
+
+
+FIRST = guarded.__code__.co_firstlineno
+LINE = f"{__file__}:{FIRST + 2}"
+
+
+def test_the_function_of_a_line():
+    assert function_of(LINE) == ("guarded", f"{__file__}:{FIRST + 1}-{FIRST + 2}")
+    assert function_of(f"{__file__}:3") is None
+    assert function_of("nowhere.py:3") is None
+
+
+def test_it_follows_the_line():
+    for proposed in (
+        at_its_line(Guarded(), PRECISIONS["16-true"], at(LINE)),
+        at_its_line(Guarded(), PRECISIONS["16-mixed"], at(LINE)),
+    ):
+        line, around = (p.description for p in proposed)
+        assert line.startswith(f"compute div in float32 at {LINE}")
+        assert around.startswith("compute all of guarded but its products in float32")
+
+
+def test_a_missing_kernel_is_a_matter_of_its_line_alone():
+    assert len(at_its_line(Guarded(), PRECISIONS["16-true"], at(LINE, "unsupported-op"))) == 1
+
+
+def test_a_guard_lost_a_line_before_is_cured(digits_training):
+    report = check(digits_training(model=Guarded), precision="16-true", seeds=2)
+    assert report.verdict == "not equivalent"
+    assert report.culprit.mechanism == "eps-underflow"
+    assert report.cure is not None
+    assert report.cure.kind == "upcast"
+    assert "all of guarded" in report.cure.description
+    assert report.cure.verified
+
+
+def test_so_it_is_in_a_step_of_ones_own(digits_training):
+    def step(model, batch):
+        x, y = batch
+        h = x.flatten(1)
+        return F.cross_entropy(model(x), y) + guarded(h).sum()
+
+    given = digits_training(loss=None, training_step=step)
+    found = at_the_steps_line(
+        given, given.model(), PRECISIONS["16-true"], at(LINE, "overflow", "<loss>")
+    )
+    changed = found[-1].subject.training_step
+    model = given.model().half()
+    batch = given.train_data[0][0].half(), given.train_data[0][1]
+    assert not bool(step(model, batch).isfinite())
+    assert bool(changed(model, batch).isfinite())
+
+
+def test_products_stay_as_they_are():
+    seen = []
+
+    def mixed(x, w):
+        y = F.linear(x, w)
+        seen.append(y.dtype)
+        y = y * 2
+        seen.append(y.dtype)
+        return F.linear(y, w)
+
+    first = mixed.__code__.co_firstlineno
+    x, w = torch.ones(2, 2).half(), torch.ones(2, 2).half()
+    with Upcast(f"{__file__}:{first + 1}-{first + 5}"):
+        out = mixed(x, w)
+    assert seen == [torch.float16, torch.float32]
+    assert out.dtype == torch.float16
