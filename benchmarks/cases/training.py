@@ -57,6 +57,8 @@ MODULES = (
     *("reported_choices", "reported_fields", "reported_schools"),
     *("reported_measures", "reported_transports", "reported_chances", "reported_grids"),
     *("reported_mended", "reported_repairs", "reported_kept"),
+    *("reported_kinds", "reported_likelihoods", "reported_relations"),
+    "reported_paths",
 )
 
 
