@@ -80,6 +80,8 @@ class Program:
         where: returns the qualified name of the module that is running.
         adopted: twins of the plain tensors met in one run, by their place.
         writes: it writes to its weights, whose exact twins then are each run's own.
+        mixed: autocast casts what the program hands to an operation; where it does not, a cast to
+            16 bits is the program's own.
     """
 
     emulation: Emulation | None
@@ -87,6 +89,7 @@ class Program:
     where: Callable[[], str]
     adopted: dict[Hashable, tuple[Tensor, Twin]] = field(default_factory=dict)
     writes: bool = False
+    mixed: bool = True
 
 
 class Autopsy(Interception):
@@ -165,7 +168,7 @@ class Autopsy(Interception):
 
     def operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """Any other operation, in 16 bits or without rounding."""
-        if _moves(known, args, kwargs):
+        if _moves(known, args, kwargs, self.program.mixed):
             return self._moved(func, args, kwargs)
         index = len(self.operations)
         operation = Operation(index, self.named(known), self.program.where())
@@ -248,7 +251,7 @@ def _constant(value: Tensor) -> Tensor:
     return wide
 
 
-def _moves(known: Facts, args: Any, kwargs: Any) -> bool:
+def _moves(known: Facts, args: Any, kwargs: Any, mixed: bool) -> bool:
     if known.name not in _MOVES or known.mutated or known.mutated_names:
         return False
     involved = twins(args, kwargs)
@@ -256,6 +259,9 @@ def _moves(known: Facts, args: Any, kwargs: Any) -> bool:
         wanted = kwargs.get("dtype")
         if not involved[0].is_floating_point() or (wanted and not wanted.is_floating_point):
             return False
+        narrows = wanted in LOW and involved[0].dtype not in LOW
+        if narrows and not mixed and involved[0].numel() > 1:
+            return False  # (an epsilon is told of where it is used)
     return not any(t.fate.made for t in involved)
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.cures import Clinic, Judge, Pricer, find_cure
-from pytest_fp16.diagnosis.mechanism import explain, misled, stopped, worth_watching
+from pytest_fp16.diagnosis.loops import repeated
+from pytest_fp16.diagnosis.mechanism import carrier, explain, misled, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, vanishing
@@ -186,7 +187,9 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
         return spread  # what a measurement could add is an overflow, and there is none
     watched = worth_watching(found)
     operations = specimen.side_by_side(watched.__contains__)
-    culprit = explain(found, operations)
+    culprit = explain(found, operations, carrier(specimen, found))
+    if culprit is not None and culprit.source == found.operation.source:
+        culprit = repeated(specimen, found, operations) or culprit
     if inflated(operations, found.operation.index):
         whole = specimen.side_by_side(lambda i: True)[: found.operation.index]
         culprit = vanishing(whole) or culprit

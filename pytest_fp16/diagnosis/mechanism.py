@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.bounds import out_of_range, vanished, vanishing_constant
 from pytest_fp16.diagnosis.digits import (
@@ -14,6 +16,7 @@ from pytest_fp16.diagnosis.digits import (
 )
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
+from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.engine.emulation.wording import first_line, mechanism_of, told, variant_of
 from pytest_fp16.engine.source import raised_by_program
@@ -22,6 +25,8 @@ from pytest_fp16.report.model import Culprit
 #: What stands between the cast of an operand and the operation that takes it: a broadcast product
 #: casts, then copies into the shape its kernel takes.
 _ON_THE_WAY = ("_to_copy", "clone", "_unsafe_view")
+#: Part of the squared damage born at the origin that passes through an operation that carries it.
+_THROUGH = 0.5
 
 
 def stopped(found: Raised, dtype_name: str) -> Culprit:
@@ -83,13 +88,39 @@ def _after_casts(operations: list[Operation], first: int) -> int:
     return next((i for i in following if operations[i].name not in _ON_THE_WAY), first)
 
 
-def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
+def carrier(specimen: Specimen, origin: Origin) -> Callable[[Operation], bool]:
+    """Tells whether what was born at the origin does its damage through an operation's result.
+
+    It does not where the program goes round it: what is left of a difference may be all wrong, and
+    yet be added to the very value that was taken off, as a logarithm of a sum of exponentials does.
+    """
+
+    def carries(operation: Operation) -> bool:
+        damage, born = origin.damage, origin.operation.index
+        if operation.index <= born:
+            return True
+        try:
+            came = damage.of(specimen.healed(born + 1)) ** 2 - damage.of(specimen.healed(born)) ** 2
+            before, after = specimen.healed(operation.index + 1), specimen.repaired(operation.index)
+            return damage.of(before) ** 2 - damage.of(after) ** 2 >= _THROUGH * came
+        except Exception:  # it cannot be played so
+            return True
+
+    return carries
+
+
+def explain(
+    origin: Origin,
+    watched: list[Operation],
+    carries: Callable[[Operation], bool] = lambda _: True,
+) -> Culprit | None:
     """The culprit where the outputs are wrong.
 
     Args:
         origin: where it was born.
         watched: the same program side by side with its exact twin; the operations from the origin
             on carry what was measured.
+        carries: whether the damage passes through an operation behind the origin.
     """
     first = origin.operation.index
     if first >= len(watched):
@@ -99,7 +130,14 @@ def explain(origin: Origin, watched: list[Operation]) -> Culprit | None:
     sound = bool(measured) and not any(m.lost or m.error for m in measured)
     if born.finding is None or (first == 0 and sound):
         return None  # what the program does for its dtype is no error of its first operation
-    return _why(born, watched, lost=bool(origin.damage.lost.any())).culprit()
+    return _why(born, watched, bool(origin.damage.lost.any()), carries).culprit()
+
+
+def because(born: Operation, watched: list[Operation]) -> Culprit | None:
+    """Why an operation, and none behind it, did what was measured of it."""
+    if born.finding is None:
+        return None
+    return _why(born, watched, False, lambda operation: operation is born).culprit()
 
 
 def _consumer(watched: list[Operation], first: int) -> Operation:
@@ -113,7 +151,12 @@ def _consumer(watched: list[Operation], first: int) -> Operation:
     return found if lost or not same else follower
 
 
-def _why(born: Operation, watched: list[Operation], lost: bool) -> Why:
+def _why(
+    born: Operation,
+    watched: list[Operation],
+    lost: bool,
+    carries: Callable[[Operation], bool] = lambda _: True,
+) -> Why:
     """The first rule that applies; `lost` says that outputs became NaN or infinite."""
     finding = born.finding
     assert finding is not None, "unreachable: the caller has looked"
@@ -122,8 +165,9 @@ def _why(born: Operation, watched: list[Operation], lost: bool) -> Why:
         why = rule(born, finding, fmt)
         if why is not None:
             return why
-    why = cancelled(born, watched) or cancelled_in_places(born, watched)
-    if why is not None:
-        return why
+    for behind in (cancelled, cancelled_in_places):
+        why = behind(born, watched)
+        if why is not None and carries(why.operation):
+            return why
     why = vanished(born, finding, fmt, few=lost)
     return why or imprecise(born, finding, fmt)

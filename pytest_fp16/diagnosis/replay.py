@@ -42,6 +42,38 @@ def healed(tape: Tape, until: int) -> Tensor:
     return replay.value(tape.output)
 
 
+def repaired(tape: Tape, index: int) -> Tensor:
+    """The main output when operations after that one are not rounded, and its result is exact.
+
+    What else the program had by then, the operands of that one included, stays as it was.
+
+    Raises:
+        Diverged: exact values would have led the program elsewhere.
+        Exception: an operation does not take exact values.
+    """
+    assert tape.output is not None, "unreachable: the program has ended"
+    start = tape.starts[index]
+    known = tape.entries[start].known
+    if known is not None and (known.mutated or known.mutated_names):
+        raise Diverged  # views of that memory that were taken before it would not know
+    exact, replay = Replay(tape, 0, lenient=True), Replay(tape, start + 1)
+    for position in range(start + 1):
+        exact.play(position)
+        if position < start:
+            exact.forget(position)
+    for result in tape.entries[start].results:
+        if not isinstance(result, Ref):
+            continue
+        if tape.image(result.place, start + 1) is None:
+            replay.values[id(result.twin)] = exact.value(result).clone()
+        else:  # what is written to later is a memory of this replay's own
+            replay.value(result).copy_(exact.value(result))
+    for position in range(start + 1, len(tape.entries)):
+        replay.play(position)
+        replay.forget(position)
+    return replay.value(tape.output)
+
+
 def watched(tape: Tape, watch: Callable[[int], bool]) -> dict[int, Finding]:
     """Measure chosen operations against the exact program, which goes where this one went."""
     wanted = [i for i in range(len(tape.starts)) if watch(i)]

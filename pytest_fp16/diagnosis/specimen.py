@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.diagnosis.autopsy import Autopsy, Operation, Program
-from pytest_fp16.diagnosis.replay import healed, watched
+from pytest_fp16.diagnosis.replay import healed, repaired, watched
 from pytest_fp16.diagnosis.tape import Ref, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin
 from pytest_fp16.engine.batching import take
@@ -74,7 +74,13 @@ class Specimen:
             Emulation(candidate.target, mixed=candidate.precision.mixed) if emulated else None
         )
         twins = _exact_twins(candidate.model, reference)
-        self.program = Program(emulation, twins, self.where, writes=candidate.habits.writes)
+        self.program = Program(
+            emulation,
+            twins,
+            self.where,
+            writes=candidate.habits.writes,
+            mixed=candidate.precision.mixed,
+        )
         with torch.no_grad(), quiet():
             seed_everything(sample.seed)
             inputs = map_tensors(sample.inputs, torch.clone)  # a model may write into its input
@@ -104,6 +110,11 @@ class Specimen:
                 return healed(self.tape, until).detach().float()
         except Exception:  # exact values may have led the program elsewhere: see for ourselves
             return self.run(until)
+
+    def repaired(self, index: int) -> Tensor:
+        """The same as `healed` behind that operation, with its own result put right."""
+        with self.replaying():
+            return repaired(self.tape, index).detach().float()
 
     def side_by_side(self, watch: Callable[[int], bool]) -> list[Operation]:
         """The recorded operations, those of chosen indices measured against exact values."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.mechanism import explain, stopped, worth_watching
+from pytest_fp16.diagnosis.mechanism import carrier, explain, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Raised, find_origin
 
 
@@ -221,3 +221,36 @@ def test_of_two_differences_side_by_side_the_ruined_one_is_named(specimen):
 def _line(source):
     name, _, number = source.rpartition(":")
     return name, int(number)
+
+
+def softly(x):
+    """The least of three sums, by a logarithm of a sum of exponentials: nothing is lost by it."""
+    total = 30 * x.abs() + 900
+    paths = torch.stack([total, total + x.sigmoid() + 0.3, total + x.tanh().abs() + 0.7], -1)
+    largest = -paths.amin(-1)
+    return -((-paths - largest.unsqueeze(-1)).exp().sum(-1).log() + largest)
+
+
+def spread_of_few(x):
+    """What a difference leaves is all that is used."""
+    total = 30 * x.abs() + 900
+    return total + x.sigmoid() - total
+
+
+def of_large(function):
+    """A function of features whose level is hundreds, brought back to their size."""
+    return of(lambda x: (function(x) - 900) / 30 if function is softly else function(x) * 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "mechanism"), [(softly, "precision-loss"), (spread_of_few, "cancellation")]
+)
+def test_a_difference_that_is_put_back_has_cancelled_nothing(
+    make_net, specimen, function, mechanism
+):
+    under = specimen(make_net(of_large(function), steps=20), "bf16-true")
+    origin = find_origin(under)
+    operations = under.side_by_side(worth_watching(origin).__contains__)
+    culprit = explain(origin, operations, carrier(under, origin))
+    assert culprit.mechanism in (mechanism, "absorption")
+    assert explain(origin, operations).mechanism != "precision-loss"

@@ -1,11 +1,14 @@
 """The few inputs of a diagnosis, and the two programs on them."""
 
+import linecache
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.specimen import FEW, fewer
 
 X = torch.arange(20.0).unsqueeze(1)
@@ -57,3 +60,42 @@ def test_without_rounding_a_candidate_is_its_reference(specimen, tied):
     found.record()
     torch.testing.assert_close(found.healed(0), found.wanted, rtol=1e-5, atol=1e-5)
     assert float((found.run() - found.wanted).abs().max()) > 1e-3
+
+
+class Denoiser(nn.Module):
+    """Its times are looked up in a table of its own, and cast before they become angles."""
+
+    def __init__(self, cast):
+        super().__init__()
+        self.head, self.times, self.cast = nn.Linear(2, 4), torch.linspace(3.0, 999.6, 300), cast
+
+    def forward(self, x, step):
+        times = self.cast(self.times[step], x)
+        return self.angles(times).to(x.dtype) @ self.head.weight.t() * 10
+
+    def angles(self, times):
+        times = times.double()[:, None]
+        return torch.cat([times.sin(), times.cos()], -1)
+
+
+CASTS = {
+    "to": lambda times, x: times.to(dtype=x.dtype),
+    "type_as": lambda times, x: times.type_as(x),
+    "helper": lambda times, x: next(t.to(x) for t in (times,)),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_a_cast_of_the_programs_own_is_told_where_it_is_made(cast):
+    """DiffSynth-Studio#1025: the angle is no culprit, and the model's inputs are none."""
+    torch.manual_seed(0)
+    model, x, step = Denoiser(CASTS[cast]).eval(), torch.randn(300, 4), torch.randperm(300)
+    with torch.no_grad():
+        data = [((x, step), model(x, step).argmax(-1))]
+    report = check(Evaluation(model, data), precision="bf16-true")
+    line = linecache.getline(__file__, int(report.culprit.source.rpartition(":")[2]))
+    assert report.culprit.operation == "_to_copy"
+    assert f'"{cast}": lambda' in line
+    assert report.culprit.variant is None
+    assert report.cure.kind == "upcast"
+    assert report.cure.verified
