@@ -64,29 +64,28 @@ def absorbed(born: Operation, finding: Finding, fmt: Format) -> Why | None:
 def cancelled(born: Operation, watched: list[Operation]) -> Why | None:
     """Sums and differences from the origin on that leave little but the error of their operands."""
     best: tuple[float, Operation, Measure, Measure] | None = None
-    entering = None  # the relative error before the first of them
+    chain: list[tuple[Measure, float]] = []  # what each one left, and what entered the first
     for operation in watched[born.index : born.index + AHEAD]:
         finding = operation.finding
         if finding is None or operation.name not in ADDITIONS or not finding.results:
             continue
         entered = max(finding.operands, key=lambda m: m.value, default=None)
         left = finding.results[0]
-        if entered is None or left.value <= 0 or entered.value < 1.5 * left.value:
+        if entered is None or left.value <= 0:
             continue
-        before = max(m.relative for m in finding.operands)
+        before, enough = max(m.relative for m in finding.operands), CANCELS_ELSEWHERE
         if before <= 0 or not math.isfinite(before):
             continue
         before = max(before, format_of(finding).unit_roundoff / 4)
-        gain = left.relative / before
-        if gain < 1.5:
-            continue
         if operation.module == born.module:
-            # One may take what another left; but two that stand side by side share no gain.
-            entering = before if entering is None else min(entering, before)
-            gain, enough = left.relative / entering, CANCELS
-        else:
-            enough = CANCELS_ELSEWHERE
-        if gain >= enough and (best is None or gain > best[0]):
+            # One may take what another left; but two that stand side by side share no gain, nor do
+            # those of a loop, on whose way errors are born.
+            taken = [e for was, e in chain if any(_passed_on(was, m) for m in finding.operands)]
+            before, enough = min([before, *taken]), CANCELS
+            chain.append((left, before))
+        gain = left.relative / before
+        cancels = entered.value >= 1.5 * left.value and gain >= enough
+        if cancels and (best is None or gain > best[0]):
             best = (gain, operation, entered, left)
     if best is None:
         return None
@@ -97,6 +96,12 @@ def cancelled(born: Operation, watched: list[Operation]) -> Why | None:
         f"a difference of {left.value:.2g} is left of values of {entered.value:.3g} (root mean "
         f"squares), with an error of {left.error:.2g}",
     )
+
+
+def _passed_on(left: Measure, taken: Measure) -> bool:
+    """Whether an operand is what another operation left, or a good part of it: a slice, a view."""
+    sizes = zip((left.value, left.relative), (taken.value, taken.relative), strict=True)
+    return all(abs(a - b) <= 0.25 * max(a, b) for a, b in sizes)
 
 
 def cancelled_in_places(born: Operation, watched: list[Operation]) -> Why | None:

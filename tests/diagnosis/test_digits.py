@@ -74,6 +74,27 @@ def test_a_difference_of_other_values_is_not_the_end_of_a_chain():
     assert cancelled(program[0], program).operation is program[0]
 
 
+def sides(entered, left, name="sub"):
+    """A difference: (value, error) of both its operands, and of what is left."""
+    (a, da), (b, db) = entered, left
+    finding = Finding(
+        operands=[measure([a + da, a - da], [a, a])], results=[measure([b + db, b - db], [b, b])]
+    )
+    return Operation(0, name, "m", finding=finding)
+
+
+def test_a_chain_is_of_what_one_difference_hands_to_the_next():
+    """A sum over a box as two differences of a running sum, each of which loses a half."""
+    chain = [sides((800, 0.4), (400, 0.4)), sides((420, 0.4), (160, 0.6))]
+    assert cancelled(chain[0], chain).operation is chain[1]
+
+
+def test_what_a_loop_adds_to_an_error_is_no_cancellation():
+    """Places brought to a half either way, again and again; the errors grow on the way."""
+    loop = [sides((0.58, 0.001), (0.29, 0.001)), sides((0.58, 0.002), (0.29, 0.0025))]
+    assert cancelled(loop[0], loop) is None
+
+
 def test_too_few_digits_is_what_remains():
     born = Operation(0, "sin", "m")
     assert imprecise(born, Finding(results=[measure([0.1])]), HALF).mechanism == "precision-loss"
