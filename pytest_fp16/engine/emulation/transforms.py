@@ -21,12 +21,10 @@ from pytest_fp16.engine.emulation.refusal import RefusedSizes
 
 #: Whether each is the forward transform. Those of Hermitian signals are left to refuse.
 _FORWARD = {
-    f"{real}{inverse}fft{dims}": not inverse
-    for real in ("", "r")
-    for inverse in ("", "i")
+    f"{kind}{dims}": "i" not in kind
+    for kind in ("fft", "rfft", "ifft", "irfft")
     for dims in ("", "2", "n")
-    if not (real and inverse)
-} | {f"irfft{dims}": False for dims in ("", "2", "n")}
+}
 
 #: The norm by which a transform is a plain sum.
 _PLAIN = {True: "backward", False: "forward"}
@@ -69,24 +67,13 @@ def _taking_halves(
     name: str, own: Callable[..., Tensor], as_one: Callable[[str], AbstractContextManager[Any]]
 ) -> Callable[..., Tensor]:
     many = name[-1] in "2n"
-
-    def some(input: Tensor, n: Any = None, dim: Any = -1, norm: str | None = None) -> Tensor:
-        return _transformed(input, n, dim, norm)
-
-    def several(input: Tensor, s: Any = None, dim: Any = None, norm: str | None = None) -> Tensor:
-        return _transformed(input, s, (-2, -1) if dim is None and name[-1] == "2" else dim, norm)
-
-    def _transformed(input: Tensor, size: Any, dim: Any, norm: str | None) -> Tensor:
-        key = "s" if many else "n"
-        wide = input.to(WIDE[input.dtype])
-        with as_one(f"fft_{name}"):
-            out = own(wide, **{key: size}, dim=dim, norm=_PLAIN[_FORWARD[name]])
-            sizes = _sizes(name, wide, out, size, dim)
-            if refuses_sizes(sizes):
-                raise RefusedSizes(f"fft_{name}", sizes)
-            low = out.to(torch.complex32 if out.is_complex() else torch.float16)
-        scale = _scale(_FORWARD[name], norm, math.prod(sizes))
-        return low if scale is None else low * scale
+    defaults: dict[str, Any] = {
+        "s" if many else "n": None,
+        "dim": None if many else -1,
+        "norm": None,
+    }
+    if name.endswith("2"):
+        defaults["dim"] = (-2, -1)
 
     @functools.wraps(own)
     def call(input: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -95,7 +82,17 @@ def _taking_halves(
         halves = isinstance(input, Tensor) and input.dtype in (torch.float16, torch.complex32)
         if not halves or input.device.type != "cpu" or "out" in kwargs:
             return own(input, *args, **kwargs)
-        return (several if many else some)(input, *args, **kwargs)
+        options = defaults | dict(zip(defaults, args, strict=False)) | kwargs
+        size, dim, norm = (options[key] for key in defaults)
+        wide = input.to(WIDE[input.dtype])
+        with as_one(f"fft_{name}"):
+            out = own(wide, size, dim, _PLAIN[_FORWARD[name]])
+            sizes = _sizes(name, wide, out, size, dim)
+            if refuses_sizes(sizes):
+                raise RefusedSizes(f"fft_{name}", sizes)
+            low = out.to(torch.complex32 if out.is_complex() else torch.float16)
+        scale = _scale(_FORWARD[name], norm, math.prod(sizes))
+        return low if scale is None else low * scale
 
     return call
 
