@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from pytest_fp16.diagnosis.advice import advice, in_float32
 from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
+from pytest_fp16.evaluation.evidence import Kept
 from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report, Verdict
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
@@ -26,10 +28,23 @@ _EVERYTHING = 0.99
 #: Mechanisms that more digits cure.
 _DIGITS = ("cancellation", "absorption", "precision-loss")
 
+
+@dataclass(frozen=True)
+class Recheck:
+    """What came of a remedy on all data.
+
+    Attributes:
+        kept: inputs to look at, where some went wrong though the remedy was applied; or None.
+    """
+
+    report: Report
+    kept: Kept | None = None
+
+
 #: Checks in full what comes of a remedy.
-Judge = Callable[[Remedy], Report]
-#: The few inputs with a remedy applied.
-Rerun = Callable[[Remedy], Specimen]
+Judge = Callable[[Remedy], Recheck]
+#: A few inputs with a remedy applied: those that are given, or those the failure was seen on.
+Rerun = Callable[[Remedy, Kept | None], Specimen]
 #: What a remedy costs; None where that cannot be told.
 Pricer = Callable[[Remedy], Price | None]
 
@@ -42,11 +57,12 @@ class Clinic:
         model: the float32 model.
         precision: the precision that failed.
         judge: re-checks in full.
-        rerun: makes the specimen anew with a remedy.
+        rerun: makes the specimen anew with a remedy, and of other inputs where they are given.
         price: tells what a remedy costs.
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
         line_failed: the culprit's line in float32 was tried, and is not enough.
+        astray: inputs that go wrong though a remedy is applied, by the remedy: another fault's.
     """
 
     model: nn.Module
@@ -57,10 +73,16 @@ class Clinic:
     siblings: dict[str, Report] = field(default_factory=dict)
     budget: int = 3
     line_failed: bool = False
+    astray: dict[Remedy, Kept | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = dict(self.model.named_modules())
         self.budget = max(3, math.ceil(math.log2(len(self.names) + 1)))
+
+    def focused(self, remedy: Remedy) -> Callable[[Remedy], Specimen]:
+        """Makes specimens of what goes wrong though a remedy is applied, where that is known."""
+        kept = self.astray.get(remedy)
+        return lambda other: self.rerun(other, kept)
 
     def judged(self, remedy: Remedy) -> Report | None:
         """A full re-check, or None where none is left to spend or the cure cannot be applied."""
@@ -70,9 +92,12 @@ class Clinic:
             return None
         self.budget -= 1
         try:
-            return self.judge(remedy)
+            again = self.judge(remedy)
         except FP16Error:
             return None
+        if not again.report.equivalent:
+            self.astray[remedy] = again.kept
+        return again.report
 
 
 def find_cure(
@@ -107,7 +132,7 @@ def find_cure(
                 price=price,
             )
             return cure, remedy.keep if remedy.precision == clinic.precision else ()
-        clinic.line_failed |= remedy.line is not None and report is not None
+        clinic.line_failed |= bool(remedy.lines) and report is not None
     known = clinic.line_failed and hint[0] == "upcast"
     vain = vain or " (by itself not enough)" * known
     verdict: Verdict | None = "not equivalent" if known else None
@@ -116,7 +141,7 @@ def find_cure(
 
 def _includes(remedy: Remedy, other: Remedy) -> bool:
     """Whether a remedy keeps in float32 what another does, and more."""
-    alike = remedy.precision == other.precision and other.line is None
+    alike = remedy.precision == other.precision and not other.lines
     return alike and set(other.keep) < set(remedy.keep)
 
 
@@ -127,12 +152,8 @@ def _candidates(
     for keep in _sets(clinic, culprit, origin):
         kept = keep
         yield "keep_in_float32", Remedy(clinic.precision, keep)
-    if culprit.source is not None:
-        upcast = Remedy(clinic.precision, line=culprit.source)
-        left = _left(clinic, upcast, origin)
-        if left < HEALED:
-            yield "upcast", upcast
-        clinic.line_failed |= HEALED <= left < math.inf
+    for remedy in _lines(clinic, culprit, origin):
+        yield "upcast", remedy
     name, _, mode = clinic.precision.partition("-")
     mixed = f"{name}-mixed"
     if mode == "true":
@@ -146,6 +167,31 @@ def _candidates(
         yield "bfloat16", Remedy("bf16-mixed")
     if name == "bf16" and culprit.mechanism in _DIGITS:  # float16 has three more bits
         yield "float16", Remedy(f"16-{mode}")
+
+
+def _lines(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[Remedy]:
+    """The culprit's line, and with it whatever line is the origin once that is in float32."""
+    lines: tuple[str, ...] = (culprit.source,) if culprit.source else ()
+    while lines and len(lines) <= ROUNDS:
+        remedy = Remedy(clinic.precision, lines=lines)
+        left = _left(clinic, remedy, origin)
+        if left < HEALED:
+            yield remedy
+        clinic.line_failed |= HEALED <= left < math.inf
+        more = _next_line(clinic, remedy)
+        if more is None or more in lines:
+            return
+        lines = (*lines, more)
+
+
+def _next_line(clinic: Clinic, remedy: Remedy) -> str | None:
+    try:
+        found = find_origin(clinic.focused(remedy)(remedy))
+    except Exception:  # it does not run so
+        return None
+    if found is None:
+        return None
+    return found.operation.source if isinstance(found, Origin) else found.source
 
 
 def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[tuple[str, ...]]:
@@ -176,8 +222,10 @@ def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple
     keep: tuple[str, ...] = (module,)
     alike = _alike(clinic, module)
     for _ in range(ROUNDS):
+        remedy = Remedy(clinic.precision, keep)
+        rerun = clinic.focused(remedy)
         try:
-            remedied = clinic.rerun(Remedy(clinic.precision, keep))
+            remedied = rerun(remedy)
             found = find_origin(remedied, module_alone=True)
         except FP16Error:
             return
@@ -185,7 +233,7 @@ def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple
             return
         at = found.operation.module if isinstance(found, Origin) else found.module
         unrounded = isinstance(found, Origin) and found.unrounded
-        branch = branched(remedied, clinic.rerun) if unrounded else None
+        branch = branched(remedied, rerun) if unrounded else None
         if branch is not None:
             at, alike = branch.module, _alike(clinic, branch.module)  # all of its kind do that
         if not at or at in keep:
@@ -210,7 +258,7 @@ def _heals(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> bool:
 def _left(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> float:
     """The damage left on the few inputs; infinite where the remedy cannot be applied."""
     try:
-        output = clinic.rerun(remedy).run()
+        output = clinic.rerun(remedy, None).run()
     except Exception:  # or does not run
         return math.inf
     return 0.0 if origin is None else origin.damage.of(output)
@@ -218,9 +266,11 @@ def _left(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> float:
 
 def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> str:
     names = ", ".join(remedy.keep)
-    if remedy.line is not None:
+    if remedy.lines:
+        first, *others = remedy.lines
+        more = f", and what is computed at {' and '.join(others)}" * bool(others)
         return (
-            f"{_in_float32(culprit)} at {remedy.line}, and cast back only where a layer takes the "
+            f"{in_float32(culprit)} at {first}{more}, and cast back only where a layer takes the "
             "result"
         )
     several = len(remedy.keep) > 1 and culprit.module in remedy.keep
@@ -229,47 +279,3 @@ def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> s
         return f"keep {names} in float32 ({instead})"
     kept = f" with {names} kept in float32" if names else ""
     return f"run in {remedy.precision}{kept} ({instead})"
-
-
-def _in_float32(culprit: Culprit) -> str:
-    """A cast itself is not computed: it is left out."""
-    if culprit.operation == "_to_copy":
-        return "stay in float32"
-    return f"compute {culprit.operation or 'it'} in float32"
-
-
-_ADVICE: dict[str, tuple[CureKind, str]] = {
-    "overflow": ("rescale", "divide before it, or {in_float32}"),
-    "underflow": ("rescale", "multiply before it, work with logarithms, or {in_float32}"),
-    "cancellation": ("upcast", "compute the difference in float32, or subtract first"),
-    "absorption": ("upcast", "keep what is added to in float32"),
-    "precision-loss": ("upcast", "{in_float32}"),
-    "unsupported-op": ("upcast", "cast the operands of {operation} to float32 and its result back"),
-    "mask-inf": ("mask constant", "mask with torch.finfo(x.dtype).min, x being what is masked, "
-                 "instead of the constant"),
-    "eps-underflow": ("epsilon", "use an epsilon that the format holds, 1e-5 or more, or add it in "
-                      "float32"),
-}  # fmt: skip
-
-
-#: By variant, where the advice is another one.
-_OTHERWISE = {
-    "mixed dtypes": "bring the tensors that meet there to one dtype",
-    "stored values": "scale what is stored, and take the scale back behind",
-    "stored inputs": "hand the inputs on in float32, as a mixed precision does, or shift and scale "
-    "them before they are cast",
-    "stored digits": "keep the weight or buffer in float32 that is read",
-    "near one": "use a bound that the format can tell from one, 0.999 in float16 and 0.99 in "
-    "bfloat16, or set it in float32",
-    "whole numbers": "keep the whole numbers as integers, or in float32",
-    "refused by the program": "let the program take 16-bit tensors",
-    "another program": "do for 16 bits what is done for float32",
-}
-
-
-def advice(culprit: Culprit) -> tuple[CureKind, str]:
-    """What to change in the code, and where."""
-    kind, text = _ADVICE[culprit.mechanism]
-    text = _OTHERWISE.get(culprit.variant or "", text)
-    text = text.format(operation=culprit.operation, in_float32=_in_float32(culprit))
-    return kind, f"{text} at {culprit.source}" if culprit.source else text

@@ -52,10 +52,14 @@ class Patient:
     few: int = FEW
 
     def specimen(
-        self, remedy: Remedy | None = None, emulated: bool | None = None, every: bool = False
+        self,
+        remedy: Remedy | None = None,
+        kept: Kept | None = None,
+        emulated: bool | None = None,
+        every: bool = False,
     ) -> Specimen:
-        """A few inputs (or every one that was kept), with a remedy; run as the candidate ran."""
-        kept = self.kept
+        """A few of the inputs that were kept (or every one), with a remedy; run as before."""
+        kept = kept or self.kept
         if kept.whole or every:
             few = Sample(kept.inputs, kept.n, kept.seed)
         else:

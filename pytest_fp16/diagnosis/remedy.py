@@ -12,9 +12,9 @@ class Remedy:
     Attributes:
         precision: the precision to run in.
         keep: modules to keep in float32.
-        line: a line of code, ``"file:number"``, whose operations are computed in float32; or None.
+        lines: lines of code, ``"file:number"``, whose operations are computed in float32.
     """
 
     precision: str
     keep: tuple[str, ...] = ()
-    line: str | None = None
+    lines: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.diagnosis.proposal import Proposal
-from pytest_fp16.diagnosis.upcast import Upcast, function_of, line_in_float32
+from pytest_fp16.diagnosis.upcast import Upcast, function_of, lines_in_float32
 from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.precision import Precision
@@ -29,7 +29,7 @@ def at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> lis
         return []
     found = []
     for what, at, meeting in _parts(culprit, precision):
-        amendment = Amendment(partial(line_in_float32, line=at, meeting=meeting))
+        amendment = Amendment(partial(lines_in_float32, lines=[at], meeting=meeting))
         found.append(_upcast(culprit, what, meeting, amendment))
     return found
 
@@ -75,7 +75,7 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, b
 def _watched(own: Callable[..., Any], line: str, meeting: bool) -> Callable[..., Any]:
     @wraps(own)
     def step(*args: Any, **kwargs: Any) -> Any:
-        with Upcast(line, meeting):
+        with Upcast([line], meeting):
             return own(*args, **kwargs)
 
     return step

@@ -1,16 +1,16 @@
-"""One line of a model's code in float32, as if its author had written ``.float()`` there.
+"""Lines of a model's code in float32, as if its author had written ``.float()`` there.
 
-Functions called on that line take their 16-bit arguments in float32, outside of autocast, and where
-they are told to make 16-bit numbers they make float32 ones. Their results stay float32 and make
-what follows float32 too, as torch's promotion has it, up to the first function that refuses to mix
-them with 16-bit tensors (a layer with 16-bit weights): there they are cast back. It is a cure's
+Functions called on such a line take their 16-bit arguments in float32, outside of autocast, and
+where they are told to make 16-bit numbers they make float32 ones. Their results stay float32 and
+make what follows float32 too, as torch's promotion has it, up to the first function that refuses to
+mix them with 16-bit tensors (a layer with 16-bit weights): there they are cast back. It is a cure's
 trial, not a way to run a model: every call is looked at.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ _PRODUCTS = frozenset(
 )
 
 
-def line_in_float32(model: nn.Module, line: str, meeting: bool = False) -> nn.Module:
-    """Make a line run in float32 wherever `model` runs it.
+def lines_in_float32(model: nn.Module, lines: Sequence[str], meeting: bool = False) -> nn.Module:
+    """Make lines run in float32 wherever `model` runs them.
 
     Args:
         model: changed in place.
-        line, meeting: as of `Upcast`.
+        lines, meeting: as of `Upcast`.
 
     Returns:
         The same model.
@@ -52,7 +52,7 @@ def line_in_float32(model: nn.Module, line: str, meeting: bool = False) -> nn.Mo
     if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
         raise ModelError("the forward of this model cannot be watched line by line")
     model.__class__ = variant(_Watched, type(model))
-    vars(model)["_fp16_line"] = line, meeting
+    vars(model)["_fp16_lines"] = tuple(lines), meeting
     return model
 
 
@@ -84,29 +84,33 @@ class _Watched(Variant):
     """A module whose forward is watched."""
 
     _fp16_prefix = "Watched"
-    _fp16_line: tuple[str, bool]
+    _fp16_lines: tuple[tuple[str, ...], bool]
 
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        with Upcast(*self._fp16_line):
+        with Upcast(*self._fp16_lines):
             return own(self, *args, **kwargs)
 
 
 class Upcast(TorchFunctionMode):
-    """Computes one line in float32.
+    """Computes lines in float32.
 
     Args:
-        line: ``"file:number"``; the file absolute, or as seen from here. Of ``"file:first-last"``
-            what multiplies matrices stays as it is, as layers do.
+        lines: each ``"file:number"``; the file absolute, or as seen from here. Of
+            ``"file:first-last"`` what multiplies matrices stays as it is, as layers do.
         meeting: whether what refuses tensors of different dtypes elsewhere is computed so, too.
     """
 
-    def __init__(self, line: str, meeting: bool = False) -> None:
+    def __init__(self, lines: Sequence[str], meeting: bool = False) -> None:
         super().__init__()
         self.meeting = meeting
-        name, _, number = line.rpartition(":")
-        first, _, last = number.partition("-")
-        self.path, self.numbers = Path(name).resolve(), range(int(first), int(last or first) + 1)
-        self.files: dict[str, bool] = {}
+        self.places: dict[tuple[Path, int], bool] = {}  # and whether products are widened there
+        for line in lines:
+            name, _, number = line.rpartition(":")
+            first, _, last = number.partition("-")
+            path, numbers = Path(name).resolve(), range(int(first), int(last or first) + 1)
+            self.places.update({(path, n): not last for n in numbers})
+        self.numbers = {number for _, number in self.places}
+        self.files: dict[str, Path] = {}
         self.raised: dict[int, tuple[Tensor, torch.dtype]] = {}
 
     def __torch_function__(
@@ -119,8 +123,7 @@ class Upcast(TorchFunctionMode):
         given = [t for t in every if t.is_floating_point() or t.is_complex()]
         low = next((t.dtype for t in given if t.dtype in WIDE), None)
         raised = [self.raised[id(t)][1] for t in given if id(t) in self.raised]
-        alone = len(self.numbers) == 1 or getattr(func, "__name__", "") not in _PRODUCTS
-        if alone and self._here():
+        if self._here(getattr(func, "__name__", "")):
             return self._in_float32(func, args, kwargs, given, low or next(iter(raised), None))
         if not raised:
             try:
@@ -147,14 +150,15 @@ class Upcast(TorchFunctionMode):
             self._remember(out, known[1])
         return out
 
-    def _here(self) -> bool:
-        """Whether our line itself calls, rather than a module of torch's that it runs."""
+    def _here(self, name: str) -> bool:
+        """Whether one of the lines itself calls, rather than a module of torch's that it runs."""
         line = calling_line()
         if line is None or line.number not in self.numbers:
             return False
         if line.filename not in self.files:
-            self.files[line.filename] = Path(line.filename).resolve() == self.path
-        return self.files[line.filename]
+            self.files[line.filename] = Path(line.filename).resolve()
+        products = self.places.get((self.files[line.filename], line.number))
+        return products is not None and (products or name not in _PRODUCTS)
 
     def _in_float32(
         self, func: Any, args: Any, kwargs: Any, given: list[Tensor], low: torch.dtype | None

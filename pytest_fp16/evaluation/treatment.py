@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pytest_fp16.diagnosis.cures import Recheck
 from pytest_fp16.diagnosis.evaluation import Diagnosis, Patient, diagnose
 from pytest_fp16.diagnosis.remedy import Remedy
-from pytest_fp16.diagnosis.upcast import line_in_float32
+from pytest_fp16.diagnosis.upcast import lines_in_float32
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.evaluation.lane import Lane
@@ -32,7 +33,10 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
             report, found[report.precision] = _treated(run, lane, report, siblings)
         if run.plan is not None:
             said = remarks(
-                run.plan, report, run.reference.model, lambda name: _judged(run, Remedy(name), {})
+                run.plan,
+                report,
+                run.reference.model,
+                lambda name: _judged(run, Remedy(name), {}).report,
             )
             report = report.remarked(said)
         done.append(report)
@@ -80,30 +84,30 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
         ModelError: it cannot be applied to this model.
     """
     candidate = run.candidates.made(remedy.precision, remedy.keep)
-    if remedy.line is not None:
-        line_in_float32(candidate.model, remedy.line)
+    if remedy.lines:
+        lines_in_float32(candidate.model, remedy.lines)
     return candidate
 
 
-def _judged(run: EvaluationRun, remedy: Remedy, planned: Mapping[str, tuple[str, ...]]) -> Report:
+def _judged(run: EvaluationRun, remedy: Remedy, planned: Mapping[str, tuple[str, ...]]) -> Recheck:
     """A full re-check of a remedy, on top of what is planned to be kept in float32."""
-    report, ideal = _rechecked(run, remedy, planned, predict=False)
-    if report.equivalent and not ideal:  # kernels may round otherwise than theory predicts
-        report, _ = _rechecked(run, remedy, planned, predict=True)
-    return report
+    again, ideal = _rechecked(run, remedy, planned, predict=False)
+    if again.report.equivalent and not ideal:  # kernels may round otherwise than theory predicts
+        again, _ = _rechecked(run, remedy, planned, predict=True)
+    return again
 
 
 def _rechecked(
     run: EvaluationRun, remedy: Remedy, planned: Mapping[str, tuple[str, ...]], predict: bool
-) -> tuple[Report, bool]:
-    """The report on a remedy, and whether its run was an ideal emulation."""
+) -> tuple[Recheck, bool]:
+    """What came of a remedy, and whether its run was an ideal emulation."""
     settings = run.settings.with_(precisions=(remedy.precision,))
     subject = run.subject
-    if remedy.line is not None:  # where nothing is 16-bit it changes nothing: the reference stays
+    if remedy.lines:  # where nothing is 16-bit it changes nothing: the reference stays
         model = fresh_model(subject.model, like=run.reference.model)
-        subject = replace(subject, model=line_in_float32(model, remedy.line))
+        subject = replace(subject, model=lines_in_float32(model, remedy.lines))
     keep = (*planned.get(remedy.precision, ()), *remedy.keep)
     again = EvaluationRun(subject, settings, None, {remedy.precision: keep}, predict=predict)
     again.execute()
     lane = again.lanes[0]
-    return report_of(again, lane), lane.ideal
+    return Recheck(report_of(again, lane), lane.outcome.kept), lane.ideal

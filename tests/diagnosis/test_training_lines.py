@@ -102,7 +102,7 @@ def test_products_stay_as_they_are():
 
     first = mixed.__code__.co_firstlineno
     x, w = torch.ones(2, 2).half(), torch.ones(2, 2).half()
-    with Upcast(f"{__file__}:{first + 1}-{first + 5}"):
+    with Upcast([f"{__file__}:{first + 1}-{first + 5}"]):
         out = mixed(x, w)
     assert seen == [torch.float16, torch.float32]
     assert out.dtype == torch.float16

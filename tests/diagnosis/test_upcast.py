@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.upcast import line_in_float32
+from pytest_fp16.diagnosis.upcast import lines_in_float32
 from pytest_fp16.errors import ModelError
 
 
@@ -57,7 +57,7 @@ def test_the_line_is_float32_and_a_layer_takes_its_result_back(model):
     assert not torch.allclose(
         outputs(model).float(), exact, atol=1e-2
     )  # infinity, so all are equal
-    upcast = line_in_float32(copy.deepcopy(model), Squares.line)
+    upcast = lines_in_float32(copy.deepcopy(model), [Squares.line])
     assert outputs(upcast).dtype == torch.float16
     torch.testing.assert_close(outputs(upcast).float(), exact, atol=3e-3, rtol=0)
 
@@ -65,7 +65,7 @@ def test_the_line_is_float32_and_a_layer_takes_its_result_back(model):
 def test_under_autocast(model):
     exact = model(inputs())
     torch.testing.assert_close(
-        outputs(line_in_float32(model, Squares.line), True).float(), exact, atol=3e-3, rtol=0
+        outputs(lines_in_float32(model, [Squares.line]), True).float(), exact, atol=3e-3, rtol=0
     )
 
 
@@ -75,14 +75,16 @@ def test_another_line_changes_nothing(model, autocast):
         model.half()
     name, _, number = Squares.line.rpartition(":")
     for line in (f"{name}:{int(number) + 40}", f"{name}.other:{number}"):
-        watched = line_in_float32(copy.deepcopy(model), line)
+        watched = lines_in_float32(copy.deepcopy(model), [line])
         want = outputs(model, autocast)
         torch.testing.assert_close(outputs(watched, autocast), want, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_float32_model_is_left_alone(model):
     want = model(inputs())
-    torch.testing.assert_close(line_in_float32(model, Squares.line)(inputs()), want, rtol=0, atol=0)
+    torch.testing.assert_close(
+        lines_in_float32(model, [Squares.line])(inputs()), want, rtol=0, atol=0
+    )
 
 
 def test_in_place_and_out(model):
@@ -96,7 +98,7 @@ def test_in_place_and_out(model):
     plain = Writes()
     x = inputs().half()
     out = plain(x.clone())
-    watched = line_in_float32(plain, Squares.line)(x.clone())
+    watched = lines_in_float32(plain, [Squares.line])(x.clone())
     assert watched.dtype == torch.float16
     exact = inputs() + (inputs() * 300).pow(2) * 1e-9
     assert (watched.float() - exact).abs().max() < 2e-3
@@ -118,22 +120,22 @@ def test_layers_on_the_same_line_stay_in_16_bits():
     model.layer.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
     with torch.no_grad():
         model(inputs().half())
-        line_in_float32(model, Squares.line)(inputs().half())
+        lines_in_float32(model, [Squares.line])(inputs().half())
     assert seen == [torch.float16] * 2
 
 
 def test_it_can_be_copied_and_pickled(model):
-    watched = line_in_float32(model.half(), Squares.line)
+    watched = lines_in_float32(model.half(), [Squares.line])
     want = outputs(watched)
     assert torch.equal(outputs(copy.deepcopy(watched)), want)
-    plain = line_in_float32(nn.Sequential(nn.Linear(8, 4)), "file.py:3")
+    plain = lines_in_float32(nn.Sequential(nn.Linear(8, 4)), ["file.py:3"])
     assert torch.equal(pickle.loads(pickle.dumps(plain))(inputs()), plain(inputs()))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 def test_a_scripted_model_is_refused():
     with pytest.raises(ModelError, match="line by line"):
-        line_in_float32(torch.jit.script(nn.Linear(2, 2)), "file.py:3")
+        lines_in_float32(torch.jit.script(nn.Linear(2, 2)), ["file.py:3"])
 
 
 class Counted(nn.Module):
@@ -155,7 +157,7 @@ def test_numbers_made_on_the_line_are_made_in_float32(low):
     plain = Counted().eval()
     with torch.no_grad():
         plain(inputs())
-        raised = line_in_float32(copy.deepcopy(plain).to(low), Counted.line)
+        raised = lines_in_float32(copy.deepcopy(plain).to(low), [Counted.line])
         exact = raised(inputs().to(low))
         rounded = copy.deepcopy(plain).to(low)(inputs().to(low))
     assert torch.equal(exact.float(), plain(inputs()).detach())

@@ -101,11 +101,12 @@ def test_a_cure_is_judged_on_all_of_the_data(make_net, digits):
     run = executed(make_net(Large()), batches(digits, size=60))
     sick = treatment._judged(run, Remedy("16-true"), {})
     cured = treatment._judged(run, Remedy("16-true", ("core.part",)), {})
-    assert (sick.verdict, cured.verdict) == ("not equivalent", "equivalent")
-    assert cured.inputs == len(digits[1][1])
+    assert (sick.report.verdict, cured.report.verdict) == ("not equivalent", "equivalent")
+    assert cured.report.inputs == len(digits[1][1])
+    assert sick.kept.n > 0
     # what a plan keeps comes first, in its own precision alone
     planned = {"16-true": ("core.part",)}
-    assert treatment._judged(run, Remedy("16-true"), planned).equivalent
+    assert treatment._judged(run, Remedy("16-true"), planned).report.equivalent
 
 
 def test_a_patient_brings_its_siblings_and_its_own_candidate(make_net, digits):

@@ -1,0 +1,49 @@
+"""What to change in the code where nothing can be applied from outside, in words."""
+
+from __future__ import annotations
+
+from pytest_fp16.report.model import Culprit, CureKind
+
+
+def in_float32(culprit: Culprit) -> str:
+    """What to do with the culprit's operation; a cast itself is not computed: it is left out."""
+    if culprit.operation == "_to_copy":
+        return "stay in float32"
+    return f"compute {culprit.operation or 'it'} in float32"
+
+
+_ADVICE: dict[str, tuple[CureKind, str]] = {
+    "overflow": ("rescale", "divide before it, or {in_float32}"),
+    "underflow": ("rescale", "multiply before it, work with logarithms, or {in_float32}"),
+    "cancellation": ("upcast", "compute the difference in float32, or subtract first"),
+    "absorption": ("upcast", "keep what is added to in float32"),
+    "precision-loss": ("upcast", "{in_float32}"),
+    "unsupported-op": ("upcast", "cast the operands of {operation} to float32 and its result back"),
+    "mask-inf": ("mask constant", "mask with torch.finfo(x.dtype).min, x being what is masked, "
+                 "instead of the constant"),
+    "eps-underflow": ("epsilon", "use an epsilon that the format holds, 1e-5 or more, or add it in "
+                      "float32"),
+}  # fmt: skip
+
+
+#: By variant, where the advice is another one.
+_OTHERWISE = {
+    "mixed dtypes": "bring the tensors that meet there to one dtype",
+    "stored values": "scale what is stored, and take the scale back behind",
+    "stored inputs": "hand the inputs on in float32, as a mixed precision does, or shift and scale "
+    "them before they are cast",
+    "stored digits": "keep the weight or buffer in float32 that is read",
+    "near one": "use a bound that the format can tell from one, 0.999 in float16 and 0.99 in "
+    "bfloat16, or set it in float32",
+    "whole numbers": "keep the whole numbers as integers, or in float32",
+    "refused by the program": "let the program take 16-bit tensors",
+    "another program": "do for 16 bits what is done for float32",
+}
+
+
+def advice(culprit: Culprit) -> tuple[CureKind, str]:
+    """What to change in the code, and where."""
+    kind, text = _ADVICE[culprit.mechanism]
+    text = _OTHERWISE.get(culprit.variant or "", text)
+    text = text.format(operation=culprit.operation, in_float32=in_float32(culprit))
+    return kind, f"{text} at {culprit.source}" if culprit.source else text
