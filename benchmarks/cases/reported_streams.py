@@ -83,7 +83,7 @@ class Portfolio(nn.Module):
 
 
 @planted(
-    "absorption", "", "add cumprod", fails=TRUE, moot=("16-true",), also=("precision-loss",),
+    "absorption", "", "add cumprod", fails=TRUE, also=("precision-loss",),
     family="sums", task="regression",
 )  # fmt: skip
 def wealth_of_small_daily_returns() -> Built:

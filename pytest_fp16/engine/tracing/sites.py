@@ -56,12 +56,11 @@ class SiteTotals:
 SiteKey = tuple[str, str]
 
 
-#: Moves any float32 normal number beyond float16's subnormal range, so that zero stays zero.
-_LIFT = 2.0**112
-
-
 def spacing(values: Tensor, fmt: Format, finite: bool = False) -> Tensor:
     """The ulp at each value, zero at zeros, infinities and NaN: those round to themselves.
+
+    Of what is far below the format's smallest number no more is lost than it is: about four times
+    its size, as half of an ulp is the most that rounding takes.
 
     Args:
         values: float32, any shape.
@@ -72,7 +71,7 @@ def spacing(values: Tensor, fmt: Format, finite: bool = False) -> Tensor:
     power = bits.view(torch.float32)
     if fmt.smallest_normal > _FLOAT32_NORMAL:
         # Arithmetic instead of masks: comparisons cost ten times as much on a CPU.
-        smallest = (power * _LIFT).clamp_(max=fmt.smallest_normal)
+        smallest = (power * 2.0 ** (fmt.significand + 1)).clamp_(max=fmt.smallest_normal)
         power = torch.maximum(power, smallest)
     at = power.mul_(2.0 ** (1 - fmt.significand))
     return at if finite else at.masked_fill_(at == torch.inf, 0.0)

@@ -71,3 +71,11 @@ def test_a_kernel_that_rounds_at_every_step_counts_each():
         hook(None)
 
     torch.testing.assert_close(four.sums[FLOAT16].sigma, 2 * one.sums[FLOAT16].sigma)
+
+
+def test_what_is_far_too_small_loses_no_more_than_it_is():
+    """A softmax has many such: they are zero in float16, and were zero nearly."""
+    tiny = torch.tensor([2.0**-23, 2.0**-26, -(2.0**-30), 1.5 * 2.0**-40])
+    assert spacing(tiny, FLOAT16).tolist() == [2.0**-24, 2.0**-24, 2.0**-28, 2.0**-38]
+    worst = spacing(tiny, FLOAT16) / 2
+    assert bool((worst >= (tiny - tiny.half().float()).abs()).all())
