@@ -143,6 +143,8 @@ class Interception(OnTarget):
         if wrapped(types):
             return NotImplemented  # its turn: the carriers it computes with come back here
         known = facts(func)
+        if known.name == "_to_copy" and not isinstance(args[0], Tensor):
+            args = (torch.tensor(args[0]), *args[1:])  # a number that torch.func had wrapped
         args = tuple(self._adopted(a) for a in args)
         kwargs = {k: self._adopted(v) for k, v in kwargs.items()}
         composed = composition(func, args, self._meets)

@@ -737,3 +737,32 @@ def test_logits_between_the_inputs_of_a_batch_have_a_forecast():
     report = check(Evaluation(model=_Contrasts().eval(), data=data, labelled=False))
     assert report.forecast.method == "random rounding", report.forecast.reason
     assert report.forecast.verdict == "equivalent"
+
+
+class Normals(torch.nn.Module):
+    """Turns a density by its own gradient, which torch.func takes input by input."""
+
+    def __init__(self):
+        super().__init__()
+        self.density = torch.nn.Sequential(
+            torch.nn.Linear(3, 16), torch.nn.GELU(), torch.nn.Linear(16, 1)
+        )
+        self.head = torch.nn.Linear(3, 1)
+
+    def forward(self, x):
+        weights = dict(self.density.named_parameters())
+
+        def one(at):
+            return 0.5 * torch.func.functional_call(self.density, weights, (at,)).squeeze(-1)
+
+        slopes = torch.func.vmap(torch.func.grad(one))(x)
+        return self.head(slopes / slopes.square().sum(-1, keepdim=True).add(1e-3).sqrt())
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-mixed"])
+def test_a_number_that_torch_func_has_wrapped_is_followed(name):
+    torch.manual_seed(0)
+    subject = Evaluation(Normals().eval(), [torch.randn(64, 3)], task="regression")
+    report = check(subject, precision=name)
+    assert report.verdict == report.forecast.verdict == "equivalent"
+    assert report.forecast.method == "adjoint"
