@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.subject import Evaluation, Training
+from pytest_fp16.theory.directions import directions
 from pytest_fp16.theory.margin import margin, top_two
 
 #: Inputs among which one can be nearer than another.
@@ -95,10 +96,10 @@ class Task:
     def margins(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Margin of the reference's top class over its runner-up, [N, P].
 
-        For regression, the projection of the values on a fixed ±1/√D direction, [N, 1].
+        For regression, the values in a ±1/√D direction of the input's own, [N, 1].
         """
         if not self.decides:
-            return (logits * direction(logits.shape[-1], logits.device)).sum(-1)
+            return (logits * directions(reference).to(logits.device)).sum(-1)
         top, other = top_two(reference)
         return margin(logits, top, other)
 
@@ -111,7 +112,7 @@ class Task:
     def seeds(self, reference: Tensor) -> Tensor:
         """The derivative of `margins` with respect to the canonical logits, [N, P, C]."""
         if not self.decides:
-            return direction(reference.shape[-1], reference.device).expand_as(reference)
+            return directions(reference)
         top, other = top_two(reference)
         seeds = torch.zeros_like(reference)
         seeds.scatter_(-1, top.unsqueeze(-1), 1.0)
@@ -135,19 +136,6 @@ def _likeness(output: Tensor) -> Tensor:
     square = unit.square().sum(-1)
     own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     return (unit @ unit.T - (square[:, None] + square) / 2).masked_fill(own, -torch.inf)
-
-
-_DIRECTIONS: dict[tuple[int, str], Tensor] = {}
-
-
-def direction(size: int, device: torch.device) -> Tensor:
-    """A fixed random direction of length one: entries ±1/√size."""
-    key = (size, str(device))
-    if key not in _DIRECTIONS:
-        generator = torch.Generator().manual_seed(size)
-        signs = torch.randint(0, 2, (size,), generator=generator).float().mul_(2).sub_(1)
-        _DIRECTIONS[key] = (signs / size**0.5).to(device)
-    return _DIRECTIONS[key]
 
 
 def task_of(subject: Evaluation | Training, output: Tensor, labels: Any, n: int) -> Task:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pytest_fp16.errors import DataError, ModelError
-from pytest_fp16.task import Task, direction, infer_task
+from pytest_fp16.task import Task, infer_task
 
 CLASSES = torch.tensor([0, 2, 1, 2])
 
@@ -158,8 +158,10 @@ def test_a_last_embedding_alone_decides_nothing_and_a_first_is_refused():
     assert infer(torch.randn(3, 8), None, "embedding").kind == "embedding"
 
 
-def test_the_direction_of_values_is_fixed_and_of_length_one():
-    one, two = direction(7, torch.device("cpu")), direction(7, torch.device("cpu"))
+def test_values_are_looked_at_in_a_direction_of_their_own_that_moves_not():
+    task, reference = Task("regression"), torch.randn(50, 1, 7)
+    seeds, noisy = task.seeds(reference), reference + 0.1 * torch.randn(50, 1, 7)
 
-    assert torch.equal(one, two)
-    assert one.norm().item() == pytest.approx(1)
+    assert seeds.norm(dim=-1).sub(1).abs().max() < 1e-6
+    moved = task.margins(noisy, reference) - task.margins(reference, reference)
+    assert torch.allclose(moved, ((noisy - reference) * seeds).sum(-1), atol=1e-5)
