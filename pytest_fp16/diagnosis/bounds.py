@@ -55,6 +55,7 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
         "overflow",
         born,
         f"{whose} {largest:.3g}, {fmt.name} holds {fmt.largest:.4g}; {part} values become infinite",
+        None if infinite or any(m.fixed for m in entered) else "infinite inputs",
     )
 
 

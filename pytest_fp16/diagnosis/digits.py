@@ -35,7 +35,7 @@ def counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
         counts = born.name in _COUNTERS or (
             born.name == "sum" and any(m.binary for m in finding.operands)
         )
-        if whole and (finding.decided or measure.fixed or counts):
+        if whole and (finding.decided or counts or (measure.fixed and _merge(measure))):
             return Why(
                 "absorption",
                 born,
@@ -44,6 +44,11 @@ def counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
                 "whole numbers",
             )
     return None
+
+
+def _merge(measure: Measure) -> bool:
+    """Whether numbers become one that are two; one number alone has none that it could meet."""
+    return measure.alike or measure.merged
 
 
 def absorbed(born: Operation, finding: Finding, fmt: Format) -> Why | None:

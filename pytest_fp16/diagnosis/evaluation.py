@@ -158,7 +158,7 @@ def _explained(patient: Patient) -> Explanation:
     culprit = _culprit(patient, specimen, found)
     if (
         culprit is not None
-        and culprit.variant in ("stored inputs", "stored digits")
+        and culprit.variant in ("stored inputs", "infinite inputs", "stored digits")
         and _casts_late(specimen)
     ):
         culprit = culprit.model_copy(update={"variant": None})

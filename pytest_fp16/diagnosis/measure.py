@@ -175,6 +175,11 @@ class Measure:
         return bool(((self._values == 0) | (self._values == 1)).all())
 
     @cached_property
+    def merged(self) -> bool:
+        """Whether numbers that the exact one tells apart have become one."""
+        return bool(self._actual.unique().numel() < self._wanted.unique().numel())
+
+    @cached_property
     def whole(self) -> bool:
         """Whether the exact one holds whole numbers only."""
         return bool((self._values == self._values.round()).all())

@@ -65,6 +65,7 @@ Variant = Literal[
     "whole numbers",
     "stored values",
     "stored inputs",
+    "infinite inputs",
     "stored digits",
     "near one",
     "another program",

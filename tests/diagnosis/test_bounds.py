@@ -24,6 +24,19 @@ def test_what_overflows_float16_fits_bfloat16(dtype, told):
     assert not told or (why.mechanism == "overflow" and "50.0%" in why.evidence)
 
 
+@pytest.mark.parametrize(
+    ("fate", "variant"),
+    [((False, False), "infinite inputs"), ((True, False), None), ((False, True), None)],
+)
+def test_inputs_that_are_infinite_as_they_are_cast_are_told_as_theirs(fate, variant):
+    exact = torch.tensor([[1.0, 9e4]])
+    entered = Measure(exact.half(), exact, torch.float16, *fate)
+    joined = Finding(operands=[entered], results=[entered])
+    why = out_of_range(Operation(0, "cat", "m"), joined, FORMATS[torch.float16])
+    assert (why.variant if why is not None else None) == variant
+    assert (why is None) == fate[1], "what an operation made infinite is that operation's"
+
+
 @pytest.mark.parametrize(("dtype", "told"), [(torch.float16, True), (torch.bfloat16, False)])
 def test_what_vanishes_in_float16_does_not_in_bfloat16(dtype, told):
     why = vanished(Operation(0, "mul", "m"), finding([1e-9, 2e-9], dtype), FORMATS[dtype])

@@ -47,6 +47,16 @@ def test_counts_beyond_what_the_format_tells_apart(last, told):
     assert (counting(Operation(0, "cumsum", "m"), finding, HALF) is not None) == told
 
 
+@pytest.mark.parametrize(
+    ("values", "told"), [((256.0, 257.0), True), ((999.0,), True), ((1013.0, 290.0), False)]
+)
+def test_whole_numbers_of_a_buffer_that_stay_apart_are_not_counted(values, told):
+    exact = torch.tensor(values)
+    stored = Measure(exact.bfloat16(), exact, torch.bfloat16, fixed=True)
+    seen = Finding(results=[stored])
+    assert (counting(Operation(0, "neg", "m"), seen, FORMATS[torch.bfloat16]) is not None) == told
+
+
 def test_a_small_difference_of_large_operands_cancels():
     left = Finding(
         operands=[measure([100.01, 100.02]), measure([100.0, 100.0])],

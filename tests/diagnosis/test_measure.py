@@ -62,3 +62,11 @@ def test_whole_and_binary_values():
     assert Measure(counts.half(), counts, torch.float16).whole
     assert not Measure(counts.half(), counts, torch.float16).binary
     assert Measure(counts[:2].half(), counts[:2], torch.float16).binary
+
+
+def test_numbers_that_become_one():
+    exact = torch.tensor([256.0, 257.0, 300.0])
+    assert Measure(exact.bfloat16(), exact, torch.bfloat16).merged
+    assert not Measure(exact.half(), exact, torch.float16).merged
+    apart = torch.tensor([1013.0, 290.0])
+    assert not Measure(apart.bfloat16(), apart, torch.bfloat16).merged
