@@ -63,6 +63,7 @@ class Clinic:
         budget: full re-checks that may still be spent.
         line_failed: the culprit's line in float32 was tried, and is not enough.
         astray: inputs that go wrong though a remedy is applied, by the remedy: another fault's.
+        too_little: the first modules of which a re-check said that to keep them does not do.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class Clinic:
     budget: int = 3
     line_failed: bool = False
     astray: dict[Remedy, Kept | None] = field(default_factory=dict)
+    too_little: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.names = dict(self.model.named_modules())
@@ -97,6 +99,8 @@ class Clinic:
             return None
         if not again.report.equivalent:
             self.astray[remedy] = again.kept
+            alone = remedy.precision == self.precision and not remedy.lines
+            self.too_little = self.too_little or (remedy.keep if alone else ())
         return again.report
 
 
@@ -135,6 +139,8 @@ def find_cure(
         clinic.line_failed |= bool(remedy.lines) and report is not None
     known = clinic.line_failed and hint[0] == "upcast"
     vain = vain or " (by itself not enough)" * known
+    if not vain and clinic.too_little:
+        vain = f" ({', '.join(clinic.too_little)} in float32 alone is not enough)"
     verdict: Verdict | None = "not equivalent" if known else None
     return Cure(kind=hint[0], verified=False, description=hint[1] + vain, verdict=verdict), ()
 

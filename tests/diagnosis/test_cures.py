@@ -1,12 +1,15 @@
 """A cure is the first that a full re-check passes, smallest set of modules first."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.diagnosis import cures
+from pytest_fp16.report.model import Culprit
 
 
 class Rms(nn.Module):
@@ -271,3 +274,21 @@ def test_two_lines_of_the_model_itself_are_cured_together():
     lines = [int(number) for number in re.findall(r"test_cures\.py:(\d+)", report.cure.description)]
     assert len(lines) >= 2
     assert "and what is computed at" in report.cure.description
+
+
+def test_advice_says_what_was_kept_in_vain(monkeypatch):
+    """All that is tried fails its re-check, so the advice is all there is; and not all of it."""
+
+    def never(remedy):
+        report = SimpleNamespace(equivalent=False, verdict="not equivalent")
+        return cures.Recheck(report)
+
+    monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
+    ran = SimpleNamespace(run=lambda: None)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
+    clinic = cures.Clinic(model, "16-true", never, lambda *_: ran, lambda _: None)
+    culprit = Culprit(module="1", operation="clamp", mechanism="eps-underflow", evidence="")
+    cure, keep = cures.find_cure(clinic, culprit, None)
+    assert not cure.verified
+    assert not keep
+    assert cure.description.endswith("or add it in float32 (1 in float32 alone is not enough)")
