@@ -9,7 +9,9 @@ by analysis and confirmed by `benchmarks.cases.judge` before the tool first saw 
 from benchmarks.cases import (
     reported_attention,
     reported_bins,
+    reported_buffers,
     reported_configured,
+    reported_coordinates,
     reported_decays,
     reported_decisions,
     reported_detectors,
@@ -18,6 +20,7 @@ from benchmarks.cases import (
     reported_filters,
     reported_forms,
     reported_generators,
+    reported_grids,
     reported_idioms,
     reported_layers,
     reported_lengths,
@@ -54,12 +57,15 @@ from benchmarks.cases import (
     reported_traps,
     reported_unusual,
     reported_vectors,
+    reported_vendors,
 )
 
 __all__ = [
     "reported_attention",
     "reported_bins",
+    "reported_buffers",
     "reported_configured",
+    "reported_coordinates",
     "reported_decays",
     "reported_decisions",
     "reported_detectors",
@@ -68,6 +74,7 @@ __all__ = [
     "reported_filters",
     "reported_forms",
     "reported_generators",
+    "reported_grids",
     "reported_idioms",
     "reported_layers",
     "reported_lengths",
@@ -104,4 +111,5 @@ __all__ = [
     "reported_traps",
     "reported_unusual",
     "reported_vectors",
+    "reported_vendors",
 ]
