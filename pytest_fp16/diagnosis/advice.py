@@ -34,6 +34,8 @@ _OTHERWISE = {
     "them before they are cast",
     "infinite inputs": "hand the inputs on in float32, as a mixed precision does, or scale them "
     "before they are cast; they enter",
+    "infinite values": "scale what is stored, and take the scale back behind, or keep the weight "
+    "or buffer in float32 that is read",
     "stored digits": "keep the weight or buffer in float32 that is read",
     "near one": "use a bound that the format can tell from one, 0.999 in float16 and 0.99 in "
     "bfloat16, or set it in float32",

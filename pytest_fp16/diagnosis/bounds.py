@@ -10,6 +10,7 @@ from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.why import Why
+from pytest_fp16.report.model import Variant
 from pytest_fp16.theory.rounding import Format
 
 #: Part of the values (or of the squared error) at which falling to zero explains the damage.
@@ -55,8 +56,13 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
         "overflow",
         born,
         f"{whose} {largest:.3g}, {fmt.name} holds {fmt.largest:.4g}; {part} values become infinite",
-        None if infinite or any(m.fixed for m in entered) else "infinite inputs",
+        None if infinite else _stored(entered),
     )
+
+
+def _stored(entered: list[Measure]) -> Variant:
+    """Whose values left the range as they were cast: the inputs', where some of them did."""
+    return "infinite values" if all(m.fixed for m in entered) else "infinite inputs"
 
 
 def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | None:

@@ -23,6 +23,9 @@ from pytest_fp16.evaluation.evidence import Kept
 from pytest_fp16.report.model import Culprit, Cure, Report
 from pytest_fp16.task import Task
 
+#: What comes of the cast of a whole model and its inputs, which autocast leaves as they are.
+_STORED = ("stored inputs", "stored digits", "infinite inputs", "infinite values")
+
 
 @dataclass
 class Patient:
@@ -156,11 +159,7 @@ def _explained(patient: Patient) -> Explanation:
         if not isinstance(found, Raised):
             found = raised(patient.error, specimen)
     culprit = _culprit(patient, specimen, found)
-    if (
-        culprit is not None
-        and culprit.variant in ("stored inputs", "infinite inputs", "stored digits")
-        and _casts_late(specimen)
-    ):
+    if culprit is not None and culprit.variant in _STORED and _casts_late(specimen):
         culprit = culprit.model_copy(update={"variant": None})
     return Explanation(specimen, found, culprit)
 

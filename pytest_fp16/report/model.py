@@ -66,6 +66,7 @@ Variant = Literal[
     "stored values",
     "stored inputs",
     "infinite inputs",
+    "infinite values",
     "stored digits",
     "near one",
     "another program",

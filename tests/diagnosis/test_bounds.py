@@ -26,9 +26,13 @@ def test_what_overflows_float16_fits_bfloat16(dtype, told):
 
 @pytest.mark.parametrize(
     ("fate", "variant"),
-    [((False, False), "infinite inputs"), ((True, False), None), ((False, True), None)],
+    [
+        ((False, False), "infinite inputs"),
+        ((True, False), "infinite values"),
+        ((False, True), None),
+    ],
 )
-def test_inputs_that_are_infinite_as_they_are_cast_are_told_as_theirs(fate, variant):
+def test_what_is_infinite_as_it_is_cast_is_told_as_that(fate, variant):
     exact = torch.tensor([[1.0, 9e4]])
     entered = Measure(exact.half(), exact, torch.float16, *fate)
     joined = Finding(operands=[entered], results=[entered])

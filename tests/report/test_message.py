@@ -272,6 +272,7 @@ def test_no_number_has_more_digits_than_anybody_reads(failed, passed, metric):
         ("while scaled", "after scaler.unscale_(optimizer)"),
         ("stored inputs", "inputs themselves lose digits when they are cast to float16"),
         ("infinite inputs", "inputs themselves leave the range of float16 when they are cast"),
+        ("infinite values", "a weight or a buffer leaves the range of float16"),
         ("stored digits", "a weight or a buffer loses digits as the model is cast to float16"),
         ("near one", "a bound just below one is one in float16"),
         ("whole numbers", "large whole numbers become one in float16"),
