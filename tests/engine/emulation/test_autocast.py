@@ -9,7 +9,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.emulation.autocast import held_policy, own_regions, target_autocast
+from pytest_fp16.engine.emulation.autocast import (
+    _COMPOSED,
+    _CPU_ONLY,
+    _TO_FLOAT32,
+    _TO_LOW,
+    held_policy,
+    own_regions,
+    target_autocast,
+)
 from pytest_fp16.engine.emulation.emulate import Emulation
 
 X = torch.rand(3, 4) + 0.1
@@ -165,6 +173,32 @@ def test_the_cpu_target_keeps_its_own_policy():
         assert run(f, h, dtype=torch.bfloat16, target="cpu").dtype == torch.bfloat16
         assert run(f, h, dtype=torch.bfloat16, target="cuda").dtype == torch.float32
     assert run(lambda: X @ X.t(), target="cpu").dtype == torch.float16
+
+
+def test_what_the_cpu_alone_casts_is_left_alone():
+    """index_copy takes one dtype: the CPU's autocast promotes what it is given, CUDA's does not."""
+    keys, new = torch.zeros(4, 3), torch.randn(2, 3).half()
+
+    def written():
+        return keys.index_copy(0, torch.arange(2), new)
+
+    assert run(written, target="cpu").dtype == torch.float32
+    with pytest.raises(RuntimeError, match="expected to have the same dtype"):
+        run(written)
+
+
+def test_nothing_that_the_cpu_alone_casts_is_forgotten():
+    """By what torch registers; the composites are cast part by part, to the same effect."""
+    apart = {"conv1d.padding", "conv2d.padding", "conv3d.padding", "cross_entropy_loss"}
+    of_the_cpu = {"_addmm_activation", "_native_multi_head_attention", "mkldnn_rnn_layer"}
+
+    def cast(key):
+        names = torch._C._dispatch_get_all_op_names()
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        return {n[6:] for n in names if n.startswith("aten::") and has(n, key)}
+
+    known = {n for names in (_CPU_ONLY, _COMPOSED, _TO_FLOAT32, _TO_LOW) for n in names.split()}
+    assert cast("AutocastCPU") - cast("AutocastCUDA") - known <= apart | of_the_cpu
 
 
 def test_an_island_without_autocast_is_respected():
