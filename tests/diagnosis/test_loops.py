@@ -1,12 +1,17 @@
 """What a loop does again and again is named, and not the step at which enough has come together."""
 
 import linecache
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.findings import Finding
+from pytest_fp16.diagnosis.loops import _worst
+from pytest_fp16.diagnosis.measure import Measure
 
 
 class Returns(nn.Module):
@@ -71,3 +76,19 @@ def test_the_step_of_a_loop_that_does_it_is_named(part):
     culprit = check(Evaluation(model, data, task="regression"), precision="bf16-true").culprit
     assert f"# {marked}" in linecache.getline(__file__, int(culprit.source.rpartition(":")[2]))
     assert (culprit.operation, culprit.mechanism) == (operation, mechanism)
+
+
+def test_what_is_handed_on_exactly_is_not_named():
+    """A state that is set to zero by a product with zero or one, beside the sum that rounds."""
+    state = torch.tensor([0.5, 0.7])
+    exact = Measure(state.bfloat16(), state.bfloat16().float(), torch.bfloat16)
+    rounded = Measure(state.bfloat16(), state, torch.bfloat16)
+    program = [
+        Operation(i, name, "m", finding=Finding(own=[own], results=[own]))
+        for i, (name, own) in enumerate([("add", rounded), ("mul", exact)] * 10)
+    ]
+    watched = SimpleNamespace(side_by_side=lambda watch: program)
+    adds, muls = list(range(0, 20, 2)), list(range(1, 20, 2))
+    most, group, _ = _worst(watched, [(0.9, adds), (0.98, muls)])
+    assert (most, group) == (0.9, adds)
+    assert _worst(watched, [(0.1, adds), (0.98, muls)])[0] == 0.0
