@@ -145,13 +145,13 @@ class LongText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
-        return self.head((x + self.attention(x))[:, 280:300].mean(1)) * 4
+        return self.head((x + self.attention(x))[:, 180:200].mean(1)) * 4
 
 
 @healthy(precisions=(*FP16, "bf16-mixed"))
 def slopes_by_how_far_apart() -> Built:
     """flash-attention#846: what is near is told exactly, and of what is far nothing is left."""
-    return decided(LongText, tokens(64, 600), 16)
+    return decided(LongText, tokens(32, 400), 8)
 
 
 def pseudo_quantize_tensor(w: Tensor, bits: int = 4, group: int = 16) -> Tensor:
