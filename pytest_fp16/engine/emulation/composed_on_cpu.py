@@ -2,8 +2,9 @@
 
 The log of a softmax over the last axis keeps the sum of exponentials and its logarithm in the
 tensor's format (``vec_log_softmax_lastdim_chunk_kernel``); a batch norm that takes its statistics
-from the batch keeps them so (``batch_norm_cpu_update_stats_template``); ``xlogy`` keeps the
-logarithm. CUDA's have accumulators of 32 bits for all of it.
+from the batch keeps them so (``batch_norm_cpu_update_stats_template``); one in evaluation rounds at
+every step where its input is strided (``batch_norm_cpu_transform_input_template``); ``xlogy`` keeps
+the logarithm. CUDA's have accumulators of 32 bits for all of it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,33 @@ def _logarithms(step: Any, x: Tensor, dim: int, half_to_float: bool) -> Any:
 def _batch_norm(
     x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *_: Any
 ) -> Composed:
-    own = all(t is None or t.dtype == x.dtype for t in (weight, bias))
-    return _normalised if training and mean is None and own and x.dim() > 1 else None
+    if x.dim() < 2 or any(t is not None and t.dtype != x.dtype for t in (weight, bias, mean, var)):
+        return None
+    if training:
+        return _normalised if mean is None else None
+    return None if _laid_out(x) else _element_by_element
+
+
+def _laid_out(x: Tensor) -> bool:
+    """Whether rows or channels lie one after another, which kernels of vectors ask for."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    return x.is_contiguous() or (last is not None and x.is_contiguous(memory_format=last))
+
+
+def _element_by_element(
+    step: Any, x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *rest: Any
+) -> Any:
+    def by_channel(value: Tensor) -> Any:
+        return step(_aten.view.default, value, [1, -1, *[1] * (x.dim() - 2)])
+
+    spread = step(_aten.sqrt.default, step(_aten.add.Tensor, var, rest[-1]))
+    inverse = by_channel(step(_aten.reciprocal.default, spread))
+    out = step(_aten.mul.Tensor, step(_aten.sub.Tensor, x, by_channel(mean)), inverse)
+    if weight is not None:
+        out = step(_aten.mul.Tensor, out, by_channel(weight))
+    if bias is not None:
+        out = step(_aten.add.Tensor, out, by_channel(bias))
+    return out, *(step(_aten.new_zeros.default, x, [0]) for _ in range(2))
 
 
 def _normalised(step: Any, x: Tensor, weight: Any, bias: Any, *rest: Any) -> Any:

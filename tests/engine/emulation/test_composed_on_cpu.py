@@ -35,6 +35,16 @@ OPERATIONS = {
         X.to(to), None, None, drawn(16).to(to), drawn(16, seed=1).to(to), training=True
     ),
     "batch norm of rows": lambda to: F.batch_norm(ROWS.to(to), None, None, training=True),
+    "batch norm of turned rows": lambda to: F.batch_norm(
+        drawn(4, 12, 16).to(to).transpose(1, 2),
+        *(drawn(16, seed=s).abs().to(to) for s in range(4)),
+        training=False,
+    ),
+    "batch norm of channels last": lambda to: F.batch_norm(
+        X.to(to).contiguous(memory_format=torch.channels_last),
+        *(drawn(16, seed=s).abs().to(to) for s in range(4)),
+        training=False,
+    ),
     "upsampled": lambda to: F.interpolate(X[0].to(to), size=31, mode="linear"),
     "bicubic": lambda to: F.interpolate(X.to(to), size=(20, 21), mode="bicubic"),
     "a factor without dimensions": lambda to: ROWS.to(to) * torch.tensor(0.1),
