@@ -53,7 +53,8 @@ def embedded(scaled: bool) -> Built:
     return model, [(part, torch.zeros(len(part))) for part in near.split(64)]
 
 
-@planted("overflow", "", "sum", fails=("16-true",), family="norms", task="embedding")  # fmt: skip
+@planted("overflow", "", "sum", fails=("16-true",), fails_cpu=("16-mixed",), family="norms",
+         task="embedding")  # fmt: skip
 def embeddings_by_an_inverse_root() -> Built:
     """keras#23093, mxnet#11938: a squared norm is infinite, and every embedding zero."""
     return embedded(False)
@@ -188,7 +189,14 @@ class MiniMax(nn.Module):
         return self.head(self.down(h) / 4000)
 
 
-@planted("overflow", "down", "sum _to_copy", fails=("16-true",), family="quantized")
+@planted(
+    "overflow",
+    "down",
+    "sum _to_copy",
+    fails=("16-true",),
+    fails_cpu=("16-mixed",),
+    family="quantized",
+)
 def sums_of_blocks_in_half() -> Built:
     """ik_llama.cpp#1659: 32 values of thousands each, whose sum is kept in their own format."""
     return decided(MiniMax, (drawn(400, 12, seed=9),))
