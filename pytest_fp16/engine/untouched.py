@@ -7,7 +7,7 @@ forward pass that is no step of the training must leave no trace in them.
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,11 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.containers import all_tensors, held_tensors, map_tensors
 
-_CONTAINERS = (list, dict, set, deque)
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
+#: Types that hold nothing: most of what a module has.
+_BARE = (bool, int, float, str, type(None))
+#: Where torch keeps tensors and modules, which are looked at as such.
+_PARTS = ("_parameters", "_buffers", "_modules")
 #: What torch itself keeps in a module.
 _TORCHS_OWN = frozenset(vars(nn.Module()))
 
@@ -54,15 +58,18 @@ class State:
     """
 
     def __init__(self, model: nn.Module, weights: bool = True, values: bool = True) -> None:
-        own = [v for module in model.modules() for v in vars(module).values()]
-        keepers = (*model.modules(), *(k for v in own for k in _helpers(v)))
-        self._held = [(keeper, dict(vars(keeper))) for keeper in keepers]
-        held = [v for _, own in self._held for v in own.values()]
-        self._contents = [(c, c.copy()) for v in held for c in _containers(v)]
+        modules = list(model.modules())
+        self._empty, full = _contents([vars(m) for m in modules])
+        helpers = [k for name, v in full if name not in _PARTS for k in _helpers(v)]
+        empty, more = _contents([vars(k) for k in helpers])
+        self._empty += empty
+        self._held = [(keeper, dict(vars(keeper))) for keeper in (*modules, *helpers)]
+        self._contents = [(c, c.copy()) for _, v in (*full, *more) for c in _containers(v)]
         self._weights = dict(model.named_parameters(remove_duplicate=False))
         tensors = _kept(model, weights) if values else []
         self._tensors = [(t, t.detach().clone()) for t in tensors]
-        self._optimizers = [(o, copy.deepcopy(o.state_dict())) for o in _optimizers(model)]
+        optimizers = (v for _, v in full if isinstance(v, torch.optim.Optimizer))
+        self._optimizers = [(o, copy.deepcopy(o.state_dict())) for o in optimizers]
 
     def remember(self, source: nn.Module) -> None:
         """Restore its weights as well, to those of a model that still has them."""
@@ -72,6 +79,9 @@ class State:
 
     def restore(self) -> None:
         """Give it back to the model."""
+        for container in self._empty:
+            if container:
+                container.clear()
         held = [(vars(keeper), own) for keeper, own in self._held]
         for container, before in (*held, *self._contents):
             if not _holds(container, before):  # few change, and a pass is often followed by this
@@ -105,6 +115,21 @@ def untouched(
         before.restore()
 
 
+def _contents(spaces: list[dict[str, Any]]) -> tuple[list[Any], list[tuple[str, Any]]]:
+    """Attributes of some objects: containers that are empty, and what may hold anything."""
+    empty, full = [], []
+    for space in spaces:
+        for name, value in space.items():
+            kind = type(value)
+            if kind in _BARE:
+                continue
+            if kind in _CONTAINERS and not value:
+                empty.append(value)
+            else:
+                full.append((name, value))
+    return empty, full
+
+
 def _holds(container: Any, before: Any) -> bool:
     """Whether a container holds the very objects it held, in their order."""
     if len(container) != len(before):
@@ -126,7 +151,7 @@ def _same(tensor: Tensor, value: Tensor) -> bool:
 def _kept(model: nn.Module, weights: bool) -> list[Tensor]:
     """Weights, buffers, and tensors that are plain attributes."""
     owned = {memory(p) for p in model.parameters()}
-    held = [v for m in model.modules() for k, v in vars(m).items() if k not in _TORCHS_OWN]
+    held = [v for k, v in _contents([vars(m) for m in model.modules()])[1] if k not in _TORCHS_OWN]
     plain = [t for t in all_tensors(held) if not t.requires_grad and memory(t) not in owned]
     own = [*model.buffers(), *plain]
     return [*own, *model.parameters()] if weights else own
@@ -149,7 +174,7 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
-    elif type(value) in (list, tuple, deque, dict):
+    elif type(value) in (tuple, *_CONTAINERS) and not isinstance(value, set):
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in parts:
             yield from _named(f"{name}[{key}]", part)
@@ -173,12 +198,6 @@ def _containers(value: Any) -> Iterator[Any]:
         yield value
         for part in value.values() if isinstance(value, dict) else value:
             yield from _containers(part)
-
-
-def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Those that a model keeps: they step inside of the user's own training step."""
-    held = [v for m in model.modules() for v in vars(m).values()]
-    return [v for v in held if isinstance(v, torch.optim.Optimizer)]
 
 
 def carry_over(

@@ -1,7 +1,8 @@
 """A forward pass that leaves no trace in what a model keeps beside its weights."""
 
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -308,6 +309,20 @@ def test_nested_containers_are_as_they_were_and_weights_under_another_name_are_n
     assert not model.weight_ih_l0.any()  # though `_flat_weights` holds it as well
 
 
+@pytest.mark.parametrize("made", [OrderedDict, partial(defaultdict, list), Counter])
+@pytest.mark.parametrize("before", [{}, {"old": [1]}])
+def test_caches_in_dictionaries_of_other_types_are_as_they_were(made, before):
+    model, helper = nn.Linear(3, 3), SimpleNamespace(average=torch.zeros(3))
+    model.cache, model.helper = made(), helper
+    model.cache.update(before)
+    helper.seen = made()
+    with untouched(model, values=False):
+        for cache in (model.cache, helper.seen):
+            cache["new"] = torch.ones(3)
+            cache.pop("old", None)
+    assert (model.cache, helper.seen) == (before, {})
+
+
 def test_weights_are_remembered_from_a_model_that_has_them_still():
     source, model = nn.Linear(3, 3), nn.Linear(3, 3).half()
     start = State(model, weights=False)
@@ -320,5 +335,7 @@ def test_tensors_in_plain_attributes_have_names():
     keeper = Keeper()
     keeper.queue, keeper.named = [torch.ones(2)], {"a": (torch.ones(1), 3)}
     keeper.weights = [keeper.body.weight, keeper.body.weight.detach()]
+    keeper.cache = OrderedDict(b=torch.ones(1))
     outer = nn.Sequential(keeper)
-    assert set(plain_tensors(outer)) == {"0.plain", "0.queue[0]", "0.named[a][0]"}
+    names = {"0.plain", "0.queue[0]", "0.named[a][0]", "0.cache[b]"}
+    assert set(plain_tensors(outer)) == names

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_fp16.engine.emulation.imported import instead
 from pytest_fp16.engine.emulation.operations import LOW
 
 _MAKERS = ("tensor", "as_tensor")
@@ -28,22 +29,23 @@ def made_by_operations(carried: type[Tensor], said: list[Any]) -> Iterator[None]
         carried: the class of tensors without memory of their own.
         said: ends with the numbers that a tensor is being made of, while it is.
     """
-    held: list[tuple[Any, str, Any]]
-    held = [(torch, name, getattr(torch, name)) for name in _MAKERS]
-    methods = ("new_tensor", "__setitem__")
-    inherited = [name for name in methods if name not in vars(Tensor)]
-    held += [(Tensor, name, getattr(Tensor, name)) for name in methods]
-    makers: list[Callable[..., Any]] = [_of_lists, _of_lists, _like, _into]
-    for (owner, name, own), maker in zip(held, makers, strict=True):
-        setattr(owner, name, maker(own, carried, said))
+    makers = {name: _of_lists(getattr(torch, name), carried, said) for name in _MAKERS}
+    methods = {
+        "new_tensor": _like(Tensor.new_tensor, carried, said),
+        "__setitem__": _into(Tensor.__setitem__, carried, said),
+    }
+    held = {name: vars(Tensor)[name] for name in methods if name in vars(Tensor)}
+    for name, method in methods.items():
+        setattr(Tensor, name, method)
     try:
-        yield
+        with instead(torch, makers):
+            yield
     finally:
-        for owner, name, own in held:
-            if name in inherited:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, own)
+        for name in methods:
+            if name in held:
+                setattr(Tensor, name, held[name])
+            else:  # it was inherited
+                delattr(Tensor, name)
 
 
 def stated(value: Tensor, said: list[Any]) -> Tensor | None:

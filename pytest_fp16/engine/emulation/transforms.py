@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from pytest_fp16.engine.emulation.imported import instead
 from pytest_fp16.engine.emulation.operations import WIDE
 from pytest_fp16.engine.emulation.refusal import RefusedSizes
 
@@ -51,16 +52,13 @@ def transforms_as_on(
     if target != "cuda" or _depth:
         yield
         return
-    own = {name: getattr(torch.fft, name) for name in _FORWARD}
+    taking = {name: _taking_halves(name, getattr(torch.fft, name), as_one) for name in _FORWARD}
     _depth += 1
-    for name, function in own.items():
-        setattr(torch.fft, name, _taking_halves(name, function, as_one))
     try:
-        yield
+        with instead(torch.fft, taking):
+            yield
     finally:
         _depth -= 1
-        for name, function in own.items():
-            setattr(torch.fft, name, function)
 
 
 def _taking_halves(
