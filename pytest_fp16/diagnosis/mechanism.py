@@ -16,6 +16,7 @@ from pytest_fp16.diagnosis.digits import (
 )
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin, Raised
+from pytest_fp16.diagnosis.replay import Diverged
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.engine.emulation.wording import first_line, mechanism_of, told, variant_of
@@ -103,7 +104,16 @@ def carrier(specimen: Specimen, origin: Origin) -> Callable[[Operation], bool]:
             came = damage.of(specimen.healed(born + 1)) ** 2 - damage.of(specimen.healed(born)) ** 2
             before, after = specimen.healed(operation.index + 1), specimen.repaired(operation.index)
             return damage.of(before) ** 2 - damage.of(after) ** 2 >= _THROUGH * came
+        except Diverged:
+            return decides(operation.index)
         except Exception:  # it cannot be played so
+            return True
+
+    def decides(index: int) -> bool:
+        """Whether what that result leads to, such as the end of a loop, does the damage."""
+        try:
+            return 1 - origin.damage.of(specimen.but_for(index)) ** 2 >= _THROUGH
+        except Exception:
             return True
 
     return carries

@@ -53,25 +53,34 @@ def repaired(tape: Tape, index: int) -> Tensor:
     """
     assert tape.output is not None, "unreachable: the program has ended"
     start = tape.starts[index]
-    known = tape.entries[start].known
-    if known is not None and (known.mutated or known.mutated_names):
-        raise Diverged  # views of that memory that were taken before it would not know
-    exact, replay = Replay(tape, 0, lenient=True), Replay(tape, start + 1)
-    for position in range(start + 1):
-        exact.play(position)
-        if position < start:
-            exact.forget(position)
-    for result in tape.entries[start].results:
-        if not isinstance(result, Ref):
-            continue
+    replay = Replay(tape, start + 1)
+    results = (r for r in tape.entries[start].results if isinstance(r, Ref))
+    for result, value in zip(results, exact_results(tape, index), strict=True):
         if tape.image(result.place, start + 1) is None:
-            replay.values[id(result.twin)] = exact.value(result).clone()
+            replay.values[id(result.twin)] = value
         else:  # what is written to later is a memory of this replay's own
-            replay.value(result).copy_(exact.value(result))
+            replay.value(result).copy_(value)
     for position in range(start + 1, len(tape.entries)):
         replay.play(position)
         replay.forget(position)
     return replay.value(tape.output)
+
+
+def exact_results(tape: Tape, index: int) -> list[Tensor]:
+    """What an operation gives in the exact program, which goes where this one went.
+
+    Raises:
+        Diverged: it is written into memory, whose views that were taken before would not know.
+    """
+    start, exact = tape.starts[index], Replay(tape, 0, lenient=True)
+    known = tape.entries[start].known
+    if known is not None and (known.mutated or known.mutated_names):
+        raise Diverged
+    for position in range(start + 1):
+        exact.play(position)
+        if position < start:
+            exact.forget(position)
+    return [exact.value(r).clone() for r in tape.entries[start].results if isinstance(r, Ref)]
 
 
 def watched(tape: Tape, watch: Callable[[int], bool]) -> dict[int, Finding]:

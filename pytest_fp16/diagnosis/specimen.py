@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.diagnosis.autopsy import Autopsy, Operation, Program
-from pytest_fp16.diagnosis.replay import healed, repaired, watched
+from pytest_fp16.diagnosis.replay import exact_results, healed, repaired, watched
 from pytest_fp16.diagnosis.tape import Ref, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin
 from pytest_fp16.engine.batching import take
@@ -112,9 +112,23 @@ class Specimen:
             return self.run(until)
 
     def repaired(self, index: int) -> Tensor:
-        """The same as `healed` behind that operation, with its own result put right."""
+        """The same as `healed` behind that operation, with its own result put right.
+
+        Raises:
+            Diverged: that leads the program elsewhere.
+        """
         with self.replaying():
             return repaired(self.tape, index).detach().float()
+
+    def but_for(self, index: int) -> Tensor:
+        """The raw outputs in 16 bits with the result of one operation put right, wherever it leads.
+
+        Raises:
+            Diverged: it is written into memory.
+        """
+        with self.replaying():
+            results = exact_results(self.tape, index)
+        return _plain(self._run(Autopsy(self.program, results=(index, results))))
 
     def side_by_side(self, watch: Callable[[int], bool]) -> list[Operation]:
         """The recorded operations, those of chosen indices measured against exact values."""

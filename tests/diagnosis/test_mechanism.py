@@ -254,3 +254,21 @@ def test_a_difference_that_is_put_back_has_cancelled_nothing(
     culprit = explain(origin, operations, carrier(under, origin))
     assert culprit.mechanism in (mechanism, "absorption")
     assert explain(origin, operations).mechanism != "precision-loss"
+
+
+def settled(x):
+    """A fixed point, sought until steps are small: the difference only says when to stop."""
+    state = torch.zeros_like(x)
+    for _ in range(50):
+        last, state = state, torch.tanh(0.7 * state.roll(1, -1) + x)
+        if (state - last).norm() < 1e-5 * state.norm():
+            break
+    return state
+
+
+def test_a_difference_that_only_ends_a_loop_has_cancelled_nothing(make_net, specimen):
+    under = specimen(make_net(of(settled), steps=20), "bf16-true")
+    origin = find_origin(under)
+    operations = under.side_by_side(worth_watching(origin).__contains__)
+    assert explain(origin, operations).mechanism == "cancellation"
+    assert explain(origin, operations, carrier(under, origin)).mechanism == "precision-loss"
