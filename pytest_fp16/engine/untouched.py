@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
@@ -150,10 +150,7 @@ def _same(tensor: Tensor, value: Tensor) -> bool:
 
 def _kept(model: nn.Module, weights: bool) -> list[Tensor]:
     """Weights, buffers, and tensors that are plain attributes."""
-    owned = {memory(p) for p in model.parameters()}
-    held = [v for k, v in _contents([vars(m) for m in model.modules()])[1] if k not in _TORCHS_OWN]
-    plain = [t for t in all_tensors(held) if not t.requires_grad and memory(t) not in owned]
-    own = [*model.buffers(), *plain]
+    own = [*model.buffers(), *plain_tensors(model).values()]
     return [*own, *model.parameters()] if weights else own
 
 
@@ -166,7 +163,7 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
-            if key not in _TORCHS_OWN:
+            if key not in _TORCHS_OWN and type(value) not in _BARE:
                 found.update(_named(f"{prefix}.{key}".lstrip("."), value))
     return {n: t for n, t in found.items() if not t.requires_grad and memory(t) not in owned}
 
@@ -174,12 +171,15 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
-    elif type(value) in (tuple, *_CONTAINERS) and not isinstance(value, set):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, part in parts:
-            yield from _named(f"{name}[{key}]", part)
+        return
+    if isinstance(value, Mapping):
+        parts: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, (list, tuple, deque)):
+        parts = enumerate(value)
     else:
-        for key, part in held_tensors(value).items():
+        parts = held_tensors(value).items()
+    for key, part in parts:
+        if type(part) not in _BARE:
             yield from _named(f"{name}[{key}]", part)
 
 

@@ -299,13 +299,16 @@ def test_state_is_carried_over_in_the_formats_of_the_other_model():
 def test_nested_containers_are_as_they_were_and_weights_under_another_name_are_not_copied():
     model = nn.LSTM(3, 3)
     model.nested = {"averages": [torch.zeros(3)], "none": None}
+    model.recent = deque([torch.zeros(3)])
     with untouched(model, weights=False):
         model.nested["averages"][0] += 1
+        model.recent[0] += 1
         model.nested["averages"].append(torch.ones(3))
         with torch.no_grad():
             model.weight_ih_l0.zero_()
     assert len(model.nested["averages"]) == 1
     assert not model.nested["averages"][0].any()
+    assert not model.recent[0].any()
     assert not model.weight_ih_l0.any()  # though `_flat_weights` holds it as well
 
 
