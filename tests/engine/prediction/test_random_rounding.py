@@ -99,3 +99,28 @@ def test_mean_and_scatter_give_the_expected_squared_error(theory_of, x, monkeypa
     actual = (found.average - labels).square().flatten(1).sum(1) + found.scatter
     torch.testing.assert_close(actual, expected)
     assert bool((found.scatter > 0).any())
+
+
+class Looked(nn.Module):
+    """Values of a table, by clamped coordinates: the last one is the table's last."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.linspace(-1, 1, 21))
+
+    def forward(self, x):
+        place = (x.clamp(-5, 5) + 5) / 0.5
+        low, high = place.floor().long(), place.ceil().long()
+        part = place - low.to(place.dtype)
+        return (self.table[low] * (1 - part) + self.table[high] * part)[:, :4]
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-true"])
+def test_what_a_clamp_has_made_equal_has_no_error(theory_of, x, name):
+    far = 20 * x
+    theory, reference = theory_of(Looked().eval(), far, name)
+    found = noise_batch(theory, far, N, reference, 0)  # an index beyond the table would raise
+    ends = (far[:, :4].abs() >= 5).all(1)
+    assert bool(ends.any())
+    assert float(found.sigma[ends].max()) == 0
+    assert float(found.sigma[~ends].max()) > 1e-5
