@@ -22,6 +22,10 @@ HEALED = 0.5
 #: Further modules kept one after another, where one is not enough.
 ROUNDS = 4
 
+#: Full re-checks that a model of few modules is worth: one of each kind of cure.
+_LEAST = 5
+#: Of these, the ones that sets of several lines leave to other precisions.
+_OTHERS = 2
 #: A share of the arithmetic in float32 that leaves nothing to gain: no cure.
 _EVERYTHING = 0.99
 
@@ -72,14 +76,14 @@ class Clinic:
     rerun: Rerun
     price: Pricer
     siblings: dict[str, Report] = field(default_factory=dict)
-    budget: int = 3
+    budget: int = field(init=False)
     line_failed: bool = False
     astray: dict[Remedy, Kept | None] = field(default_factory=dict)
     too_little: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.names = dict(self.model.named_modules())
-        self.budget = max(3, math.ceil(math.log2(len(self.names) + 1)))
+        self.budget = max(_LEAST, math.ceil(math.log2(len(self.names) + 1)))
 
     def focused(self, remedy: Remedy) -> Callable[[Remedy], Specimen]:
         """Makes specimens of what goes wrong though a remedy is applied, where that is known."""
@@ -176,9 +180,12 @@ def _candidates(
 
 
 def _lines(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[Remedy]:
-    """The culprit's line, and with it whatever line is the origin once that is in float32."""
+    """The culprit's line, and with it whatever line is the origin once that is in float32.
+
+    Several leave an allowance for other precisions.
+    """
     lines: tuple[str, ...] = (culprit.source,) if culprit.source else ()
-    while lines and len(lines) <= ROUNDS:
+    while lines and len(lines) <= ROUNDS and (len(lines) == 1 or clinic.budget > _OTHERS):
         remedy = Remedy(clinic.precision, lines=lines)
         left = _left(clinic, remedy, origin)
         if left < HEALED:

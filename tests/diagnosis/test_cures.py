@@ -1,6 +1,7 @@
 """A cure is the first that a full re-check passes, smallest set of modules first."""
 
 import re
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,9 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis import cures
+from pytest_fp16.diagnosis.cures import Clinic, Recheck, find_cure
+from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.errors import FP16Error
 from pytest_fp16.report.model import Culprit
 
 
@@ -292,3 +296,28 @@ def test_advice_says_what_was_kept_in_vain(monkeypatch):
     assert not cure.verified
     assert not keep
     assert cure.description.endswith("or add it in float32 (1 in float32 alone is not enough)")
+
+
+def test_more_and_more_lines_leave_an_allowance_for_another_precision(monkeypatch):
+    monkeypatch.setattr(cures, "_left", lambda *_: 0.1)  # each seems to help
+    monkeypatch.setattr(cures, "_next_line", lambda _, remedy: f"net.py:{len(remedy.lines) + 1}")
+    passes, tried = Remedy("bf16-mixed", ("first",)), []
+
+    def judge(remedy):
+        tried.append(remedy)
+        same = remedy == passes
+        verdict = "equivalent" if same else "not equivalent"
+        return Recheck(SimpleNamespace(equivalent=same, verdict=verdict, flips=0, metric=None))
+
+    def rerun(remedy, kept):
+        raise FP16Error
+
+    model = nn.Sequential(OrderedDict(first=nn.Identity(), last=nn.Identity()))
+    clinic = Clinic(model, "bf16-true", judge, rerun, lambda _: None)
+    culprit = Culprit(
+        module="first", operation="mm", mechanism="overflow", evidence="", source="net.py:1"
+    )
+    cure, _ = find_cure(clinic, culprit, None)
+    assert (cure.precision, cure.modules) == ("bf16-mixed", ["first"])
+    assert [remedy for remedy in tried if len(remedy.lines) == 1]
+    assert len(tried) <= 5
