@@ -150,8 +150,7 @@ class _Check:
         self.shares.append((step, wrong_share(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             if gradient_is_lost(point):
-                watch = self.replays.here([extra[0]])
-                found = watch.found or watch.emptied
+                found = self.replays.here([extra[0]]).swallowed
                 scale = point.scale if candidate.scaler is not None else None
                 look_behind(self.evidence, self.exact, extra[0], scale, found)
                 digits = self.evidence.digits

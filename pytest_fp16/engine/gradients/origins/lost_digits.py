@@ -41,6 +41,7 @@ class LostDigits:
         module, operation, line: where.
         size, of: root mean squares of what float32 gives, and of the largest argument.
         error: of the result, for its size.
+        vanished: the share of its values that are zero and should not be.
         late: whether its arguments are the 32-bit ones, rounded: there it is too late for a cure.
     """
 
@@ -51,6 +52,7 @@ class LostDigits:
     of: float
     error: float
     late: bool = False
+    vanished: float = 0.0
 
     @property
     def mechanism(self) -> Mechanism:
@@ -156,7 +158,9 @@ def _looked_at(exact: _Made, low: _Made) -> LostDigits | None:
     late = any(grown) and all(
         torch.equal(a.to(low.dtype).float(), b) for a, b in zip(exact.given, low.given, strict=True)
     )
-    return LostDigits(*exact.place, size=_size(exact.result), of=of, error=error, late=late)
+    gone = float(((low.result == 0) & (exact.result != 0)).float().mean())
+    size = _size(exact.result)
+    return LostDigits(*exact.place, size=size, of=of, error=error, late=late, vanished=gone)
 
 
 def _size(tensor: Tensor) -> float:

@@ -11,6 +11,12 @@ from torch import Tensor
 from pytest_fp16.engine.emulation.operations import facts, flat
 from pytest_fp16.report.model import Mechanism
 
+#: Infinite where their argument, or one more or less than it, is zero.
+DIVIDES = frozenset(
+    "div reciprocal rsqrt log log2 log10 pow addcdiv sqrt log1p logit atanh erfinv".split()
+)
+#: Those of one more or less.
+NEAR_ONE = frozenset("log1p logit atanh erfinv".split())
 #: Infinite in float64, too, of arguments that are merely large.
 _GROWING = frozenset("exp exp2 expm1 cosh sinh pow".split())
 
@@ -38,6 +44,15 @@ def mechanism_of_loss(
     beyond = any(bool((e.abs() > torch.finfo(t.dtype).max).any()) for e, t in pairs)
     # A result that would fit: a constant inside the kernel has rounded to zero.
     return "overflow" if beyond else "eps-underflow"
+
+
+def divisor(name: str, argument: Tensor) -> Tensor:
+    """What must not be zero of an argument of `DIVIDES`: ``log1p`` is of one more than it."""
+    if name not in NEAR_ONE or not argument.is_floating_point():
+        return argument
+    if name == "log1p":
+        return 1 + argument
+    return argument * (1 - argument) if name == "logit" else 1 - argument.abs()
 
 
 def zero_where(lost: Tensor, argument: Tensor) -> bool:

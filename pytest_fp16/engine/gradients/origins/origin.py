@@ -16,7 +16,9 @@ from pytest_fp16.engine.emulation.operations import facts, flat, tensors
 from pytest_fp16.engine.emulation.wording import mechanism_of, told
 from pytest_fp16.engine.gradients.origins.forward_lines import ForwardLines
 from pytest_fp16.engine.gradients.origins.lost_values import (
+    DIVIDES,
     copies,
+    divisor,
     finite,
     has_nan,
     in_float64,
@@ -25,6 +27,7 @@ from pytest_fp16.engine.gradients.origins.lost_values import (
     stored,
     zero_where,
 )
+from pytest_fp16.engine.gradients.origins.unread import Unread
 from pytest_fp16.engine.gradients.origins.zeros import Zeroed, Zeros
 from pytest_fp16.engine.models import Location
 from pytest_fp16.report.model import Mechanism
@@ -36,7 +39,6 @@ _FILLS = frozenset(
 )
 #: The phase between backward pass and optimizer, and the operation as its user knows it.
 CLIPPING = "clip_grad_norm_"
-_ZERO_DIVISORS = frozenset("div reciprocal rsqrt log log2 log10 pow addcdiv sqrt".split())
 
 
 class Found(NamedTuple):
@@ -104,7 +106,7 @@ class Origin(TorchDispatchMode):
 
     Attributes:
         phase: ``"<loss>"`` (forward and backward), ``"clip_grad_norm_"`` or ``"<optimizer>"``.
-        found: the operation, or None.
+        found: the operation, or None; one whose result nothing reads gives way to a later one.
         born: the first that made NaN of an infinity that no operation made, or None.
         emptied: the first that divided by such an infinity, or None.
         raised_in: the innermost module whose forward pass an error is leaving, or None.
@@ -118,6 +120,7 @@ class Origin(TorchDispatchMode):
         self._backward_of: dict[int, str] = {}
         self._last = "<loss>"
         self.found: Found | None = None
+        self._unread: Unread | None = None
         self.born: Found | None = None
         self.emptied: Found | None = None
         self._lines = ForwardLines()
@@ -201,6 +204,12 @@ class Origin(TorchDispatchMode):
         """The operation that is to blame, if one was seen."""
         return self.found or self.born
 
+    @property
+    def swallowed(self) -> Found | None:
+        """What left the range, was read, and may have become finite again."""
+        unread = self._unread is not None and not self._unread.read
+        return self.emptied if self.found is None or unread else self.found
+
     def behind(self, error: Exception) -> Found | None:
         """What made the values that a program's or a kernel's own check stumbled over, if any."""
         return self.found if mechanism_of(told(error)) == "precision-loss" else None
@@ -221,7 +230,7 @@ class Origin(TorchDispatchMode):
             self._last = "<loss>"
         elif (ran_by := self._lines.place) is not None:
             self._last = ran_by
-        watching = self.found is None
+        watching = self.found is None or (self._unread is not None and not self._unread.read)
         held, named = args, kwargs
         if watching:
             self._lines.note(self.place)
@@ -229,6 +238,9 @@ class Origin(TorchDispatchMode):
         self.raised_by = facts(func).name
         out = func(*args, **kwargs)
         self.raised_by = ""
+        if watching and self._unread is not None:
+            self._unread.note(func, args, kwargs, out)
+            watching = not self._unread.read
         if watching:
             self._look(func, args, held, named, results_of(func, args, out))
             if self.phase == "<loss>":
@@ -255,15 +267,16 @@ class Origin(TorchDispatchMode):
             return
         floating = [stored(t) for t in floating]
         lost = [stored(t) for t in results if not finite(t)]
-        divides = name in _ZERO_DIVISORS
-        zero = divides and any(zero_where(t, arg) for t in lost for arg in floating)
+        divisors = [divisor(name, t) for t in floating] if name in DIVIDES else []
+        zero = any(zero_where(t, d) for t in lost for d in divisors)
         largest = max((float(t.abs().max()) for t in floating if t.numel()), default=0.0)
         exact = in_float64(func, args, kwargs, results)
         mechanism = mechanism_of_loss(name, lost, exact, zero)
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
         found = self._found(name, mechanism, largest, reached)
-        why = self._zeros.divided(given, args, lost) if zero else None
+        why = self._zeros.divided(name, given, args, lost) if zero else None
         self.found = found if why is None else _traced(found, why)
+        self._unread = Unread(lost) if mechanism == "overflow" else None
 
     def _found(
         self, name: str, mechanism: Mechanism, largest: float, reached: float = math.nan

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
-from pytest_fp16.engine.gradients.origins.lost_values import in_float64, stored, zero_where
+from pytest_fp16.engine.gradients.origins.lost_values import (
+    NEAR_ONE,
+    divisor,
+    in_float64,
+    stored,
+    zero_where,
+)
 from pytest_fp16.report.model import Mechanism
 
 _DIFFERENCES = frozenset("add sub rsub".split())
@@ -27,6 +33,8 @@ _CARRIES = frozenset(
     "sqrt expand clone _unsafe_view _to_copy mul mm bmm sum mean abs neg index gather amax square "
     "pow stack cat where".split()
 )
+#: What also keeps a bound below one as far from zero as it is.
+_KEEPS = frozenset("neg clone expand _unsafe_view _to_copy".split())
 
 
 class Zeroed(NamedTuple):
@@ -66,20 +74,24 @@ class Zeros:
         return held[1] if held is not None and held[0]() is tensor else None
 
     def divided(
-        self, given: tuple[Any, ...], args: tuple[Any, ...], lost: list[Tensor]
+        self, name: str, given: tuple[Any, ...], args: tuple[Any, ...], lost: list[Tensor]
     ) -> Zeroed | None:
-        """Why an argument is zero where results are lost; None where nothing is known of it.
+        """Why a divisor is zero where results are lost; None where nothing is known of it.
 
         Args:
+            name: of the operation.
             given: the arguments themselves.
             args: as they were before the operation.
             lost: its results.
         """
         pairs = [*zip(tensors(given, {}), tensors(args, {}), strict=True)]
         for own, before in reversed(pairs):  # the divisor comes last
-            if any(zero_where(t, stored(before)) for t in lost) and self.cause(own) is not None:
+            zero = divisor(name, stored(before))
+            if any(zero_where(t, zero) for t in lost) and self.cause(own) is not None:
                 return self.cause(own)
-        return None
+        # What is no bound below one, as a clamp's would be, has itself rounded to one.
+        rounded = not any(zero_where(t, stored(one)) for t in lost for one in tensors(args, {}))
+        return Zeroed("cancellation") if name in NEAR_ONE and rounded else None
 
     def note(self, func: Any, args: tuple[Any, ...], kwargs: Any, given: Any, out: Any) -> None:
         """An operation has run.
@@ -100,6 +112,9 @@ class Zeros:
         handed = next((c for c in causes if c is not None), None)
         if _lost_below_one(known.name, args, kwargs, out.dtype):
             self._causes[id(out)] = weakref.ref(out), Zeroed("eps-underflow")
+            return
+        if handed is not None and known.name in _KEEPS:
+            self._causes[id(out)] = weakref.ref(out), handed
             return
         if not out.numel() or not bool((out == 0).any()):
             return

@@ -47,8 +47,8 @@ def watched(
             trainee.step(batch, witness=origin)
         except Exception:
             break
-        if origin.found is not None:
-            break
+        if origin.found is not None and origin.swallowed is origin.found:
+            break  # what nothing reads breaks no step
     return origin
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from pytest_fp16.engine.gradients.points import Point, beyond_range
+from pytest_fp16.engine.gradients.points import Point, beyond_range, loss_is_off
 from pytest_fp16.precision import Precision
 from pytest_fp16.theory.gradient import Noise, best_loss_scale
 
@@ -21,6 +21,16 @@ def worst_tensor(point: Point) -> tuple[str, Noise | None]:
     if not point.tensors:
         return "", None
     return max(point.tensors.items(), key=lambda item: item[1].excess)
+
+
+def loss_off(evidence: Evidence) -> str | None:
+    """The loss of the first point where it is far off, in both precisions."""
+    roundoff = evidence.format.unit_roundoff
+    point = next((p for p in evidence.points if loss_is_off(p, roundoff)), None)
+    if point is None:
+        return None
+    reference, candidate = max(point.losses, key=lambda pair: abs(pair[1] - pair[0]))
+    return f"{candidate:.4g} where float32 gives {reference:.4g}, after {point.step} steps"
 
 
 def loss_scale(evidence: Evidence, precision: Precision) -> float | None:
@@ -73,6 +83,9 @@ def notes(evidence: Evidence) -> list[str]:
     if beyond:
         after = " and ".join(beyond)
         said.append(f"the loss is infinite in 16 bits after {after} steps, its gradient is not")
+    off = loss_off(evidence)
+    if off is not None and any(p.tensors for p in evidence.points):
+        said.append(f"the loss is far off ({off}), which is no verdict: gradients are what counts")
     look = evidence.second
     if look is not None and not look.slow:
         what = "weights or gradients go another way than in 32 bits, and still learn"

@@ -10,10 +10,10 @@ from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, 
 from pytest_fp16.engine.gradients.finding import Finding, leaf_of, module_of
 from pytest_fp16.engine.gradients.origins.origin import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import whole_numbers
-from pytest_fp16.engine.gradients.points import Point, loss_is_off
+from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.evaluated import metric_lost
 from pytest_fp16.engine.gradients.rules.buffer_rules import lags, lost_buffers, outgrown, statistics
-from pytest_fp16.engine.gradients.rules.figures import worst_tensor
+from pytest_fp16.engine.gradients.rules.figures import loss_off, worst_tensor
 from pytest_fp16.engine.gradients.rules.step_rules import epsilon, optimizer, ran_off, slow, weights
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.decline import arrives
@@ -152,9 +152,13 @@ def _digits(evidence: Evidence, finding: Finding) -> Finding:
     """Digits are lost before anything is too small, where the format has float32's range."""
     if evidence.format.smallest_subnormal < FLOAT32_LEAST:
         finding = replace(finding, mechanism="precision-loss")
-    if finding.mechanism != "precision-loss" or evidence.digits is None:
+    digits = evidence.digits
+    if digits is None:
         return finding
-    return evidence.digits.finding(finding.reason, finding.evidence)
+    # A gradient vanishes, too, where what it is the slope of has cancelled to zero.
+    if finding.mechanism != "precision-loss" and not digits.vanished > 0.5:
+        return finding
+    return digits.finding(finding.reason, finding.evidence)
 
 
 def gradient_is_lost(point: Point) -> bool:
@@ -209,13 +213,13 @@ def _kind(noise: Noise) -> Mechanism:
 
 
 def _loss(evidence: Evidence) -> Finding | None:
-    roundoff = evidence.format.unit_roundoff
-    for point in evidence.points:
-        if loss_is_off(point, roundoff):
-            reference, candidate = max(point.losses, key=lambda pair: abs(pair[1] - pair[0]))
-            what = f"{candidate:.4g} where float32 gives {reference:.4g}, after {point.step} steps"
-            return Finding(f"the loss is far off: {what}", "<loss>", "", "precision-loss", what)
-    return None
+    """A loss that is far off, where no gradient was compared: what is constant in it has none."""
+    if any(p.tensors for p in evidence.points):
+        return None
+    what = loss_off(evidence)
+    if what is None:
+        return None
+    return Finding(f"the loss is far off: {what}", "<loss>", "", "precision-loss", what)
 
 
 def _guards(evidence: Evidence) -> Finding | None:

@@ -33,6 +33,11 @@ def lost(operation, given=HALF):
         (lambda x: 1 / ((d := x - x.clone()) + (d == 0).half() * 1e-16), "eps-underflow"),
         (lambda x: 1 / (x - x.clone() + x * 0 * 1e-16), "cancellation"),  # it never came to that
         (lambda x: (1 - x.clamp(max=1 - 1e-6)).log(), "eps-underflow"),  # a bound near one
+        (lambda x: torch.log1p(-x), "cancellation"),
+        (lambda x: torch.log1p(-x.clamp(max=1 - 1e-6)), "eps-underflow"),
+        (lambda x: torch.logit(x), "cancellation"),
+        (lambda x: torch.atanh(x.clamp(max=1 - 1e-6)), "eps-underflow"),
+        (lambda x: torch.logit(x * x * x * 1e-2), "underflow"),
         (lambda x: (x * 0) / ((x * 0).amax() + 1e-9), "eps-underflow"),
         (lambda x: (x * x * x * 1e-2) / ((x * 0) + 1e-9), "eps-underflow"),  # the divisor counts
     ],

@@ -48,6 +48,12 @@ def test_no_scale_where_none_is_needed_or_known():
     assert loss_scale(Evidence(FLOAT16, points=[point()]), precision("16-true")) is None
 
 
+def test_a_loss_that_is_far_off_beside_sound_gradients_is_a_note():
+    far = Point(4, [(0.002, 0.25)], noise(1e-4), tensors={"a.weight": noise(1e-4)})
+    (said,) = notes(Evidence(FLOAT16, points=[far]))
+    assert said.startswith("the loss is far off (0.25 where float32 gives 0.002, after 4 steps)")
+
+
 def test_a_scaler_has_found_its_own():
     found = Evidence(FLOAT16, points=[point(scale=2.0**14), point(scale=2.0**12)])
     assert loss_scale(found, precision("16-mixed")) == 2.0**12

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from pytest_fp16.engine.gradients.evidence import Evidence
+from pytest_fp16.engine.gradients.origins.lost_digits import LostDigits
 from pytest_fp16.engine.gradients.origins.origin import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount
 from pytest_fp16.engine.gradients.points import Point
@@ -157,6 +158,8 @@ def test_a_tensor_without_meaning_at_one_point_is_never_judged():
 )
 def test_a_loss_far_off(losses, told):
     assert bool(found(points=[point(losses=losses)])) == told
+    # Where gradients were compared they are what counts: what is constant in a loss has none.
+    assert found(points=[point(losses=losses, head_weight=noise())]) == []
 
 
 def test_the_loss_that_is_furthest_off_is_told():
@@ -279,6 +282,10 @@ def test_a_gradient_that_is_bent_is_laid_to_whole_numbers_that_a_cast_changed():
     vanished = noise(rho=3.0, relative=0.9, gain=0.1, zeroed=0.9, zeroed_norm=0.9)
     first, *_ = found(points=[point(vanished, head_weight=vanished)], changed=changed)
     assert first.mechanism == "underflow"  # no matter of digits
+    for gone, mechanism in ((0.1, "underflow"), (0.9, "cancellation")):
+        digits = LostDigits("<loss>", "sub", "net.py:5", 1.0, 3e4, 1.0, True, gone)
+        first, *_ = found(points=[point(vanished, head_weight=vanished)], digits=digits)
+        assert first.mechanism == mechanism
 
 
 def test_weights_that_broke_after_gradients_that_were_lost_are_the_gradients_fault():
