@@ -58,7 +58,8 @@ MODULES = (
     *("reported_measures", "reported_transports", "reported_chances", "reported_grids"),
     *("reported_mended", "reported_repairs", "reported_kept"),
     *("reported_kinds", "reported_likelihoods", "reported_relations"),
-    *("reported_paths", "reported_answers"),
+    *("reported_paths", "reported_answers", "reported_crowds"),
+    "reported_habitats",
 )
 
 

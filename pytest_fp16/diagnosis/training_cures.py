@@ -14,8 +14,10 @@ from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
+from pytest_fp16.engine.training.by_hand import Several
 from pytest_fp16.engine.training.lightning import is_lightning
-from pytest_fp16.engine.training.optimization import optimization
+from pytest_fp16.engine.training.masters import Masters
+from pytest_fp16.engine.training.optimization import needs_closure, optimization
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS, Precision
@@ -63,7 +65,8 @@ def proposals(
     if culprit is not None and where not in ("<optimizer>", "<loss>"):
         found += at_its_line(model, precision, culprit)
     other = [*_mixed(precision), *_bfloat16(precision)]
-    yield from _unique([*found, *(other[::-1] if mechanism == "overflow" else other)])
+    other = other[::-1] if mechanism == "overflow" else other
+    yield from _unique([*found, *_masters(subject, model, precision, where), *other])
 
 
 def _unique(found: list[Proposal]) -> Iterator[Proposal]:
@@ -98,6 +101,32 @@ def _epsilons(subject: Training, model: nn.Module) -> list[Proposal]:
         )
         for value in EPSILONS
         if least < value
+    ]
+
+
+def _masters(
+    subject: Training, model: nn.Module, precision: Precision, where: str | None
+) -> list[Proposal]:
+    """Float32 copies of the weights for an optimizer of the user's own, which keeps its state so.
+
+    Torch's own are better served by mixed precision, which needs no code.
+    """
+    if precision.mixed or where != "<optimizer>":
+        return []
+    optimizer = optimization(subject, model)[0]
+    if type(optimizer).__module__.startswith("torch.") or isinstance(optimizer, Several):
+        return []
+    if needs_closure(optimizer):
+        return []  # it would run the model on them
+    return [
+        Proposal(
+            kind="float32 copies",
+            description="step float32 copies of the weights (the optimizer's state is float32, "
+            f"too), and copy them into the {precision.dtype_name} ones after each step",
+            amendment=Amendment(optimizer=Masters),
+            points_to="<optimizer>",
+            mechanism="absorption",
+        )
     ]
 
 

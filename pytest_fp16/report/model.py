@@ -195,6 +195,7 @@ CureKind = Literal[
     "loss scale",
     "loss in float32",
     "optimizer epsilon",
+    "float32 copies",
 ]
 
 

@@ -191,7 +191,11 @@ class Shared(torch.optim.Optimizer):
 
 def test_an_optimizer_that_shares_parameters_out_by_their_number(digits_training):
     subject = digits_training(optimizer=Shared)
-    assert kinds(subject, "16-true", "<optimizer>", "eps-underflow") == ["mixed", "bfloat16"]
+    assert kinds(subject, "16-true", "<optimizer>", "eps-underflow") == [
+        "float32 copies",
+        "mixed",
+        "bfloat16",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -257,3 +261,26 @@ def test_no_line_of_a_script_is_tried(digits_training):
     scripted = torch.jit.script(norms())
     found = proposals(digits_training(), scripted, PRECISIONS["16-true"], culprit, None)
     assert not [p for p in found if p.kind == "upcast"]
+
+
+class ByHand(torch.optim.SGD):
+    """Torch's, under a name of the user's own."""
+
+
+def test_an_optimizer_by_hand_may_step_float32_copies(digits_training):
+    subject = digits_training(optimizer=lambda params: ByHand(params, lr=1e-3))
+    found = kinds(subject, "bf16-true", "<optimizer>", "absorption")
+    assert found == ["float32 copies", "mixed"]
+    assert "float32 copies" not in kinds(subject, "bf16-true", "<loss>", "absorption")
+    assert "float32 copies" not in kinds(subject, "bf16-mixed", "<optimizer>", "absorption")
+    known = digits_training(optimizer=adam)
+    assert "float32 copies" not in kinds(known, "bf16-true", "<optimizer>", "absorption")
+
+
+def test_one_that_evaluates_the_loss_keeps_the_weights_as_they_are(digits_training):
+    class Asking(torch.optim.SGD):
+        def step(self, closure):
+            closure()
+
+    subject = digits_training(optimizer=lambda params: Asking(params, lr=1e-3))
+    assert "float32 copies" not in kinds(subject, "16-true", "<optimizer>", "absorption")

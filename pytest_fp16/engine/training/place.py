@@ -45,5 +45,5 @@ class Amendment:
     """
 
     model: Callable[[nn.Module], Any] | None = None
-    optimizer: Callable[[Any], None] | None = None
+    optimizer: Callable[[Any], Any] | None = None
     loss_scale: float | None = None
