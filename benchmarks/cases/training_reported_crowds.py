@@ -246,7 +246,7 @@ def unlikely(z: Tensor, y: Tensor) -> Tensor:
     return F.nll_loss(told, y) - torch.log(torch.clamp(1.0 - other.exp(), min=1e-5)).mean()
 
 
-@case(sound=f"{TRUE} {MIXED}")
+@case(sound=f"16-true {MIXED}")
 def unlikely_words() -> dict:
     """log(clamp(1 - p, 1e-5)) of what is not meant (after facebookresearch's)."""
     words = lambda: nn.Sequential(nn.EmbeddingBag(1200, 32, mode="mean"), nn.Linear(32, 8))  # noqa: E731

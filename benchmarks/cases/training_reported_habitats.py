@@ -59,7 +59,7 @@ def links(eps: float) -> dict:
     return recipe(Linked, optimizer=adam, epochs=25, **given)
 
 
-@case("16-true", "bf16-true")
+@case("16-true")
 def linked_pictures() -> dict:
     """log(1 - sigmoid + 1e-15) of pairs that are not linked (pyg-team/pytorch_geometric#500)."""
     return links(1e-15)
@@ -227,7 +227,7 @@ def residuals(waves: int, weight: float) -> dict:
     return recipe(Net, training_step=step, optimizer=adam, task="regression", epochs=40, **given)
 
 
-@case(sound="16-true 16-mixed bf16-mixed")
+@case(sound="16-true 16-mixed")
 def curvature_of_waves() -> dict:
     """The squared residual of (9π)² leaves float16, its slope does not (after lululxvi/deepxde)."""
     return residuals(9, 1e-3)

@@ -37,12 +37,15 @@ def diagnose_training(
     """What is at fault in a training that is not equivalent, and a cure that was tried.
 
     The gradient check's culprit is taken where it raised an alarm. Else a run that broke is made
-    again up to the step that broke it, which is watched; and a loss of metric alone is attributed
-    to what the successful cure changed.
+    again up to the step that broke it, which is watched; and a loss of metric alone is laid to what
+    the check had let pass, or else to what the successful cure changed.
     """
     culprit = findings.culprit if findings is not None else None
     if culprit is None and pairs.broke is not None:
         culprit = _watched(runs, pairs, pairs.broke[1])
+    elif culprit is None and findings is not None and findings.suspect is not None:
+        known = findings.suspect.evidence
+        culprit = findings.suspect.model_copy(update={"evidence": f"{_lost(pairs)}; {known}"})
     scale = findings.loss_scale if findings is not None else None
     subject = runs.subject_for(pairs.precision)
     model = make_model(subject.model)

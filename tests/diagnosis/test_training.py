@@ -110,6 +110,27 @@ def test_a_cure_that_helps_one_seed_alone_is_luck(digits_training, monkeypatch, 
     assert (report.cure.seeds if report.cure else None) == tried
 
 
+class Coarse(nn.Module):
+    """In bfloat16 nothing is left of its inputs."""
+
+    def forward(self, x):
+        return (x + 1000.0) - 1000.0
+
+
+def test_a_loss_of_metric_is_laid_to_what_the_check_had_let_pass(digits_training, monkeypatch):
+    suspect = Culprit(module="1", operation="add", mechanism="absorption", evidence="bent")
+    silent = GradientFindings("equivalent", "they still learn", suspect=suspect)
+    monkeypatch.setattr("pytest_fp16.training.run.gradient_check", lambda *_: silent)
+    monkeypatch.setattr("pytest_fp16.training.run.lost_when_evaluated", lambda *_: None)
+    model = lambda: nn.Sequential(nn.Flatten(), Coarse(), nn.Linear(64, 10))  # noqa: E731
+    report = check(digits_training(model=model, epochs=2), precision="bf16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert (report.culprit.module, report.culprit.operation) == ("1", "add")
+    assert report.culprit.evidence.startswith("mean loss")
+    assert report.culprit.evidence.endswith("bent")
+    assert report.cure.modules == ["1"]
+
+
 def chances():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1))
 

@@ -14,7 +14,14 @@ from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.evaluated import metric_lost
 from pytest_fp16.engine.gradients.rules.buffer_rules import lags, lost_buffers, outgrown, statistics
 from pytest_fp16.engine.gradients.rules.figures import loss_off, worst_tensor
-from pytest_fp16.engine.gradients.rules.step_rules import epsilon, optimizer, ran_off, slow, weights
+from pytest_fp16.engine.gradients.rules.step_rules import (
+    astray,
+    epsilon,
+    optimizer,
+    ran_off,
+    slow,
+    weights,
+)
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.decline import arrives
 from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
@@ -122,6 +129,14 @@ def total_noise(evidence: Evidence) -> Finding | None:
 def tensor_noise(evidence: Evidence) -> Finding | None:
     """One tensor's gradient: the worst of many must be bad at most points."""
     return None if _excused(evidence) else _beyond(evidence, _tensor(evidence))
+
+
+def suspected(evidence: Evidence) -> Finding | None:
+    """What a longer look has let pass, should the training fail after all."""
+    if evidence.second is None or evidence.second.slow:
+        return None
+    bent = _beyond(evidence, _total(evidence)) or _beyond(evidence, _tensor(evidence))
+    return bent or astray(evidence)
 
 
 def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:

@@ -176,6 +176,14 @@ def wayward(evidence: Evidence) -> bool:
     return any(m is not None and m.length and not m.distance <= 1 for m in moved)
 
 
+def astray(evidence: Evidence) -> Finding | None:
+    """Steps of another length, for want of a second moment, with which the model still learned."""
+    look = evidence.second
+    if look is None or not wayward(evidence) or not vanished(evidence.optimizer)[0]:
+        return None
+    return _stepping(evidence, look.said(), "the weights go another way: ")
+
+
 def stuck(losses: Sequence[tuple[float, float]]) -> bool:
     """Whether the last of some steps, (reference's, candidate's) loss each, was lost in 16 bits."""
     return bool(losses) and math.isfinite(losses[-1][0]) and not math.isfinite(losses[-1][1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_fp16.engine.gradients.rules.figures import figures, loss_scale, notes
-from pytest_fp16.engine.gradients.rules.rules import RULES
+from pytest_fp16.engine.gradients.rules.rules import RULES, suspected
 from pytest_fp16.precision import Precision
 from pytest_fp16.report.model import Culprit
 
@@ -21,6 +21,7 @@ class GradientFindings:
     `verdict` is ``"equivalent"`` or ``"not equivalent"``: a forecast, not the last word;
     ``"inconclusive"`` where the check could not be made.
     `loss_scale` is the factor on the loss that would keep gradients from underflowing, if any.
+    `suspect` is what a longer look has let pass: the culprit, should the training fail after all.
     """
 
     verdict: str
@@ -29,6 +30,7 @@ class GradientFindings:
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     loss_scale: float | None = None
+    suspect: Culprit | None = None
 
 
 def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
@@ -44,6 +46,8 @@ def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
             f"(batch {evidence.batch_size}"
             f", {len(evidence.points)} points), and nothing stands still"
         )
-        return GradientFindings("equivalent", reason, None, said, measured, scale)
+        let_pass = suspected(evidence)
+        suspect = let_pass.culprit if let_pass is not None else None
+        return GradientFindings("equivalent", reason, None, said, measured, scale, suspect)
     first = found[0]
     return GradientFindings("not equivalent", first.reason, first.culprit, said, measured, scale)

@@ -4,10 +4,12 @@ import json
 
 from pytest_fp16.engine.gradients.evidence import Evidence
 from pytest_fp16.engine.gradients.points import Point
+from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
+from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 from pytest_fp16.engine.gradients.probes.statistics_probe import Lag
 from pytest_fp16.engine.gradients.rules.verdict import conclude
 from pytest_fp16.precision import precision
-from pytest_fp16.theory.gradient import Noise
+from pytest_fp16.theory.gradient import Movement, Noise
 from pytest_fp16.theory.rounding import FLOAT16
 
 
@@ -36,3 +38,19 @@ def test_the_first_finding_is_the_reason_and_the_others_are_told():
     assert said.culprit.module == "<loss>"
     assert any("running_var" in note for note in said.notes)
     assert not any(note == said.reason for note in said.notes)
+
+
+def test_what_a_longer_look_let_pass_is_suspected():
+    moved = Movement(gain=0.9, size=3.0, length=1.0)
+    zeroed = {"zeroed": {"exp_avg_sq": 0.4}, "magnitudes": frozenset({"exp_avg_sq"})}
+    probe = Probe(moved, finite=True, broke_at=-1, states={}, lost=0.1, **zeroed)
+    look = SecondLook(8, [2.0, 2.1], [1.0, 1.1], [0.5, 0.6], [0.5, 0.6])
+    said = conclude(Evidence(FLOAT16, optimizer=probe, second=look), precision("16-true"))
+    assert (said.verdict, said.culprit) == ("equivalent", None)
+    assert (said.suspect.module, said.suspect.operation) == ("<optimizer>", "exp_avg_sq")
+    assert said.suspect.mechanism == "underflow"
+    loud = Noise(3.0, 1.0, 0.0, 1.0, 0.5, 0.0, 0.0, True)
+    bent = Point(4, [(1.0, 1.0)], loud, {"head.weight": loud})
+    said = conclude(Evidence(FLOAT16, points=[bent], second=look), precision("16-true"))
+    assert (said.verdict, said.suspect.operation) == ("equivalent", "backward")
+    assert conclude(Evidence(FLOAT16, optimizer=probe), precision("16-true")).suspect is None
