@@ -293,7 +293,7 @@ class Tied(nn.Module):
         return self.head(self.norm(x, 2)).transpose(1, 2)
 
 
-@case("16-true", "bf16-true 16-mixed bf16-mixed")
+@case("16-true", "bf16-true")
 def tied_words() -> dict:
     """Tied words of 0.02, whose mean square + 1e-6 is not much (after karpathy/nanoGPT)."""
     ids = data.characters()
@@ -308,7 +308,7 @@ def tied_words() -> dict:
 # Normalisers --------------------------------------------------------------------------------------
 
 
-@case("16-true", "bf16-true 16-mixed bf16-mixed")
+@case("16-true")
 def wide_partition() -> dict:
     """log(sum(exp(z - max))) over 80 000 places (google-research/last#43)."""
     (x, _), (a, _) = data.digits()

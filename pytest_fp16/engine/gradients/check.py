@@ -2,8 +2,7 @@
 
 Along a short 32-bit trajectory the candidate's gradient, always emulated, is held against the
 reference's; the first steps are made in both precisions; and the optimizer alone is run to the end
-on a sample of the weights. Where weights go another way, a longer look follows.
-docs/explanation/gradient-check.md states the thresholds.
+on a sample of the weights. A longer look may follow (docs/explanation/gradient-check.md).
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecor
 from pytest_fp16.engine.gradients.probes.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.gradients.probes.trained import all_finite, trained_weights
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
+from pytest_fp16.engine.gradients.rules.figures import loss_off
 from pytest_fp16.engine.gradients.rules.rules import (
     RULES,
     doubtful,
@@ -276,6 +276,7 @@ class _Check:
         """Where weights or gradients go another way, and nothing else is wrong: do they learn?"""
         evidence, doubt = self.evidence, doubtful(self.evidence)
         rules = [rule for rule in RULES if not doubt or rule not in (total_noise, tensor_noise)]
+        doubt = doubt or loss_off(evidence) is not None
         if not (wayward(evidence) or doubt or evidence.stepped or evidence.stuck) or any(
             rule(evidence) for rule in rules
         ):

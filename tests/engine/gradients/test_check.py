@@ -742,3 +742,13 @@ def test_a_last_step_that_is_skipped_for_what_it_drew_is_watched_with_the_same_d
     assert not math.isfinite(evidence.first_losses[-1][1])
     assert (evidence.stuck.operation, evidence.stuck.mechanism) == ("mul", "overflow")
     assert 0.6 < evidence.weights.gain < 0.9  # three steps of four: watching is none of them
+
+
+def test_a_loss_that_is_far_off_is_looked_at_longer_and_may_do_no_harm():
+    def lifted(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) + 3000 - 3000  # a multiple of 16
+
+    found = check("bf16-true", loss=lifted)
+    assert found.verdict == "equivalent", found.reason
+    assert any(note.startswith("the loss is far off") for note in found.notes)
+    assert any(note.startswith("the model learns nevertheless") for note in found.notes)

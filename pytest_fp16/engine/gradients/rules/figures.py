@@ -89,6 +89,7 @@ def notes(evidence: Evidence) -> list[str]:
     look = evidence.second
     if look is not None and not look.slow:
         what = "weights or gradients go another way than in 32 bits, and still learn"
+        what = "the model learns nevertheless" if off is not None else what
         said.append(f"{what}: {look.said()}")
     if evidence.epsilon is not None:
         said.append(
