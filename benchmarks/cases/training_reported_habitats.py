@@ -303,26 +303,3 @@ def tied_words() -> dict:
     given = {"optimizer": adam, "scheduler": cosine, "scheduler_step": "step", "epochs": 4}
     given["eval_data"] = batches(test[:, :-1], test[:, 1:], size=100)
     return recipe(Tied, train_data=train, clip_grad_norm=1.0, **given)
-
-
-# Normalisers --------------------------------------------------------------------------------------
-
-
-@case("16-true")
-def wide_partition() -> dict:
-    """log(sum(exp(z - max))) over 80 000 places (google-research/last#43)."""
-    (x, _), (a, _) = data.digits()
-    grid = torch.linspace(-1, 1, 80000)
-    mass = lambda x: x.mean((1, 2, 3))[:, None] - 0.3  # noqa: E731
-
-    def loss(z: Tensor, t: Tensor) -> Tensor:
-        at = grid.to(z)
-        z = z * at
-        top = z.amax(-1, keepdim=True).detach()
-        whole = torch.log(torch.exp(z - top).sum(-1, keepdim=True)) + top
-        mean = (torch.exp(z - whole) * at).sum(-1, keepdim=True)
-        return (mean - t).square().mean()
-
-    train, test = batches(x[:320], mass(x[:320]), size=32), batches(a[:100], 3 * mass(a[:100]))
-    given = {"loss": loss, "task": "regression", "optimizer": partial(SGD, lr=5.0), "epochs": 6}
-    return recipe(lambda: mlp(64, 16, 1), train_data=train, eval_data=test, **given)
