@@ -59,7 +59,7 @@ def links(eps: float) -> dict:
     return recipe(Linked, optimizer=adam, epochs=25, **given)
 
 
-@case("16-true")
+@case("16-true bf16-true")
 def linked_pictures() -> dict:
     """log(1 - sigmoid + 1e-15) of pairs that are not linked (pyg-team/pytorch_geometric#500)."""
     return links(1e-15)
