@@ -223,7 +223,6 @@ def windows(level: float) -> dict:
     test = batches(wave[1280:, :48], wave[1280:, 48:], size=160)
     adam = partial(torch.optim.Adam, lr=2e-3, eps=1e-4)
     given = {"loss": F.mse_loss, "task": "regression", "clip_grad_norm": 1.0, "optimizer": adam}
-    given["epochs"] = 20
     cosine = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20)  # noqa: E731
     return recipe(
         Reversible, train_data=train, eval_data=test, scheduler=cosine, epochs=20, **given
