@@ -27,7 +27,7 @@ from torch.nn.utils import rnn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import base
-from benchmarks.cases.policy import Composites, CudaAutocast, Regions, cast, lower_recurrent
+from benchmarks.cases.policy import Composites, CudaAutocast, CudaScans, Regions, cast, lower_recurrent
 
 BROKEN, SOUND = 0.01, 0.005
 FORMATS = {"16": torch.float16, "bf16": torch.bfloat16}
@@ -50,6 +50,8 @@ def prepared(
     if precision == "32-true":
         return model, there, context
     dtype = FORMATS[precision.split("-")[0]]
+    if policy == "cuda" and device == "cpu":
+        context.enter_context(CudaScans())
     if precision.endswith("true"):
         return model.to(dtype), lambda x: cast(there(x), dtype), context
     if device != "cpu":

@@ -141,6 +141,47 @@ class CudaAutocast(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class CudaScans(TorchDispatchMode):
+    """Running sums and products as CUDA's threads make them (ScanUtils.cuh): all in 16 bits."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        combine = {"cumsum": torch.add, "cumprod": torch.mul}.get(func.overloadpacket.__name__)
+        wanted = (kwargs or {}).get("dtype") or getattr(args[0] if args else None, "dtype", None)
+        if combine is None or wanted not in (torch.float16, torch.bfloat16) or not args[0].dim():
+            return func(*args, **(kwargs or {}))
+        x = args[0].to(wanted).movedim(args[1], 0)
+        if args[1] % args[0].dim() < args[0].dim() - 1:
+            return torch.stack(in_turn(x, combine)).movedim(0, args[1])
+        rows, size = x[0].numel(), len(x)
+        ratio = 9 + (size - 1).bit_length() - (rows - 1).bit_length()
+        block = 2 << (9 if rows == 1 or ratio < 0 else min(max(4, ratio // 2), 9))
+        parts: list[Tensor] = []
+        for part in x.split(block):
+            if parts:
+                part = torch.cat([combine(part[:1], parts[-1][-1:]), part[1:]])
+            parts.append(by_halves(part, combine))
+        return torch.cat(parts).movedim(0, args[1])
+
+
+def in_turn(x: Tensor, combine: Any) -> list[Tensor]:
+    """One value after the other."""
+    found = [x[0]]
+    for value in x[1:]:
+        found.append(combine(found[-1], value))
+    return found
+
+
+def by_halves(x: Tensor, combine: Any) -> Tensor:
+    """Each half by itself, then the first's total into the second (Sklansky)."""
+    if len(x) < 2:
+        return x
+    half = 1 << ((len(x) - 1).bit_length() - 1)
+    first, second = by_halves(x[:half], combine), by_halves(x[half:], combine)
+    return torch.cat([first, combine(second, first[-1:])])
+
+
 def lower_recurrent(model: nn.Module, dtype: torch.dtype) -> None:
     """Recurrent layers check types in Python before autocast's own kernel would cast."""
     for cell in (m for m in model.modules() if isinstance(m, nn.RNNBase)):

@@ -238,15 +238,17 @@ def signs(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.where(known, label[:, None] + 6 * (ids % 4), ids), label
 
 
-@planted("overflow", "attention", "bmm einsum mul sum", fails=FP16, family="sums")
+@planted("overflow", "attention", "bmm einsum mul sum", fails=FP16, moot=("bf16-true",),
+         family="sums")  # fmt: skip
 def denominators_of_long_texts() -> Built:
     """fast-transformers#11: what 2048 keys add up to, by a query of 16 numbers."""
     train = signs(120, 0)
     return built(fitted(partial(Scanner, False), train, epochs=6, batch=16), signs(36, 1), 6)
 
 
-@healthy()
+@planted("absorption", "attention", "cumsum", fails=("bf16-true",), also=("precision-loss",),
+         fails_cpu=(), family="sums")  # fmt: skip
 def denominators_of_long_texts_divided() -> Built:
-    """The same with keys divided by their number."""
+    """The same with keys divided by their number: in bfloat16 CUDA's sums in turn stand still."""
     train = signs(120, 0)
     return built(fitted(partial(Scanner, True), train, epochs=6, batch=16), signs(36, 1), 6)

@@ -21,6 +21,7 @@ from pytest_fp16.engine.emulation.literals import made_by_operations, stated
 from pytest_fp16.engine.emulation.operations import AUTOCAST, Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
 from pytest_fp16.engine.emulation.scalars import narrowed
+from pytest_fp16.engine.emulation.scans import SCANS
 from pytest_fp16.engine.emulation.target_mode import OnTarget
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ class Interception(OnTarget):
 
     def named(self, known: Facts) -> str:
         """What an operation is called: the cast at the end of a composed one as the whole."""
-        return self._whole if self._whole and known.name == "_to_copy" else known.name
+        as_whole = known.name == "_to_copy" or self._whole in SCANS
+        return self._whole if self._whole and as_whole else known.name
 
     def _adopted(self, value: Any) -> Any:
         if isinstance(value, Tensor):
