@@ -27,7 +27,14 @@ from torch.nn.utils import rnn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import base
-from benchmarks.cases.policy import Composites, CudaAutocast, CudaScans, Regions, cast, lower_recurrent
+from benchmarks.cases.policy import (
+    Composites,
+    CudaAutocast,
+    CudaScans,
+    Regions,
+    cast,
+    lower_recurrent,
+)
 
 BROKEN, SOUND = 0.01, 0.005
 FORMATS = {"16": torch.float16, "bf16": torch.bfloat16}

@@ -13,7 +13,7 @@ from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.cures import Clinic, Judge, Pricer, find_cure
 from pytest_fp16.diagnosis.loops import repeated
 from pytest_fp16.diagnosis.mechanism import carrier, explain, misled, stopped, worth_watching
-from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin, raised
+from pytest_fp16.diagnosis.origin import Origin, Raised, entered, find_origin, raised
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, vanishing
 from pytest_fp16.diagnosis.specimen import FEW, Sample, Specimen, fewer
@@ -157,7 +157,8 @@ def _explained(patient: Patient) -> Explanation:
         native = patient.specimen(emulated=False)
         found = find_origin(native)
         if not isinstance(found, Raised):
-            found = raised(patient.error, specimen)
+            # Nor does whatever follows a program, which takes layers of theirs apart.
+            found = raised(patient.error, specimen, entered(native))
     culprit = _culprit(patient, specimen, found)
     if culprit is not None and culprit.variant in _STORED and _casts_late(specimen):
         culprit = culprit.model_copy(update={"variant": None})

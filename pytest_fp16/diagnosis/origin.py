@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -178,6 +179,14 @@ def _stopped(specimen: Specimen, error: Exception) -> Raised:
         misled, anyway = _misleading(specimen, again)
         return replace(found, misled=misled, anyway=anyway)
     return raised(error, specimen)
+
+
+def entered(specimen: Specimen) -> str | None:
+    """The innermost torch function that the program stops in where nothing follows it."""
+    calls = _Calls()
+    with suppress(Exception), calls:
+        specimen.natively()
+    return calls.inside
 
 
 def _misleading(specimen: Specimen, error: Exception) -> tuple[Operation | None, bool]:

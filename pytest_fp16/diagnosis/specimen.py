@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,19 +150,30 @@ class Specimen:
         with torch.no_grad(), quiet(), torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
             yield
 
+    def natively(self) -> Tensor:
+        """The raw outputs of this device's own kernels, with nothing that follows them."""
+        return self._called(_cast, nullcontext())
+
     def _run(self, autopsy: Autopsy) -> Tensor:
         self.last = autopsy
         if autopsy.tape is not None:
             self.recorded = autopsy
+        return self._called(_input, autopsy)
+
+    def _called(
+        self,
+        given: Callable[[Tensor, torch.dtype | None], Tensor],
+        inside: AbstractContextManager[Any],
+    ) -> Tensor:
         candidate = self.candidate
         self.where.reset()
         seed_everything(self.sample.seed)
         dtype = None if candidate.precision.mixed else candidate.precision.dtype
-        wrapped = map_tensors(self.sample.inputs, lambda t: _input(t, dtype))
+        inputs = map_tensors(self.sample.inputs, lambda t: given(t, dtype))
         context = autocast(candidate.precision, candidate.device, candidate.target)
         kept = untouched(candidate.model, weights=candidate.habits.writes)
-        with kept, torch.no_grad(), quiet(), context, autopsy:
-            output = call_as_is(candidate.model, wrapped, candidate.subject.forward)
+        with kept, torch.no_grad(), quiet(), context, inside:
+            output = call_as_is(candidate.model, inputs, candidate.subject.forward)
         return main_output(output)
 
 
@@ -170,9 +181,13 @@ def _plain(output: Tensor) -> Tensor:
     return (output.exact if isinstance(output, Twin) else output).detach().float()
 
 
-def _input(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     casts = tensor.is_floating_point() and dtype is not None
-    near = tensor.to(dtype) if casts else tensor.clone()
+    return tensor.to(dtype) if casts else tensor.clone()
+
+
+def _input(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    near = _cast(tensor, dtype)
     return Twin(near, tensor.clone(), Fate(made=False, fixed=False), near.dtype)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.damage import ENOUGH
-from pytest_fp16.diagnosis.origin import Origin, Raised, find_origin
+from pytest_fp16.diagnosis.origin import Origin, Raised, entered, find_origin
 
 
 class Rms(nn.Module):
@@ -218,3 +218,14 @@ def test_in_a_loop_the_search_ends_at_the_very_operation(specimen):
     assert place(found) == ("", "add")
     before, after = (found.damage.of(under.healed(found.operation.index + i)) for i in (0, 1))
     assert before < ENOUGH <= after
+
+
+def test_the_function_that_stops_the_program_where_nothing_follows_it(make_net, specimen):
+    class Whitened(nn.Module):
+        def forward(self, x):
+            square = x.T @ x + torch.eye(x.shape[1], dtype=x.dtype)
+            return x @ torch.linalg.inv(square)
+
+    under = specimen(make_net(Whitened(), steps=1), "16-true")
+    assert entered(under) == "linalg_inv"
+    assert entered(specimen(make_net(nn.Identity(), steps=1), "16-true")) is None

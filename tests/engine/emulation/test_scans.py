@@ -9,6 +9,8 @@ from torch import nn
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.scans import threads_along
+from pytest_fp16.engine.models import autocast
+from pytest_fp16.precision import precision
 
 DTYPES = (torch.float16, torch.bfloat16)
 COMBINED = {"cumsum": torch.add, "cumprod": torch.mul}
@@ -107,10 +109,10 @@ def test_under_autocast_it_is_float32():
         def forward(self, x):
             return x.half().cumsum(0)
 
-    from pytest_fp16.engine.models import autocast
-    from pytest_fp16.precision import precision
-
-    with autocast(precision("16-mixed"), torch.device("cpu"), "cuda"), Emulation("cuda", mixed=True):
+    with (
+        autocast(precision("16-mixed"), torch.device("cpu"), "cuda"),
+        Emulation("cuda", mixed=True),
+    ):
         assert Summed()(torch.ones(3000, 2)).dtype == torch.float32
 
 
