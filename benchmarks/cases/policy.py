@@ -141,13 +141,16 @@ class CudaAutocast(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+SCANS = {"cumsum": torch.add, "cumprod": torch.mul, "logcumsumexp": torch.logaddexp}
+
+
 class CudaScans(TorchDispatchMode):
     """Running sums and products as CUDA's threads make them (ScanUtils.cuh): all in 16 bits."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        combine = {"cumsum": torch.add, "cumprod": torch.mul}.get(func.overloadpacket.__name__)
+        combine = SCANS.get(func.overloadpacket.__name__)
         wanted = (kwargs or {}).get("dtype") or getattr(args[0] if args else None, "dtype", None)
         if combine is None or wanted not in (torch.float16, torch.bfloat16) or not args[0].dim():
             return func(*args, **(kwargs or {}))

@@ -92,6 +92,7 @@ class Candidate:
         seed: int,
         *,
         emulated: bool = False,
+        kernels: str | None = None,
         opaque: str = "native",
         witness: TorchDispatchMode | None = None,
     ) -> Tensor:
@@ -101,12 +102,15 @@ class Candidate:
             inputs: a batch on the device, floating tensors in float32.
             seed: the random state every precision's run of this batch starts from.
             emulated: run emulated rather than in the device's own kernels.
+            kernels: whose, where it is emulated and not the target's are meant.
             opaque: how emulation treats kernels from outside ATen, see `Emulation`.
             witness: a mode that sees the operations of the program, such as a `Witness`.
         """
         seed_everything(seed)
         emulation = (
-            Emulation(self.target, opaque, self.precision.mixed) if emulated else nullcontext()
+            Emulation(kernels or self.target, opaque, self.precision.mixed)
+            if emulated
+            else nullcontext()
         )
         with torch.no_grad(), quiet(), autocast(self.precision, self.device, self.target):
             with emulation, witness or nullcontext():

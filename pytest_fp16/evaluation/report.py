@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_fp16.engine.canary import LARGE_DIFFERENCE
 from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
 from pytest_fp16.evaluation.lane import Lane
@@ -13,9 +14,6 @@ from pytest_fp16.report.model import Report, Run, Verdict
 
 if TYPE_CHECKING:
     from pytest_fp16.evaluation.run import EvaluationRun
-
-#: The canary's outputs part from emulation's by more than accumulation order explains.
-LARGE_DIFFERENCE = 0.1
 
 
 #: Part of the budget that must be spent for a passing evaluation to be looked into.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation
-from pytest_fp16.engine.canary import INPUTS, refused, sing
+from pytest_fp16.engine.canary import INPUTS, LARGE_DIFFERENCE, refused, sing
 from pytest_fp16.engine.candidate import Candidate, Witness, fresh_model
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.randomness import preserved_state
@@ -48,6 +48,22 @@ def test_sound_kernels_agree_with_emulation(x, name):
     assert "natively on cpu" in found.text
     assert f"{found.difference:.1e}" in found.text
     assert witness.dtypes  # of the emulated run
+
+
+class Counted(nn.Module):
+    """A count that CUDA's float16 cannot take beyond 2048, and a CPU's can."""
+
+    def forward(self, x):
+        return torch.ones_like(x[:1]).expand(3000, -1).cumsum(0)[-1] * x
+
+
+def test_what_the_target_computes_otherwise_is_no_fault_of_emulation(x):
+    found, _ = sung(Counted(), x, target="cuda")
+    assert found.difference < LARGE_DIFFERENCE
+    assert "emulation differs by 4.6e-01 of the largest output, of this device's" in found.text
+    found, _ = sung(Counted(), x, target="cpu")
+    assert found.difference < LARGE_DIFFERENCE
+    assert "of this device's" not in found.text
 
 
 def test_a_few_inputs_are_enough_and_a_small_batch_is_taken_whole(x):

@@ -1,5 +1,7 @@
 """Sums into a tensor at given places, rounded after every addition, as CUDA's kernels do.
 
+So are long running sums (see `scans`).
+
 CUDA adds each source to its place by an atomic addition in the tensor's own format
 (``fastAtomicAdd``, in ATen's ``ScatterGatherKernel.cu`` and ``Indexing.cu``), in no fixed order. A
 CPU adds up in float32, but along a tensor of one dimension: such a sum takes their place.
@@ -13,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.emulation.operations import LOW
+from pytest_fp16.engine.emulation.operations import LOW, SCANS
+from pytest_fp16.engine.emulation.scans import scanned
 
 #: Operations of (tensor, dimension, index, source).
 _ATOMIC = frozenset({"scatter_add", "index_add"})
@@ -30,6 +33,8 @@ def accumulate(
         args, kwargs: its arguments.
         target: ``"cuda"`` or ``"cpu"``.
     """
+    if target == "cuda" and name in SCANS and args[0].device.type == "cpu":
+        return _scan(name, run, args, kwargs)
     if target != "cuda" or name not in _ATOMIC or len(args) < 4 or not _summable(args[0], args[3]):
         return run(*args, **kwargs)
     start = args[0].detach().clone()
@@ -37,6 +42,15 @@ def accumulate(
     if isinstance(out, Tensor):
         out.copy_(_added(start, args[1], args[2], args[3].detach(), kwargs.get("alpha", 1)))
     return out
+
+
+def _scan(name: str, run: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, *rest = args
+    if (kwargs.get("dtype") or x.dtype) not in LOW:
+        return run(*args, **kwargs)
+    start = x.detach().clone()
+    out = run(*args, **kwargs)
+    return out.copy_(scanned(name, start, *rest, **kwargs))
 
 
 def _summable(base: Tensor, source: Tensor) -> bool:

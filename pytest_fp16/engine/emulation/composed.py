@@ -4,8 +4,7 @@
 every format (``logsumexp_out_impl`` in ``ReduceOps.cpp``). A third power is two products and a
 power of minus two the inverse of one, which kernels compute in the tensor's own type: CUDA's in
 both formats (``PowKernel.cu``), a CPU's in bfloat16 (``cpu/PowKernel.cpp``). A cross product and a
-squared error are computed so on both (``CrossKernel.cu``, ``BinaryMiscOpsKernels.cu``), and running
-sums on CUDA (see `scans`).
+squared error are computed so on both (``CrossKernel.cu``, ``BinaryMiscOpsKernels.cu``).
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.composed_on_cpu import ON_CPU
 from pytest_fp16.engine.emulation.operations import LOW
-from pytest_fp16.engine.emulation.scans import ON_CUDA
 
 #: Runs one operation of the program.
 Step = Callable[..., Any]
@@ -46,8 +44,6 @@ def composition(
         return _POWERS[func] if powers and args[1] in (3, -2) else None
     if target == "cpu" and func in ON_CPU:
         return ON_CPU[func](*args)
-    if target == "cuda" and func in ON_CUDA:
-        return ON_CUDA[func]
     if func is _aten.linalg_cross.default and args[1].dtype != args[0].dtype:
         return None  # its kernel refuses them
     return _COMPOSED.get(func)

@@ -6,7 +6,7 @@ A `Carrier` is a tensor the program sees in place of the values that are really 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from pytest_fp16.engine.emulation.assignments import assigned, assigned_to
 from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.literals import made_by_operations, stated
-from pytest_fp16.engine.emulation.operations import AUTOCAST, Facts, facts
+from pytest_fp16.engine.emulation.operations import AUTOCAST, SCANS, Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
 from pytest_fp16.engine.emulation.scalars import narrowed
-from pytest_fp16.engine.emulation.scans import SCANS
 from pytest_fp16.engine.emulation.target_mode import OnTarget
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ class Interception(OnTarget):
             args = (torch.tensor(args[0]), *args[1:])  # a number that torch.func had wrapped
         args = tuple(self._adopted(a) for a in args)
         kwargs = {k: self._adopted(v) for k, v in kwargs.items()}
-        composed = composition(func, args, self._meets)
+        composed = self.composed(func, args)
         if composed is not None:
             with self.as_one(known.name):
                 return composed(self.step, *args, **kwargs)
@@ -160,6 +159,10 @@ class Interception(OnTarget):
             if known.reshapes:
                 return self.reshape(func, args, kwargs)
             return self.operate(func, known, args, kwargs)
+
+    def composed(self, func: OpOverload, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """What an operation is followed through as; see `composition`."""
+        return composition(func, args, self._meets)
 
     def _narrowed(self, func: OpOverload, known: Facts, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, those without dimensions cast where the target's kernel rounds them."""

@@ -70,6 +70,9 @@ ON_THE_WAY = frozenset(
 #: A CPU's kernels that do so too, where CUDA's have accumulators, and bounds, of 32 bits.
 _STEPWISE_ON_CPU = ON_THE_WAY | {"prod", "col2im", "logit", "_adaptive_avg_pool3d"}
 
+#: Running sums and products, which CUDA keeps in 16 bits (see `scans`).
+SCANS = frozenset({"cumsum", "cumprod", "logcumsumexp"})
+
 #: Operations whose float32 result is a decision: comparisons, selections, integer parts.
 DISCRETE = frozenset(
     """
@@ -162,7 +165,7 @@ _MAY_ACCUMULATE = frozenset({"index_put", "_index_put_impl", "put_"})
 
 def on_target(known: Facts, target: str) -> Facts:
     """The facts about an operation as the kernels of a target compute it."""
-    stepwise = target == "cpu" and known.name in _STEPWISE_ON_CPU
+    stepwise = known.name in (_STEPWISE_ON_CPU if target == "cpu" else SCANS)
     return replace(known, stepwise=True) if stepwise else known
 
 

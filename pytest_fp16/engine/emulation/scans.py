@@ -1,5 +1,7 @@
 """Running sums and products, which CUDA keeps in the tensor's own format and a CPU in 32 bits.
 
+So are the logarithms of running sums of exponentials, each step computed in 32 bits and rounded.
+
 Along any but the last dimension a thread goes from value to value, and each sum is rounded
 (``tensor_kernel_scan_outer_dim`` in ``ScanUtils.cuh``). Along the last one blocks are scanned by
 Sklansky's method: pairs first, then ever larger halves, to which the total of the half before is
@@ -23,11 +25,13 @@ _aten: Any = torch.ops.aten
 
 #: Binary logarithms: of the threads of a block, and of the fewest and the most along a row.
 _BLOCK, _FEWEST, _MOST = 9, 4, 9
+#: Steps up to which a scan is a loop like others.
+_FEW = 256
 
 
 def _scan(
     operation: OpOverload,
-    neutral: float,
+    filler: float,
     step: Callable[..., Any],
     x: Tensor,
     dim: int,
@@ -43,7 +47,7 @@ def _scan(
     if size < 2 or not x.numel():
         return step(_aten.clone.default, x)
     if dim % x.dim() == x.dim() - 1:
-        return _along_rows(partial(step, operation), neutral, step, x)
+        return _along_rows(partial(step, operation), filler, step, x)
     total, *rest = step(_aten.unbind.int, x, dim)
     sums = [total]
     for part in rest:
@@ -52,12 +56,13 @@ def _scan(
 
 
 def _along_rows(
-    combined: Callable[..., Any], neutral: float, step: Callable[..., Any], x: Tensor
+    combined: Callable[..., Any], filler: float, step: Callable[..., Any], x: Tensor
 ) -> Any:
     *lead, size = x.shape
+    # What fills the last block up comes after all that is asked for.
     block = min(2 << threads_along(x.numel() // size, size), 1 << (size - 1).bit_length())
     whole = -(-size // block) * block
-    padded = step(_aten.constant_pad_nd.default, x, [0, whole - size], neutral)
+    padded = step(_aten.constant_pad_nd.default, x, [0, whole - size], filler)
     scanned: list[Any] = []
     for start in range(0, whole, block):
         values = step(_aten.slice.Tensor, padded, -1, start, start + block)
@@ -100,17 +105,55 @@ def threads_along(rows: int, size: int) -> int:
     return min(max(_FEWEST, (_BLOCK + apart) // 2), _MOST)
 
 
-def _in_place(operation: OpOverload, neutral: float, step: Any, x: Tensor, *args: Any) -> Any:
-    return step(_aten.copy_.default, x, _scan(operation, neutral, step, x, *args))
+def _in_place(operation: OpOverload, filler: float, step: Any, x: Tensor, *args: Any) -> Any:
+    return step(_aten.copy_.default, x, _scan(operation, filler, step, x, *args))
 
 
-#: How CUDA computes each of them.
+def by_steps(
+    func: OpOverload, args: tuple[Any, ...], target: str | None
+) -> Callable[..., Any] | None:
+    """The steps of a scan on a target, as `composition` has them; None for a long one.
+
+    Each rounds, and its error enters all that come after it. A long one costs too much to be
+    followed so: its whole error is taken for certain instead.
+    """
+    scan = ON_CUDA.get(func) if target == "cuda" else None
+    short = scan is not None and args[0].dtype in LOW and is_short(args[0], args[1])
+    return scan if short else None
+
+
+def is_short(x: Tensor, dim: int) -> bool:
+    """Whether a scan takes no more steps than a common loop."""
+    size = x.shape[dim] if x.dim() else 1
+    if size < 2 or not x.numel() or dim % x.dim() < x.dim() - 1:
+        return size <= _FEW
+    block = 2 << threads_along(x.numel() // size, size)
+    return -(-size // block) * block.bit_length() <= _FEW // 4
+
+
+def scanned(name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What CUDA's kernel gives for 16-bit values, which each operation here rounds.
+
+    Args:
+        name: of the scan.
+        x: on a CPU.
+        args, kwargs: what else it takes; a dtype of 16 bits.
+    """
+    found: Tensor = _SCANS[name](lambda run, *given, **how: run(*given, **how), x, *args, **kwargs)
+    return found
+
+
+_SCANS: dict[str, Callable[..., Any]] = {
+    "cumsum": partial(_scan, _aten.add.Tensor, 0.0),
+    "cumprod": partial(_scan, _aten.mul.Tensor, 1.0),
+    "logcumsumexp": partial(_scan, _aten.logaddexp.default, 0.0),
+}
+
+#: How CUDA computes each of them, as operations of a program.
 ON_CUDA: dict[OpOverload, Callable[..., Any]] = {
-    _aten.cumsum.default: partial(_scan, _aten.add.Tensor, 0.0),
-    _aten.cumprod.default: partial(_scan, _aten.mul.Tensor, 1.0),
+    _aten.cumsum.default: _SCANS["cumsum"],
+    _aten.cumprod.default: _SCANS["cumprod"],
+    _aten.logcumsumexp.default: _SCANS["logcumsumexp"],
     _aten.cumsum_.default: partial(_in_place, _aten.add.Tensor, 0.0),
     _aten.cumprod_.default: partial(_in_place, _aten.mul.Tensor, 1.0),
 }
-
-#: Their names.
-SCANS = frozenset({"cumsum", "cumprod"})

@@ -11,7 +11,7 @@ underflow.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,7 @@ from pytest_fp16.engine.emulation.operations import (
 )
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, require_own_agreement
 from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes
+from pytest_fp16.engine.emulation.scans import by_steps
 from pytest_fp16.engine.tracing.arguments import (
     as_native,
     dtype_of,
@@ -114,6 +115,10 @@ class Trace(Interception):
         guard = torch._C._ExcludeDispatchKeyGuard(_BELOW)
         with enable_reentrant_dispatch(), guard, torch.enable_grad():
             yield
+
+    def composed(self, func: OpOverload, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """What an operation consists of, running sums among them."""
+        return by_steps(func, args, self.target) or super().composed(func, args)
 
     def adopt(self, value: Tensor) -> Shadow:
         """Plain tensors as traced constants; once in each run where that may write into them."""

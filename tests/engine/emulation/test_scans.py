@@ -8,12 +8,13 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulation.emulate import Emulation
-from pytest_fp16.engine.emulation.scans import threads_along
+from pytest_fp16.engine.emulation.scans import is_short, threads_along
 from pytest_fp16.engine.models import autocast
 from pytest_fp16.precision import precision
 
 DTYPES = (torch.float16, torch.bfloat16)
-COMBINED = {"cumsum": torch.add, "cumprod": torch.mul}
+COMBINED = {"cumsum": torch.add, "cumprod": torch.mul, "logcumsumexp": torch.logaddexp}
+NEUTRAL = {"cumsum": 0.0, "cumprod": 1.0, "logcumsumexp": -torch.inf}
 
 
 def emulated(name, x, dim, target="cuda", **options):
@@ -23,7 +24,7 @@ def emulated(name, x, dim, target="cuda", **options):
 
 def thread_by_thread(name, row, threads):
     """One row, as a block of threads scans it along the last dimension; every result is 16-bit."""
-    neutral = torch.tensor(0.0 if name == "cumsum" else 1.0, dtype=row.dtype)
+    neutral = torch.tensor(NEUTRAL[name], dtype=row.dtype)
     total, found = neutral, []
     for start in range(0, len(row), 2 * threads):
         values = [*row[start : start + 2 * threads]]
@@ -140,3 +141,27 @@ def test_theory_and_diagnosis_follow_each_step(name):
     assert checked.passed, checked.detail
     assert report.verdict == report.forecast.verdict == "not equivalent"
     assert report.culprit.operation == "cumsum"
+
+
+@pytest.mark.parametrize("name", COMBINED)
+@pytest.mark.parametrize("shape", [(3, 400, 2), (500, 600)])
+def test_a_long_one_is_no_loop_and_gives_the_same(name, shape):
+    x = torch.rand(shape).add(0.5).bfloat16()
+    assert not is_short(x, 1)
+    found = emulated(name, x, 1)
+    if len(shape) > 2:
+        wanted = [x[:, 0]]
+        for i in range(1, 400):
+            wanted.append(COMBINED[name](wanted[-1], x[:, i]))
+        assert torch.equal(found, torch.stack(wanted, 1))
+    else:
+        threads = 1 << threads_along(*shape)
+        assert torch.equal(found[7], thread_by_thread(name, x[7], threads))
+
+
+def test_the_error_of_a_long_one_is_forecast_and_explained():
+    torch.manual_seed(0)
+    x = torch.rand(60, 1000, 2) * 0.02
+    report = check(Evaluation(Position(1).eval(), [x], labelled=False), precision="bf16-true")
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert (report.culprit.operation, report.culprit.mechanism) == ("cumsum", "absorption")

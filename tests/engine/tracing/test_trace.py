@@ -194,7 +194,7 @@ def test_whole_numbers_that_the_format_holds_do_not_round(noise):
         options = {"noise": torch.Generator().manual_seed(0)} if noise else {}
         trace, out = traced(lambda x: (x > 0).to(x.dtype).cumsum(-1) / 4, x, dtype=dtype, **options)
         wrong = out.inner - torch.arange(1, 601) / 4
-        assert bool(wrong.any()) != (exact or not noise)
+        assert bool(wrong.any()) != exact  # how a count rounds is no matter of chance
         assert bool(trace.recorder.leaves) != (exact or noise)
 
 
