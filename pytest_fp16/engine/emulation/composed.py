@@ -4,7 +4,9 @@
 every format (``logsumexp_out_impl`` in ``ReduceOps.cpp``). A third power is two products and a
 power of minus two the inverse of one, which kernels compute in the tensor's own type: CUDA's in
 both formats (``PowKernel.cu``), a CPU's in bfloat16 (``cpu/PowKernel.cpp``). A cross product and a
-squared error are computed so on both (``CrossKernel.cu``, ``BinaryMiscOpsKernels.cu``).
+squared error are computed so on both (``CrossKernel.cu``, ``BinaryMiscOpsKernels.cu``). What is
+reduced to places is added there as ``scatter_add`` does, on CUDA one addition after the other; for
+their mean the terms are counted so, too (``scatter_reduce_two`` in ``TensorAdvancedIndexing.cpp``).
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ def composition(
         return _POWERS[func] if powers and args[1] in (3, -2) else None
     if target == "cpu" and func in ON_CPU:
         return ON_CPU[func](*args)
+    if func in _REDUCED:
+        return _REDUCED[func] if target == "cuda" and args[4] in ("sum", "mean") else None
     if func is _aten.linalg_cross.default and args[1].dtype != args[0].dtype:
         return None  # its kernel refuses them
     return _COMPOSED.get(func)
@@ -94,6 +98,36 @@ def _mse_loss(step: Step, x: Tensor, y: Tensor, reduction: int = 1) -> Any:
         return squares
     return step((_aten.mean if reduction == 1 else _aten.sum).default, squares)
 
+
+def _scatter_reduce(
+    step: Step,
+    x: Tensor,
+    dim: int,
+    index: Tensor,
+    source: Tensor,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> Any:
+    base = x if include_self else step(_aten.scatter.value, x, dim, index, 0)
+    total = step(_aten.scatter_add.default, base, dim, index, source)
+    if reduce == "sum":
+        return total
+    none = step((_aten.ones_like if include_self else _aten.zeros_like).default, x)
+    terms = step(_aten.ones_like.default, source)
+    count = step(_aten.scatter_add.default, none, dim, index, terms)
+    empty = step(_aten.eq.Scalar, count, 0)
+    return step(_aten.div.Tensor, total, step(_aten.masked_fill.Scalar, count, empty, 1))
+
+
+def _scatter_reduce_in_place(step: Step, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return step(_aten.copy_.default, x, _scatter_reduce(step, x, *args, **kwargs))
+
+
+_REDUCED: dict[OpOverload, Callable[..., Any]] = {
+    _aten.scatter_reduce.two: _scatter_reduce,
+    _aten.scatter_reduce_.two: _scatter_reduce_in_place,
+}
 
 _COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     _aten.logsumexp.default: _logsumexp,

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from pytest_fp16.engine.emulation.assignments import assigned, assigned_to
 from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.literals import made_by_operations, stated
-from pytest_fp16.engine.emulation.operations import AUTOCAST, SCANS, Facts, facts
+from pytest_fp16.engine.emulation.operations import AUTOCAST, WHOLE, Facts, facts
 from pytest_fp16.engine.emulation.recurrent import padded_by_operations
 from pytest_fp16.engine.emulation.scalars import narrowed
 from pytest_fp16.engine.emulation.target_mode import OnTarget
@@ -175,7 +175,7 @@ class Interception(OnTarget):
 
     def named(self, known: Facts) -> str:
         """What an operation is called: the cast at the end of a composed one as the whole."""
-        as_whole = known.name == "_to_copy" or self._whole in SCANS
+        as_whole = known.name == "_to_copy" or self._whole in WHOLE
         return self._whole if self._whole and as_whole else known.name
 
     def _adopted(self, value: Any) -> Any:

@@ -73,6 +73,9 @@ _STEPWISE_ON_CPU = ON_THE_WAY | {"prod", "col2im", "logit", "_adaptive_avg_pool3
 #: Running sums and products, which CUDA keeps in 16 bits (see `scans`).
 SCANS = frozenset({"cumsum", "cumprod", "logcumsumexp"})
 
+#: Operations that are taken apart, and whose parts bear their name.
+WHOLE = SCANS | {"scatter_reduce"}
+
 #: Operations whose float32 result is a decision: comparisons, selections, integer parts.
 DISCRETE = frozenset(
     """

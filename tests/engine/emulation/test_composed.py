@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.tracing.recorder import Recorder
 from pytest_fp16.engine.tracing.shadow import wrap_inputs
@@ -112,3 +113,52 @@ def test_a_trace_has_sites_where_the_target_rounds(target, parts):
         traced = shadow**3
     assert torch.allclose(traced.inner, X.half().float() ** 3)
     assert {key[1] for key in recorder.totals} == parts
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_is_reduced_to_places_is_added_and_counted_in_turn(reduce, include_self, dtype):
+    many = 5000
+    x, terms = torch.full((2, 3), 0.5, dtype=dtype), torch.ones(2, many, dtype=dtype)
+    index = torch.zeros(2, many, dtype=torch.long)
+    index[1, 10:] = 1
+    with Emulation("cuda"):
+        found = x.scatter_reduce(1, index, terms, reduce, include_self=include_self)
+        again = x.clone().scatter_reduce_(1, index, terms, reduce, include_self=include_self)
+    most = 2048.0 if dtype == torch.float16 else 256.0
+    start, count = (0.5, 1) if include_self else (0.0, 0)
+    few = start + 10, count + 10
+    if reduce == "sum":
+        assert found.tolist() == [[most, 0.5, 0.5], [few[0], most, 0.5]]
+    else:  # a mean of ones, and of the value that was there
+        assert found[0].tolist() == [1.0, 0.5, 0.5]
+        assert float(found[1, 0]) == float(torch.tensor(few[0] / few[1]).to(dtype))
+    assert torch.equal(found, again)
+    with Emulation("cpu"):
+        native = x.scatter_reduce(1, index, terms, reduce, include_self=include_self)
+    assert torch.equal(native, x.scatter_reduce(1, index, terms, reduce, include_self=include_self))
+
+
+def test_a_mean_of_many_in_places_is_forecast_and_explained():
+    class Pooled(nn.Module):
+        """Whether what is meant of a cloud of points lies above a threshold."""
+
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 8)
+
+        def forward(self, x):
+            h = self.body(x)
+            place = torch.zeros(len(h), 1000, 8, dtype=torch.long)
+            base = torch.zeros(len(h), 1, 8, dtype=h.dtype)
+            mean = base.scatter_reduce(1, place, h, "mean", include_self=False)[:, 0]
+            return torch.stack([mean.sum(-1), torch.full_like(mean[:, 0], 2.0)], -1)
+
+    torch.manual_seed(0)
+    model, x = Pooled().eval(), 0.1 * torch.randn(100, 1000, 4) + torch.randn(100, 1, 4)
+    with torch.no_grad():
+        model.body.bias.fill_(0.25)
+    report = check(Evaluation(model, [x], labelled=False), precision="bf16-true")
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert (report.culprit.operation, report.culprit.mechanism) == ("scatter_reduce", "absorption")
