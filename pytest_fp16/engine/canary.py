@@ -101,8 +101,8 @@ def sing(
             f"the canary ran on {device}, emulation did not", None, emulation_error
         )
     difference = _difference(native, emulated)
-    text = f"the canary ran natively on {device}; emulation differs by {difference:.1e} of the "
-    text += "largest output"
+    said = f"emulation differs by {difference:.1e} of the largest output"
+    text = f"the canary ran natively on {device}; {said}"
     if difference > LARGE_DIFFERENCE and device != candidate.target:
         with untouched(candidate.model, weights=candidate.habits.writes):
             own, _ = _attempt(candidate, few, seed, emulated=True, kernels=device)

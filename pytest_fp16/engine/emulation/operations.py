@@ -61,17 +61,20 @@ STEPWISE = frozenset(
 )
 
 #: A CPU's kernels that round a few times on the way: weights between pixels, products before sums.
-ON_THE_WAY = frozenset(
+_ON_THE_WAY_ON_CPU = frozenset(
     """
     upsample_linear1d upsample_bicubic2d upsample_trilinear3d addbmm addr renorm embedding_renorm
     """.split()
 )
 
 #: A CPU's kernels that do so too, where CUDA's have accumulators, and bounds, of 32 bits.
-_STEPWISE_ON_CPU = ON_THE_WAY | {"prod", "col2im", "logit", "_adaptive_avg_pool3d"}
+_STEPWISE_ON_CPU = _ON_THE_WAY_ON_CPU | {"prod", "col2im", "logit", "_adaptive_avg_pool3d"}
 
 #: Running sums and products, which CUDA keeps in 16 bits (see `scans`).
 SCANS = frozenset({"cumsum", "cumprod", "logcumsumexp"})
+
+#: Kernels of which the error on the way is known from their operands.
+ON_THE_WAY = _ON_THE_WAY_ON_CPU | SCANS
 
 #: Operations that are taken apart, and whose parts bear their name.
 WHOLE = SCANS | {"scatter_reduce"}

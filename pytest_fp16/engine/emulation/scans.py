@@ -29,20 +29,27 @@ _BLOCK, _FEWEST, _MOST = 9, 4, 9
 _FEW = 256
 
 
+#: What combines two values, and what fills a block up.
+_COMBINED: dict[str, tuple[Any, float]] = {
+    "cumsum": (_aten.add.Tensor, 0.0),
+    "cumprod": (_aten.mul.Tensor, 1.0),
+    "logcumsumexp": (_aten.logaddexp.default, 0.0),
+}
+
+
 def _scan(
-    operation: OpOverload,
-    filler: float,
+    name: str,
     step: Callable[..., Any],
     x: Tensor,
     dim: int,
     *,
     dtype: torch.dtype | None = None,
 ) -> Any:
+    operation, filler = _COMBINED[name]
     if dtype is not None and dtype != x.dtype:
         x = step(_aten._to_copy.default, x, dtype=dtype)
         if dtype not in LOW:
-            whole = _aten.cumsum if operation is _aten.add.Tensor else _aten.cumprod
-            return step(whole.default, x, dim)
+            return step(getattr(_aten, name).default, x, dim)
     size = x.shape[dim] if x.dim() else 1
     if size < 2 or not x.numel():
         return step(_aten.clone.default, x)
@@ -105,8 +112,8 @@ def threads_along(rows: int, size: int) -> int:
     return min(max(_FEWEST, (_BLOCK + apart) // 2), _MOST)
 
 
-def _in_place(operation: OpOverload, filler: float, step: Any, x: Tensor, *args: Any) -> Any:
-    return step(_aten.copy_.default, x, _scan(operation, filler, step, x, *args))
+def _in_place(name: str, step: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return step(_aten.copy_.default, x, _scan(name, step, x, *args, **kwargs))
 
 
 def by_steps(
@@ -128,7 +135,8 @@ def is_short(x: Tensor, dim: int) -> bool:
     if size < 2 or not x.numel() or dim % x.dim() < x.dim() - 1:
         return size <= _FEW
     block = 2 << threads_along(x.numel() // size, size)
-    return -(-size // block) * block.bit_length() <= _FEW // 4
+    halvings = -(-size // block) * block.bit_length()
+    return 4 * halvings <= _FEW  # each takes about four operations
 
 
 def scanned(name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -139,21 +147,13 @@ def scanned(name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         x: on a CPU.
         args, kwargs: what else it takes; a dtype of 16 bits.
     """
-    found: Tensor = _SCANS[name](lambda run, *given, **how: run(*given, **how), x, *args, **kwargs)
+    found: Tensor = _scan(name, lambda run, *given, **how: run(*given, **how), x, *args, **kwargs)
     return found
 
 
-_SCANS: dict[str, Callable[..., Any]] = {
-    "cumsum": partial(_scan, _aten.add.Tensor, 0.0),
-    "cumprod": partial(_scan, _aten.mul.Tensor, 1.0),
-    "logcumsumexp": partial(_scan, _aten.logaddexp.default, 0.0),
-}
-
 #: How CUDA computes each of them, as operations of a program.
 ON_CUDA: dict[OpOverload, Callable[..., Any]] = {
-    _aten.cumsum.default: _SCANS["cumsum"],
-    _aten.cumprod.default: _SCANS["cumprod"],
-    _aten.logcumsumexp.default: _SCANS["logcumsumexp"],
-    _aten.cumsum_.default: partial(_in_place, _aten.add.Tensor, 0.0),
-    _aten.cumprod_.default: partial(_in_place, _aten.mul.Tensor, 1.0),
+    **{getattr(_aten, name).default: partial(_scan, name) for name in _COMBINED},
+    _aten.cumsum_.default: partial(_in_place, "cumsum"),
+    _aten.cumprod_.default: partial(_in_place, "cumprod"),
 }

@@ -14,7 +14,6 @@ from pytest_fp16.engine.emulation.nominal import nominal_at
 from pytest_fp16.engine.emulation.operations import (
     LOW,
     ON_THE_WAY,
-    SCANS,
     WIDE,
     Facts,
     facts,
@@ -113,7 +112,7 @@ def narrows(known: Facts, args: Any, kwargs: Any) -> bool:
 
 def steps(known: Facts, args: Any, y: Tensor) -> float:
     """Roundings per value: an accumulator in 16 bits rounds at every addition."""
-    if not known.stepwise or known.name in ON_THE_WAY | SCANS:
+    if not known.stepwise or known.name in ON_THE_WAY:
         return 1.0
     sources = shadows_in(args[1:], {}) or shadows_in(args, {})  # those of a product come first
     source = max((s.numel() for s in sources), default=y.numel())

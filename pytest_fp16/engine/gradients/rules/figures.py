@@ -83,18 +83,23 @@ def notes(evidence: Evidence) -> list[str]:
     if beyond:
         after = " and ".join(beyond)
         said.append(f"the loss is infinite in 16 bits after {after} steps, its gradient is not")
-    off = loss_off(evidence)
-    if off is not None and any(p.tensors for p in evidence.points):
-        said.append(f"the loss is far off ({off}), which is no verdict: gradients are what counts")
-    look = evidence.second
-    if look is not None and not look.slow:
-        what = "weights or gradients go another way than in 32 bits, and still learn"
-        what = "the model learns nevertheless" if off is not None else what
-        said.append(f"{what}: {look.said()}")
+    said += _let_pass(evidence)
     if evidence.epsilon is not None:
         said.append(
             "the optimizer's {} {:g} is zero in {}".format(*evidence.epsilon, evidence.format.name)
         )
+    return said
+
+
+def _let_pass(evidence: Evidence) -> list[str]:
+    """What asked for a longer look, and what that gave."""
+    said, off, look = [], loss_off(evidence), evidence.second
+    if off is not None and any(p.tensors for p in evidence.points):
+        said.append(f"the loss is far off ({off}), which is no verdict: gradients are what counts")
+    if look is not None and not look.slow:
+        what = "weights or gradients go another way than in 32 bits, and still learn"
+        what = "the model learns nevertheless" if off is not None else what
+        said.append(f"{what}: {look.said()}")
     return said
 
 
