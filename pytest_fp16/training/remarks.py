@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_fp16.engine.training.canary import LARGE_DIFFERENCE
 from pytest_fp16.training.surprises import surprises
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.check import GradientFindings
     from pytest_fp16.engine.training.runs import Runs
     from pytest_fp16.training.pairs import Pairs
-
-#: The canary's gradient parts from emulation's by more than the order of accumulation explains.
-LARGE_DIFFERENCE = 0.25
 
 
 def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from pytest_fp16.engine.canary import CanaryFindings
 from pytest_fp16.engine.gradients.check import GradientFindings
-from pytest_fp16.training.remarks import LARGE_DIFFERENCE
+from pytest_fp16.engine.training.canary import LARGE_DIFFERENCE
 
 
 @pytest.mark.parametrize(("mean", "told"), [(-0.02, False), (-0.05, True), (0.05, False)])

@@ -26,6 +26,8 @@ from pytest_fp16.subject import Training
 
 #: Inputs of the step: a batch norm needs more than one, and float16 on a CPU is slow.
 INPUTS = 8
+#: Its gradient parts from emulation's by more than the order of accumulation explains.
+LARGE_DIFFERENCE = 0.25
 #: A step this many times as long, or as short, is another step: roundings move it by far less.
 STEP = 2.0
 
@@ -62,6 +64,11 @@ def one_step(
         return CanaryFindings(f"{text}; its gradient is lost, and emulation's is, too")
     difference = _difference(native.gradient, emulated.gradient)
     text += f"; emulation's gradient differs by {difference:.1e} of its size"
+    if difference > LARGE_DIFFERENCE and device != place.target:
+        own, _ = _attempt(Trainee(*given, replace(place, kernels=device), amendment), few)
+        if own is not None and own.gradient is not None:
+            emulated, difference = own, _difference(native.gradient, own.gradient)
+            text += f", of this device's kernels by {difference:.1e}"
     said, difference = _steps(native.length, emulated.length, difference)
     return CanaryFindings(text + said, difference=difference)
 

@@ -22,16 +22,18 @@ class Place:
         device: the device of model and batches.
         target: the device an emulated run speaks for.
         emulated: every 16-bit operation in float32, rounded once.
+        kernels: whose, where it is emulated and not the target's are meant.
     """
 
     device: torch.device
     target: str = "cuda"
     emulated: bool = False
+    kernels: str | None = None
 
     def arithmetic(self, precision: Precision) -> Any:
         """The context a step of that precision computes in."""
         low = precision.dtype_name != "float32"
-        return Emulation(self.target) if self.emulated and low else nullcontext()
+        return Emulation(self.kernels or self.target) if self.emulated and low else nullcontext()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import nn
 from pytest_fp16 import check
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training import canary as training_canary
-from pytest_fp16.engine.training.canary import one_step
+from pytest_fp16.engine.training.canary import LARGE_DIFFERENCE, one_step
 from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import initial_state
@@ -186,3 +186,23 @@ def test_gradients_that_are_lost_in_both_runs_are_no_difference(digits_training)
     assert found.difference is None
     assert found.text.endswith("its gradient is lost, and emulation's is, too")
     assert canary(subject, "bf16-true").difference is not None
+
+
+def test_what_the_target_computes_otherwise_is_no_fault_of_emulation(digits_training):
+    class Counted(nn.Module):
+        """Weighs inputs by a count that float16 cannot take beyond 2048 on CUDA."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(x * torch.ones_like(x[:1]).expand(3000, -1).cumsum(0)[-1] / 1000)
+
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    data = [(x, (x[:, 0] > 0).long())]
+    sgd = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
+    subject = digits_training(model=Counted, train_data=data, eval_data=data, optimizer=sgd)
+    found = canary(subject, "16-true", target="cuda")
+    assert found.difference < LARGE_DIFFERENCE
+    assert "of this device's kernels by" in found.text
