@@ -3,7 +3,8 @@
 Claimed: over planted failures the culprit module right at first guess in 95 %, the mechanism in
 90 %, a verified cure in 90 %; on healthy models no culprit. Beside it stand a module-level scan for
 NaN and infinity and a layer-by-layer comparison at a fixed tolerance, by the modules they blame.
-An explanation, before cures, costs at most 10 plain forward passes of the inputs it looks at.
+An explanation, before cures, costs at most 10 plain forward passes of the inputs it looks at. The
+same checks say what was forecast, so that the table of `benchmarks.forecast` is written as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import common, data, models, pretrained
+from benchmarks import common, data, forecast, models, pretrained
 from benchmarks.cases import Planted, judge
 from benchmarks.cases.base import Case, named
 from benchmarks.forecast import OPTIONS, Labels, by_case, chosen
@@ -202,18 +203,28 @@ def failing(
     return Finding(None, marks, (len(nan_scan), len(layers), every), row, found.error)
 
 
-def diagnosed(labels: Labels, target: str) -> tuple[list[Finding], list[float]]:
+@dataclass(frozen=True)
+class Diagnosed:
     """Every precision of a case, and what its explanations cost, as `Price.total` has it."""
-    case, findings = named(labels[0]), []
+
+    findings: list[Finding]
+    judged: list[forecast.Judged]
+    spent: list[float]
+
+
+def diagnosed(labels: Labels, target: str) -> Diagnosed:
+    """Check a case in each of its precisions, and look at what is said of it."""
+    case, findings, judged = named(labels[0]), [], []
     with Price() as price:
         for precision, expected in labels[1]:
             found = common.check_case(case, precision, target=target)
+            judged.append(forecast.judged(case, precision, expected, found))
             if expected == "equivalent":
                 finding = sound(case, precision, found.report)
             else:
                 finding = failing(case, precision, found, price.of(precision), target)
             findings.append(finding)
-    return [f for f in findings if f is not None], price.total
+    return Diagnosed([f for f in findings if f is not None], judged, price.total)
 
 
 def summary(findings: list[Finding]) -> str:
@@ -250,13 +261,16 @@ def main() -> None:
     """Diagnose every planted failure and look for culprits in healthy models."""
     options = common.options(__doc__, *OPTIONS)
     findings: list[Finding] = []
+    judged: list[forecast.Judged] = []
     total = [0.0, 0.0]
     run = partial(diagnosed, target=options.target)
-    for found, spent in common.spread(run, by_case(chosen(options)), options):
-        findings += found
-        total = [a + b for a, b in zip(total, spent, strict=True)]
-        for one in (f for f in found if f.marks and not all(f.marks[:4])):
+    for found in common.spread(run, by_case(chosen(options)), options):
+        findings += found.findings
+        judged += found.judged
+        total = [a + b for a, b in zip(total, found.spent, strict=True)]
+        for one in (f for f in found.findings if f.marks and not all(f.marks[:4])):
             print(*one.row, one.error, sep=" | ", flush=True)
+    forecast.write(judged, options)
     rows = [f.row for f in findings if f.marks]
     headers = (
         *("case", "precision", "module", "operation", "mechanism", "cure verified"),

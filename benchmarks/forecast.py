@@ -76,6 +76,11 @@ class Judged:
     reason: str
 
     @property
+    def right(self) -> bool:
+        """Whether both are as the label says."""
+        return self.forecast == self.label == self.verdict
+
+    @property
     def line(self) -> tuple[str, ...]:
         """As the table shows it."""
         case = named(self.case)
@@ -84,32 +89,36 @@ class Judged:
         return (self.case, mechanism, *said)
 
 
-def judged(labels: Labels, target: str) -> list[Judged]:
+def judged(case: Case, precision: str, label: str, said: common.Outcome) -> Judged:
+    """What a check said of one pair; printed where it is wrong."""
+    forecast = said.report.forecast if said.report else None
+    why = said.error or (forecast.reason if forecast else said.report.error) or ""
+    one = Judged(case.name, precision, label, said.forecast, said.verdict, why)
+    if not one.right:
+        print(*one.line, sep=" | ", flush=True)
+    return one
+
+
+def checked(labels: Labels, target: str) -> list[Judged]:
     """Check a case in each of its precisions."""
-    case, found = named(labels[0]), []
-    for precision, label in labels[1]:
-        said = common.check_case(case, precision, target=target)
-        forecast = said.report.forecast if said.report else None
-        why = said.error or (forecast.reason if forecast else said.report.error) or ""
-        found.append(Judged(case.name, precision, label, said.forecast, said.verdict, why))
-    return found
+    case = named(labels[0])
+    return [
+        judged(case, precision, label, common.check_case(case, precision, target=target))
+        for precision, label in labels[1]
+    ]
 
 
-def main() -> None:
-    """Check every labelled pair and count right and wrong forecasts and verdicts."""
-    options = common.options(__doc__, *OPTIONS)
+def write(found: Iterable[Judged], options: Any) -> None:
+    """Count right and wrong forecasts and verdicts, and write the table."""
     counts: dict[str, list[int]] = {}
     wrong = []
-    check = partial(judged, target=options.target)
-    for said in common.spread(check, by_case(chosen(options)), options):
-        for one in said:
-            tally = counts.setdefault(group(named(one.case), one.label), [0, 0, 0])
-            tally[0] += 1
-            tally[1] += one.forecast == one.label
-            tally[2] += one.verdict == one.label
-            if one.forecast != one.label or one.verdict != one.label:
-                wrong.append(one.line)
-                print(*one.line, sep=" | ", flush=True)
+    for one in found:
+        tally = counts.setdefault(group(named(one.case), one.label), [0, 0, 0])
+        tally[0] += 1
+        tally[1] += one.forecast == one.label
+        tally[2] += one.verdict == one.label
+        if not one.right:
+            wrong.append(one.line)
     rows = [
         (name, n, common.share(forecast, n), common.share(verdict, n))
         for name, (n, forecast, verdict) in counts.items()
@@ -124,6 +133,14 @@ def main() -> None:
         wrong,
         quick=options.quick or bool(options.only),
     )
+
+
+def main() -> None:
+    """Check every labelled pair and count right and wrong forecasts and verdicts."""
+    options = common.options(__doc__, *OPTIONS)
+    check = partial(checked, target=options.target)
+    every = common.spread(check, by_case(chosen(options)), options)
+    write((one for found in every for one in found), options)
 
 
 if __name__ == "__main__":
