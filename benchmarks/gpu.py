@@ -2,10 +2,10 @@
 
 First, side by side in a few processes each, what measures no time: the tests marked ``gpu``; the
 product's own main job on the example; the judges of the labels on native kernels; emulation against
-these; forecasts, verdicts and diagnoses, natively; the gradient check; the calibration of predicted
-errors; the architectures. Then, one after the other, speed and memory, the study of δ against Γ
-and, in what time is left, the paper's table. Results go to ``benchmarks/results/cuda``, apart from
-a CPU's. What has finished is noted there in ``steps.json`` at once, with each step's output in a
+these; forecasts, verdicts and diagnoses, natively, all three told by one step of the same checks;
+the gradient check; the calibration of predicted errors; the architectures. Then, one after the
+other, speed and memory, the study of δ against Γ and, in what time is left, the paper's table.
+Results go to ``benchmarks/results/cuda``, apart from a CPU's. What has finished is noted there in ``steps.json`` at once, with each step's output in a
 ``.log`` beside it, and is not done again by a second run; the table keeps every single training, so
 that a machine taken away costs it one at most. A step that was stopped leaves its log and is run
 again.
@@ -92,10 +92,8 @@ def steps(epochs: int, seeds: int, minutes: float, cifar: str | None) -> list[St
         _spread("labels-held-out", 5, "cases.judge", "--device", "cuda", "--held-out", "--write"),
         _spread("labels-training", 5, "cases.training_judge", "--device", "cuda", "--write"),
         _spread("emulation", 6, "emulation", "--device", "cuda"),
-        _spread("forecast", 5, "forecast"),
-        _spread("forecast-held-out", 5, "forecast", "--held-out"),
         _spread("diagnosis", 6, "diagnosis"),
-        _spread("diagnosis-held-out", 6, "diagnosis", "--held-out"),
+        _spread("diagnosis-held-out", 8, "diagnosis", "--held-out"),
         _spread("gradient-check", 5, "gradient_check", "--device", "cuda"),
         _spread("calibration", 5, "calibration"),
         _spread("architectures", 5, "architectures"),
