@@ -5,10 +5,10 @@ product's own main job on the example; the judges of the labels on native kernel
 these; forecasts, verdicts and diagnoses, natively, all three told by one step of the same checks;
 the gradient check; the calibration of predicted errors; the architectures. Then, one after the
 other, speed and memory, the study of δ against Γ and, in what time is left, the paper's table.
-Results go to ``benchmarks/results/cuda``, apart from a CPU's. What has finished is noted there in ``steps.json`` at once, with each step's output in a
-``.log`` beside it, and is not done again by a second run; the table keeps every single training, so
-that a machine taken away costs it one at most. A step that was stopped leaves its log and is run
-again.
+Results go to ``benchmarks/results/cuda``, apart from a CPU's. What has finished is noted there in
+``steps.json`` at once, with each step's output in a ``.log`` beside it, and is not done again by a
+second run; the table keeps every single training, so that a machine taken away costs it one at
+most. A step that was stopped leaves its log and is run again.
 
     python benchmarks/gpu.py --dry-run                 # list the steps, start nothing
     python benchmarks/gpu.py --minutes 25 --fashion /path/to/fashion-mnist
