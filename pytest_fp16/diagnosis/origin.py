@@ -107,7 +107,7 @@ def find_origin(
             return 1.0
 
     lost = specimen.tape.first_lost()
-    expected = _expected(operations, shares or {})
+    expected = _expected(operations, shares or {}, specimen.tape.entered())
     search = Search(expected, ENOUGH**2, lost)
     told = lost is None and any(expected) and not module_alone
 
@@ -140,11 +140,20 @@ def _borders(operations: list[Operation]) -> set[int]:
     return {b.index for a, b in pairwise(operations) if a.module != b.module}
 
 
-def _expected(operations: list[Operation], shares: Mapping[tuple[str, str], float]) -> list[float]:
-    """What theory expects of each operation; one that runs several times has its part each time."""
+def _expected(
+    operations: list[Operation], shares: Mapping[tuple[str, str], float], entered: list[int]
+) -> list[float]:
+    """What theory expects of each operation; one that runs several times has its part each time.
+
+    Shares are those of rounding. Inputs that are themselves stored in 16 bits bring an error of
+    their own, often the largest: the operations that take them are expected to add as much as any.
+    """
     places = [(o.module, o.name) for o in operations]
     times = Counter(places)
-    return [shares.get(place, 0.0) / times[place] for place in places]
+    expected = [shares.get(place, 0.0) / times[place] for place in places]
+    for index in entered:
+        expected[index] += max(expected) / len(entered)
+    return expected
 
 
 # -- a program that stops ---------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from pytest_fp16.diagnosis.measure import all_finite
 from pytest_fp16.diagnosis.twin import Twin, each
 from pytest_fp16.engine.emulation.emulate import widen
-from pytest_fp16.engine.emulation.operations import Facts, flat
+from pytest_fp16.engine.emulation.operations import LOW, Facts, flat
 
 #: Operations that put constants in place, such as the infinities of a mask.
 _FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty empty_like".split())
@@ -177,6 +177,15 @@ class Tape:
             if self._finite([*entry.args, *entry.kwargs.values()], position):
                 return index
         return None
+
+    def entered(self) -> list[int]:
+        """The operations that take inputs stored in 16 bits, by their indices."""
+        found = []
+        for index, position in enumerate(self.starts):
+            refs = (v for v in flat(list(self.entries[position].args)) if isinstance(v, Ref))
+            if any(not (r.made or r.fixed) and r.low.dtype in LOW for r in refs):
+                found.append(index)
+        return found
 
     def _finite(self, values: Any, position: int) -> bool:
         refs = [v for v in flat(values) if isinstance(v, Ref) and v.low.is_floating_point()]

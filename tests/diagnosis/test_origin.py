@@ -7,6 +7,7 @@ from torch import nn
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.damage import ENOUGH
 from pytest_fp16.diagnosis.origin import Origin, Raised, entered, find_origin
+from pytest_fp16.diagnosis.tape import Tape
 
 
 class Rms(nn.Module):
@@ -174,6 +175,24 @@ def test_many_small_parts_are_not_searched_to_the_last_operation(digits, specime
     cuts.clear()
     assert not find_origin(found).concentrated  # nobody else to ask: the search goes on
     assert len(cuts) > few
+
+
+def test_what_inputs_bring_is_looked_for_where_they_are_taken(digits, specimen, monkeypatch):
+    """Theory's shares are those of rounding: they know nothing of inputs that are coarse."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(16)), nn.Linear(64, 10)).eval()
+    found = specimen(model, "bf16-true", digits[1][0][:8].flatten(1) / 4 + 50)
+    found.record()
+    assert found.tape.entered() == [0]
+    shares = {(o.module, o.name): 0.03 for o in found.operations} | {("16", "addmm"): 0.5}
+    cuts, healed = [], found.healed
+    monkeypatch.setattr(found, "healed", lambda until: cuts.append(until) or healed(until))
+    assert place(find_origin(found, shares)) == ("0", "addmm")
+    with_them = len(cuts)
+    cuts.clear()
+    monkeypatch.setattr(Tape, "entered", lambda _: [])
+    assert place(find_origin(found, shares)) == ("0", "addmm")
+    assert with_them < len(cuts)
 
 
 class Factored(nn.Module):
