@@ -3,109 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-
-from torch import nn
+from collections.abc import Iterator
 
 from pytest_fp16.diagnosis.advice import advice, in_float32
 from pytest_fp16.diagnosis.branches import branched
+from pytest_fp16.diagnosis.clinic import Clinic
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
-from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
-from pytest_fp16.evaluation.evidence import Kept
-from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report, Verdict
+from pytest_fp16.report import figures
+from pytest_fp16.report.model import Culprit, Cure, CureKind, Report, Verdict
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
 HEALED = 0.5
 #: Further modules kept one after another, where one is not enough.
 ROUNDS = 4
 
-#: Full re-checks that a model of few modules is worth: one of each kind of cure.
-_LEAST = 5
-#: Of these, the ones that sets of several lines leave to other precisions.
+#: Full re-checks that sets of several lines leave to other precisions.
 _OTHERS = 2
 #: A share of the arithmetic in float32 that leaves nothing to gain: no cure.
 _EVERYTHING = 0.99
 
 #: Mechanisms that more digits cure.
 _DIGITS = ("cancellation", "absorption", "precision-loss")
-
-
-@dataclass(frozen=True)
-class Recheck:
-    """What came of a remedy on all data.
-
-    Attributes:
-        kept: inputs to look at, where some went wrong though the remedy was applied; or None.
-    """
-
-    report: Report
-    kept: Kept | None = None
-
-
-#: Checks in full what comes of a remedy.
-Judge = Callable[[Remedy], Recheck]
-#: A few inputs with a remedy applied: those that are given, or those the failure was seen on.
-Rerun = Callable[[Remedy, Kept | None], Specimen]
-#: What a remedy costs; None where that cannot be told.
-Pricer = Callable[[Remedy], Price | None]
-
-
-@dataclass
-class Clinic:
-    """What is needed to try a cure.
-
-    Attributes:
-        model: the float32 model.
-        precision: the precision that failed.
-        judge: re-checks in full.
-        rerun: makes the specimen anew with a remedy, and of other inputs where they are given.
-        price: tells what a remedy costs.
-        siblings: reports of other precisions that there are already.
-        budget: full re-checks that may still be spent.
-        line_failed: the culprit's line in float32 was tried, and is not enough.
-        astray: inputs that go wrong though a remedy is applied, by the remedy: another fault's.
-        too_little: the first modules of which a re-check said that to keep them does not do.
-    """
-
-    model: nn.Module
-    precision: str
-    judge: Judge
-    rerun: Rerun
-    price: Pricer
-    siblings: dict[str, Report] = field(default_factory=dict)
-    budget: int = field(init=False)
-    line_failed: bool = False
-    astray: dict[Remedy, Kept | None] = field(default_factory=dict)
-    too_little: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self.names = dict(self.model.named_modules())
-        self.budget = max(_LEAST, math.ceil(math.log2(len(self.names) + 1)))
-
-    def focused(self, remedy: Remedy) -> Callable[[Remedy], Specimen]:
-        """Makes specimens of what goes wrong though a remedy is applied, where that is known."""
-        kept = self.astray.get(remedy)
-        return lambda other: self.rerun(other, kept)
-
-    def judged(self, remedy: Remedy) -> Report | None:
-        """A full re-check, or None where none is left to spend or the cure cannot be applied."""
-        if remedy == Remedy(remedy.precision) and remedy.precision in self.siblings:
-            return self.siblings[remedy.precision]
-        if self.budget <= 0:
-            return None
-        self.budget -= 1
-        try:
-            again = self.judge(remedy)
-        except FP16Error:
-            return None
-        if not again.report.equivalent:
-            self.astray[remedy] = again.kept
-            alone = remedy.precision == self.precision and not remedy.lines
-            self.too_little = self.too_little or (remedy.keep if alone else ())
-        return again.report
 
 
 def find_cure(
@@ -141,12 +61,35 @@ def find_cure(
             )
             return cure, remedy.keep if remedy.precision == clinic.precision else ()
         clinic.line_failed |= bool(remedy.lines) and report is not None
+    return _advised(clinic, hint, vain), ()
+
+
+def _advised(clinic: Clinic, hint: tuple[CureKind, str], vain: str) -> Cure:
+    """Advice, and what came of what was tried: how far it falls short."""
     known = clinic.line_failed and hint[0] == "upcast"
+    line = next((r for remedy, r in clinic.short.items() if remedy.lines), None) if known else None
     vain = vain or " (by itself not enough)" * known
-    if not vain and clinic.too_little:
-        vain = f" ({', '.join(clinic.too_little)} in float32 alone is not enough)"
+    kept = next(((remedy, r) for remedy, r in clinic.short.items() if remedy.keep), None)
+    if not vain and kept is not None:
+        names = ", ".join(kept[0].keep)
+        vain = f" ({names} in float32 alone is not enough{_won(kept[1])})"
     verdict: Verdict | None = "not equivalent" if known else None
-    return Cure(kind=hint[0], verified=False, description=hint[1] + vain, verdict=verdict), ()
+    return Cure(
+        kind=hint[0],
+        verified=False,
+        description=hint[1] + vain,
+        verdict=verdict,
+        flips=line.flips if line is not None else None,
+        metric=line.metric.candidate if line is not None and line.metric else None,
+    )
+
+
+def _won(report: Report) -> str:
+    """The metric that a remedy gave which is not enough."""
+    if report.metric is None:
+        return ""
+    value = figures.metric_value(report.metric, report.metric.candidate)
+    return f": {report.metric.name} {value}{figures.unit(report.metric)}"
 
 
 def _includes(remedy: Remedy, other: Remedy) -> bool:

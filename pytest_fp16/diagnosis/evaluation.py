@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from pytest_fp16.diagnosis.branches import branched
-from pytest_fp16.diagnosis.cures import Clinic, Judge, Pricer, find_cure
+from pytest_fp16.diagnosis.clinic import Clinic, Judge, Pricer
+from pytest_fp16.diagnosis.cures import find_cure
 from pytest_fp16.diagnosis.loops import repeated
 from pytest_fp16.diagnosis.mechanism import carrier, explain, misled, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, Raised, entered, find_origin, raised

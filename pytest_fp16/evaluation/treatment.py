@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pytest_fp16.diagnosis.cures import Recheck
+from pytest_fp16.diagnosis.clinic import Recheck
 from pytest_fp16.diagnosis.evaluation import Diagnosis, Patient, diagnose
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.upcast import lines_in_float32

@@ -1,0 +1,93 @@
+"""What is needed to try a cure, and what came of those that were tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.errors import FP16Error
+from pytest_fp16.evaluation.evidence import Kept
+from pytest_fp16.report.model import Price, Report
+
+#: Full re-checks that a model of few modules is worth: one of each kind of cure.
+_LEAST = 5
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """What came of a remedy on all data.
+
+    Attributes:
+        kept: inputs to look at, where some went wrong though the remedy was applied; or None.
+    """
+
+    report: Report
+    kept: Kept | None = None
+
+
+#: Checks in full what comes of a remedy.
+Judge = Callable[[Remedy], Recheck]
+#: A few inputs with a remedy applied: those that are given, or those the failure was seen on.
+Rerun = Callable[[Remedy, Kept | None], Specimen]
+#: What a remedy costs; None where that cannot be told.
+Pricer = Callable[[Remedy], Price | None]
+
+
+@dataclass
+class Clinic:
+    """What is needed to try a cure.
+
+    Attributes:
+        model: the float32 model.
+        precision: the precision that failed.
+        judge: re-checks in full.
+        rerun: makes the specimen anew with a remedy, and of other inputs where they are given.
+        price: tells what a remedy costs.
+        siblings: reports of other precisions that there are already.
+        budget: full re-checks that may still be spent.
+        line_failed: the culprit's line in float32 was tried, and is not enough.
+        astray: inputs that go wrong though a remedy is applied, by the remedy: another fault's.
+        short: what came of the remedies in the precision itself that a re-check let fall.
+    """
+
+    model: nn.Module
+    precision: str
+    judge: Judge
+    rerun: Rerun
+    price: Pricer
+    siblings: dict[str, Report] = field(default_factory=dict)
+    budget: int = field(init=False)
+    line_failed: bool = False
+    astray: dict[Remedy, Kept | None] = field(default_factory=dict)
+    short: dict[Remedy, Report] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = dict(self.model.named_modules())
+        self.budget = max(_LEAST, math.ceil(math.log2(len(self.names) + 1)))
+
+    def focused(self, remedy: Remedy) -> Callable[[Remedy], Specimen]:
+        """Makes specimens of what goes wrong though a remedy is applied, where that is known."""
+        kept = self.astray.get(remedy)
+        return lambda other: self.rerun(other, kept)
+
+    def judged(self, remedy: Remedy) -> Report | None:
+        """A full re-check, or None where none is left to spend or the cure cannot be applied."""
+        if remedy == Remedy(remedy.precision) and remedy.precision in self.siblings:
+            return self.siblings[remedy.precision]
+        if self.budget <= 0:
+            return None
+        self.budget -= 1
+        try:
+            again = self.judge(remedy)
+        except FP16Error:
+            return None
+        if not again.report.equivalent:
+            self.astray[remedy] = again.kept
+            if remedy.precision == self.precision:
+                self.short[remedy] = again.report
+        return again.report
