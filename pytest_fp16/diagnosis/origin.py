@@ -94,10 +94,20 @@ def find_origin(
         if is_out_of_memory(error):  # of ours, as the candidate ran on more inputs
             raise
         return _stopped(specimen, error)
-    operations = specimen.operations
     damage = Damage(specimen.task, specimen.wanted, failing)
-    if not damage.shown or not operations:
+    if not damage.shown or not specimen.operations:
         return None
+    return _born(specimen, damage, shares or {}, module_alone)
+
+
+def _born(
+    specimen: Specimen,
+    damage: Damage,
+    shares: Mapping[tuple[str, str], float],
+    module_alone: bool,
+) -> Origin:
+    """Cut the recorded program until the operation is known, or nobody is to blame."""
+    operations = specimen.operations
 
     @cache
     def done(until: int) -> float:
@@ -107,7 +117,7 @@ def find_origin(
             return 1.0
 
     lost = specimen.tape.first_lost()
-    expected = _expected(operations, shares or {}, specimen.tape.entered())
+    expected = _expected(operations, shares, specimen.tape.entered())
     search = Search(expected, ENOUGH**2, lost)
     told = lost is None and any(expected) and not module_alone
 
