@@ -34,14 +34,18 @@ class Doubt:
     Attributes:
         rows: the inputs for which it could, bool [B].
         gap: of a comparison, how far its operands are apart where it could fall the other way,
-            infinite elsewhere; else None.
+            infinite elsewhere; else None. A sign is a comparison with zero.
+        apart: how far apart the two numbers are between which it chooses: a sign's are −1 and 1.
     """
 
     rows: Tensor
     gap: Tensor | None = None
+    apart: float = 1.0
 
 
 _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
+#: Comparisons with zero whose result is a number.
+SIGNS = frozenset({"sign", "sgn"})
 _INTEGER_PARTS = frozenset({"floor", "ceil", "trunc", "round", "_to_copy"})
 _SEARCHES = frozenset(
     {"argmax", "argmin", "max", "min", "topk", "sort", "argsort", "kthvalue", "median", "mode"}
@@ -89,7 +93,7 @@ def near_decision(
         return near(x, rest[0]) if x.shape == rest[0].shape else None
     if name == "allclose":
         return near((x - rest[0]).abs(), _tolerance(rest[0], *rest[1:3], **kwargs))
-    if name in ("sign", "sgn", "heaviside"):
+    if name in SIGNS or name == "heaviside":
         return near(x, torch.zeros_like(x))
     if name in ("bucketize", "searchsorted"):
         return _near_boundary(name, x, rest[0], near)
@@ -101,6 +105,8 @@ def near_decision(
 
 def gap(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
     """How far the operands of a comparison are apart, element by element; None of anything else."""
+    if name in SIGNS:
+        return args[0].detach().abs()  # type: ignore[no-any-return]
     if name not in _COMPARISONS:
         return None
     x, other = args[0].detach(), args[1] if len(args) > 1 else kwargs["other"]

@@ -3,6 +3,7 @@
 Indices and masks carry the doubt until something uses them: the order of a sort changes nothing if
 only its values are read. Where a mask chooses between two values that meet at its threshold, as in
 a leaky ReLU written with ``where``, either choice is right to first order: a kink and no decision.
+So it is where a sign is given back to a size, ``x.sign() * x.abs()``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.emulation.operations import flat
 from pytest_fp16.engine.tracing.decisions import (
+    SIGNS,
     Doubt,
     Errors,
     Operands,
@@ -107,10 +109,11 @@ class Doubts:
             return
         rows = self.recorder.any_row(near)
         apart = gap(name, args, kwargs)
-        whole = [r for r in decided if not r.is_floating_point()]
+        signs = name in SIGNS
+        whole = [r for r in decided if signs or not r.is_floating_point()]
         for result in whole:
             far = None if apart is None else apart.masked_fill(~near, torch.inf)
-            result.cell.doubt = Doubt(rows, far)
+            result.cell.doubt = Doubt(rows, far, 2.0 if signs else 1.0)
         if not whole and name not in ("max", "min", "median"):
             self.undecided |= rows
 
@@ -136,4 +139,5 @@ def _jump(call: Call, doubt: Doubt) -> tuple[Tensor, Tensor] | None:
         return None
     gap = doubt.gap  # masks may be among them, too
     first, second = (torch.as_tensor(o, device=gap.device).detach().to(gap.dtype) for o in others)
-    return (first - second).abs(), torch.maximum(first.abs(), second.abs())
+    height = (first - second).abs() * doubt.apart
+    return height, torch.maximum(first.abs(), second.abs())

@@ -88,6 +88,9 @@ def test_a_program_that_branches_on_a_decision_in_doubt_is_told(branch):
         lambda y: (y > 0).to(y.dtype) * y,
         lambda y: y.masked_fill(y < 0, 0.0),
         lambda y: torch.where(~(y > 0), 0.0, y),
+        lambda y: y.sign() * y.abs(),
+        lambda y: torch.relu(y.abs()) * y.sgn(),  # as F.lp_pool2d has it
+        lambda y: y.sign() * torch.log1p(y.abs()),
     ],
 )
 def test_two_values_that_meet_are_a_kink_and_no_decision(activation):
@@ -107,6 +110,8 @@ def test_two_values_that_meet_are_a_kink_and_no_decision(activation):
         lambda y: torch.where((y > 0)[:, :1], y, 0.1 * y),  # of a view, whose gaps are not known
         lambda y: (y > 0).to(y.dtype).mean(-1, keepdim=True) * y,
         lambda y: (y > 0) * (y < 9) * 0.5 + y,  # of two masks
+        lambda y: y.sign() * 0.5 + y,
+        lambda y: y.sign() * y.abs().sqrt(),  # so steep that it is one
     ],
 )
 def test_a_jump_is_a_decision(jump):
