@@ -29,6 +29,7 @@ _ADVICE: dict[str, tuple[CureKind, str]] = {
 #: By variant, where the advice is another one.
 _OTHERWISE = {
     "mixed dtypes": "bring the tensors that meet there to one dtype",
+    "other bits": "cast to float32 before the bits are read",
     "stored values": "scale what is stored, and take the scale back behind",
     "stored inputs": "hand the inputs on in float32, as a mixed precision does, or shift and scale "
     "them before they are cast",

@@ -23,6 +23,7 @@ _WHY_VARIANT: dict[Variant, str] = {
     "refused by the program": "the program itself refuses {format}",
     "refused by autocast": "autocast refuses this operation, as it would be unsafe in 16 bits",
     "not in NumPy": "NumPy has no {format}: hand it tensor.float()",
+    "other bits": "the bits of float32 are asked for, and {format} has others",
     "closure": "a gradient scaler cannot scale the steps of an optimizer that evaluates the loss "
     "itself; evaluate it in the training step, or train in bf16-mixed, without a scaler",
     "no gradient left": "a gradient scaler found no gradient left: step in the loop and not in "

@@ -59,6 +59,7 @@ Variant = Literal[
     "refused by the program",
     "refused by autocast",
     "not in NumPy",
+    "other bits",
     "closure",
     "no gradient left",
     "while scaled",

@@ -267,6 +267,7 @@ def test_no_number_has_more_digits_than_anybody_reads(failed, passed, metric):
         ("refused by the program", "the program itself refuses float16"),
         ("refused by autocast", "unsafe in 16 bits"),
         ("not in NumPy", "hand it tensor.float()"),
+        ("other bits", "the bits of float32 are asked for, and float16 has others"),
         ("closure", "that evaluates the loss itself"),
         ("no gradient left", "not in hooks of the backward pass"),
         ("while scaled", "after scaler.unscale_(optimizer)"),

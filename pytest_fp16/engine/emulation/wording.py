@@ -31,6 +31,8 @@ _OF_A_CARRIER = "data is not allocated yet"
 _OF_A_SCRIPT = "failed in the TorchScript interpreter"
 #: Words of ATen where an index leaves its table: one that was computed, and rounded.
 _INDEX_TROUBLE = ("out of range in self", "out of bounds")
+#: ATen's words where the bits of numbers are read as another dtype's, of another size.
+_BITS = "(different element sizes)"
 #: Words of an error that tensors of different dtypes met in an operation that no device promotes.
 _MIXED_DTYPES = (
     "same dtype", "same data type", "same scalar type", "the same type", "dtypes match",
@@ -131,6 +133,8 @@ def variant_of(said: str) -> Variant | None:
         return "no gradient left"
     if _NOT_IN_NUMPY in said:
         return "not in NumPy"
+    if _BITS in said:
+        return "other bits"
     return "refused by autocast" if _UNSAFE in said else None
 
 

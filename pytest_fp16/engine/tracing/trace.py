@@ -138,6 +138,8 @@ class Trace(Interception):
     def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """A view of the values, of the same memory cell."""
         source = args[0]
+        if func is torch.ops.aten.view.dtype:
+            return self._bits(func, source, args[1])
         if known.name == "view_as_complex":  # of which there are none in bfloat16
             func(source.native())
         if known.name == "detach":  # rounding errors do not stop where gradients do
@@ -150,6 +152,19 @@ class Trace(Interception):
             source.cell.aliases += 1
             views.append(Shadow(item, dtype, source.cell))
         return rebuild(out, iter(views))
+
+    def _bits(self, func: OpOverload, source: Shadow, dtype: torch.dtype) -> Shadow:
+        """Numbers read as another type's: the bits are those of the program's own format.
+
+        No gradient passes. Of 16 bits it is a copy: what is written to it stays there.
+        """
+        if self.recorder.adjoint and source.inner.requires_grad:
+            self.severed.add("view")
+        if source.dtype not in WIDE and dtype not in WIDE:
+            source.cell.aliases += 1
+            return Shadow(func(source.inner, dtype), dtype, source.cell)
+        read = widen(func(source.native(), dtype))
+        return Shadow(read, dtype, Cell(source.cell.depends, source.cell.noisy))
 
     def reshape(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
         """The values change shape, and so does their wrapper."""

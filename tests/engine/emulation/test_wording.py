@@ -31,6 +31,12 @@ MIXED = {
 }
 
 
+def _said(program):
+    with pytest.raises(RuntimeError) as error:
+        program()
+    return told(error.value)
+
+
 @pytest.mark.parametrize("name", MIXED)
 def test_tensors_of_two_dtypes_are_known_by_what_torch_says(name):
     with pytest.raises((RuntimeError, ValueError)) as error:
@@ -117,6 +123,7 @@ def test_why_a_program_stopped(said, mechanism):
         ("AssertionError: No inf checks were recorded for this optimizer.", "no gradient left"),
         ("RuntimeError: binary_cross_entropy is unsafe to autocast", "refused by autocast"),
         ("TypeError: Got unsupported ScalarType BFloat16", "not in NumPy"),
+        (_said(lambda: torch.ones(3, 1).half().view(torch.int32)), "other bits"),
         ("NotImplementedError: \"x\" not implemented for 'Half'", None),
     ],
 )

@@ -424,3 +424,25 @@ def test_a_count_that_no_input_has_a_part_in_stands_still(target):
 
     _, out = traced(degrees, torch.ones(BATCH, 1), target=target)
     assert out.inner.tolist() == [[2048.0]] * BATCH
+
+
+def test_bits_that_are_read_are_those_of_the_programs_format():
+    x = torch.randn(BATCH, 2).half()
+    for program in (
+        lambda x: x.view(torch.int16),
+        lambda x: x.view(torch.int32),  # two numbers as one
+        lambda x: (x.view(torch.int16) & 0x7FFF).view(torch.float16),
+        lambda x: (x.float().view(torch.int32) >> 23 << 23).view(torch.float32),
+    ):
+        out, wanted = traced(program, x)[1], program(x)
+        assert (out.dtype, out.shape) == (wanted.dtype, wanted.shape)
+        assert torch.equal(out.native(), wanted)
+    with pytest.raises(RuntimeError, match="different element sizes"):
+        traced(lambda x: x[:, :1].view(torch.int32), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_no_gradient_passes_bits(dtype):
+    whole = torch.int16 if dtype is torch.float16 else torch.int32
+    trace, _ = traced(lambda x: (x * 1.7).to(dtype).view(whole), torch.randn(BATCH, 2))
+    assert trace.severed == {"view"}
