@@ -22,7 +22,8 @@ def nominal_dtypes(
 ) -> tuple[torch.dtype | None, ...] | None:
     """The dtypes the results would have in the 16-bit program, in order, lists flattened.
 
-    Asked of the operation's own meta kernel, once per signature. None where it has none.
+    Asked of the operation's own meta kernel, once per signature. None where it has none, and all
+    that it is given is of one dtype.
 
     Raises:
         RuntimeError: the operation refuses these dtypes.
@@ -73,7 +74,7 @@ def _ask_meta(
     try:
         out = op(*meta_args, **meta_kwargs)
     except NotImplementedError:
-        return None
+        return _without_meta(op, args, kwargs)
     except RuntimeError as error:
         if any(word in str(error) for word in _DTYPE_WORDS):
             return _ask_kernel(op, args, kwargs)
@@ -81,6 +82,23 @@ def _ask_meta(
     except Exception:
         return None
     return tuple(o.dtype if isinstance(o, Tensor) else None for o in flat(out))
+
+
+def _without_meta(
+    op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[torch.dtype | None, ...] | None:
+    """Where 16 bits meet float32 the kernel says which of them its results are: a scale is no value.
+
+    What has none for 16 bits here, or draws, is not asked.
+    """
+    low = any(t.dtype in LOW for t in tensors(args, kwargs))
+    drawn = torch.Tag.nondeterministic_seeded in op.tags
+    if not low or drawn or op.namespace != "aten" or promoted_low(args, kwargs) is not None:
+        return None
+    try:
+        return _ask_kernel(op, args, kwargs)
+    except RuntimeError:
+        return None
 
 
 def _ask_kernel(

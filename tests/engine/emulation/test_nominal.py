@@ -23,6 +23,12 @@ WIDE = torch.ones(2, 3)
         (aten.gt.Scalar, (HALF, 0), {}, (torch.bool,)),
         (aten._foreach_add.Scalar, ([HALF, HALF], 1.0), {}, (torch.float16, torch.float16)),
         (aten.zeros.default, ([2],), {"dtype": torch.bfloat16}, (torch.bfloat16,)),
+        (  # which has no meta kernel
+            aten.fake_quantize_per_channel_affine_cachemask.default,
+            (HALF, torch.ones(3), torch.zeros(3, dtype=torch.int32), 1, 0, 15),
+            {},
+            (torch.float16, torch.bool),
+        ),
     ],
 )
 def test_nominal_dtypes_are_those_of_the_program(op, args, kwargs, expected):
