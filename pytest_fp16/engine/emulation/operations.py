@@ -84,6 +84,7 @@ DISCRETE = frozenset(
     """
     argmax argmin argsort sort topk kthvalue mode median floor ceil round trunc sign sgn heaviside
     gt lt ge le eq ne bucketize searchsorted max min _to_copy allclose equal
+    signbit copysign frac fmod remainder floor_divide div hardshrink threshold
     """.split()
 )
 

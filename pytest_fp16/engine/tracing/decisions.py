@@ -20,6 +20,8 @@ from pytest_fp16.theory.rounding import Format, ulp
 DECISION_SIGMAS = 6.0
 #: The same in ulps, where no error was predicted.
 DECISION_ULPS = 16.0
+#: The values on either side of a kink differ by at most so many times the distance to it.
+STEEPEST = 4.0
 
 #: Module and operation of each decision, in the order of the program, and its operands.
 Operands = list[tuple[SiteKey, Tensor]]
@@ -46,7 +48,11 @@ class Doubt:
 _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 #: Comparisons with zero whose result is a number.
 SIGNS = frozenset({"sign", "sgn"})
-_INTEGER_PARTS = frozenset({"floor", "ceil", "trunc", "round", "_to_copy"})
+#: Staircases and saws of one step, and of steps as wide as their divisor.
+_STEPS = frozenset({"floor", "ceil", "trunc", "round", "_to_copy", "frac"})
+_QUOTIENTS = frozenset({"floor_divide", "div", "fmod", "remainder"})
+#: Those that have no step at zero.
+_TOWARDS_ZERO = frozenset({"trunc", "_to_copy", "frac", "fmod"})
 _SEARCHES = frozenset(
     {"argmax", "argmin", "max", "min", "topk", "sort", "argsort", "kthvalue", "median", "mode"}
 )
@@ -72,7 +78,7 @@ def near_decision(
         Bool, of the shape of the operands, or with the dimension that was searched last and
         reduced; None where there is nothing to decide.
     """
-    x, rest = args[0], args[1:]
+    x, rest = compared(name, args), args[1:]
     if name in _COMPARISONS and rest and rest[0] is x:
         return None  # with itself, which is how ``isfinite`` asks for NaN
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
@@ -93,19 +99,43 @@ def near_decision(
         return near(x, rest[0]) if x.shape == rest[0].shape else None
     if name == "allclose":
         return near((x - rest[0]).abs(), _tolerance(rest[0], *rest[1:3], **kwargs))
-    if name in SIGNS or name == "heaviside":
+    if name in SIGNS or name in ("heaviside", "signbit"):
         return near(x, torch.zeros_like(x))
+    if name == "copysign":  # given back to its own size, it is none
+        jumps: Tensor = 2 * args[0].detach().abs() > STEEPEST * x.abs()
+        return near(x, torch.zeros_like(x)) & jumps
+    if name == "hardshrink":
+        return near(x.abs(), torch.as_tensor(rest[0] if rest else 0.5))
+    if name == "threshold":
+        return near(x, torch.as_tensor(rest[0])) if rest[0] != rest[1] else None
     if name in ("bucketize", "searchsorted"):
         return _near_boundary(name, x, rest[0], near)
-    if name in _INTEGER_PARTS:
-        shift = 0.5 if name == "round" else 0.0
-        return near(x - shift, (x - shift).round())
+    if name in _STEPS or name in _QUOTIENTS:
+        return _near_step(name, x, rest, kwargs, near)
     return _near_rank(name, x, rest, kwargs, near) if name in _SEARCHES else None
+
+
+def compared(name: str, args: Sequence[Any]) -> Any:
+    """What a decision asks for: the first argument, and of ``copysign`` what gives the sign."""
+    return args[1] if name == "copysign" else args[0]
+
+
+def falls(name: str, kwargs: dict[str, Any], result: Any) -> bool:
+    """Whether an operation that may be a decision is one: a division that rounds, a cast that does.
+
+    Args:
+        name: the operation.
+        kwargs: its keyword arguments.
+        result: the first of its results, or None.
+    """
+    if name == "div":
+        return kwargs.get("rounding_mode") is not None
+    return name != "_to_copy" or not result.is_floating_point()
 
 
 def gap(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
     """How far the operands of a comparison are apart, element by element; None of anything else."""
-    if name in SIGNS:
+    if name in SIGNS or name == "signbit":
         return args[0].detach().abs()  # type: ignore[no-any-return]
     if name not in _COMPARISONS:
         return None
@@ -120,6 +150,19 @@ def _tolerance(other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, **_: objec
 
 
 _Near = Callable[[Tensor, Tensor], Tensor]
+
+
+def _near_step(
+    name: str, x: Tensor, rest: Sequence[Any], kwargs: dict[str, Any], near: _Near
+) -> Tensor:
+    """Values near the edge of a step: those of rounding lie half-way between them."""
+    if name == "_to_copy" and kwargs.get("dtype") is torch.bool:
+        return near(x, torch.zeros_like(x))
+    width = rest[0] if name in _QUOTIENTS else 10.0 ** -kwargs.get("decimals", 0)
+    half = 0.5 if name == "round" else 0.0
+    edge: Tensor = ((x / width - half).round() + half) * width
+    level = name in _TOWARDS_ZERO or kwargs.get("rounding_mode") == "trunc"
+    return near(x, edge) & (edge != 0) if level else near(x, edge)
 
 
 def _near_boundary(name: str, x: Tensor, other: Any, near: _Near) -> Tensor | None:

@@ -16,9 +16,12 @@ from torch import Tensor
 from pytest_fp16.engine.emulation.operations import flat
 from pytest_fp16.engine.tracing.decisions import (
     SIGNS,
+    STEEPEST,
     Doubt,
     Errors,
     Operands,
+    compared,
+    falls,
     gap,
     near_decision,
     predicted_error,
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.tracing.compute import Call
     from pytest_fp16.engine.tracing.recorder import Recorder
 
-#: The values on either side of a kink differ by at most so many times the distance to it.
-STEEPEST = 4.0
 #: What float32 itself leaves between two values that meet, relative to them.
 _FLOAT32 = 8 * torch.finfo(torch.float32).eps
 #: Operations whose result is the mask again: negated, or as numbers.
@@ -89,17 +90,17 @@ class Doubts:
     def watch(self, call: Call, results: Any) -> None:
         """A decision falls: note for whom rounding could change it."""
         name = call.known.name
-        compared = call.args[0]  # in float32, too: errors have entered a router's softmax
+        asked = compared(name, call.args)  # in float32, too: errors have entered a router's softmax
         decided = [r for r in flat(results) if isinstance(r, Shadow)]
-        if not isinstance(compared, Shadow) or not compared.is_floating_point():
+        if not isinstance(asked, Shadow) or not asked.is_floating_point():
             return
-        if name == "_to_copy" and decided[0].is_floating_point():
+        if not falls(name, call.kwargs, next(iter(decided), None)):
             return
         key, index = (self.recorder.where(), name), self.decisions
         self.decisions += 1
         args, kwargs = unwrap(call.args), unwrap(call.kwargs)
         if self.collect:
-            self.operands.append((key, compared.inner.detach().to(torch.float32)))
+            self.operands.append((key, asked.inner.detach().to(torch.float32)))
         error = predicted_error(self.errors, index, key)
         near = near_decision(name, args, kwargs, self.recorder.formats[0], error)
         if near is None or not bool(near.any()):

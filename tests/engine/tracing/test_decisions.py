@@ -75,6 +75,43 @@ def test_integer_parts_change_at_integers_and_rounding_between(name, expected):
     assert near(name, torch.tensor([1.98, 1.52, 1.25])) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "rest", "kwargs", "expected"),
+    [
+        ("frac", (), {}, [False, False, True, False]),
+        ("fmod", (1.0,), {}, [False, False, True, False]),
+        ("remainder", (1.0,), {}, [True, False, True, False]),
+        ("remainder", (torch.tensor([1.0, 0.5, 0.7, 1.25]),), {}, [True, True, False, True]),
+        ("floor_divide", (0.5,), {}, [True, True, True, False]),
+        ("div", (0.5,), {"rounding_mode": "floor"}, [True, True, True, False]),
+        ("div", (0.5,), {"rounding_mode": "trunc"}, [False, True, True, False]),
+        ("trunc", (), {}, [False, False, True, False]),
+        ("_to_copy", (), {"dtype": torch.int64}, [False, False, True, False]),
+        ("_to_copy", (), {"dtype": torch.bool}, [True, False, False, False]),
+        ("signbit", (), {}, [True, False, False, False]),
+        ("hardshrink", (1.2,), {}, [False, False, False, True]),
+        ("threshold", (0.5, 0.0), {}, [False, True, False, False]),
+    ],
+)
+def test_a_staircase_or_saw_changes_at_its_steps(name, rest, kwargs, expected):
+    x = torch.tensor([0.05, 0.55, 1.98, 1.25])
+    assert near(name, x, *rest, error=0.012, **kwargs) == expected
+
+
+def test_digits_that_are_rounded_away_have_steps_of_their_own():
+    x = torch.tensor([0.05, 0.55, 1.98, 1.25])
+    assert near("round", x, error=0.002, decimals=1) == [True, True, False, True]
+
+
+def test_a_threshold_that_meets_its_value_is_none():
+    assert near("threshold", torch.tensor([0.01, 0.0]), 0.0, 0.0) is None
+
+
+def test_a_sign_that_is_copied_is_that_of_the_other_operand():
+    sizes, signs = torch.tensor([1.0, 1.0, 0.02, 0.0]), torch.tensor([0.05, -2.0, 0.02, 0.01])
+    assert near("copysign", sizes, signs) == [True, False, False, False]
+
+
 def test_what_is_called_close_or_equal_changes_at_its_tolerance():
     x = torch.tensor([1.0, 1.4, 1.45, 1.55, 1.7, 1.0])
     close = near("allclose", x, torch.ones(6), 0.2, atol=0.3)

@@ -91,12 +91,27 @@ def test_a_program_that_branches_on_a_decision_in_doubt_is_told(branch):
         lambda y: y.sign() * y.abs(),
         lambda y: torch.relu(y.abs()) * y.sgn(),  # as F.lp_pool2d has it
         lambda y: y.sign() * torch.log1p(y.abs()),
+        lambda y: torch.copysign(y * y / (1 + y.abs()), y),
+        lambda y: torch.nn.functional.threshold(y, 2.0, 2.0),
     ],
 )
 def test_two_values_that_meet_are_a_kink_and_no_decision(activation):
     rows = torch.tensor([[1e-5, 1.0], [-1e-5, 2.0], [0.0, 2.001], [3.0, -2.0], [5.0, 7.0]])
     trace = with_errors(lambda t: activation(t.exp().log()), rows)
     assert not trace.doubts.undecided.any()
+
+
+DIVISIONS = (
+    lambda y: y / 0.7,
+    lambda y: torch.div(y, 0.7, rounding_mode=None),
+    lambda y: torch.div(y, 0.7, rounding_mode="floor"),
+)
+
+
+def test_a_division_that_does_not_round_is_no_decision():
+    rows = torch.rand(BATCH, 2)
+    runs = [traced(lambda y, p=p: p(y.exp()), rows, collect=True)[0] for p in DIVISIONS]
+    assert [len(run.doubts.operands) for run in runs] == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +127,9 @@ def test_two_values_that_meet_are_a_kink_and_no_decision(activation):
         lambda y: (y > 0) * (y < 9) * 0.5 + y,  # of two masks
         lambda y: y.sign() * 0.5 + y,
         lambda y: y.sign() * y.abs().sqrt(),  # so steep that it is one
+        lambda y: torch.copysign(torch.full_like(y, 0.5), y),
+        lambda y: torch.remainder(y, 0.7),
+        lambda y: torch.nn.functional.threshold(y, 0.0, -1.0),
     ],
 )
 def test_a_jump_is_a_decision(jump):
