@@ -87,7 +87,7 @@ def _ask_meta(
 def _without_meta(
     op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[torch.dtype | None, ...] | None:
-    """Where 16 bits meet float32 the kernel says which of them results are: a scale is no value.
+    """Where 16 bits meet float32, the kernel says which its results are: a scale is no value.
 
     What has none for 16 bits here, or draws, is not asked.
     """

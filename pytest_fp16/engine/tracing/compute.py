@@ -41,6 +41,9 @@ _SINGULAR = frozenset(
 #: Those that are singular at one, or minus one, where a bounded value ends.
 _SINGULAR_AT_ONE = frozenset("log1p logit atanh erfinv".split())
 
+#: Those that leave nothing of it where one is taken off: a logarithm or a quotient follows.
+_FROM_ONE = frozenset("sub rsub add".split())
+
 #: What an operation gave, and the traced tensors it wrote with their new values.
 Computed = tuple[Any, list[tuple[Shadow, Tensor]]]
 
@@ -78,6 +81,9 @@ def compute(call: Call, recorder: Recorder) -> Computed:
         if call.depends and known.name in names:
             pairs = zip(args, inner_args, strict=True)
             inner_args = [_flushed(a, i, recorder, flush) for a, i in pairs]
+    if call.depends and known.name in _FROM_ONE and _beside_one(args, kwargs):
+        first = _flushed(args[0], inner_args[0], recorder, flush_to_one)
+        inner_args = [first, *inner_args[1:]]
     written: list[tuple[Shadow, Tensor]] = []
     for i in known.mutated:
         for shadow, put in written_targets(args, inner_args, i):
@@ -121,6 +127,12 @@ def _attention(call: Call, recorder: Recorder) -> Any:
         unwrap(call.kwargs),
         lambda p: recorder.site(p, fmt, "attention probabilities"),
     )
+
+
+def _beside_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether one is added to a tensor, or taken off, or the tensor off it."""
+    number = args[1] if len(args) == 2 and not kwargs else None
+    return isinstance(number, (int, float)) and abs(number) == 1
 
 
 def _flushed(

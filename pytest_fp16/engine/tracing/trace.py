@@ -6,7 +6,7 @@ shift b); every other 16-bit result is a rounding site, where it records what an
 do to the margins (adjoint), or adds a random error of the right size (noise). What leaves the
 range of the format is not small, so it is applied: values that overflow become infinite, and
 values about to meet a singular operation (a quotient, a logarithm) are flushed where they
-underflow.
+underflow, and what rounds to one leaves nothing of it where one is taken off.
 """
 
 from __future__ import annotations

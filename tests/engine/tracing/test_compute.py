@@ -134,6 +134,22 @@ def test_what_underflows_meets_a_quotient_on_the_formats_grid(dtype, divisor):
     assert float(plain) == pytest.approx(2e-9, rel=1e-6)  # nothing singular
 
 
+@pytest.mark.parametrize(
+    ("func", "sign"), [(aten.rsub.Scalar, 1.0), (aten.sub.Tensor, 1.0), (aten.add.Tensor, -1.0)]
+)
+def test_what_rounds_to_one_leaves_nothing_of_it(func, sign):
+    """So a logarithm behind it is infinite; its gradient passes all the same."""
+    x = (sign * torch.tensor([1 - 2**-13, 1 - 2**-9, 0.5])).requires_grad_()
+    told = recorder()
+    out, _ = run(func, shadow(x), 1, told=told)
+    assert out.detach().abs().tolist() == [0.0, 2**-9, 0.5]
+    assert told.bent
+    out.sum().backward()
+    assert x.grad.abs().tolist() == [1.0, 1.0, 1.0]
+    beside, _ = run(func, shadow(x.detach()), 2)
+    assert torch.equal(beside, func(x.detach(), 2))
+
+
 def test_fused_attention_rounds_its_probabilities():
     q = torch.randn(2, 1, 4, 8)
     told = recorder()
