@@ -57,7 +57,7 @@ class Logits(torch.nn.Module):
 
     def forward(self, x):
         p = torch.sigmoid(x * self.scale)
-        return torch.log(p / (1 - p))
+        return torch.log(p / (torch.ones_like(p) - p))
 
 
 @pytest.mark.parametrize(("scale", "said"), [(9.0, "not equivalent"), (4.0, "equivalent")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,9 +82,11 @@ def compute(call: Call, recorder: Recorder) -> Computed:
         if call.depends and known.name in names:
             pairs = zip(args, inner_args, strict=True)
             inner_args = [_flushed(a, i, recorder, flush) for a, i in pairs]
-    if call.depends and known.name in _FROM_ONE and _beside_one(args, kwargs):
-        first = _flushed(args[0], inner_args[0], recorder, flush_to_one)
-        inner_args = [first, *inner_args[1:]]
+    if call.depends and known.name in _FROM_ONE:
+        end = _one_taken_off(known.name, inner_args, kwargs)
+        if end is not None:
+            first = _flushed(args[0], inner_args[0], recorder, partial(_flush_at, end=end))
+            inner_args = [first, *inner_args[1:]]
     written: list[tuple[Shadow, Tensor]] = []
     for i in known.mutated:
         for shadow, put in written_targets(args, inner_args, i):
@@ -129,10 +132,17 @@ def _attention(call: Call, recorder: Recorder) -> Any:
     )
 
 
-def _beside_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether one is added to a tensor, or taken off, or the tensor off it."""
+def _one_taken_off(name: str, args: list[Any], kwargs: dict[str, Any]) -> float | None:
+    """The one, or minus one, that is taken off a tensor whose values end there; None for none."""
     number = args[1] if len(args) == 2 and not kwargs else None
-    return isinstance(number, (int, float)) and abs(number) == 1
+    if not isinstance(number, (int, float)) or abs(number) != 1 or args[0].numel() == 0:
+        return None
+    end = float(-number if name == "add" else number)
+    return end if float((args[0].detach() * end).amax()) <= 1 else None
+
+
+def _flush_at(x: Tensor, fmt: Format, end: float) -> Tensor:
+    return torch.where(x.detach() * end > 0, flush_to_one(x, fmt), x)
 
 
 def _flushed(

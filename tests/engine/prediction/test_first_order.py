@@ -60,7 +60,7 @@ class Root(nn.Module):
 
     def forward(self, x):
         near = 1 - (self.first(x) * 8).sigmoid() * 1e-6  # one, in float16
-        left = 1 - near.float()
+        left = torch.ones_like(near, dtype=torch.float32) - near.float()
         return self.last(self.first(x).tanh()) + self.last(left.abs().sqrt().to(x.dtype))
 
 

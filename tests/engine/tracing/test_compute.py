@@ -146,8 +146,11 @@ def test_what_rounds_to_one_leaves_nothing_of_it(func, sign):
     assert told.bent
     out.sum().backward()
     assert x.grad.abs().tolist() == [1.0, 1.0, 1.0]
-    beside, _ = run(func, shadow(x.detach()), 2)
-    assert torch.equal(beside, func(x.detach(), 2))
+    told = recorder()
+    for other, number in ((x, 2), (-x, 1), (x * 2, 1)):  # another number, end, or none
+        beside, _ = run(func, shadow(other.detach()), number, told=told)
+        assert torch.equal(beside, func(other.detach(), number))
+    assert not told.bent
 
 
 def test_fused_attention_rounds_its_probabilities():
