@@ -17,7 +17,7 @@ from torch import Tensor
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.beside import Beside
-from pytest_fp16.evaluation.expectation import flip_chance
+from pytest_fp16.evaluation.expectation import flip_chance, open_chance
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.task import Task
 from pytest_fp16.theory.flips import FlipCount
@@ -77,7 +77,8 @@ class Prediction:
         if batch.n and self.metric.task.decides:
             valid = batch.valid
             open_ = theory.undecided.unsqueeze(1).expand_as(valid)
-            wide = flip_chance(batch.logits, theory, GRANTED_SPREAD).masked_fill(open_, 0.5)
+            wide = flip_chance(batch.logits, theory, GRANTED_SPREAD)
+            wide = torch.where(open_, wide.maximum(open_chance(batch.logits, theory)), wide)
             chance = flip_chance(batch.logits, theory, 1.0)
             self.flips.add(wide[valid].numpy())
             self.expected_flips += float(chance[valid].sum())

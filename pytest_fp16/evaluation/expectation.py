@@ -43,6 +43,20 @@ def flip_chance(reference: Tensor, theory: TheoryBatch, factor: float) -> Tensor
     return torch.from_numpy(np.asarray(chance)).masked_fill(tied.cpu(), 0.0)
 
 
+def open_chance(reference: Tensor, theory: TheoryBatch) -> Tensor:
+    """The probability to flip where a decision inside the model is open, [N, P].
+
+    An even chance where nothing has been run; by Laplace's rule of succession where runs rounded
+    at random have taken such decisions one way and the other.
+    """
+    runs = theory.noisy_classes
+    if runs is None:
+        return torch.full(theory.margin.shape, 0.5, dtype=torch.float64)
+    top = reference.nan_to_num(nan=-torch.inf).argmax(-1)
+    flipped = (runs.to(top.device) != top).sum(0).double()
+    return ((flipped + 1) / (len(runs) + 2)).cpu()
+
+
 def expected_right(
     reference: Tensor, labels: Tensor, theory: TheoryBatch, chance: Tensor
 ) -> Tensor:

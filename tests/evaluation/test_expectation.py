@@ -8,7 +8,7 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
-from pytest_fp16.evaluation.expectation import alike, expected_right, flip_chance
+from pytest_fp16.evaluation.expectation import alike, expected_right, flip_chance, open_chance
 
 
 def theory_of(logits, sigma=1.0, **more):
@@ -26,6 +26,15 @@ def theory_of(logits, sigma=1.0, **more):
         undecided=none[:, 0],
         **more,
     )
+
+
+def test_an_open_decision_flips_as_often_as_runs_have_shown_or_evenly():
+    logits = [[2.0, 0.0], [0.0, 1.0]]
+    reference = torch.tensor(logits).unsqueeze(1)
+    assert open_chance(reference, theory_of(logits)).tolist() == [[0.5], [0.5]]
+    runs = torch.tensor([[0] * 8, [0] * 4 + [1, 1, -1, 1]]).mT.unsqueeze(-1)
+    said = theory_of(logits, noisy_classes=runs)
+    assert open_chance(reference, said).tolist() == [[0.1], [0.6]]
 
 
 TIED = [[2.0, 2.0, 0.0], [0.0, 1.0, 1.0], [1.0, 3.0, 2.0]]
