@@ -51,8 +51,7 @@ class Clinic:
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
         line_failed: the culprit's line in float32 was tried, and is not enough.
-        astray: inputs that go wrong though a remedy is applied, by the remedy: another fault's.
-        short: what came of the remedies in the precision itself that a re-check let fall.
+        short: the re-checks that failed, by their remedy; what goes wrong there is another fault's.
     """
 
     model: nn.Module
@@ -63,8 +62,7 @@ class Clinic:
     siblings: dict[str, Report] = field(default_factory=dict)
     budget: int = field(init=False)
     line_failed: bool = False
-    astray: dict[Remedy, Kept | None] = field(default_factory=dict)
-    short: dict[Remedy, Report] = field(default_factory=dict)
+    short: dict[Remedy, Recheck] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = dict(self.model.named_modules())
@@ -72,8 +70,16 @@ class Clinic:
 
     def focused(self, remedy: Remedy) -> Callable[[Remedy], Specimen]:
         """Makes specimens of what goes wrong though a remedy is applied, where that is known."""
-        kept = self.astray.get(remedy)
+        known = self.short.get(remedy)
+        kept = known.kept if known is not None else None
         return lambda other: self.rerun(other, kept)
+
+    def shortfall(self, of: Callable[[Remedy], bool]) -> tuple[Remedy, Report] | None:
+        """The first such remedy in the precision itself that was tried and fell short."""
+        for remedy, again in self.short.items():
+            if remedy.precision == self.precision and of(remedy):
+                return remedy, again.report
+        return None
 
     def judged(self, remedy: Remedy) -> Report | None:
         """A full re-check, or None where none is left to spend or the cure cannot be applied."""
@@ -87,7 +93,5 @@ class Clinic:
         except FP16Error:
             return None
         if not again.report.equivalent:
-            self.astray[remedy] = again.kept
-            if remedy.precision == self.precision:
-                self.short[remedy] = again.report
+            self.short[remedy] = again
         return again.report

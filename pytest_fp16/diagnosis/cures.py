@@ -67,21 +67,19 @@ def find_cure(
 def _advised(clinic: Clinic, hint: tuple[CureKind, str], vain: str) -> Cure:
     """Advice, and what came of what was tried: how far it falls short."""
     known = clinic.line_failed and hint[0] == "upcast"
-    line = next((r for remedy, r in clinic.short.items() if remedy.lines), None) if known else None
     vain = vain or " (by itself not enough)" * known
-    kept = next(((remedy, r) for remedy, r in clinic.short.items() if remedy.keep), None)
+    kept = clinic.shortfall(lambda remedy: bool(remedy.keep))
     if not vain and kept is not None:
         names = ", ".join(kept[0].keep)
         vain = f" ({names} in float32 alone is not enough{_won(kept[1])})"
     verdict: Verdict | None = "not equivalent" if known else None
-    return Cure(
-        kind=hint[0],
-        verified=False,
-        description=hint[1] + vain,
-        verdict=verdict,
-        flips=line.flips if line is not None else None,
-        metric=line.metric.candidate if line is not None and line.metric else None,
-    )
+    advised = Cure(kind=hint[0], verified=False, description=hint[1] + vain, verdict=verdict)
+    line = clinic.shortfall(lambda remedy: len(remedy.lines) == 1) if known else None
+    if line is None:  # on a few inputs alone, or with others
+        return advised
+    metric = line[1].metric
+    numbers = {"flips": line[1].flips, "metric": metric.candidate if metric else None}
+    return advised.model_copy(update=numbers)
 
 
 def _won(report: Report) -> str:

@@ -161,8 +161,9 @@ def _expected(
     places = [(o.module, o.name) for o in operations]
     times = Counter(places)
     expected = [shares.get(place, 0.0) / times[place] for place in places]
+    most = max(expected, default=0.0)
     for index in entered:
-        expected[index] += max(expected) / len(entered)
+        expected[index] += most / len(entered)
     return expected
 
 

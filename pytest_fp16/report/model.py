@@ -52,7 +52,6 @@ Facts = Annotated[
     dict[str, Any], BeforeValidator(_numbers), PlainSerializer(_words, when_used="json")
 ]
 
-
 #: Forms of a mechanism that its usual words and cures do not fit.
 Variant = Literal[
     "mixed dtypes",

@@ -26,15 +26,19 @@ def test_a_sibling_that_was_run_already_costs_nothing():
     assert found.budget == before - 1
 
 
-def test_what_falls_short_is_remembered_in_its_own_precision():
+def test_what_falls_short_is_remembered_and_told_of_its_own_precision():
     kept = object()
     found = clinic(lambda remedy: Recheck(GOOD if remedy.lines else BAD, kept))
     module, line, other = Remedy("16-true", ("1",)), Remedy("16-true", lines=("a:1",)), "bf16-true"
     assert found.judged(line) is GOOD
-    found.judged(module)
     found.judged(Remedy(other))
-    assert list(found.short) == [module]
-    assert found.astray == {module: kept, Remedy(other): kept}
+    found.judged(module)
+    assert {remedy: again.kept for remedy, again in found.short.items()} == {
+        module: kept,
+        Remedy(other): kept,
+    }
+    assert found.shortfall(lambda _: True) == (module, BAD)
+    assert found.shortfall(lambda remedy: bool(remedy.lines)) is None
 
 
 def test_nothing_is_judged_once_the_budget_is_spent_or_where_it_cannot_be_applied():

@@ -326,3 +326,22 @@ def test_more_and_more_lines_leave_an_allowance_for_another_precision(monkeypatc
     assert (cure.precision, cure.modules) == ("bf16-mixed", ["first"])
     assert [remedy for remedy in tried if len(remedy.lines) == 1]
     assert len(tried) <= 5
+
+
+def test_what_several_lines_win_is_not_told_as_the_one_lines(monkeypatch):
+    """The line itself was let fall on a few inputs, and only more lines were tried in full."""
+    left = lambda _, remedy, origin: 0.9 if len(remedy.lines) < 2 else 0.1  # noqa: E731
+    monkeypatch.setattr(cures, "_left", left)
+    monkeypatch.setattr(cures, "_next_line", lambda _, remedy: f"net.py:{len(remedy.lines) + 1}")
+
+    def judge(remedy):
+        return Recheck(SimpleNamespace(equivalent=False, flips=len(remedy.lines), metric=None))
+
+    clinic = Clinic(nn.Identity(), "bf16-true", judge, lambda *_: None, lambda _: None)
+    culprit = Culprit(
+        module="", operation="sub", mechanism="cancellation", evidence="", source="net.py:1"
+    )
+    cure, _ = find_cure(clinic, culprit, None)
+    assert "(by itself not enough)" in cure.description
+    assert next(len(remedy.lines) for remedy in clinic.short if remedy.lines) == 2
+    assert (cure.verdict, cure.flips) == ("not equivalent", None)

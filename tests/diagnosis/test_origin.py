@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.damage import ENOUGH
-from pytest_fp16.diagnosis.origin import Origin, Raised, entered, find_origin
+from pytest_fp16.diagnosis.origin import Origin, Raised, _expected, entered, find_origin
 from pytest_fp16.diagnosis.tape import Tape
 
 
@@ -193,6 +194,14 @@ def test_what_inputs_bring_is_looked_for_where_they_are_taken(digits, specimen, 
     monkeypatch.setattr(Tape, "entered", lambda _: [])
     assert place(find_origin(found, shares)) == ("0", "addmm")
     assert with_them < len(cuts)
+
+
+def test_inputs_share_what_is_expected_of_them():
+    operations = [Operation(i, name, name) for i, name in enumerate("abc")]
+    shares = {(name, name): share for name, share in zip("abc", (0.1, 0.1, 0.8), strict=True)}
+    assert _expected(operations, shares, []) == [0.1, 0.1, 0.8]
+    assert _expected(operations, shares, [0, 1]) == [0.5, 0.5, 0.8]
+    assert _expected(operations, shares, [2]) == [0.1, 0.1, 1.6]
 
 
 class Factored(nn.Module):

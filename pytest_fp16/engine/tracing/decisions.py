@@ -48,6 +48,8 @@ class Doubt:
 _COMPARISONS = frozenset({"gt", "lt", "ge", "le", "eq", "ne"})
 #: Comparisons with zero whose result is a number.
 SIGNS = frozenset({"sign", "sgn"})
+#: Functions with a jump or two.
+_JUMPS = SIGNS | {"heaviside", "signbit", "copysign", "hardshrink", "threshold"}
 #: Staircases and saws of one step, and of steps as wide as their divisor.
 _STEPS = frozenset({"floor", "ceil", "trunc", "round", "_to_copy", "frac"})
 _QUOTIENTS = frozenset({"floor_divide", "div", "fmod", "remainder"})
@@ -99,15 +101,8 @@ def near_decision(
         return near(x, rest[0]) if x.shape == rest[0].shape else None
     if name == "allclose":
         return near((x - rest[0]).abs(), _tolerance(rest[0], *rest[1:3], **kwargs))
-    if name in SIGNS or name in ("heaviside", "signbit"):
-        return near(x, torch.zeros_like(x))
-    if name == "copysign":  # given back to its own size, it is none
-        jumps: Tensor = 2 * args[0].detach().abs() > STEEPEST * x.abs()
-        return near(x, torch.zeros_like(x)) & jumps
-    if name == "hardshrink":
-        return near(x.abs(), torch.as_tensor(rest[0] if rest else 0.5))
-    if name == "threshold":
-        return near(x, torch.as_tensor(rest[0])) if rest[0] != rest[1] else None
+    if name in _JUMPS:
+        return _near_jump(name, x, args, near)
     if name in ("bucketize", "searchsorted"):
         return _near_boundary(name, x, rest[0], near)
     if name in _STEPS or name in _QUOTIENTS:
@@ -150,6 +145,18 @@ def _tolerance(other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, **_: objec
 
 
 _Near = Callable[[Tensor, Tensor], Tensor]
+
+
+def _near_jump(name: str, x: Tensor, args: Sequence[Any], near: _Near) -> Tensor | None:
+    """Values near a jump, at zero but for two functions that are told where."""
+    if name == "hardshrink":
+        return near(x.abs(), torch.as_tensor(args[1] if len(args) > 1 else 0.5))
+    if name == "threshold":
+        return near(x, torch.as_tensor(args[1])) if args[1] != args[2] else None
+    found = near(x, torch.zeros_like(x))
+    if name == "copysign":  # given back to its own size, a sign is no jump
+        found = found & (2 * args[0].detach().abs() > STEEPEST * x.abs())
+    return found
 
 
 def _near_step(
