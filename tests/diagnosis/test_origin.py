@@ -198,10 +198,10 @@ def test_what_inputs_bring_is_looked_for_where_they_are_taken(digits, specimen, 
 
 def test_inputs_share_what_is_expected_of_them():
     operations = [Operation(i, name, name) for i, name in enumerate("abc")]
-    shares = {(name, name): share for name, share in zip("abc", (0.1, 0.1, 0.8), strict=True)}
-    assert _expected(operations, shares, []) == [0.1, 0.1, 0.8]
-    assert _expected(operations, shares, [0, 1]) == [0.5, 0.5, 0.8]
-    assert _expected(operations, shares, [2]) == [0.1, 0.1, 1.6]
+    shares = {(name, name): share for name, share in zip("abc", (0.5, 0.25, 0.25), strict=True)}
+    assert _expected(operations, shares, []) == [0.5, 0.25, 0.25]
+    assert _expected(operations, shares, [0, 1]) == [0.75, 0.5, 0.25]
+    assert _expected(operations, shares, [2]) == [0.5, 0.25, 0.75]
 
 
 class Factored(nn.Module):
