@@ -283,6 +283,8 @@ def _moves(known: Facts, args: Any, kwargs: Any, mixed: bool) -> bool:
 
 
 def _written(known: Facts, args: Any, kwargs: Any) -> list[Twin]:
+    if not known.mutated and not known.mutated_names:
+        return []
     places = [args[i] for i in known.mutated if i < len(args)]
     places += [kwargs[name] for name in known.mutated_names if name in kwargs]
     return twins(places, {})

@@ -51,8 +51,16 @@ class Measure:
         return FORMATS.get(self.dtype)
 
     @cached_property
+    def _apart(self) -> tuple[Tensor, float]:
+        """The difference, and its root mean square, which is finite only where both are."""
+        difference = self._actual - self._wanted
+        return difference, root_mean_square(difference)
+
+    @cached_property
     def _sound(self) -> tuple[bool, bool]:
         """Whether every actual, and every wanted, value is finite."""
+        if math.isfinite(self._apart[1]):
+            return True, True
         return all_finite(self._actual), all_finite(self._wanted)
 
     @cached_property
@@ -63,10 +71,9 @@ class Measure:
 
     @cached_property
     def _error(self) -> Tensor:
-        difference = self._actual - self._wanted
         if all(self._sound):
-            return difference
-        return torch.where(self._actual.isfinite() & self._wanted.isfinite(), difference, 0.0)
+            return self._apart[0]
+        return torch.where(self._actual.isfinite() & self._wanted.isfinite(), self._apart[0], 0.0)
 
     @cached_property
     def _lost(self) -> Tensor | None:
@@ -99,7 +106,7 @@ class Measure:
     @cached_property
     def error(self) -> float:
         """Root mean square of the difference, where both are finite."""
-        return root_mean_square(self._error)
+        return self._apart[1] if all(self._sound) else root_mean_square(self._error)
 
     @property
     def relative(self) -> float:
@@ -197,7 +204,12 @@ def all_finite(values: Tensor) -> bool:
 
 
 def root_mean_square(values: Tensor) -> float:
-    """Of finite float32 values; whatever their size, without overflow."""
+    """Of float32 values, whatever their size, without overflow; not finite where one is not."""
+    if not values.numel():
+        return 0.0
+    size = float(torch.linalg.vector_norm(values)) / math.sqrt(values.numel())
+    if _SQUARE_SAFE[0] < size < _SQUARE_SAFE[1]:  # what the squares of smaller ones lose is nothing
+        return size
     largest = largest_magnitude(values)
     if largest == 0.0:
         return 0.0

@@ -20,7 +20,7 @@ from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
 from pytest_fp16.engine.emulation.operations import AUTOCAST, LOW
-from pytest_fp16.engine.models import Location, autocast, call_as_is, quiet
+from pytest_fp16.engine.models import autocast, call_as_is, quiet
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.untouched import untouched
@@ -69,7 +69,7 @@ class Specimen:
         self.candidate = candidate
         self.task = task
         self.sample = sample
-        self.where = Location(candidate.model)
+        self.where = candidate.where
         emulation = (
             Emulation(candidate.target, mixed=candidate.precision.mixed) if emulated else None
         )

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.diagnosis.measure import all_finite
-from pytest_fp16.diagnosis.twin import Twin, each
-from pytest_fp16.engine.emulation.emulate import widen
-from pytest_fp16.engine.emulation.operations import LOW, Facts, flat
+from pytest_fp16.diagnosis.twin import Twin
+from pytest_fp16.engine.emulation.operations import LOW, WIDE, Facts, flat
 
 #: Operations that put constants in place, such as the infinities of a mask.
 _FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty empty_like".split())
@@ -26,7 +25,7 @@ _DRAWS = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ref:
     """A twin as an operation of the program met it.
 
@@ -111,8 +110,8 @@ class Tape:
         entry = Entry(
             func,
             known,
-            tuple(widen(each(a, Ref.to)) for a in args),
-            {k: widen(each(v, Ref.to)) for k, v in kwargs.items()},
+            tuple(_noted(a) for a in args),
+            {k: _noted(v) for k, v in kwargs.items()},
             index,
             known is not None and known.name in _DRAWS,
         )
@@ -190,6 +189,15 @@ class Tape:
     def _finite(self, values: Any, position: int) -> bool:
         refs = [v for v in flat(values) if isinstance(v, Ref) and v.low.is_floating_point()]
         return all(all_finite(self.low_at(ref, position)) for ref in refs)
+
+
+def _noted(value: Any) -> Any:
+    """An argument as an entry has it."""
+    if isinstance(value, Twin):
+        return Ref.to(value)
+    if isinstance(value, (list, tuple)):
+        return [_noted(item) for item in value]
+    return WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 def _memory(tensor: Tensor) -> Tensor:

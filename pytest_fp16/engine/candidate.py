@@ -85,6 +85,14 @@ class Candidate:
         self.model = prepare(model, precision, device)
         self.habits = Habits()
         self.beside = Others()
+        self._where: Location | None = None
+
+    @property
+    def where(self) -> Location:
+        """The module that is running. One for all who ask: every pass runs the hooks of each."""
+        if self._where is None or not self._where.attached:
+            self._where = Location(self.model)
+        return self._where
 
     def outputs(
         self,
@@ -123,6 +131,9 @@ class Candidate:
 class Witness(TorchDispatchMode):
     """Records which operations gave 16-bit and which float32 results, and where.
 
+    Args:
+        where: tells the module that is running.
+
     Attributes:
         dtypes: operations by the dtype of their floating results.
         float32_modules: modules some of whose operations gave float32 results.
@@ -130,9 +141,9 @@ class Witness(TorchDispatchMode):
         read: some operation read a 16-bit tensor, if only to cast it to float32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, where: Location) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.where = Location(model)
+        self.where = where
         self.dtypes: Counter[str] = Counter()
         self.float32_modules: dict[str, None] = {}
         self.opaque: set[str] = set()

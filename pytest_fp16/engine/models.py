@@ -171,10 +171,12 @@ class Location:
 
     def __init__(self, model: nn.Module) -> None:
         self.stack: list[str] = []
+        self._root: Any = None
         for name, module in model.named_modules():
             # By the class: a scripted module refuses hooks by its own name, and runs them where it
             # is called from Python (what it holds runs under its name).
-            nn.Module.register_forward_pre_hook(module, self._enter(name))
+            handle = nn.Module.register_forward_pre_hook(module, self._enter(name))
+            self._root = self._root or handle
             nn.Module.register_forward_hook(module, self._leave, always_call=True)
 
     def _enter(self, name: str) -> Callable[..., None]:
@@ -190,6 +192,11 @@ class Location:
     def __call__(self) -> str:
         """The qualified name, empty at the root and outside the model."""
         return self.stack[-1] if self.stack else ""
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model still has the hooks: giving a model back what it kept removes them."""
+        return self._root.id in (self._root.hooks_dict_ref() or ())
 
     def reset(self) -> None:
         """Forget where a run that was cut short had been."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from pytest_fp16.engine.containers import all_tensors, held_tensors, map_tensors
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 #: Types that hold nothing: most of what a module has.
-_BARE = (bool, int, float, str, type(None))
+_BARE = (bool, int, float, str, type(None), FunctionType, MethodType)
 #: Where torch keeps tensors and modules, which are looked at as such.
 _PARTS = ("_parameters", "_buffers", "_modules")
 #: What torch itself keeps in a module.
@@ -65,7 +66,7 @@ class State:
         self._empty += empty
         self._held = [(keeper, dict(vars(keeper))) for keeper in (*modules, *helpers)]
         self._contents = [(c, c.copy()) for _, v in (*full, *more) for c in _containers(v)]
-        self._weights = dict(model.named_parameters(remove_duplicate=False))
+        self._model = model
         tensors = _kept(model, weights) if values else []
         self._tensors = [(t, t.detach().clone()) for t in tensors]
         optimizers = (v for _, v in full if isinstance(v, torch.optim.Optimizer))
@@ -73,8 +74,8 @@ class State:
 
     def remember(self, source: nn.Module) -> None:
         """Restore its weights as well, to those of a model that still has them."""
-        had = dict(source.named_parameters(remove_duplicate=False))
-        held = ((w, had[n].detach()) for n, w in self._weights.items() if n in had)
+        had, own = (dict(m.named_parameters(remove_duplicate=False)) for m in (source, self._model))
+        held = ((w, had[n].detach()) for n, w in own.items() if n in had)
         self._tensors += [(w, value.to(w.device, w.dtype, copy=True)) for w, value in held]
 
     def restore(self) -> None:
@@ -185,10 +186,11 @@ def _named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _helpers(value: Any) -> Iterator[Any]:
     """It, where it is an object of a program's own that keeps tensors; those in a container."""
-    if type(value) in _CONTAINERS:
+    kind = type(value)
+    if kind in _CONTAINERS:
         for part in value.values() if isinstance(value, dict) else value:
             yield from _helpers(part)
-    elif not isinstance(value, Tensor) and held_tensors(value):
+    elif kind not in _BARE and not isinstance(value, Tensor) and held_tensors(value):
         yield value
 
 

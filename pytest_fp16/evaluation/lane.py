@@ -184,7 +184,7 @@ class Lane:
 
     def _first(self, batch: Batch) -> None:
         """Before the first full batch: the canary, and the record of what dtypes run."""
-        self.witness = Witness(self.candidate.model)
+        self.witness = Witness(self.candidate.where)
         if self.mode == "native":
             return
         few = batch.n if self.whole else min(batch.n, INPUTS)

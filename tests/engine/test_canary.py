@@ -19,7 +19,7 @@ def sung(model, x, name="16-true", target="cpu", n=None):
     ours = Candidate(
         fresh_model(model), precision(name), Evaluation(model=model, data=[]), CPU, target
     )
-    witness = Witness(ours.model)
+    witness = Witness(ours.where)
     with preserved_state():
         return sing(ours, x, n or len(x), 0, witness, count=INPUTS), witness
 

@@ -7,6 +7,7 @@ from torch import nn
 from pytest_fp16 import Evaluation
 from pytest_fp16.engine.candidate import Candidate, Witness, fresh_model
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.precision import precision
 
 CPU = torch.device("cpu")
@@ -53,6 +54,27 @@ def test_the_users_model_stays_in_float32(x):
     model = mlp()
     candidate(model).outputs(x, 0)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_all_who_ask_where_it_is_share_hooks(x):
+    ours = candidate(mlp())
+    where = ours.where
+    assert ours.where is where
+    seen = []
+    ours.model[1].register_forward_pre_hook(lambda *_: seen.append(where()))
+    ours.outputs(x, 0)
+    assert seen == ["1"]
+
+
+def test_hooks_that_were_taken_off_are_made_again(x):
+    ours = candidate(mlp())
+    with untouched(ours.model):  # afterwards it has no hooks, as before
+        before = ours.where
+    seen = []
+    now = ours.where
+    ours.model[1].register_forward_pre_hook(lambda *_: seen.append((before(), now())))
+    ours.outputs(x, 0)
+    assert seen == [("", "1")]
 
 
 def test_one_seed_draws_the_same_in_every_run(x):
@@ -103,7 +125,7 @@ class Island(nn.Module):
 
 def witnessed(x, model, name="16-true", emulated=True):
     ours = candidate(model, name)
-    seen = Witness(ours.model)
+    seen = Witness(ours.where)
     ours.outputs(x, 0, emulated=emulated, witness=seen)
     return seen
 

@@ -43,7 +43,7 @@ def fused_attention(
     largest = scores.amax(-1, keepdim=True).detach()
     # A row masked everywhere has no largest score; kernels give zeros there, not NaN.
     largest = torch.where(largest == -torch.inf, torch.zeros_like(largest), largest)
-    weights = (scores - largest).exp_()
+    weights = scores.sub_(largest).exp_()
     sums = weights.sum(-1, keepdim=True)
     if dropout:
         weights = torch.nn.functional.dropout(weights, dropout)

@@ -160,6 +160,8 @@ def _write_back(
     wide_kwargs: dict[str, Any],
 ) -> dict[int, Tensor]:
     """Copy what an operation wrote into float32 twins back, rounded; map each twin to its owner."""
+    if not (known.mutated or known.statistics or known.mutated_names):
+        return {}
     written: dict[int, Tensor] = {}
     pairs = [(args[i], wide_args[i]) for i in (*known.mutated, *known.statistics) if i < len(args)]
     pairs += [(kwargs[n], wide_kwargs[n]) for n in known.mutated_names if n in kwargs]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,7 +101,8 @@ class Carrier(Tensor):
 _PROTOCOL = ("__tensor_flatten__", "__tensor_unflatten__")
 
 
-def wrapped(types: Sequence[type]) -> bool:
+@lru_cache(maxsize=256)
+def wrapped(types: tuple[type, ...]) -> bool:
     """Whether an argument is a tensor of others (jagged, quantised) that says itself what to do.
 
     Args:

@@ -137,9 +137,18 @@ class Facts:
     reshapes: bool
 
 
-@cache
+_KNOWN: dict[int, tuple[OpOverload, Facts]] = {}
+
+
 def facts(op: OpOverload) -> Facts:
     """The facts about `op`, read off its schema once."""
+    known = _KNOWN.get(id(op))  # the hash of an operation is a function in Python
+    if known is None:
+        known = _KNOWN[id(op)] = op, _read_off(op)
+    return known[1]
+
+
+def _read_off(op: OpOverload) -> Facts:
     schema = op._schema
     namespace, _, full = schema.name.partition("::")
     name = full if full in _EXACT or full in STEPWISE else full.removesuffix("_")
