@@ -68,7 +68,7 @@ def absorbed(born: Operation, finding: Finding, fmt: Format) -> Why | None:
 
 def cancelled(born: Operation, watched: list[Operation]) -> Why | None:
     """Sums and differences from the origin on that leave little but the error of their operands."""
-    best: tuple[float, Operation, Measure, Measure] | None = None
+    found: list[tuple[float, Operation, Measure, Measure]] = []
     chain: list[tuple[Measure, float]] = []  # what each one left, and what entered the first
     for operation in watched[born.index : born.index + AHEAD]:
         finding = operation.finding
@@ -90,16 +90,18 @@ def cancelled(born: Operation, watched: list[Operation]) -> Why | None:
             chain.append((left, before))
         gain = left.relative / before
         cancels = entered.value >= 1.5 * left.value and gain >= enough
-        if cancels and (best is None or gain > best[0]):
-            best = (gain, operation, entered, left)
-    if best is None:
+        if cancels:
+            found.append((gain, operation, entered, left))
+    if not found:
         return None
-    _, operation, entered, left = best
+    _, operation, entered, left = max(found, key=lambda one: one[0])
+    others = (o for _, o, _, _ in found if o is not operation and o.source == operation.source)
     return Why(
         "cancellation",
         operation,
         f"a difference of {left.value:.2g} is left of values of {entered.value:.3g} (root mean "
         f"squares), with an error of {left.error:.2g}",
+        beside=tuple(others),
     )
 
 

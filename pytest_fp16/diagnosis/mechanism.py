@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.bounds import out_of_range, vanished, vanishing_constant
@@ -89,30 +89,32 @@ def _after_casts(operations: list[Operation], first: int) -> int:
     return next((i for i in following if operations[i].name not in _ON_THE_WAY), first)
 
 
-def carrier(specimen: Specimen, origin: Origin) -> Callable[[Operation], bool]:
-    """Tells whether what was born at the origin does its damage through an operation's result.
+def carrier(specimen: Specimen, origin: Origin) -> Callable[[Sequence[Operation]], bool]:
+    """Tells whether what was born at the origin does its damage through results of operations.
 
     It does not where the program goes round it: what is left of a difference may be all wrong, and
     yet be added to the very value that was taken off, as a logarithm of a sum of exponentials does.
     """
 
-    def carries(operation: Operation) -> bool:
-        damage, born = origin.damage, origin.operation.index
-        if operation.index <= born:
+    damage, born = origin.damage, origin.operation.index
+
+    def carries(operations: Sequence[Operation]) -> bool:
+        if any(o.index <= born for o in operations):
             return True
         try:
             came = damage.of(specimen.healed(born + 1)) ** 2 - damage.of(specimen.healed(born)) ** 2
-            before, after = specimen.healed(operation.index + 1), specimen.repaired(operation.index)
+            those = {o.index for o in operations}
+            before, after = specimen.healed(min(those) + 1), specimen.repaired(those)
             return damage.of(before) ** 2 - damage.of(after) ** 2 >= _THROUGH * came
         except Diverged:
-            return decides(operation.index)
+            return decides(operations[0].index)
         except Exception:  # it cannot be played so
             return True
 
     def decides(index: int) -> bool:
         """Whether what that result leads to, such as the end of a loop, does the damage."""
         try:
-            return 1 - origin.damage.of(specimen.but_for(index)) ** 2 >= _THROUGH
+            return 1 - damage.of(specimen.but_for(index)) ** 2 >= _THROUGH
         except Exception:
             return True
 
@@ -122,7 +124,7 @@ def carrier(specimen: Specimen, origin: Origin) -> Callable[[Operation], bool]:
 def explain(
     origin: Origin,
     watched: list[Operation],
-    carries: Callable[[Operation], bool] = lambda _: True,
+    carries: Callable[[Sequence[Operation]], bool] = lambda _: True,
 ) -> Culprit | None:
     """The culprit where the outputs are wrong.
 
@@ -130,7 +132,7 @@ def explain(
         origin: where it was born.
         watched: the same program side by side with its exact twin; the operations from the origin
             on carry what was measured.
-        carries: whether the damage passes through an operation behind the origin.
+        carries: whether the damage passes through operations behind the origin.
     """
     first = origin.operation.index
     if first >= len(watched):
@@ -147,7 +149,7 @@ def because(born: Operation, watched: list[Operation]) -> Culprit | None:
     """Why an operation, and none behind it, did what was measured of it."""
     if born.finding is None:
         return None
-    return _why(born, watched, False, lambda operation: operation is born).culprit()
+    return _why(born, watched, False, lambda those: those[0] is born).culprit()
 
 
 def _consumer(watched: list[Operation], first: int) -> Operation:
@@ -165,7 +167,7 @@ def _why(
     born: Operation,
     watched: list[Operation],
     lost: bool,
-    carries: Callable[[Operation], bool] = lambda _: True,
+    carries: Callable[[Sequence[Operation]], bool] = lambda _: True,
 ) -> Why:
     """The first rule that applies; `lost` says that outputs became NaN or infinite."""
     finding = born.finding
@@ -177,7 +179,7 @@ def _why(
             return why
     for behind in (cancelled, cancelled_in_places):
         why = behind(born, watched)
-        if why is not None and carries(why.operation):
+        if why is not None and carries((why.operation, *why.beside)):
             return why
     why = vanished(born, finding, fmt, few=lost)
     return why or imprecise(born, finding, fmt)

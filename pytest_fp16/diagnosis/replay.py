@@ -7,7 +7,7 @@ in float32 and without the model's own Python, which costs less than a plain pas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -42,45 +42,47 @@ def healed(tape: Tape, until: int) -> Tensor:
     return replay.value(tape.output)
 
 
-def repaired(tape: Tape, index: int) -> Tensor:
-    """The main output when operations after that one are not rounded, and its result is exact.
+def repaired(tape: Tape, indices: Collection[int]) -> Tensor:
+    """The main output when operations after the first of those are not rounded, and all are exact.
 
-    What else the program had by then, the operands of that one included, stays as it was.
+    What else the program had by then, the operands of the first one included, stays as it was.
 
     Raises:
         Diverged: exact values would have led the program elsewhere.
         Exception: an operation does not take exact values.
     """
     assert tape.output is not None, "unreachable: the program has ended"
-    start = tape.starts[index]
+    exact = exact_results(tape, indices)
+    start = tape.starts[min(indices)]
     replay = Replay(tape, start + 1)
-    results = (r for r in tape.entries[start].results if isinstance(r, Ref))
-    for result, value in zip(results, exact_results(tape, index), strict=True):
-        if tape.image(result.place, start + 1) is None:
-            replay.values[id(result.twin)] = value
-        else:  # what is written to later is a memory of this replay's own
-            replay.value(result).copy_(value)
-    for position in range(start + 1, len(tape.entries)):
-        replay.play(position)
+    for position in range(start, len(tape.entries)):
+        index = tape.entries[position].index
+        if index is not None and index in exact:
+            replay.put(position, exact[index])
+        else:
+            replay.play(position)
         replay.forget(position)
     return replay.value(tape.output)
 
 
-def exact_results(tape: Tape, index: int) -> list[Tensor]:
-    """What an operation gives in the exact program, which goes where this one went.
+def exact_results(tape: Tape, indices: Collection[int]) -> dict[int, list[Tensor]]:
+    """What operations give in the exact program, which goes where this one went.
 
     Raises:
-        Diverged: it is written into memory, whose views that were taken before would not know.
+        Diverged: one is written into memory, whose views that were taken before would not know.
     """
-    start, exact = tape.starts[index], Replay(tape, 0, lenient=True)
-    known = tape.entries[start].known
-    if known is not None and (known.mutated or known.mutated_names):
-        raise Diverged
-    for position in range(start + 1):
+    found: dict[int, list[Tensor]] = {}
+    exact = Replay(tape, 0, lenient=True)
+    for position in range(tape.starts[max(indices)] + 1):
+        entry = tape.entries[position]
         exact.play(position)
-        if position < start:
-            exact.forget(position)
-    return [exact.value(r).clone() for r in tape.entries[start].results if isinstance(r, Ref)]
+        if entry.index is not None and entry.index in indices:
+            if entry.known is not None and (entry.known.mutated or entry.known.mutated_names):
+                raise Diverged
+            values = (exact.value(r) for r in entry.results if isinstance(r, Ref))
+            found[entry.index] = [value.clone() for value in values]
+        exact.forget(position)
+    return found
 
 
 def watched(tape: Tape, watch: Callable[[int], bool]) -> dict[int, Finding]:
@@ -142,6 +144,15 @@ class Replay:
             self._reshape(entry)
         else:
             self._operate(position)
+
+    def put(self, position: int, values: list[Tensor]) -> None:
+        """Take these for what an entry gave."""
+        results = (r for r in self.tape.entries[position].results if isinstance(r, Ref))
+        for result, value in zip(results, values, strict=True):
+            if self.tape.image(result.place, position + 1) is None:
+                self.values[id(result.twin)] = value
+            else:  # what is written to later is a memory of this replay's own
+                self.value(result).copy_(value)
 
     def forget(self, position: int) -> None:
         """Let go of what no entry after this one takes, so that its memory is used again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,14 +111,14 @@ class Specimen:
         except Exception:  # exact values may have led the program elsewhere: see for ourselves
             return self.run(until)
 
-    def repaired(self, index: int) -> Tensor:
-        """The same as `healed` behind that operation, with its own result put right.
+    def repaired(self, indices: Collection[int]) -> Tensor:
+        """The same as `healed` behind the first of those operations, with their results put right.
 
         Raises:
             Diverged: that leads the program elsewhere.
         """
         with self.replaying():
-            return repaired(self.tape, index).detach().float()
+            return repaired(self.tape, indices).detach().float()
 
     def but_for(self, index: int) -> Tensor:
         """The raw outputs in 16 bits with the result of one operation put right, wherever it leads.
@@ -127,7 +127,7 @@ class Specimen:
             Diverged: it is written into memory.
         """
         with self.replaying():
-            results = exact_results(self.tape, index)
+            results = exact_results(self.tape, {index})[index]
         return _plain(self._run(Autopsy(self.program, results=(index, results))))
 
     def side_by_side(self, watch: Callable[[int], bool]) -> list[Operation]:

@@ -12,12 +12,17 @@ from pytest_fp16.theory.rounding import FORMATS, Format
 
 @dataclass(frozen=True)
 class Why:
-    """A mechanism, the operation it is seen at, and its evidence."""
+    """A mechanism, the operation it is seen at, and its evidence.
+
+    Attributes:
+        beside: others of the same line, of which the same is to be said.
+    """
 
     mechanism: Mechanism
     operation: Operation
     evidence: str
     variant: Variant | None = None
+    beside: tuple[Operation, ...] = ()
 
     def culprit(self) -> Culprit:
         """The same as a report says it."""

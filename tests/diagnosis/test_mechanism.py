@@ -256,6 +256,22 @@ def test_a_difference_that_is_put_back_has_cancelled_nothing(
     assert explain(origin, operations).mechanism != "precision-loss"
 
 
+def moments(x):
+    """Three differences on one line, of which each alone does the damage."""
+    u, v = 30 + x.sigmoid() / 3, 31 + x.tanh() / 3
+    uu, uv, vv = u * u + 0.1 * x.sin(), u * v + 0.1 * x.cos(), v * v + 0.1 * x.cos()
+    return torch.stack([uu - u * u, uv - u * v, vv - v * v]).abs().amax(0)
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-true"])
+def test_differences_of_one_line_do_the_damage_together(make_net, specimen, name):
+    under = specimen(make_net(of(moments), steps=20), name)
+    origin = find_origin(under)
+    operations = under.side_by_side(worth_watching(origin).__contains__)
+    culprit = explain(origin, operations, carrier(under, origin))
+    assert (culprit.operation, culprit.mechanism) == ("sub", "cancellation")
+
+
 def settled(x):
     """A fixed point, sought until steps are small: the difference only says when to stop."""
     state = torch.zeros_like(x)

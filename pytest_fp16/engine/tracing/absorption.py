@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.tracing.recorder import FEW_STEPS, largest_magnitude
+from pytest_fp16.engine.tracing.recorder import (
+    FEW_STEPS,
+    SAMPLE,
+    WORTHWHILE,
+    largest_magnitude,
+    sampled,
+)
 from pytest_fp16.engine.tracing.shadow import Shadow
 from pytest_fp16.theory.rounding import Format, round_to, ulp, ulp_at
 
-#: A share of values this small that fall back leaves no trace beside ordinary rounding.
-WORTHWHILE = 0.01
-SAMPLE = 4096
 #: Distinct values for each number of the format among which they must share.
 _CROWD = 64
 #: Standard errors of a mean of rounding errors that are no chance.
@@ -68,8 +71,10 @@ def certain_errors(
     """
     fixed = None
     moved = y
-    if operands and largest_magnitude(y.detach()) < fmt.overflow_threshold:
-        moved, fixed = absorbed(y, operands, fmt)
+    falls, near = _nearness(y, operands, fmt)
+    if (falls or (near and steps)) and largest_magnitude(y.detach()) < fmt.overflow_threshold:
+        if falls:
+            moved, fixed = absorbed(y, operands, fmt)
         if steps:
             moved, settled = stepped(moved, operands, fmt, fixed)
             # An addend's own error may turn its rounding the other way. A run with random errors
@@ -138,6 +143,24 @@ def _fits(shape: torch.Size, into: torch.Size) -> bool:
     return len(shape) <= len(into) and all(own in (1, other) for own, other in sizes)
 
 
+def _nearness(y: Tensor, operands: Sequence[Tensor], fmt: Format) -> tuple[bool, bool]:
+    """Whether so many results may fall back onto an operand, or be a few steps from it.
+
+    Seldom, and much cheaper to see than which of them do.
+    """
+    falls = near = False
+    for operand in (o.detach() for o in operands if _fits(o.shape, y.shape)):
+        before, after = (sampled(t, SAMPLE) for t in (operand.expand(y.shape), y.detach()))
+        away = (after - before).abs_()
+        # No ulp at the operand is larger than this.
+        most = before.abs().mul_(2.0 ** (1 - fmt.significand)).clamp_(min=fmt.smallest_subnormal)
+        steps = away.div_(most)
+        if int((steps <= FEW_STEPS).count_nonzero()) >= WORTHWHILE / 2 * len(steps):
+            near = True
+            falls = falls or int((steps <= 0.5).count_nonzero()) >= WORTHWHILE * len(steps)
+    return falls, near
+
+
 def _worthwhile(y: Tensor, operand: Tensor, other: Tensor, fmt: Format) -> bool:
     """Whether enough results fall back onto an operand, other than by adding zeros to it."""
     before, after = (sampled(t.detach(), SAMPLE) for t in (operand, y))
@@ -145,11 +168,6 @@ def _worthwhile(y: Tensor, operand: Tensor, other: Tensor, fmt: Format) -> bool:
     if other is not operand and other.shape == y.shape:
         falls.mul_(sampled(other.detach(), SAMPLE) != 0)
     return float(falls.mean()) >= WORTHWHILE
-
-
-def sampled(values: Tensor, most: int) -> Tensor:
-    """About so many of the values; an odd stride does not always meet the same column."""
-    return values.reshape(-1)[:: max(1, values.numel() // most) | 1]
 
 
 def _falls(operand: Tensor, y: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:

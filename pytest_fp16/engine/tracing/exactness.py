@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.tracing.absorption import SAMPLE, WORTHWHILE, sampled
+from pytest_fp16.engine.tracing.recorder import SAMPLE, WORTHWHILE, sampled
 from pytest_fp16.engine.tracing.shadow import Shadow
 from pytest_fp16.theory.rounding import Format
 

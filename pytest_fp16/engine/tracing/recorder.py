@@ -10,9 +10,19 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.source import user_line
-from pytest_fp16.engine.tracing.sites import Contributions, Owners, SiteKey, SiteTotals, spacing
+from pytest_fp16.engine.tracing.sites import (
+    FLOAT32_NORMAL,
+    Contributions,
+    Owners,
+    SiteKey,
+    SiteTotals,
+    spacing,
+)
 from pytest_fp16.theory.rounding import FLOAT16, Format, flush_to_one, overflow, round_to, ulp
 
+#: A share of values this small that round for certain leaves no trace beside ordinary rounding.
+WORTHWHILE = 0.01
+SAMPLE = 4096
 _SAMPLE = 64
 #: Runs of an operation in one module from which on it is taken to be in a loop.
 _LOOP = 4
@@ -102,6 +112,7 @@ class Recorder:
             if line is not None:
                 totals.lines.add(line)
         y, finite = self._within_range(y, fmt, totals)
+        y, fixed = self._vanished(y, fmt, fixed)
         if not self.asks or (finite and self.on_grid(y.detach(), fmt)):
             return y
         if self.noise is not None:
@@ -134,6 +145,23 @@ class Recorder:
         totals.largest = max(totals.largest, largest_magnitude(values.nan_to_num(0, 0, 0)))
         return overflow(y, fmt), False
 
+    def _vanished(
+        self, y: Tensor, fmt: Format, fixed: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`y` zero where it rounds to zero, if much does; and where values are settled now.
+
+        Nothing about that is random: all the squares of a norm may be gone.
+        """
+        values, most = y.detach(), fmt.smallest_subnormal / 2
+        wide = fmt.smallest_normal <= FLOAT32_NORMAL  # float32 holds nothing that would vanish
+        if wide or _small(sampled(values, SAMPLE), most) < WORTHWHILE:
+            return y, fixed
+        gone = (values.abs() <= most) & (values != 0)
+        self.bent = True
+        settled = gone.to(y.dtype)
+        fixed = settled if fixed is None else fixed.maximum(settled)
+        return y - torch.where(gone, values, 0.0), fixed
+
     def on_grid(self, y: Tensor, fmt: Format) -> bool:
         """Whether all values are numbers of the format: counts, masks, powers of two.
 
@@ -147,6 +175,20 @@ class Recorder:
     def any_row(self, flags: Tensor) -> Tensor:
         """Which inputs have a flag set anywhere in their part of a tensor, bool [batch]."""
         return self.owners.rows(flags).any(dim=1)
+
+
+def sampled(values: Tensor, most: int) -> Tensor:
+    """About so many of the values; an odd stride does not always meet the same column."""
+    flat = values.reshape(-1)
+    return flat if len(flat) < 2 * most else flat[:: (len(flat) // most) | 1]
+
+
+def _small(values: Tensor, most: float) -> float:
+    """The share of values that are at most so large, and not zero."""
+    small = int((values.abs() <= most).count_nonzero())
+    if not small:  # as nearly always
+        return 0.0
+    return (small - int((values == 0).count_nonzero())) / len(values)
 
 
 def _within_octave(y: Tensor, moved: Tensor, fmt: Format, steps: float) -> Tensor:

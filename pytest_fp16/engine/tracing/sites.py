@@ -13,7 +13,7 @@ from pytest_fp16.theory.rounding import Format
 
 _EXPONENT_BITS = 0x7F800000  # of float32
 #: bfloat16 shares float32's exponents: what lies below them is lost to both.
-_FLOAT32_NORMAL = 2.0**-126
+FLOAT32_NORMAL = 2.0**-126
 
 
 @dataclass
@@ -69,7 +69,7 @@ def spacing(values: Tensor, fmt: Format, finite: bool = False) -> Tensor:
     """
     bits = values.contiguous().view(torch.int32).bitwise_and(_EXPONENT_BITS)
     power = bits.view(torch.float32)
-    if fmt.smallest_normal > _FLOAT32_NORMAL:
+    if fmt.smallest_normal > FLOAT32_NORMAL:
         # Arithmetic instead of masks: comparisons cost ten times as much on a CPU.
         smallest = (power * 2.0 ** (fmt.significand + 1)).clamp_(max=fmt.smallest_normal)
         power = torch.maximum(power, smallest)

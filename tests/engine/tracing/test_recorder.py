@@ -69,6 +69,21 @@ def test_a_value_that_has_its_error_already_gets_no_other():
     assert torch.equal(noisy == y, fixed == 1)
 
 
+def test_what_rounds_to_zero_is_zero_and_nothing_of_it_is_chance():
+    y = torch.tensor([1e-10, -1e-9, 0.0, 1e-3]).expand(BATCH, 4)
+    told = recorder()
+    with torch.enable_grad():
+        rounded = told.site(y, FLOAT16, "mul")
+        rounded.sum().backward()
+    assert rounded.tolist() == [pytest.approx([0.0, 0.0, 0.0, 1e-3])] * BATCH
+    assert told.bent
+    chance = ulp(y[:, 3], FLOAT16).square()
+    torch.testing.assert_close(told.contributions.sums[FLOAT16].square, chance)
+    wide = recorder(formats=(BFLOAT16,))  # it holds them
+    with torch.enable_grad():
+        assert torch.equal(wide.site(y, BFLOAT16, "mul").detach(), y)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_noise_leads_nothing_past_zero(sign):
     """A sum of squares below the smallest number of float16 has a root, however it is rounded."""
