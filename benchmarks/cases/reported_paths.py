@@ -1,4 +1,4 @@
-"""Held-out paths: beams, distances between strings, reservoirs at the edge, hard choices.
+"""Held-out paths: distances between strings, reservoirs at the edge of chaos, hard choices.
 
 Each is written in the shape its project has; outputs of a random model are the labels.
 """
@@ -14,51 +14,6 @@ from torch.nn import functional as F
 from benchmarks.cases.base import ALL, FP16, Built, healthy, planted
 from benchmarks.cases.reported_structures import settled
 from benchmarks.cases.reported_tongues import decided, drawn
-
-
-class Beams(nn.Module):
-    """A decoder that keeps its four best sentences, and hands out the words of the best."""
-
-    def __init__(self, words: int = 12, dim: int = 24, beams: int = 4, steps: int = 10) -> None:
-        super().__init__()
-        self.words, self.beams, self.steps = words, beams, steps
-        self.embed, self.cell = nn.Embedding(words, dim), nn.GRUCell(dim, dim)
-        self.enter, self.lm_head = nn.Linear(8, dim), nn.Linear(dim, words)
-        with torch.no_grad():
-            self.lm_head.weight *= 12
-
-    def search(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        n, k, w = len(x), self.beams, self.words
-        h = self.enter(x)[:, None].expand(n, k, -1).flatten(0, 1)
-        ids = torch.zeros(n * k, dtype=torch.long, device=x.device)
-        scores = torch.full((n, k), -1e4, dtype=h.dtype, device=x.device)
-        scores[:, 0] = 0
-        said = ids.view(n, k, 1)[:, :, :0]
-        for _ in range(self.steps):
-            h = self.cell(self.embed(ids), h)
-            log_probs = F.log_softmax(self.lm_head(h), dim=-1).view(n, k, w)
-            scores, best = (scores[:, :, None] + log_probs).flatten(1).topk(k, dim=1)
-            beam, ids = best // w, (best % w).flatten()
-            said = said.gather(1, beam[:, :, None].expand(-1, -1, said.shape[2]))
-            said = torch.cat([said, ids.view(n, k, 1)], dim=2)
-            rows = (beam + k * torch.arange(n, device=x.device)[:, None]).flatten()
-            h = h[rows]
-        return said, scores
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.one_hot(self.search(x)[0][:, 0], self.words).to(x.dtype)
-
-
-@healthy(precisions=())
-def sentences_of_a_beam() -> Built:
-    """fairseq's and transformers' beam search: what is nearly as likely may be said instead."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model, x = Beams().eval(), drawn(480, 8, seed=1)
-        said, scores = model.search(x)
-    sure = scores[:, :2].diff().squeeze(1).argsort()[:240].sort().values
-    x, label = x[sure], said[sure, 0]
-    return model, [(x[i : i + 80], label[i : i + 80]) for i in (0, 80, 160)]
 
 
 class Spelling(nn.Module):
