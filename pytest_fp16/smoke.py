@@ -8,7 +8,7 @@ import torch
 
 from pytest_fp16.engine.batching import copied, split_batch, to_device
 from pytest_fp16.engine.copies import make_model
-from pytest_fp16.engine.models import call_as_is
+from pytest_fp16.engine.models import call_as_is, evaluating
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.errors import DataError
@@ -36,7 +36,7 @@ def smoke(subject: Evaluation | Training) -> None:
 
 
 def _one_batch(subject: Evaluation) -> None:
-    model = make_model(subject.model).eval()
+    model = evaluating(make_model(subject.model))
     inputs, _ = split_batch(_first(subject.data, "data"), subject.holds_labels)
     with torch.no_grad():
         main_output(call_as_is(model, copied(to_device(inputs, _device(model))), subject.forward))

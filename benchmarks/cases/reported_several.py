@@ -51,9 +51,12 @@ class InARow(nn.Module):
         return self.body(self.surprise(columns).flatten(1))
 
 
-@planted("eps-underflow", "whitened", "add", fails=("16-true",), family="several")
+@planted("overflow", "length", "mul", fails=("16-true",), family="several", also=("eps-underflow",))
 def three_faults_in_a_row() -> Built:
-    """detectron2, timm: an overflow hides an epsilon, which hides another."""
+    """detectron2, timm: an overflow hides an epsilon, which hides another.
+
+    The overflow leaves rows of zeros, which no epsilon brings back; that of zero makes NaN of them.
+    """
     train, test = data.digits()
     return built(fitted(InARow, train), test)
 

@@ -118,6 +118,8 @@ def _candidates(
         yield "bfloat16", Remedy("bf16-mixed")
     if name == "bf16" and culprit.mechanism in _DIGITS:  # float16 has three more bits
         yield "float16", Remedy(f"16-{mode}")
+        if mode == "true":
+            yield "float16", Remedy("16-mixed")
 
 
 def _lines(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[Remedy]:

@@ -26,12 +26,13 @@ class Damage:
         task: how outputs are read.
         wanted: the reference's raw outputs.
         failing: those of the run that fails.
+        apart: whether lost outputs are a damage of their own; else they are as wrong as any.
     """
 
-    def __init__(self, task: Task, wanted: Tensor, failing: Tensor) -> None:
+    def __init__(self, task: Task, wanted: Tensor, failing: Tensor, apart: bool = True) -> None:
         self.task = task
         self.wanted = wanted
-        self.lost = self._lost(failing)
+        self.lost = self._lost(failing) & apart
         self.centred = self._centred(self.task.canonical(self.wanted))
         about_mean = self.centred - self.centred.mean(0, keepdim=True)
         self.spread = float(about_mean.square_().mean().sqrt())
@@ -60,6 +61,12 @@ class Damage:
         """The failing run's error relative to the spread of the outputs over the inputs."""
         error = float(self.full.square().mean().sqrt())
         return error / self.spread if self.spread > 0 else math.inf
+
+    @property
+    def part(self) -> float:
+        """The failing run's error as a part of what there is to lose, from 0 to 1."""
+        error = float(self.error.square().mean().sqrt())
+        return error / self.spread if self.spread > 0 else 0.0
 
     def _lost(self, output: Tensor) -> Tensor:
         n = len(self.wanted)

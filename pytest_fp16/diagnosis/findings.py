@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,12 @@ ADDITIONS = frozenset("add sub rsub index_add scatter_add addcmul addcdiv lerp".
 STEPWISE = frozenset({"index_add", "scatter_add"})
 #: Running sums, which give every sum on the way.
 RUNNING = frozenset({"cumsum"})
+#: What those add to their first operand that make their addend of others.
+_COMPOSED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "addcmul": lambda _, a, b: a * b,
+    "addcdiv": lambda _, a, b: a / b,
+    "lerp": lambda start, end, weight: weight * (end - start),
+}
 _SCALARS = ("number", "Optional[number]", "float", "Optional[float]")
 
 
@@ -170,13 +177,16 @@ def _scalars(func: OpOverload, args: Any, kwargs: Any) -> list[float]:
 def _addition(name: str, args: Any, kwargs: Any, total: Pair) -> Addition:
     if name in RUNNING:  # each term beside the sum it is added to
         return Addition(widen(total.low).float(), widen(args[0].low).float(), total, False)
-    places = [a for a in args if isinstance(a, (Pair, int, float))]
-    chosen = [places[0], places[-1] if name in STEPWISE else places[1]]
     device = total.low.device
-    first, second = (
+    first, *others = (
         widen(a.low).float() if isinstance(a, Pair) else torch.tensor(float(a), device=device)
-        for a in chosen
+        for a in args
+        if isinstance(a, (Pair, int, float))
     )
+    if name in _COMPOSED and len(others) == 2:
+        second = _COMPOSED[name](first, *others) * kwargs.get("value", 1)
+        return Addition(first, second, total, False)
+    second = others[-1] if name in STEPWISE else others[0]
     alpha = kwargs.get("alpha", 1)
     if name in ("add", "sub") and isinstance(alpha, (int, float)) and alpha != 1:
         second = second * alpha

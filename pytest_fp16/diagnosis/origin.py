@@ -28,6 +28,8 @@ from pytest_fp16.engine.source import frames_of, raised_at
 
 #: Part of the squared damage that must be born in the origin's module, or nobody is to blame.
 CONCENTRATED = 0.1
+#: Error of outputs, as a part of their spread, beyond which hardly anything is left to lose.
+RUINED = 0.7
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,7 @@ def _born(
 ) -> Origin:
     """Cut the recorded program until the operation is known, or nobody is to blame."""
     operations = specimen.operations
-
-    @cache
-    def done(until: int) -> float:
-        try:
-            return damage.of(specimen.healed(until))
-        except Exception:  # exact values lead elsewhere: nothing can be said of this cut
-            return 1.0
-
+    done = _told(specimen, damage)
     lost = specimen.tape.first_lost()
     expected = _expected(operations, shares, specimen.tape.entered())
     search = Search(expected, ENOUGH**2, lost)
@@ -131,7 +126,43 @@ def _born(
         _narrow(search, done, spread if not concentrated else lambda: False)
     found = operations[search.harmful - 1]
     unrounded = search.harmless == 0 and done(0) >= ENOUGH
+    if not unrounded and bool(damage.lost.any()):
+        ruin = _ruin(specimen, damage, found.index)
+        if ruin is not None:
+            damage, found = ruin, _ruining(specimen, ruin, expected[: found.index])
     return Origin(found, operations, damage, concentrated, unrounded, lossless=lost is None)
+
+
+def _told(specimen: Specimen, damage: Damage) -> Callable[[int], float]:
+    """The damage of cuts, each asked for once."""
+
+    @cache
+    def done(until: int) -> float:
+        try:
+            return damage.of(specimen.healed(until))
+        except Exception:  # exact values lead elsewhere: nothing can be said of this cut
+            return 1.0
+
+    return done
+
+
+def _ruin(specimen: Specimen, damage: Damage, until: int) -> Damage | None:
+    """What had become of the outputs before an operation made NaN of them; None where little.
+
+    An infinite count leaves no variance; an epsilon of zero makes NaN of it, any other no better.
+    """
+    try:
+        ruin = Damage(damage.task, damage.wanted, specimen.healed(until), apart=False)
+    except Exception:
+        return None
+    return ruin if ruin.part >= RUINED else None
+
+
+def _ruining(specimen: Specimen, ruin: Damage, expected: list[float]) -> Operation:
+    """The earliest operation that is enough to ruin them so."""
+    search = Search(expected, ENOUGH**2, None)
+    _narrow(search, _told(specimen, ruin), lambda: False)
+    return specimen.operations[search.harmful - 1]
 
 
 def _narrow(

@@ -83,11 +83,24 @@ def _is_quantised(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and any(map(_is_quantised, value))
 
 
+def has_modes(model: Any) -> bool:
+    """Whether a model can be set to evaluate: an exported program cannot, it is as it was traced.
+
+    torch puts methods that refuse in the place of its own; a copy of the program is without them.
+    """
+    return not isinstance(model, nn.Module) or "eval" not in vars(model)
+
+
+def evaluating(model: nn.Module) -> nn.Module:
+    """The model itself, in eval mode where it has one."""
+    return model.eval() if has_modes(model) else model
+
+
 def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
     """Move and, for a "true" precision, cast a model of our own; in eval mode."""
     with torch.no_grad():  # a traced module's parameters would get a history
         _without_gradient(model)
-        model = model.to(device).eval()
+        model = evaluating(model.to(device))
         if precision.dtype_name != "float32" and not precision.mixed:
             model = cast_module(model, precision.dtype)
     _without_gradient(model)

@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.marks import Marks
-from pytest_fp16.engine.models import require_float32
+from pytest_fp16.engine.models import has_modes, require_float32
 from pytest_fp16.engine.untouched import Habits, State
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import REFERENCE, precision
@@ -46,7 +46,7 @@ class Candidates:
         self.habits = Habits()
         source = fresh_model(subject.model)
         require_float32(source)
-        self.was_training = source.training
+        self.was_training = source.training and has_modes(source) and has_modes(subject.model)
         self.reference = self._candidate(REFERENCE.name, source)
         self._before = Marks(self.reference.model)
         self._lent: WeakSet[nn.Module] = WeakSet()  # models that read another's

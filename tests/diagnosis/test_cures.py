@@ -212,6 +212,32 @@ def test_float16_where_bfloat16_has_too_few_digits_for_the_whole_model():
     assert "16-mixed" in report.cure.description
 
 
+def test_mixed_float16_where_neither_half_nor_bfloat16_has_the_digits():
+    """Distances are told apart by hundredths, and the level of what is made of them by less."""
+
+    class Narrow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(60, 1)
+            self.register_buffer("centres", torch.linspace(10, 26, 60))
+
+        def forward(self, x):
+            near = torch.exp(-50 * (x[..., None] - self.centres) ** 2).mean(1)
+            return self.head(near).squeeze(1)
+
+    torch.manual_seed(0)
+    model, x = Narrow().eval(), 18 + 2 * torch.randn(400, 6)
+    with torch.no_grad():
+        model.head.weight *= 30
+        model.head.bias += 3
+        data = [(x, model(x))]
+    subject = Evaluation(model=model, data=data, task="regression")
+    report = check(subject, precision="bf16-true", emulate="always", budget=3e-5)
+    assert report.verdict == "not equivalent"
+    assert (report.cure.kind, report.cure.verified) == ("float16", True)
+    assert report.cure.precision == "16-mixed"
+
+
 def test_the_whole_model_in_float32_is_no_cure():
     torch.manual_seed(0)
     x = torch.randn(3000, 16)

@@ -61,6 +61,21 @@ def test_where_outputs_were_lost_only_the_lost_count():
     assert found.of(wanted + 1.0) == 0.0
 
 
+def test_lost_outputs_may_count_as_any_others():
+    wanted = torch.randn(6, 3, generator=torch.Generator().manual_seed(3))
+    failing = wanted.clone()
+    failing[:2], failing[2:4] = torch.nan, 1e3
+    apart = Damage(Task("regression"), wanted, failing)
+    alike = Damage(Task("regression"), wanted, failing, apart=False)
+    assert apart.lost.sum() == 2
+    assert not alike.lost.any()
+    partly = wanted.clone()
+    partly[2:4] = 1e3
+    assert apart.of(partly) == 0.0
+    assert 0.0 < alike.of(partly) < alike.of(failing) == 1.0
+    assert 0.0 < Damage(Task("regression"), wanted, partly).part < alike.part < 1.0
+
+
 def test_a_masked_class_is_infinite_on_purpose_and_counts_for_nothing():
     wanted = torch.tensor([[-torch.inf, 1.0, 0.0], [0.0, 2.0, 1.0]])
     unhurt, _ = damage(wanted.clone(), wanted)

@@ -95,6 +95,19 @@ def test_nothing_is_added_where_an_addend_is_zero():
     assert added(aten.add.Tensor, "add", (pair([1.0]), pair([torch.inf])), [torch.inf]) is None
 
 
+@pytest.mark.parametrize(
+    ("func", "name", "others", "kwargs"),
+    [
+        (aten.addcmul.default, "addcmul", (pair([0.25]), pair([2.0])), {"value": 2}),
+        (aten.addcdiv.default, "addcdiv", (pair([2.0]), pair([2.0])), {}),
+        (aten.lerp.Scalar, "lerp", (pair([2052.0]), 0.25), {}),
+    ],
+)
+def test_what_is_added_may_be_made_of_two(func, name, others, kwargs):
+    steps, small, large = added(func, name, (pair([2048.0]), *others), [2049.0], kwargs)
+    assert (steps, small, large) == (0.5, 1.0, 2048.0)
+
+
 def test_many_terms_beside_their_one_sum():
     index = Pair(torch.zeros(3).long(), torch.zeros(3).long(), torch.int64)
     args = (pair([0.0]), 0, index, pair([1.0, 0.5, 0.25]))

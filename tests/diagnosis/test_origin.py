@@ -62,6 +62,31 @@ def test_what_lies_downstream_is_not_blamed(make_net, specimen):
     assert place(found) == ("core.part.first", "pow")
 
 
+class Scaled(nn.Module):
+    """By the spread of what is too small for float16, or of what a norm takes as it is."""
+
+    def __init__(self, size, normed):
+        super().__init__()
+        self.size, self.norm = size, nn.LayerNorm(32) if normed else nn.Identity()
+
+    def forward(self, x):
+        small = self.size * x
+        return self.norm(x if self.size > 1e-6 else small) / ((small * small).sum(-1, True) + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("size", "operation"),
+    [
+        (1e-8, "mul"),  # what is left of it is nothing, whatever the epsilon
+        (1e-5, "add"),  # with it the squares would be as good as nothing, as they are
+    ],
+)
+def test_where_all_was_lost_before_it_became_nan_is_the_origin(make_net, specimen, size, operation):
+    found = specimen(make_net(Scaled(size, size > 1e-6), gain=1.0, steps=0))
+    assert not bool(found.run().isfinite().any())
+    assert place(find_origin(found)) == ("core.part", operation)
+
+
 def test_a_harmless_infinite_mask_is_passed_over(make_net, specimen):
     class Masked(nn.Module):
         def forward(self, x):

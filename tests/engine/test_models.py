@@ -18,6 +18,7 @@ from pytest_fp16.engine.models import (
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import precision
+from pytest_fp16.smoke import smoke
 
 CPU = torch.device("cpu")
 
@@ -88,6 +89,21 @@ def test_a_model_on_the_meta_device_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3, device="meta"))
     with pytest.raises(ModelError, match=r"^1 lies on the meta device.*load its weights first"):
         check(Evaluation(model=model, data=[torch.randn(2, 4)], labelled=False))
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_an_exported_program_has_no_modes(made):
+    """torch makes its module refuse ``eval()``, and says that it is training."""
+    program = torch.export.export(torch.nn.Linear(4, 3).eval(), (torch.randn(8, 4),))
+    model, x = program.module(), torch.randn(8, 4)
+    assert model.training
+    with pytest.raises(NotImplementedError):
+        model.eval()
+    subject = Evaluation(program.module if made else model, [x], labelled=False)
+    report = check(subject, precision="16-true")
+    assert report.verdict == "equivalent"
+    assert not any("training mode" in warning for warning in report.warnings)
+    smoke(subject)
 
 
 def test_inputs_are_cast_where_the_whole_model_is():

@@ -102,6 +102,10 @@ _NO_CPU_KERNEL = _NO_KERNEL.union(
     "multilabel_margin_loss_forward".split()
 )
 
+#: Those that write into a copy in the type of the first tensor, which alone chooses the kernel: the
+#: others may have any type (ATen's ``linalg_solve_triangular_out``).
+_FIRST_CHOOSES = frozenset({"linalg_solve_triangular"})
+
 #: CUDA has them in float16 for sizes that are powers of two; a CPU for none.
 _TRANSFORMS = frozenset({"_fft_r2c", "_fft_c2r", "_fft_c2c"})
 
@@ -134,6 +138,8 @@ def missing_kernel(name: str, args: Sequence[Any], target: str) -> bool:
         mode = args[3] if len(args) > 3 and args[3] is not None else 0
         many = max(args[0].shape[-2], args[1].shape[-2]) > _CDIST_BY_PRODUCT
         return not (mode == 1 or (mode == 0 and many))
+    if name in _FIRST_CHOOSES and args[0].dtype not in LOW:
+        return False
     if target != "cuda":
         return name in _NO_CPU_KERNEL
     if name in _NO_COMPLEX and any(t.dtype is torch.complex32 for t in tensors(args, {})):

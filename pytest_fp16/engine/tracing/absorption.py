@@ -131,10 +131,17 @@ def stepped(
         near = (away.abs() <= FEW_STEPS) & (ulp(operand, fmt) >= step)
         near = near if fixed is None else near & (fixed == 0)
         if float(near.float().mean()) >= WORTHWHILE:
-            y = y + torch.where(near, (away.round() - away) * step, 0.0)
+            whole = (operand / step).round()
+            y = y + torch.where(near, (_to_even(away, whole) - away) * step, 0.0)
             settled = near.to(y.dtype)
             fixed = settled if fixed is None else fixed.maximum(settled)
     return y, fixed
+
+
+def _to_even(away: Tensor, whole: Tensor) -> Tensor:
+    """`away` to whole steps, from a number of so many: a tie goes to where the sum is even."""
+    even = 2 * ((whole + away) / 2).round() - whole
+    return torch.where(away - away.floor() == 0.5, even, away.round())
 
 
 def _fits(shape: torch.Size, into: torch.Size) -> bool:
@@ -171,10 +178,19 @@ def _worthwhile(y: Tensor, operand: Tensor, other: Tensor, fmt: Format) -> bool:
 
 
 def _falls(operand: Tensor, y: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
-    """The way from `y` to the operand, and one where it is at most half an ulp, zero elsewhere."""
+    """The way from `y` to the operand, and one where it rounds there, zero elsewhere.
+
+    It does within half a step of the grid between the two, which is finer below a power of two; a
+    tie goes to an even number.
+    """
     away = operand - y
-    halves = away.abs().mul_(2).div_(ulp(operand, fmt)).ceil_()
-    return away, halves.neg_().add_(2).clamp_(0, 1)
+    step = ulp(torch.minimum(operand.abs(), y.abs()), fmt)
+    halves = away.abs().mul_(2).div_(step)
+    falls = halves.ceil().neg_().add_(2).clamp_(0, 1)
+    ties = halves == 1
+    if bool(ties.any()):
+        falls.masked_fill_(ties & ((operand / step).remainder(2) == 1), 0.0)
+    return away, falls
 
 
 def crowded(y: Tensor, fmt: Format) -> Tensor:

@@ -40,7 +40,7 @@ _SINGULAR = frozenset(
 )
 
 #: Those that are singular at one, or minus one, where a bounded value ends.
-_SINGULAR_AT_ONE = frozenset("log1p logit atanh erfinv".split())
+_SINGULAR_AT_ONE = frozenset("log1p logit atanh erfinv acos asin acosh".split())
 
 #: Those that leave nothing of it where one is taken off: a logarithm or a quotient follows.
 _FROM_ONE = frozenset("sub rsub add".split())

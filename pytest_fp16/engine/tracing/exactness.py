@@ -1,4 +1,4 @@
-"""Results that no format rounds: sums beside a zero, products with powers of two, single terms.
+"""Results that no format rounds: some sums, products with powers of two, single terms.
 
 A sum of products is such a result where one product alone is not zero and one of its factors is a
 power of two: a matrix of ones and zeros moves rows, and so does a one-hot vector. All of it asks
@@ -43,8 +43,10 @@ def exact_results(
         return None
     first, second = low
     if name in _SUMS:
-        plain = kwargs.get("alpha", 1) == 1 and first is not None and second is not None
-        return beside_zeros(y, [a.inner for a in low if a is not None]) if plain else None
+        if kwargs.get("alpha", 1) != 1 or first is None or second is None:
+            return None
+        zeros = beside_zeros(y, [first.inner, second.inner])
+        return _union(zeros, on_the_last_step(y, formats))
     exact = None
     if name in ("mul", "div") and kwargs.get("rounding_mode") is None:
         exact = _union(
@@ -81,6 +83,25 @@ def beside_zeros(y: Tensor, operands: Sequence[Tensor]) -> Tensor | None:
         if _share(sampled(operand.detach(), SAMPLE) == 0) >= WORTHWHILE:
             exact = _union(exact, (operand.detach() == 0).to(y.dtype).expand(y.shape))
     return exact
+
+
+def on_the_last_step(y: Tensor, formats: Sequence[Format]) -> Tensor | None:
+    """Where a sum is exact because the format has the same steps there as below its normal range.
+
+    Its operands are whole numbers of them, and so is the sum (Hauser 1996; Higham, *Accuracy and
+    Stability of Numerical Algorithms*, 2nd ed., problem 2.19).
+
+    Args:
+        y: the sum or difference of numbers on the grid of its format in the 16-bit program.
+        formats: all in which it is to be exact.
+
+    Returns:
+        One there, zero elsewhere; None where that is (nearly) nowhere.
+    """
+    end = 2 * min(f.smallest_normal for f in formats)
+    if _share(sampled(y.detach(), SAMPLE).abs() < end) < WORTHWHILE:
+        return None
+    return (y.detach().abs() < end).to(y.dtype)
 
 
 def scaled(factor: Any, y: Tensor) -> Tensor | None:

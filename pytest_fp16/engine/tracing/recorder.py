@@ -119,7 +119,7 @@ class Recorder:
             error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
             error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
             moved = y + (error if fixed is None else error.mul_(1 - fixed))
-            moved = _within_octave(y, _ends_kept(y, moved, fmt), fmt, steps)
+            moved = _within_octave(y, _ends_rounded(y, moved, fmt), fmt, steps)
             # Of a few steps above zero a value's own error leaves its rounding alone.
             few = y.detach().abs() <= FEW_STEPS * fmt.smallest_subnormal
             return torch.where(few, round_to(y.detach(), fmt), moved)
@@ -214,18 +214,17 @@ def _within_octave(y: Tensor, moved: Tensor, fmt: Format, steps: float) -> Tenso
     return torch.where(settled, flush_to_one(y, fmt), bounded)
 
 
-def _ends_kept(y: Tensor, moved: Tensor, fmt: Format) -> Tensor:
+def _ends_rounded(y: Tensor, moved: Tensor, fmt: Format) -> Tensor:
     """Values rounded at random, but for those that a clamp has made the largest or smallest.
 
-    Where errors are random, several values agree and lie on the grid only if none has entered them:
-    an index that is computed of clamped coordinates does not leave its table.
+    Where errors are random, several values agree only if none has entered them: they round as they
+    are. An index that is computed of clamped coordinates leaves its table only if it rounds there.
     """
     values = y.detach()
     for end in torch.aminmax(values):
-        if bool(end.isfinite()) and torch.equal(round_to(end, fmt), end):
-            same = values == end
-            if int(same.sum()) > 1:
-                moved = torch.where(same, y, moved)
+        same = values == end
+        if bool(end.isfinite()) and int(same.sum()) > 1:
+            moved = torch.where(same, y + (round_to(end, fmt) - end), moved)
     return moved
 
 

@@ -28,6 +28,20 @@ def test_mixed_dtypes_are_refused_before_a_kernel_is_missed():
 
 
 @pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_a_triangular_system_is_solved_in_the_type_of_its_matrix(target):
+    """A gated delta rule under autocast: the decays make the matrix float32, not the values."""
+    system, values = torch.eye(3) + torch.ones(3, 3).tril(-1), torch.tensor([[1.0], [2.0], [7.0]])
+    with Emulation(target):
+        solved = torch.linalg.solve_triangular(system, values.half(), upper=False)
+    native = torch.linalg.solve_triangular(system, values.half(), upper=False)
+    assert solved.dtype == native.dtype == torch.float32
+    assert torch.equal(solved, native)
+    for other in (values, values.half()):
+        with Emulation(target), pytest.raises(RuntimeError, match="no float16 kernel"):
+            torch.linalg.solve_triangular(system.half(), other, upper=False)
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
 @pytest.mark.parametrize(
     ("call", "wide_input", "wide_weights"),
     [

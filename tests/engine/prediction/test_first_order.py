@@ -51,6 +51,32 @@ def test_a_follower_with_larger_errors_is_looked_at_itself():
     assert any(SAID in note for note in follower.notes)
 
 
+class Apart(nn.Module):
+    """Squares of how far two layers are apart, summed: what they err is squared, too."""
+
+    def __init__(self, far):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 24), nn.Linear(12, 24)
+        with torch.no_grad():
+            self.second.weight.mul_(far).add_(self.first.weight)
+            self.second.bias.mul_(far).add_(self.first.bias)
+
+    def forward(self, x):
+        return (8 * self.first(x) - 8 * self.second(x)).square().sum(1)
+
+
+@pytest.mark.parametrize(("far", "method"), [(0.01, "adjoint"), (0.0003, "random rounding")])
+def test_values_are_told_by_the_gradient_as_far_as_it_tells_what_is_lost(far, method):
+    torch.manual_seed(2)
+    model, x = Apart(far).eval(), torch.randn(120, 12)
+    with torch.no_grad():
+        data = [(x, model(x))]
+    subject = Evaluation(model=model, data=data, task="regression")
+    (report,) = examine(subject, Settings(precisions=("16-true",)))
+    assert report.forecast.method == method
+    assert 0.5 < report.forecast.metric_loss / report.metric.loss < 2
+
+
 class Root(nn.Module):
     """A root of what is next to nothing: its slope is thousands, and what it gives is small."""
 

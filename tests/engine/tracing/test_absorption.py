@@ -168,6 +168,29 @@ def test_a_few_steps_from_an_operand_the_difference_alone_is_rounded(fmt):
     assert stepped(y, [a], fmt, settled)[0] is y
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_what_lies_half_way_goes_to_an_even_number(fmt):
+    """A half that is added to whole numbers, as they are rounded by hand; a one beyond the last."""
+    last = 2.0 ** (fmt.significand - 1)
+    whole = last + torch.arange(100.0).repeat(3)
+    halves = round_to(whole + 0.5, fmt)
+    assert float((halves == whole).float().mean()) == 0.5
+    assert torch.equal(absorbed(whole + 0.5, [whole], fmt)[0][::2], whole[::2])
+    assert torch.equal(absorbed(whole + 0.5, [whole], fmt)[0][1::2], whole[1::2] + 0.5)
+    for addend in (0.5, 1.5, -2.5):
+        moved = stepped(whole + 20 + addend, [whole + 20], fmt, None)[0]
+        assert torch.equal(moved, round_to(whole + 20 + addend, fmt))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_below_a_power_of_two_steps_are_half_as_wide(fmt):
+    one = torch.ones(64)
+    for part in (0.4, 0.6, 0.9):
+        y = one - part * fmt.unit_roundoff
+        falls = absorbed(y, [one], fmt)[1]
+        assert bool((round_to(y, fmt) == one).all()) == (falls is not None)
+
+
 class Loop(nn.Module):
     """Adds the same, or nearly the same, again and again."""
 

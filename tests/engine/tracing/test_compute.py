@@ -153,6 +153,16 @@ def test_what_rounds_to_one_leaves_nothing_of_it(func, sign):
     assert not told.bent
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_rounds_to_one_is_at_the_end_of_its_angles(sign):
+    """So the sine that a quotient behind it divides by is zero."""
+    told = recorder()
+    x = sign * torch.tensor([1 - 2**-13, 1 - 2**-9, 0.5])
+    out, _ = run(aten.acos.default, shadow(x), told=told)
+    assert torch.equal(out, torch.acos(torch.tensor([float(sign), *x[1:]])))
+    assert told.bent
+
+
 def test_fused_attention_rounds_its_probabilities():
     q = torch.randn(2, 1, 4, 8)
     told = recorder()

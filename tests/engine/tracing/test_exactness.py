@@ -31,6 +31,22 @@ def test_beside_zeros_a_sum_is_exact():
     assert beside_zeros(x, []) is None
 
 
+@pytest.mark.parametrize("name", ["add", "sub"])
+def test_where_steps_are_those_of_the_smallest_numbers_a_sum_is_exact(name):
+    small, large = (round_to(size * drawn(40, 30), FLOAT16) for size in (3e-5, 1e-3))
+    second = torch.where(drawn(30) > 0, small.flip(0), large)
+    y = small + second if name == "add" else small - second
+    exact = exact_results(name, [shadow(small), shadow(second)], {}, y, [FLOAT16])
+    assert torch.equal(exact == 1, y.abs() < 2 * FLOAT16.smallest_normal)
+    assert torch.equal(round_to(y, FLOAT16)[exact == 1], y[exact == 1])
+    assert not torch.equal(round_to(y, FLOAT16), y)
+    for args, formats in (
+        ([shadow(small), 1e-5], [FLOAT16]),  # a number is on no grid
+        ([shadow(small), shadow(second)], FORMATS),  # bfloat16 has finer steps there
+    ):
+        assert exact_results(name, args, {}, y, formats) is None
+
+
 def test_powers_of_two_are_told():
     values = torch.tensor([1.0, -2.0, 0.125, 3.0, 0.0, torch.inf, torch.nan, 1.5])
     assert powers(values).tolist() == [True, True, True, *[False] * 5]

@@ -57,6 +57,18 @@ def test_noise_is_a_rounding_error(fmt):
     torch.testing.assert_close((many - y)[free], 4 * (noisy - y)[free], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("fmt", [FLOAT16, BFLOAT16])
+def test_what_a_clamp_has_made_the_end_rounds_as_it_is(fmt):
+    """A half that is added to the last index of a table is the next one, where steps are of one."""
+    last = 2.0**fmt.significand - 1
+    y = (values(5000) * last).clamp(-last, last) + 0.5
+    noisy = recorder(noise=torch.Generator().manual_seed(0)).site(y, fmt, "add")
+    ends = y == last + 0.5
+    assert int(ends.sum()) > 100
+    assert bool((noisy[ends] == last + 1).all())
+    assert not bool((noisy[~ends] == y[~ends]).all())
+
+
 def test_a_value_that_has_its_error_already_gets_no_other():
     y, fixed = values(4), torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(BATCH, 4)
     told = recorder()
