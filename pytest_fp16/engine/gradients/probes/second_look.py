@@ -103,7 +103,7 @@ def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int)
     for _ in range(_RETRIES):
         before = trainee.applied
         loss = exact_step(trainee, batches, seed, step)[-1]
-        if not scaled or trainee.applied > before:
+        if not scaled or trainee.left_out or trainee.applied > before:
             break
         with torch.no_grad():  # the batch will be seen again: averages and queues have it once
             for buffer, value in zip(trainee.model.buffers(), held, strict=True):
