@@ -21,6 +21,7 @@ from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
 from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount, WholeNumbers, miscounted
 from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.source import entrance
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.rounding import Format
@@ -150,6 +151,7 @@ def _passes(reference: Trainee, batch: Any, seed: int) -> bool:
         return False
 
 
+@entrance
 def _loss(
     trainee: Trainee, batch: Any, seed: int, witness: Any = None, backwards: bool = False
 ) -> float:
