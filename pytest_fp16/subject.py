@@ -76,8 +76,9 @@ class Training:
             stepped once per epoch (``scheduler_step="epoch"``) or per step (``"step"``).
         clip_grad_norm: None, or the largest norm of the gradient.
         accumulate: batches whose gradients are averaged before one optimizer step.
-        training_step: None, or a function of (model, batch) that returns the loss. In a "true"
-            precision the batch's floating tensors are 16-bit, targets included.
+        training_step: None, or a function of (model, batch) that returns the loss, or None to leave
+            the batch out. In a "true" precision the batch's floating tensors are 16-bit, targets
+            included.
         task, metric, forward, ignore_index: as in `Evaluation`.
         name: how the report calls it.
     """

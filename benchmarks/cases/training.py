@@ -59,7 +59,8 @@ MODULES = (
     *("reported_mended", "reported_repairs", "reported_kept"),
     *("reported_kinds", "reported_likelihoods", "reported_relations"),
     *("reported_paths", "reported_answers", "reported_crowds"),
-    "reported_habitats",
+    *("reported_habitats", "reported_views", "reported_lessons"),
+    *("reported_engines", "reported_ledgers"),
 )
 
 

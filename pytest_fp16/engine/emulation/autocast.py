@@ -22,6 +22,7 @@ from pytest_fp16.engine.emulation.regions import (
     cuda_regions,
     custom_inputs,
     is_on,
+    regions_that_cast,
 )
 
 _TO_LOW = """
@@ -207,7 +208,7 @@ def _cuda_policy() -> Iterator[None]:
             for name in _CPU_ONLY.split():
                 if name not in listed and _overload(name) is not None:
                     _register(library, name, _kernel(name, _untouched))
-        with cuda_regions(), checkpoints_on_cuda(), custom_inputs():
+        with cuda_regions(), regions_that_cast(), checkpoints_on_cuda(), custom_inputs():
             yield
     finally:
         _installed -= 1

@@ -71,6 +71,41 @@ def cuda_regions() -> Iterator[None]:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
+@contextmanager
+def regions_that_cast() -> Iterator[None]:
+    """Let a CUDA region cast where autocast is off, too: one entered in a backward pass, say.
+
+    It is the CPU's autocast that casts, by CUDA's lists.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def entered(self: Any) -> Any:
+        on = self.device == "cuda" and is_on(self) and not torch.is_autocast_enabled("cpu")
+        region = torch.autocast("cpu", dtype=self.fast_dtype, enabled=True) if on else None
+        vars(self).setdefault("_fp16_casts", []).append(region)
+        if region is not None:
+            enter(region)  # type: ignore[no-untyped-call]
+        return enter(self)  # type: ignore[no-untyped-call]
+
+    def left(self: Any, *exception: Any) -> Any:
+        try:
+            return leave(self, *exception)
+        finally:
+            held = vars(self).get("_fp16_casts")
+            region = held.pop() if held else None
+            if region is not None:
+                leave(region, *exception)
+
+    torch.autocast.__enter__, torch.autocast.__exit__ = entered, left  # type: ignore
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore
+
+
 def is_on(region: torch.autocast) -> bool:
     """Whether a region that is being entered is on, or would be where there is CUDA."""
     if region._enabled or region.device != "cuda" or hasattr(region, "_asked"):

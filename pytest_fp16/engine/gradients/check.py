@@ -31,7 +31,13 @@ from pytest_fp16.engine.gradients.origins.lost_gradients import (
     not_skipped,
     skipped_share,
 )
-from pytest_fp16.engine.gradients.origins.own_checks import SHOWN, counted, decides, failing
+from pytest_fp16.engine.gradients.origins.own_checks import (
+    SHOWN,
+    counted,
+    decides,
+    failing,
+    rounded_index,
+)
 from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
 from pytest_fp16.engine.gradients.probes.course import SEED, Course
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated
@@ -42,15 +48,8 @@ from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecor
 from pytest_fp16.engine.gradients.probes.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.gradients.probes.trained import all_finite, trained_weights
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
-from pytest_fp16.engine.gradients.rules.figures import loss_off
-from pytest_fp16.engine.gradients.rules.rules import (
-    RULES,
-    doubtful,
-    gradient_is_lost,
-    tensor_noise,
-    total_noise,
-)
-from pytest_fp16.engine.gradients.rules.step_rules import stuck, wayward
+from pytest_fp16.engine.gradients.rules.rules import gradient_is_lost, longer
+from pytest_fp16.engine.gradients.rules.step_rules import stuck
 from pytest_fp16.engine.gradients.rules.verdict import GradientFindings, conclude
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.engine.source import raised_at
@@ -72,9 +71,7 @@ _EMPTIED = 3  # batches without what a lost guard is added to that are tried in 
 def gradient_check(
     subject: Training, precision: Precision, settings: Settings, device: torch.device
 ) -> GradientFindings:
-    """Forecast whether training in `precision` is equivalent.
-
-    The caller's global state (random generators, loaders' generators, flags) is left as it was.
+    """Forecast whether training in `precision` is equivalent; global state is left as it was.
 
     Args:
         subject: the training; nothing of it is changed.
@@ -87,8 +84,7 @@ def gradient_check(
         FP16Error: as `Trainee`, for a model or optimizer that cannot be used.
     """
     with preserved_state(), preserved_generators(subject.train_data), torch.enable_grad():
-        evidence = _Check(subject, precision, settings.target, device).run()
-    return conclude(evidence, precision)
+        return conclude(_Check(subject, precision, settings.target, device).run(), precision)
 
 
 class _Check:
@@ -143,7 +139,9 @@ class _Check:
             gradients(self.exact, extra[0], 0)  # what 32 bits raise too is the user's: passed on
             return self._raised(error, extra[0])
         self.evidence.points.append(point)
-        if point.skipped and self.evidence.skipped is None:
+        if point.left_out:
+            return "the loss has no gradient", self.replays.cause_in(extra)
+        if point.skipped and candidate.scaler is not None and self.evidence.skipped is None:
             shown = list(itertools.islice(self.course.any(), SHOWN))
             share = skipped_share(self.exact, candidate, [*extra, *shown])
             self.evidence.skipped = share, self.replays.cause_in(extra)
@@ -165,10 +163,16 @@ class _Check:
 
     def _raised(self, error: Exception, batch: Any, drawn: int = 0) -> Broke:
         """What the candidate raised at the reference's weights, and where."""
-        self.evidence.raised_at = raised_at(error)
+        self._note(error, batch)
         watch = self.replays.here([batch], drawn=drawn)
         self.evidence.raised_in, self.evidence.raised_by = watch.failed_in, watch.raised_by
         return told(error), watch.behind(error)
+
+    def _note(self, error: Exception, batch: Any) -> None:
+        """Where the candidate raised, and whether for an index that was rounded."""
+        evidence, low = self.evidence, self._candidate()
+        evidence.raised_at = raised_at(error)
+        evidence.miscount = rounded_index(error, self.exact, low, batch, evidence.format)
 
     def _fails(self, candidate: Trainee) -> Broke | None:
         """What the candidate raises with other batches, where it decides by its values."""
@@ -254,7 +258,7 @@ class _Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self.evidence.raised_at = raised_at(error)
+            self._note(error, batches[-1])
             watch = self.replays.first(first)
             if not all_finite(candidate.model, float_tensors(candidate)):  # it raises for the step
                 return _LOST_WEIGHT, watch.cause
@@ -274,12 +278,8 @@ class _Check:
 
     def _second_look(self, extra: list[Any]) -> None:
         """Where weights or gradients go another way, and nothing else is wrong: do they learn?"""
-        evidence, doubt = self.evidence, doubtful(self.evidence)
-        rules = [rule for rule in RULES if not doubt or rule not in (total_noise, tensor_noise)]
-        doubt = doubt or loss_off(evidence) is not None
-        if not (wayward(evidence) or doubt or evidence.stepped or evidence.stuck) or any(
-            rule(evidence) for rule in rules
-        ):
+        evidence, doubt = self.evidence, longer(self.evidence)
+        if doubt is None:
             return
         fresh = Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
         course, exact = self.course, (fresh, self.exact)

@@ -68,6 +68,7 @@ class Point:
         skipped: batches whose gradient no scale makes finite, where a scaler skips their steps and
             others are finite: what the point shows is of those.
         loss_spread: standard deviation of the 32-bit loss over batches.
+        left_out: whether no batch that was tried has a gradient in 16 bits: the program skips them.
     """
 
     step: int
@@ -80,6 +81,7 @@ class Point:
     finite: bool = True
     skipped: int = 0
     loss_spread: float = 0.0
+    left_out: bool = False
 
 
 def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gradients:
@@ -123,10 +125,13 @@ def examine_point(
 ) -> Point:
     """Compare both trainees' gradients at the reference's weights."""
     candidate.follow(reference)
-    seeds = range(len(batches))
-    exact = [gradients(reference, b, s) for b, s in zip(batches, seeds, strict=True)]
-    nudged, tried = _nudged(reference, batches[:TRIED]), [g.by_name for g in exact[:TRIED]]
-    low, exact, skipped = _candidates(candidate, batches, exact)
+    drawn = list(enumerate(batches))
+    exact = [gradients(reference, batch, seed) for seed, batch in drawn]
+    if any(g.by_name for g in exact):  # a step may leave some out
+        drawn = [one for one, g in zip(drawn, exact, strict=True) if g.by_name]
+        exact = [g for g in exact if g.by_name]
+    nudged, tried = _nudged(reference, drawn[:TRIED]), [g.by_name for g in exact[:TRIED]]
+    low, exact, skipped = _candidates(candidate, drawn, exact)
     names = [n for n in exact[0].by_name if all(n in g.by_name for g in (*exact, *low))]
     empty = []
     for n in names:
@@ -154,6 +159,7 @@ def examine_point(
         all(g.finite for g in low),
         skipped,
         _spread([g.loss for g in exact]),
+        bool(exact[0].by_name) and not any(g.by_name for g in low),
     )
 
 
@@ -163,26 +169,27 @@ def _spread(losses: list[float]) -> float:
 
 
 def _candidates(
-    candidate: Trainee, batches: Sequence[Any], exact: list[Gradients]
+    candidate: Trainee, drawn: Sequence[tuple[int, Any]], exact: list[Gradients]
 ) -> tuple[list[Gradients], list[Gradients], int]:
     """(the candidate's, the reference's with its own in front, how many are skipped)."""
     scale: float | None = None
     low: dict[int, Gradients] = {}
     lost: dict[int, Gradients] = {}
-    for seed, batch in enumerate(batches):
-        if len(low) == TRIED or (seed == TRIED and not low):
+    for number, (seed, batch) in enumerate(drawn):
+        if len(low) == TRIED or (number == TRIED and not low):
             break
         found = scaled_gradients(candidate, batch, seed, scale)
         skips = candidate.scaler is not None and not found.finite
-        (lost if skips else low)[seed] = found
+        skips = skips or (not found.by_name and bool(exact[number].by_name))
+        (lost if skips else low)[number] = found
         scale = scale if skips else found.scale
     if not low:
         low, lost = lost, {}
-    order = [*low, *(seed for seed in range(len(exact)) if seed not in low)]
-    return list(low.values()), [exact[seed] for seed in order], len(lost)
+    order = [*low, *(number for number in range(len(exact)) if number not in low)]
+    return list(low.values()), [exact[number] for number in order], len(lost)
 
 
-def _nudged(trainee: Trainee, batches: Sequence[Any]) -> list[Gradients]:
+def _nudged(trainee: Trainee, drawn: Sequence[tuple[int, Any]]) -> list[Gradients]:
     """The gradients with every weight changed in its last bits."""
     generator = torch.Generator().manual_seed(0)
     held = [p.detach().clone() for p in trainee.parameters()]
@@ -190,7 +197,7 @@ def _nudged(trainee: Trainee, batches: Sequence[Any]) -> list[Gradients]:
         for p in trainee.parameters():
             signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype)
             p.mul_(1 + (2 * signs - 1) * 2.0**-22)
-    found = [gradients(trainee, batch, seed) for seed, batch in enumerate(batches)]
+    found = [gradients(trainee, batch, seed) for seed, batch in drawn]
     with torch.no_grad():
         for p, value in zip(trainee.parameters(), held, strict=True):
             p.copy_(value)

@@ -145,6 +145,11 @@ def _try_step(trainee: Trainee, batch: Any) -> None:
             return trainee.loss(trainee.placed(batch))
 
     loss = guarded(attempt, "the first training step in float32")
+    if trainee.left_out:
+        raise ModelError(
+            "the training step must return the loss (got None for the first batch); None leaves a "
+            "batch out"
+        )
     if not loss.requires_grad:
         raise ModelError(
             "the loss does not depend on the model's parameters: it requires no gradient; check "

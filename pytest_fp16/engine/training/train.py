@@ -167,7 +167,7 @@ def _epochs(trainee: Trainee, seed: int, result: RunResult, tell: Told | None) -
         trainee.end_epoch(result.losses[-1])
         guard.after_epoch(trainee, epoch, losses)
     guard.at_the_end()
-    if trainee.scaler is not None and trainee.applied == 0:
+    if trainee.scaler is not None and trainee.skipped and trainee.applied == 0:
         raise _Ended("collapsed scale", (trainee.subject.epochs - 1, trainee.skipped - 1))
 
 
@@ -246,6 +246,8 @@ class Guard:
             raise _Ended("nan", (epoch, step))
 
     def _after_scaled(self, trainee: Trainee, at: tuple[int, int], loss: float) -> None:
+        if trainee.left_out:
+            return
         self.lost = self.lost or math.isnan(loss)
         applied = trainee.applied > self.applied
         if applied and self.lost:  # no gradient tells of it, and every loss may be as this one

@@ -30,8 +30,8 @@ from pytest_fp16.engine.training.optimization import (
     optimization,
 )
 from pytest_fp16.engine.training.place import Amendment, Place
+from pytest_fp16.engine.training.returned import scalar_of
 from pytest_fp16.engine.untouched import carry_over
-from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 
@@ -114,6 +114,7 @@ class Trainee:
         self.clipping: Callable[[], None] = lambda: None  # told before gradients are clipped
         self.applied = self.skipped = self.lost = 0
         self.index = -1  # of the batch within its epoch
+        self.left_out, self.last_loss = False, 0.0
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -151,21 +152,16 @@ class Trainee:
 
     @entrance
     def loss(self, batch: Any) -> Tensor:
-        """The loss of a placed batch, in this precision.
+        """The loss of a placed batch; zero, and `left_out` set, where the user's step gave None.
 
         Raises:
             ModelError: the user's function returned no scalar tensor.
         """
         value = self.within(lambda: self._user_loss(batch))
-        if isinstance(value, Mapping) and "loss" in value:
-            value = value["loss"]
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            shaped = isinstance(value, Tensor)
-            got = f"a tensor of shape {tuple(value.shape)}" if shaped else repr(value)[:80]
-            raise ModelError(
-                f"the loss must be a scalar tensor (got {got}); reduce it, with .mean() say"
-            )
-        return value.reshape(())
+        found = scalar_of(value, self.own_step or self.subject.training_step is not None)
+        self.left_out = found is None
+        nothing = torch.zeros((), device=self.place.device, requires_grad=True)
+        return nothing if found is None else found
 
     def within(self, run: Callable[[], Any]) -> Any:
         """Something of the user's, in this precision."""
@@ -197,7 +193,7 @@ class Trainee:
             witness: a dispatch mode that sees the operations as the 16-bit program has them.
 
         Returns:
-            The loss of the batch.
+            The loss of the batch, or of the last before it that was not left out.
         """
         self.index += 1
         with self.place.arithmetic(self.precision), witness or nullcontext():
@@ -207,12 +203,13 @@ class Trainee:
             if self.closure:
                 return self._closed_step(batch, last)
             loss = self.loss(batch)
-            self._backward(loss)
-            self.pending.append(None)
-            value = float(loss.detach())
+            if not self.left_out:
+                self._backward(loss)
+                self.last_loss = float(loss.detach())
+            self.pending.append(not self.left_out)
             if len(self.pending) >= self.subject.accumulate or last:
                 self._apply()
-            return value
+            return self.last_loss
 
     def _backward(self, loss: Tensor) -> None:
         if self.subject.accumulate > 1:
@@ -239,27 +236,28 @@ class Trainee:
 
     def _apply(self) -> None:
         """Unscale, clip, step, and forget the gradients that were applied."""
+        if any(self.pending):  # all left out is no step
+            self._unscale()
+            self._clip()
+            before = self.scale
+            if self.scaler is not None:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                self.optimizer.step()
+            if self.scale < before:
+                self.skipped += 1
+                self.lost += self.applied > 0  # the scale was found: it is the batch
+            else:
+                self.applied += 1
         self.pending.clear()
-        self._unscale()
-        self._clip()
-        before = self.scale
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self.optimizer.step()
-        if self.scale < before:
-            self.skipped += 1
-            self.lost += self.applied > 0  # the scale was found: it is the batch
-        else:
-            self.applied += 1
         self.optimizer.zero_grad()
         if self.scheduler is not None and self.scheduler_step == "step":
             self.scheduler.step()
 
     def _closed_step(self, batch: Any, last: bool) -> float:
         """A step of an optimizer that evaluates the loss itself (LBFGS)."""
-        if self.scaler is not None:  # torch's own refusal, of scaler.step(optimizer, closure)
+        if self.scaler is not None:  # torch's own refusal
             raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
         self.pending.append(batch)
         if len(self.pending) < self.subject.accumulate and not last:
@@ -272,7 +270,8 @@ class Trainee:
             total = torch.zeros((), device=self.place.device)
             for part in batches:
                 loss = self.loss(part)
-                self._backward(loss)
+                if not self.left_out:
+                    self._backward(loss)
                 total += loss.detach() / len(batches)
             self._unscale()
             self._clip()

@@ -279,6 +279,41 @@ def test_checkpointed_values_are_computed_again_under_the_same_policy(reentrant,
     assert seen == [torch.float32 if island else torch.bfloat16] * 2
 
 
+class _Again(torch.autograd.Function):
+    """Computes again on the way back, under the autocast that it found on the way there."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        enabled = torch.is_autocast_enabled("cuda")
+        dtype = torch.get_autocast_dtype("cuda")
+        ctx.x, ctx.layer = x.detach(), layer
+        ctx.region = torch.autocast("cuda", dtype=dtype, enabled=enabled)
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, slope):
+        x = ctx.x.requires_grad_()
+        with torch.enable_grad(), ctx.region:
+            y = ctx.layer(x)
+        _Again.seen.append(y.dtype)
+        y.backward(slope)
+        return x.grad, None
+
+
+@pytest.mark.parametrize("entered", [False, True])
+def test_a_backward_pass_that_enters_its_autocast_again_finds_it(entered):
+    layer, x, _Again.seen = nn.Linear(4, 4), X.clone().requires_grad_(), []
+    with held_policy("cpu", "cuda"):
+        if entered:
+            with target_autocast("cpu", torch.bfloat16, "cuda"):
+                y = _Again.apply(x, layer).float().sum()
+        else:
+            y = _Again.apply(x, layer).sum()
+        y.backward()
+        assert not torch.is_autocast_enabled("cpu")
+    assert _Again.seen == [torch.bfloat16 if entered else torch.float32]
+
+
 @pytest.mark.parametrize("target", ["cuda", "cpu"])
 def test_a_product_inside_a_kernel_is_cast_in_an_emulated_run_too(target):
     theta = torch.eye(2, 3).expand(2, 2, 3) / 3

@@ -591,6 +591,21 @@ def test_a_loss_that_stays_beyond_the_range_is_none(digits_training):
     assert found.culprit.mechanism == "overflow"
 
 
+@pytest.mark.parametrize("nothing", [lambda: None, lambda: torch.zeros((), requires_grad=True)])
+def test_batches_that_are_skipped_for_their_loss_are_laid_to_what_makes_it_infinite(nothing):
+    def step(model, batch):
+        x, y = batch
+        loss = F.cross_entropy(model(x), y) + (300 * model(x)[:, 0]).square().sum() / 1e6
+        return loss if torch.isfinite(loss) else nothing()
+
+    found = check("16-true", loss=None, training_step=step)
+    assert found.verdict == "not equivalent"
+    assert "the loss has no gradient" in found.reason
+    assert (found.culprit.module, found.culprit.mechanism) == ("<loss>", "overflow")
+    assert "test_check.py" in found.culprit.source
+    assert check("bf16-true", loss=None, training_step=step).verdict == "equivalent"
+
+
 def test_an_infinity_that_a_quotient_swallows_is_named():
     def loss(outputs, targets):
         far = outputs[:, 0] + 300

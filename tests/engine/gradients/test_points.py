@@ -211,3 +211,38 @@ def test_batches_that_a_scaler_skips_are_left_out(name, first, skipped, finite):
     if finite:
         assert all(math.isfinite(c) for _, c in point.losses)
         assert point.total.rho < 0.1
+
+
+def leaving_out(low, high):
+    """A step that leaves out batches whose first number is between two bounds."""
+
+    def step(model, batch):
+        x, y = batch
+        return None if low < float(x[0, 0]) < high else F.cross_entropy(model(x), y)
+
+    return step
+
+
+def test_batches_that_32_bits_leave_out_are_not_compared():
+    drawn = batches()
+    firsts = sorted(float(x[0, 0]) for x, _ in drawn)
+    given = {"loss": None, "training_step": leaving_out(firsts[0] - 1, firsts[1] + 1e-3)}
+    point = examine_point(
+        trainee("32-true", **given), trainee("16-true", **given), drawn, 0, 2**-11
+    )
+    assert len(point.losses) == 2
+    assert point.total.rho > 0
+    assert not point.left_out
+
+
+def test_batches_that_16_bits_alone_leave_out():
+    def step(model, batch):
+        x, y = batch
+        return None if x.dtype != torch.float32 else F.cross_entropy(model(x), y)
+
+    given = {"loss": None, "training_step": step}
+    point = examine_point(
+        trainee("32-true", **given), trainee("16-true", **given), batches(), 0, 2**-11
+    )
+    assert point.left_out
+    assert point.skipped == 0

@@ -49,6 +49,11 @@ BAD = {
         "the loss must be a scalar tensor",
     ),
     "no loss": (lambda t: {"loss": None}, SettingError, "loss must be a function"),
+    "a step that returns nothing": (
+        lambda t: {"training_step": lambda model, batch: None},
+        ModelError,
+        "must return the loss .got None for the first batch.",
+    ),
     "a loss without gradient": (
         lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o.detach(), t)},
         ModelError,

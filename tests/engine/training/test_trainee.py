@@ -284,3 +284,37 @@ def test_a_script_is_trained_in_one_mixed_precision_after_the_other(digits_train
         with trainee.installed():
             losses = [trainee.step(batch) for batch in subject.train_data[:4]]
         assert losses[-1] < losses[0] * 2
+
+
+@pytest.mark.parametrize("name", ["32-true", "16-mixed"])
+def test_a_batch_that_the_step_leaves_out_is_no_step(digits_training, name):
+    def step(model, batch):
+        x, y = batch
+        return None if len(seen) % 2 else nn.functional.cross_entropy(model(x), y)
+
+    seen = [0, 0]
+    subject = digits_training(loss=None, training_step=step)
+    trainee = Trainee(subject, PRECISIONS[name], 0, initial_state(subject, 0), EMULATED)
+    with trainee.installed():
+        first = trainee.step(subject.train_data[0])
+        before, applied = weights(trainee.model), trainee.applied
+        seen.append(0)
+        assert trainee.step(subject.train_data[1]) == first
+        assert trainee.left_out
+    assert torch.equal(weights(trainee.model), before)
+    assert (trainee.applied, trainee.skipped) == (applied, 0)
+
+
+def test_a_batch_that_is_left_out_counts_among_those_that_are_accumulated(digits_training):
+    def step(model, batch):
+        x, y = batch
+        return None if len(y) == 32 else nn.functional.cross_entropy(model(x), y)
+
+    subject = digits_training(loss=None, training_step=step, accumulate=2)
+    x, y = subject.train_data[0]
+    trainee, alone = pupil(subject), pupil(subject)
+    for batch in ((x, y), (x[:32], y[:32])):
+        trainee.step(batch)
+    alone.step((x, y), last=True)
+    assert trainee.applied == 1
+    assert torch.equal(weights(trainee.model), weights(alone.model))

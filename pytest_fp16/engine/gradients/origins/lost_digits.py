@@ -26,9 +26,10 @@ from pytest_fp16.report.model import Mechanism
 LOST = 0.25
 #: ... and it is this operation that lost it where the errors of its arguments are a tenth of that.
 GROWS = 10
-#: Operations whose result may be off by far more than their arguments: differences, and functions
-#: that are steep where their argument is large.
-_DIFFERENCES, _STEEP = frozenset("add sub rsub".split()), frozenset("sin cos tan exp".split())
+#: Operations whose result may be off by far more than their arguments: differences, functions that
+#: are steep where their argument is large, and quotients where a few divisors are nearly zero.
+_DIFFERENCES = frozenset("add sub rsub".split())
+_STEEP = frozenset("sin cos tan exp div reciprocal".split())
 #: Of each tensor so many values are kept at most, evenly spread: a large model has many.
 _KEPT = 2**12
 

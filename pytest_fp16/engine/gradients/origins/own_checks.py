@@ -21,6 +21,7 @@ from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
 from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount, WholeNumbers, miscounted
 from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.source import entrance
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.rounding import Format
@@ -63,14 +64,31 @@ def decides(candidate: Trainee, batch: Any) -> bool:
 
 
 def counted(
-    reference: Trainee, candidate: Trainee, batch: Any, form: Format
+    reference: Trainee, candidate: Trainee, batch: Any, form: Format, ended: bool = False
 ) -> tuple[Miscount | None, Miscount | None]:
-    """(whole numbers made in 16 bits and wrong, whole numbers that a cast to 16 bits changes)."""
+    """(whole numbers made in 16 bits and wrong, whole numbers that a cast to 16 bits changes).
+
+    Args:
+        reference: the 32-bit training, as far as it has come.
+        candidate: takes its weights.
+        batch: any.
+        form: of the candidate.
+        ended: whether the candidate raises with this batch.
+    """
     candidate.follow(reference)
     exact, low = (WholeNumbers(trainee.model) for trainee in (reference, candidate))
     witnessed(reference, batch, exact)
     witnessed(candidate, batch, low)
-    return miscounted(exact, low, form), low.changed
+    return miscounted(exact, low, form, ended), low.changed
+
+
+def rounded_index(
+    error: Exception, reference: Trainee, candidate: Trainee, batch: Any, form: Format
+) -> Miscount | None:
+    """The whole numbers that were rounded, where an index is out of range for it."""
+    if not isinstance(error, IndexError):
+        return None
+    return counted(reference, candidate, batch, form, ended=True)[0]
 
 
 def witnessed(trainee: Trainee, batch: Any, witness: Any, backwards: bool = False) -> None:
@@ -133,6 +151,7 @@ def _passes(reference: Trainee, batch: Any, seed: int) -> bool:
         return False
 
 
+@entrance
 def _loss(
     trainee: Trainee, batch: Any, seed: int, witness: Any = None, backwards: bool = False
 ) -> float:

@@ -45,6 +45,8 @@ class Confidence:
         solved: whether what is wrong changes places with what is right.
         margin: of a trained classifier. A class further below the best than that, as one that is
             masked, keeps its distance: no training would move it further.
+        passes: how often the model has been as sure of these inputs before: what it keeps of its
+            own outputs has followed.
     """
 
     factor: Tensor
@@ -53,6 +55,7 @@ class Confidence:
     targets: Tensor | None = None
     solved: bool = False
     margin: float = TRAINED_MARGIN
+    passes: int = 0
 
     def applied(self, t: Tensor) -> Tensor:
         """An output, made sure; one whose shape does not fit stays as it is."""

@@ -37,7 +37,7 @@ class SecondLook:
         steps: made in both precisions.
         start, half, end: the reference's losses before, after half of the steps (None where the
             training has no twice as many) and after all.
-        candidate: the candidate's after all.
+        candidate: the candidate's after all, or of its weights in 32 bits where that is more.
         metric: (reference's, candidate's, resolution) of the metric after all, where it was asked.
     """
 
@@ -103,7 +103,7 @@ def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int)
     for _ in range(_RETRIES):
         before = trainee.applied
         loss = exact_step(trainee, batches, seed, step)[-1]
-        if not scaled or trainee.applied > before:
+        if not scaled or trainee.left_out or trainee.applied > before:
             break
         with torch.no_grad():  # the batch will be seen again: averages and queues have it once
             for buffer, value in zip(trainee.model.buffers(), held, strict=True):
@@ -126,7 +126,8 @@ def second_look(
     """Go on with the reference, make its steps with the candidate, and compare their losses.
 
     Args:
-        exact: the reference as it starts, and as it is after the trajectory.
+        exact: the reference as it starts (it takes the candidate's weights in the end), and as it
+            is after the trajectory.
         candidate: as it starts.
         streams: the batches that follow the trajectory, and those of the training from its start.
         held: batches that neither is trained on.
@@ -146,12 +147,27 @@ def second_look(
             break
     skips = candidate.scaler is not None
     reached = losses(candidate, held) if skips or math.isfinite(loss) else [loss]
+    reached = _worse(reached, fresh, candidate, held)
     every_one = [start, half, losses(trained, held), reached]
     if skips:  # what it skips says nothing of what was learnt
         kept = [n for n, value in enumerate(reached) if math.isfinite(value)] or range(len(reached))
         every_one = [[found[n] for n in kept] for found in every_one]
     start, half, end, reached = every_one
     return SecondLook(whole, start, half if whole >= 2 * made else None, end, reached)
+
+
+def _worse(
+    own: list[float], fresh: Trainee, candidate: Trainee, held: Sequence[Any]
+) -> list[float]:
+    """The candidate's losses, or what 32 bits make of its weights where that is more.
+
+    A loss that has lost its digits may be far below any that is real.
+    """
+    if not all(map(math.isfinite, own)):
+        return own
+    fresh.follow(candidate)
+    exact = losses(fresh, held)
+    return [max(o, e) if math.isfinite(e) else o for o, e in zip(own, exact, strict=True)]
 
 
 def longer_look(

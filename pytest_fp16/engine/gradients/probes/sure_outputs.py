@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from pytest_fp16.engine.batching import split_batch
-from pytest_fp16.engine.gradients.points import Gradients, gradients, scaled_gradients
+from pytest_fp16.engine.gradients.points import Gradients, scaled_gradients
 from pytest_fp16.engine.gradients.probes.confidence import (
     MARGINS,
     Confidence,
@@ -22,6 +22,7 @@ from pytest_fp16.engine.gradients.probes.confidence import (
     decisions,
     scaled_outputs,
 )
+from pytest_fp16.engine.gradients.probes.memory import follow, passes_of
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.training.trainee import Trainee
@@ -58,28 +59,47 @@ def breaking(
         batch: one that is not trained on.
         solved: whether what is wrong becomes right.
     """
+    # What a model keeps of its outputs follows them; a batch without mistakes is a single one.
+    for passes in (0, 0 if solved else passes_of(reference, batch)):
+        sure = _survived(reference, batch, solved, passes)
+        if sure is None:
+            return None
+        candidate.follow(reference)
+        if _lost(candidate, batch, sure):
+            return sure
+    return None
+
+
+def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Confidence | None:
+    """The surest outputs that leave 32 bits a gradient; None where there are none."""
     for margin in MARGINS:
         sure = confidence_of(reference, batch, margin, solved)
         if sure is None:
             return None
-        with scaled_outputs(reference.model, sure):
-            try:
-                finite = _finite(gradients(reference, batch, 0))
-            except Exception:
-                return None  # a loss that does not take outputs which have been changed
-        if finite:
-            break
-    else:
-        return None
-    candidate.follow(reference)
-    with scaled_outputs(candidate.model, sure):
+        sure = replace(sure, passes=passes)
         try:
-            lost = not _finite(scaled_gradients(candidate, batch, 0))
+            if _finite(_gradients(reference, batch, sure)):
+                return sure
         except torch.OutOfMemoryError:
             raise
         except Exception:
-            return None  # outputs of no real run: an error they cause says nothing
-    return sure if lost else None
+            return None  # a loss that does not take outputs which have been changed
+    return None
+
+
+def _lost(candidate: Trainee, batch: Any, sure: Confidence) -> bool:
+    try:
+        return not _finite(_gradients(candidate, batch, sure))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False  # outputs of no real run: an error they cause says nothing
+
+
+def _gradients(trainee: Trainee, batch: Any, sure: Confidence) -> Gradients:
+    with scaled_outputs(trainee.model, sure), untouched(trainee.model):
+        follow(trainee, batch, sure.passes)
+        return scaled_gradients(trainee, batch, 0)
 
 
 def _finite(found: Gradients) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from pytest_fp16.engine.gradients.origins.origin import CLIPPING, Found, Origin
 from pytest_fp16.engine.gradients.probes.confidence import Confidence, scaling
+from pytest_fp16.engine.gradients.probes.memory import follow
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
@@ -38,6 +39,8 @@ def watched(
     nn.Module.register_forward_hook(trainee.model, scaling(sure))
     origin.watch(trainee)
     every = trainee.subject.accumulate
+    if sure is not None:
+        follow(trainee, batches[0], sure.passes)
     for number, batch in enumerate(batches):
         origin.begin()
         own = since + number // every, number % every

@@ -54,7 +54,8 @@ def notes(evidence: Evidence) -> list[str]:
     if empty:
         shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
         said.append(f"gradients that are zero but for rounding were left out: {shown}")
-    if evidence.points and not any(p.tensors or p.meaningless for p in evidence.points):
+    compared = any(p.tensors or p.meaningless or p.left_out for p in evidence.points)
+    if evidence.points and not compared:
         said.append(
             "no weight had a gradient once the backward pass was over (a hook steps in it?): none "
             "was compared"

@@ -20,6 +20,8 @@ from pytest_fp16.engine.gradients.rules.step_rules import (
     optimizer,
     ran_off,
     slow,
+    still,
+    wayward,
     weights,
 )
 from pytest_fp16.report.model import Mechanism
@@ -85,6 +87,9 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         return Finding(reason, module_of(name), leaf_of(name), "overflow", what)
     if said.startswith(("the ", "a ")):
         return Finding(f"{said} in 16 bits", "<loss>", "", "overflow", said)
+    if evidence.miscount is not None:  # an index that was rounded
+        reason = f"a step raised {said[:200]}: {evidence.miscount.said(evidence.format)}"
+        return evidence.miscount.finding(reason, evidence.format, f"; {said[:200]}")
     where = "<loss>" if evidence.raised_in is None else evidence.raised_in
     where = "<optimizer>" if refuses_closure(said) else where
     return Finding(
@@ -282,3 +287,12 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _whole_numbers,
     _evaluation,
 )
+
+
+def longer(evidence: Evidence) -> bool | None:
+    """Whether a longer look asks for the metric; None where none is called for."""
+    doubt = doubtful(evidence)
+    known = (total_noise, tensor_noise) * doubt + (weights,) * still(evidence)
+    doubt = doubt or loss_off(evidence) is not None
+    asked = doubt or wayward(evidence) or still(evidence) or evidence.stepped or evidence.stuck
+    return None if not asked or any(r(evidence) for r in RULES if r not in known) else doubt

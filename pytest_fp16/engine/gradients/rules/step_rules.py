@@ -83,7 +83,10 @@ def weights(evidence: Evidence) -> Finding | None:
         return None
     first, last = evidence.first_losses[0], evidence.first_losses[-1]
     grown = last[1] > LOSS_GROWN * max(*map(abs, first), abs(last[0]))
-    if moved.gain < STANDSTILL and (moved.size <= 1 or grown):
+    if still(evidence) and not grown:
+        learns = evidence.second is not None and evidence.second.kept_up
+        return None if learns else _still(evidence, moved, "the first steps")
+    if moved.gain < STANDSTILL and grown:
         return _still(evidence, moved, "the first steps")
     if moved.size <= RUNAWAY or not grown:
         return None
@@ -92,6 +95,15 @@ def weights(evidence: Evidence) -> Finding | None:
         f"loss rises from {first[1]:.3g} to {last[1]:.3g}"
     )
     return _stepping(evidence, what, "")
+
+
+def still(evidence: Evidence) -> bool:
+    """Whether the weights make next to none of their way over the first steps.
+
+    A few that go far in 32 bits (over a second moment that is nearly zero) may be all of it.
+    """
+    moved = evidence.weights
+    return bool(moved is not None and moved.length and moved.gain < STANDSTILL and moved.size <= 1)
 
 
 def slow(evidence: Evidence) -> Finding | None:

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
-from pytest_fp16.engine.gradients.origins.lost_digits import lost_digits
+from pytest_fp16.engine.gradients.origins.lost_digits import Digits, lost_digits
+from pytest_fp16.engine.gradients.origins.own_checks import witnessed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision
@@ -172,3 +173,42 @@ def test_a_slope_by_hand_is_looked_at():
     assert (found.operation, found.mechanism) == ("sub", "cancellation")
     line = ByHand.backward.__code__.co_firstlineno
     assert found.line.endswith(f"test_lost_digits.py:{line + 4}")
+
+
+class Spread(nn.Module):
+    """Outputs over squared gaps, of which every other row's are lost beside the larger ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        small = torch.arange(len(x), device=x.device)[:, None] % 2 == 1
+        gap = (torch.where(small, x, 100 * x) + 1000) - 1000
+        return self.head(x) / (gap * gap + 0.01)
+
+
+def test_a_quotient_of_which_few_divisors_have_lost_their_digits():
+    found = lost(Spread)
+    assert (found.operation, found.mechanism) == ("div", "precision-loss")
+    assert "test_lost_digits.py" in found.line
+
+
+class Twice(nn.Linear):
+    """Takes its own result twice, so that slopes are added up."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def forward(self, x):
+        h = super().forward(x)
+        return h.tanh() * h.sigmoid()
+
+
+def test_torchs_own_sums_of_slopes_are_nobodys_line():
+    """Called from here, the backward pass has this file below it."""
+    held = subject(Twice)
+    exact = Trainee(held, REFERENCE, 0, initial_state(held, 0), Place(CPU))
+    digits = Digits(exact.model)
+    witnessed(exact, held.train_data[0], digits, backwards=True)
+    assert not [made.place for made in digits.made if "test_lost_digits" in str(made.place[2])]

@@ -129,5 +129,6 @@ def test_the_check_flags_it(name):
     assert flagged is (name == "bf16-true"), found.reason
     if flagged:
         assert "IndexError" in found.reason
-        assert found.culprit.mechanism == "precision-loss"
+        assert (found.culprit.mechanism, found.culprit.variant) == ("absorption", "whole numbers")
+        assert "999 becomes 1000" in found.culprit.evidence
         assert "test_own_checks.py" in found.culprit.source

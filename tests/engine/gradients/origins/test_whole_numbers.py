@@ -102,3 +102,40 @@ def test_places_that_collide_are_found_before_training(name, found):
     if found:
         assert said.culprit.variant == "whole numbers"
         assert "becomes" in said.culprit.evidence
+
+
+class Table(nn.Module):
+    """A category in the first column."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.head = nn.Embedding(600, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.kinds(x[:, 0].long()))
+
+
+def test_an_index_out_of_range_is_told_by_the_number_that_was_rounded():
+    kind = torch.arange(600).roll(1)[:, None].float()  # 599 comes first, and becomes 600
+    data = [(part, part[:, 0].long() % 3) for part in kind.split(40)]
+    subject = Training(
+        model=Table,
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        loss=F.cross_entropy,
+        train_data=data,
+        eval_data=data,
+        epochs=4,
+    )
+    found = gradient_check(subject, precision("bf16-true"), Settings(), torch.device("cpu"))
+    assert found.verdict == "not equivalent"
+    assert "IndexError" in found.reason
+    assert "becomes" in found.culprit.evidence
+    assert (found.culprit.operation, found.culprit.variant) == ("_to_copy", "whole numbers")
+
+
+def test_what_raised_has_made_fewer():
+    exact, low = places(400, torch.float32), places(400, torch.bfloat16)
+    exact.made.append(exact.made[0])
+    assert miscounted(exact, low, BFLOAT16) is None
+    assert miscounted(exact, low, BFLOAT16, ended=True) is not None
+    assert miscounted(low, exact, BFLOAT16, ended=True) is None

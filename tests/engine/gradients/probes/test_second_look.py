@@ -11,10 +11,15 @@ from torch.nn import functional as F
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
-from pytest_fp16.engine.gradients.probes.second_look import SecondLook, applied_step
+from pytest_fp16.engine.gradients.probes.second_look import (
+    SecondLook,
+    _worse,
+    applied_step,
+    losses,
+)
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
-from pytest_fp16.precision import precision
+from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.settings import Settings
 
 
@@ -153,3 +158,29 @@ def test_a_step_that_no_scale_saves_halves_it_once():
     low = Trainee(subject, precision("16-mixed"), 0, initial_state(subject, 0), place)
     assert math.isfinite(applied_step(low, [batch], 0, 0))
     assert (low.applied, low.scale) == (0, 2.0**15)
+
+
+def test_a_loss_that_has_lost_its_digits_is_no_learning():
+    """Its variance by two sums goes below zero, and the loss far below any that is real."""
+
+    def loss(z, y):
+        far = z + 100
+        spread = (far * far).mean(1) - far.mean(1) ** 2
+        return F.cross_entropy(z, y) + 0.05 * (spread - (z - z.mean(1, keepdim=True)).var(1)).mean()
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 4, generator=generator)
+    y = x[:, :3].argmax(1)
+    data = list(zip(x.split(32), y.split(32), strict=True))
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    given = {"loss": loss, "train_data": data, "eval_data": data, "epochs": 6}
+    subject = Training(model=lambda: nn.Linear(4, 3), optimizer=sgd, **given)
+    state, cpu = initial_state(subject, 0), torch.device("cpu")
+    fresh = Trainee(subject, REFERENCE, 0, state, Place(cpu))
+    low = Trainee(subject, precision("bf16-true"), 0, state, Place(cpu, "cuda", emulated=True))
+    own = losses(low, data[:4])
+    exact = losses(fresh, data[:4])
+    told = _worse(own, fresh, low, data[:4])
+    assert all(t >= o for t, o in zip(told, own, strict=True))
+    assert any(o < e - 0.5 for o, e in zip(own, exact, strict=True)), (own, exact)
+    assert all(t > e - 0.1 for t, e in zip(told, exact, strict=True))

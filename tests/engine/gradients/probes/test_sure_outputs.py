@@ -178,3 +178,44 @@ def test_a_ratio_to_an_old_policy_is_sound():
 
     subject = replace(training(loss), model=Policy)
     assert found_by(subject).verdict == "equivalent"
+
+
+class Remembering(nn.Module):
+    """A classifier, and what it has said of each input so far."""
+
+    def __init__(self, count=512):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        self.register_buffer("said", torch.zeros(count, 3))
+
+    def forward(self, x, index):
+        return self.body(x)
+
+
+def remembered(highest, epochs=24):
+    """log(1 - what was said times what is said), both held below one."""
+    x, y = points(0.5)
+    parts = zip(x.split(32), torch.arange(512).split(32), y.split(32), strict=True)
+    data = [((x, index), y) for x, index, y in parts]
+
+    def step(model, batch):
+        (x, index), y = batch
+        z = model(x, index)
+        told = z.softmax(-1).clamp(max=highest)
+        kept = 0.3 * model.said[index] + 0.7 * told.detach()
+        model.said[index] = kept
+        return F.cross_entropy(z, y) - 0.01 * (1 - (kept * told).sum(-1)).log().mean().neg()
+
+    given = {"model": Remembering, "training_step": step, "train_data": data, "eval_data": data}
+    return replace(training(None), **given, epochs=epochs)
+
+
+def test_what_a_model_keeps_of_its_outputs_becomes_sure_with_them():
+    found = found_by(remembered(1 - 1e-4), "bf16-true")
+    assert found.verdict == "not equivalent"
+    assert "confident outputs" in found.reason
+    assert (found.culprit.module, found.culprit.operation) == ("<loss>", "log")
+
+
+def test_a_memory_that_is_held_further_below_one_is_sound():
+    assert found_by(remembered(1 - 1 / 64), "bf16-true").verdict == "equivalent"

@@ -13,6 +13,7 @@ from pytest_fp16.engine.gradients.rules.step_rules import (
     optimizer,
     ran_off,
     slow,
+    still,
     stuck,
     vanished,
     wayward,
@@ -216,3 +217,14 @@ def test_steps_that_a_scaler_goes_on_skipping_name_what_loses_them():
     assert (found.module, found.operation, found.mechanism) == ("<loss>", "log", "eps-underflow")
     assert "whatever the loss scale" in found.reason
     assert slow(evidence(second=LEARNS, stuck=origin)) is None
+
+
+def test_weights_that_stand_still_are_no_finding_where_the_model_learns():
+    """A few weights that go far in 32 bits alone are most of the way."""
+    known = first_steps(Movement(0.05, 0.1, 1.0))
+    assert still(known)
+    assert weights(known).mechanism == "absorption"
+    known.second = SLOW
+    assert weights(known).mechanism == "absorption"
+    known.second = LEARNS
+    assert weights(known) is None
