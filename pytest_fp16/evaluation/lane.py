@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
+from pytest_fp16.engine.emulation.autocast import held_policy
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.emulation.wording import (
     first_line,
@@ -116,6 +118,12 @@ class Lane:
 
     def take(self, batch: Batch) -> None:
         """One batch: what theory says, then what the candidate does."""
+        candidate = self.candidate
+        held = held_policy(candidate.device.type, candidate.target)
+        with held if self.precision.mixed else nullcontext():
+            self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
         said = None if self.done else self._predict(batch)
         if self.done:
             return

@@ -210,6 +210,22 @@ def test_an_ordinary_model_is_forecast(name, target):
         assert report.forecast.verdict == report.verdict == "equivalent", str(report)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="autocast is CUDA's own there")
+def test_autocast_is_made_like_cudas_once_a_batch(monkeypatch):
+    made, library = [], torch.library.Library
+    monkeypatch.setattr(
+        torch.library, "Library", lambda *a: made.append(a[2] if len(a) > 2 else "") or library(*a)
+    )
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), 40
+    x = torch.randn(batches, 16, 6)
+    with torch.no_grad():
+        data = [(part, model(part).argmax(-1)) for part in x]
+    report = check(Evaluation(model=model, data=data), precision="16-mixed")
+    assert report.verdict == "equivalent"
+    assert batches <= made.count("AutocastCPU") < 1.5 * batches  # counting and speed are no batch's
+
+
 def test_an_error_of_a_carrier_is_not_the_programs():
     """torch's advice on memory that is not there speaks of a "custom kernel"."""
     ours = RuntimeError("its data is not allocated yet. ... erroneously tracing a custom kernel")

@@ -150,8 +150,8 @@ def own_regions(device: str, target: str) -> Iterator[None]:
 def held_policy(device: str, target: str) -> Iterator[None]:
     """Keep the target's policy installed over many uses of `target_autocast`.
 
-    Installing it costs milliseconds, which a training would pay at every step. Autocast itself
-    stays off until `target_autocast` is entered.
+    Installing it costs milliseconds, which a training would pay at every step and an evaluation
+    several times a batch. Autocast itself stays off until `target_autocast` is entered.
     """
     if device != "cpu" or target == "cpu":
         yield

@@ -69,8 +69,8 @@ def test_a_failure_of_what_was_assigned_is_explained():
     torch.manual_seed(0)
     model = ByFirstBatch().eval()
     with torch.no_grad():
-        model.body.weight *= 1e-3
-        model.body.bias += 5
+        model.body.weight *= 1e-5
+        model.body.bias *= 0
     subject = Evaluation(model, [torch.randn(64, 6)], labelled=False, task="regression")
     report = check(subject, precision="16-true")
     assert report.verdict == report.forecast.verdict == "not equivalent"
