@@ -64,9 +64,14 @@ class Damage:
 
     @property
     def part(self) -> float:
-        """The failing run's error as a part of what there is to lose, from 0 to 1."""
-        error = float(self.error.square().mean().sqrt())
-        return error / self.spread if self.spread > 0 else 0.0
+        """The failing run's error as a part of what there is to lose, from 0 to 1.
+
+        A few inputs may be nearly alike: of decisions it is no less than what tells classes apart.
+        """
+        size = float(self.centred.square().mean().sqrt()) if self.task.decides else 0.0
+        most = max(self.spread, size)
+        error = float(self.full.clamp(max=most).square().mean().sqrt())
+        return error / most if most > 0 else 0.0
 
     def _lost(self, output: Tensor) -> Tensor:
         n = len(self.wanted)

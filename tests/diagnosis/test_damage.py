@@ -76,6 +76,16 @@ def test_lost_outputs_may_count_as_any_others():
     assert 0.0 < Damage(Task("regression"), wanted, partly).part < alike.part < 1.0
 
 
+def test_inputs_that_are_alike_have_more_to_lose_than_their_spread():
+    wanted = torch.tensor([[2.0, -2.0], [2.001, -2.001]])
+    found, _ = damage(wanted * 1.01, wanted)
+    assert found.error.max() == pytest.approx(found.spread)  # all that tells them apart is lost
+    assert found.part == pytest.approx(0.01, rel=0.01)
+    assert damage(-wanted, wanted)[0].part == pytest.approx(1.0)
+    values, _ = damage(wanted * 1.01, wanted, "regression")
+    assert values.part == pytest.approx(1.0)
+
+
 def test_a_masked_class_is_infinite_on_purpose_and_counts_for_nothing():
     wanted = torch.tensor([[-torch.inf, 1.0, 0.0], [0.0, 2.0, 1.0]])
     unhurt, _ = damage(wanted.clone(), wanted)
