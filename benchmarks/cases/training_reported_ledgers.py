@@ -61,7 +61,7 @@ class Speller(nn.Module):
         return h if self.training else self.told.log_prob(h)
 
 
-@case(sound=TRUE)
+@case("16-true", "bf16-true")
 def adaptive_softmax() -> dict:
     """A softmax by clusters, written into the inputs' type (pytorch/pytorch#44724)."""
     ids = data.words()[0]

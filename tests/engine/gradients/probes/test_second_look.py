@@ -184,3 +184,43 @@ def test_a_loss_that_has_lost_its_digits_is_no_learning():
     assert all(t >= o for t, o in zip(told, own, strict=True))
     assert any(o < e - 0.5 for o, e in zip(own, exact, strict=True)), (own, exact)
     assert all(t > e - 0.1 for t, e in zip(told, exact, strict=True))
+
+
+class Carrying(nn.Module):
+    """Goes on from the state of the batch before, in a plain attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.state = nn.Linear(4, 3), None
+
+    def forward(self, x):
+        found = self.body(x) + (0 if self.state is None else 0.1 * self.state)
+        self.state = found.detach()
+        return found
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_state_in_16_bits_is_widened_with_the_weights(breaks):
+    def loss(z, y):
+        if breaks and seen and z.dtype == torch.float32:
+            raise RuntimeError("not for a program in 32 bits")
+        return F.cross_entropy(z, y)
+
+    seen, x = [], torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    data = [(x, torch.arange(8) % 3)] * 2
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    subject = Training(
+        model=Carrying, optimizer=sgd, loss=loss, train_data=data, eval_data=data, epochs=2
+    )
+    state, cpu = initial_state(subject, 0), torch.device("cpu")
+    fresh = Trainee(subject, REFERENCE, 0, state, Place(cpu))
+    low = Trainee(subject, precision("bf16-true"), 0, state, Place(cpu, "cuda", emulated=True))
+    low.step(data[0])
+    own = losses(low, data)
+    seen.append(True)
+    told = _worse(own, fresh, low, data)
+    assert all(t >= o for t, o in zip(told, own, strict=True))
+    assert fresh.model.state.dtype == torch.float32
+    assert torch.equal(fresh.model.body.weight, low.model.body.weight.float())
+    if breaks:
+        assert told == own
