@@ -160,8 +160,9 @@ class Trainee:
         value = self.within(lambda: self._user_loss(batch))
         found = scalar_of(value, self.own_step or self.subject.training_step is not None)
         self.left_out = found is None
-        nothing = torch.zeros((), device=self.place.device, requires_grad=True)
-        return nothing if found is None else found
+        if found is None:
+            return torch.zeros((), device=self.place.device, requires_grad=True)
+        return found
 
     def within(self, run: Callable[[], Any]) -> Any:
         """Something of the user's, in this precision."""
