@@ -137,26 +137,32 @@ def probe(
     twin = _Run(trainee.optimizer, recorder, torch.float32)
     low = _Run(trainee.optimizer, recorder, dtype)
     broke, lost, counted, origin = -1, 0.0, 0, None
-    for step in range(steps):
-        held = recorder.repeated(step)
-        watch = step % _WATCHED == 0
-        before, wide = (low.weights(), twin.weights()) if watch else (None, None)
-        with Emulation(target):
-            low.step(held)
-        twin.step(held)
-        if before is not None and wide is not None:
-            after, wide_after = low.weights(), twin.weights()
-            moving = wide_after != wide
-            lost += float(((after == before) & moving).sum())
-            counted += int(moving.sum())
-            if not bool(after.isfinite().all()):
-                broke, origin = step, _origin(trainee.optimizer, recorder, dtype, step, target)
-                break
+    for first in range(0, steps, _WATCHED):
+        block = [recorder.repeated(step) for step in range(first, min(first + _WATCHED, steps))]
+        before, wide = low.weights(), twin.weights()
+        _both(low, twin, block[:1], target)
+        after, wide_after = low.weights(), twin.weights()
+        moving = wide_after != wide
+        lost += float(((after == before) & moving).sum())
+        counted += int(moving.sum())
+        if not bool(after.isfinite().all()):
+            broke, origin = first, _origin(trainee.optimizer, recorder, dtype, first, target)
+            break
+        _both(low, twin, block[1:], target)
     moved = movement(twin.weights() - twin.start, low.weights() - low.start)
     finite = bool(low.weights().isfinite().all())
     states, zeroed = _compare_states(twin, low)
     sizes = _magnitudes(trainee.optimizer, recorder)
     return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1), sizes, origin)
+
+
+def _both(low: _Run, twin: _Run, block: list[dict[int, Tensor]], target: str) -> None:
+    """So many steps of each, one after the other: to enter an emulation takes as long as a step."""
+    with Emulation(target):
+        for held in block:
+            low.step(held)
+    for held in block:
+        twin.step(held)
 
 
 def _origin(
