@@ -1,5 +1,8 @@
 """Theory follows ordinary models: a forecast that is not there is a mistake of ours."""
 
+import gc
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from torch._ops import HigherOrderOperator
 from pytest_fp16 import Evaluation, Settings, check
 from pytest_fp16.conformance import examine
 from pytest_fp16.engine.emulation.wording import is_trouble_with_dtypes
+from pytest_fp16.engine.tracing.recorder import Recorder
 
 ALL = ("16-true", "16-mixed", "bf16-true", "bf16-mixed")
 
@@ -208,6 +212,30 @@ def test_an_ordinary_model_is_forecast(name, target):
         method = "random rounding" if name == "in place" else "adjoint"
         assert report.forecast.method == method, report.forecast.reason
         assert report.forecast.verdict == report.verdict == "equivalent", str(report)
+
+
+def test_a_batch_leaves_nothing_that_waits_for_a_collection_of_garbage():
+    """Memory that does is another's as long, and grows with the inputs."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 6)
+    with torch.no_grad():
+        subject = Evaluation(model=model, data=[(x, model(x).argmax(-1))] * 3)
+    left = []
+
+    class Data:
+        def __iter__(self):
+            for i, batch in enumerate(subject.data):
+                if i == 2:
+                    left.append(sum(type(o) is Recorder for o in gc.get_objects()))
+                yield batch
+
+    gc.collect()
+    gc.disable()
+    try:
+        examine(replace(subject, data=Data()), Settings(ALL))
+    finally:
+        gc.enable()
+    assert left and left[0] <= len(ALL)  # the last of each lane is in use
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="autocast is CUDA's own there")

@@ -76,7 +76,10 @@ def _taking_halves(
     @functools.wraps(own)
     def call(input: Tensor, *args: Any, **kwargs: Any) -> Any:
         if has_torch_function((input,)):
-            return handle_torch_function(call, (input,), input, *args, **kwargs)
+            # Not by its own name: a function that holds itself keeps what a trace has until the
+            # next collection of garbage.
+            mine = getattr(torch.fft, name)
+            return handle_torch_function(mine, (input,), input, *args, **kwargs)
         halves = isinstance(input, Tensor) and input.dtype in (torch.float16, torch.complex32)
         if not halves or input.device.type != "cpu" or "out" in kwargs:
             return own(input, *args, **kwargs)
