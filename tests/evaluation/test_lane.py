@@ -235,7 +235,8 @@ def test_a_batch_leaves_nothing_that_waits_for_a_collection_of_garbage():
         examine(replace(subject, data=Data()), Settings(ALL))
     finally:
         gc.enable()
-    assert left and left[0] <= len(ALL)  # the last of each lane is in use
+    assert left
+    assert left[0] <= len(ALL)  # the last of each lane is in use
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="autocast is CUDA's own there")
