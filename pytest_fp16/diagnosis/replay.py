@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 
 from pytest_fp16.diagnosis.findings import Finding, Pair, examined
 from pytest_fp16.diagnosis.tape import Entry, Ref, Tape, part
+from pytest_fp16.diagnosis.twin import each
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import Facts, flat
 from pytest_fp16.engine.emulation.wide import run_wide
@@ -214,8 +215,8 @@ class Replay:
         return made
 
     def _arguments(self, entry: Entry) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args = tuple(_filled(a, self.value) for a in entry.args)
-        return args, {k: _filled(v, self.value) for k, v in entry.kwargs.items()}
+        args = tuple(each(a, self.value, Ref) for a in entry.args)
+        return args, {k: each(v, self.value, Ref) for k, v in entry.kwargs.items()}
 
     def _keep(self, entry: Entry, out: Any, made: bool = False) -> None:
         """Remember what an entry gave; `made` says that it is no view of what was there."""
@@ -243,8 +244,8 @@ class Replay:
         def before(ref: Ref) -> Pair:
             return self._pair(ref, position)
 
-        args = tuple(_filled(a, before) for a in entry.args)
-        kwargs = {k: _filled(v, before) for k, v in entry.kwargs.items()}
+        args = tuple(each(a, before, Ref) for a in entry.args)
+        kwargs = {k: each(v, before, Ref) for k, v in entry.kwargs.items()}
         local = _local(entry.func, entry.known, args, kwargs)
         self.play(position)
         after = position + 1
@@ -257,14 +258,6 @@ class Replay:
             exact = exact.clone()
         low = self.tape.low_at(ref, position)
         return Pair(low, exact, ref.twin.dtype, ref.fixed, ref.made)
-
-
-def _filled(value: Any, of: Callable[[Ref], Any]) -> Any:
-    if isinstance(value, Ref):
-        return of(value)
-    if isinstance(value, (list, tuple)):
-        return [_filled(item, of) for item in value]
-    return value
 
 
 def _laid_out(value: Tensor, like: Tensor) -> Tensor:
@@ -291,20 +284,12 @@ def _local(func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
     """The operation in float32 on the 16-bit program's own operands: what it should have given."""
     if known.random or known.mutated_names:
         return None
-    wide = [_copied(widen(_low(a))) for a in args]
+
+    def low(value: Any) -> Any:
+        return widen(each(value, lambda pair: pair.low, Pair))
+
+    wide = [each(low(a), Tensor.clone, Tensor) for a in args]
     try:
-        return run_wide(func, wide, {k: widen(_low(v)) for k, v in kwargs.items()})
+        return run_wide(func, wide, {k: low(v) for k, v in kwargs.items()})
     except Exception:
         return None
-
-
-def _low(value: Any) -> Any:
-    if isinstance(value, Pair):
-        return value.low
-    return [_low(item) for item in value] if isinstance(value, list) else value
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    return [_copied(item) for item in value] if isinstance(value, list) else value

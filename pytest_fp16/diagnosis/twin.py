@@ -78,12 +78,12 @@ def exact(value: Any) -> Any:
     return widen(each(value, lambda twin: twin.exact))
 
 
-def each(value: Any, of: Callable[[Twin], Any]) -> Any:
-    """`value` with every twin replaced, lists element by element."""
-    if isinstance(value, Twin):
+def each(value: Any, of: Callable[[Any], Any], kind: type = Twin) -> Any:
+    """`value` with every twin (or whatever is of that kind) replaced, lists element by element."""
+    if isinstance(value, kind):
         return of(value)
     if isinstance(value, (list, tuple)):
-        return [each(item, of) for item in value]
+        return [each(item, of, kind) for item in value]
     return value
 
 

@@ -240,14 +240,12 @@ class Guard:
             self.beyond = self.beyond or (epoch, step)
             if math.isnan(loss):
                 raise _Ended("nan", (epoch, step))
-        if trainee.scaler is not None:
+        if trainee.scaler is not None and not trainee.left_out:
             self._after_scaled(trainee, (epoch, step), loss)
         if not all_finite(trainee.parameters()):
             raise _Ended("nan", (epoch, step))
 
     def _after_scaled(self, trainee: Trainee, at: tuple[int, int], loss: float) -> None:
-        if trainee.left_out:
-            return
         self.lost = self.lost or math.isnan(loss)
         applied = trainee.applied > self.applied
         if applied and self.lost:  # no gradient tells of it, and every loss may be as this one
