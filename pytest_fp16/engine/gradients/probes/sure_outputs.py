@@ -7,7 +7,7 @@ reward that becomes the same for a whole batch, a mean over hard examples of whi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,8 +59,7 @@ def breaking(
         batch: one that is not trained on.
         solved: whether what is wrong becomes right.
     """
-    # What a model keeps of its outputs follows them; a batch without mistakes is a single one.
-    for passes in (0, 0 if solved else passes_of(reference, batch)):
+    for passes in _passes(reference, batch, solved):
         sure = _survived(reference, batch, solved, passes)
         if sure is None:
             return None
@@ -68,6 +67,15 @@ def breaking(
         if _lost(candidate, batch, sure):
             return sure
     return None
+
+
+def _passes(reference: Trainee, batch: Any, solved: bool) -> Iterator[int]:
+    """How often the outputs have been so before: never, and until what is kept of them follows."""
+    yield 0
+    if not solved:  # a batch without mistakes is a single one
+        passes = passes_of(reference, batch)
+        if passes:
+            yield passes
 
 
 def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Confidence | None:

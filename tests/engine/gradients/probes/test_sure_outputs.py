@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
+from pytest_fp16.engine.gradients.probes import sure_outputs
 from pytest_fp16.engine.gradients.probes.confidence import confidence_of, decisions, scaling
 from pytest_fp16.engine.gradients.probes.sure_outputs import wrong_share
 from pytest_fp16.engine.training.place import Place
@@ -134,6 +135,15 @@ def test_the_share_of_mistakes():
     assert size == 64
     assert trainee.model.training
     assert wrong_share(trainee, [(x, x)]) is None
+
+
+def test_a_model_that_keeps_nothing_of_its_outputs_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sure_outputs, "_lost", lambda *given: asked.append(given))
+    subject, batch = training(F.cross_entropy), points(1.2, 32)
+    reference, candidate = trained(subject), trained(subject)
+    assert sure_outputs.breaking(reference, candidate, batch) is None
+    assert len(asked) == 1
 
 
 def test_an_error_that_changed_outputs_cause_is_no_finding():
