@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from collections import Counter
+from importlib.metadata import metadata
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import pytest_fp16
 
@@ -48,3 +52,23 @@ def test_version_and_unknown_names():
     assert pytest_fp16.__version__
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         pytest_fp16.nonsense  # noqa: B018
+
+
+def pinned(python):
+    """The constraints that apply to one Python."""
+    lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = {"python_version": python}
+    return [pin for pin in pins if pin.marker is None or pin.marker.evaluate(here)]
+
+
+def test_each_supported_python_has_one_pin_of_everything():
+    """README's commands install with these; a pin that a Python lacks would end them there."""
+    stated = metadata("pytest-fp16").get_all("Classifier")
+    pythons = [line.split(" :: ")[-1] for line in stated if ":: Python :: 3." in line]
+    names = {python: Counter(pin.name for pin in pinned(python)) for python in pythons}
+
+    assert len(pythons) == 5
+    for python in pythons:
+        assert set(names[python].values()) == {1}, python
+        assert names[python] == names["3.14"], python
