@@ -23,7 +23,8 @@ from pytest_fp16.theory.rounding import FLOAT16, Format, flush_to_one, overflow,
 #: A share of values this small that round for certain leaves no trace beside ordinary rounding.
 WORTHWHILE = 0.01
 SAMPLE = 4096
-_SAMPLE = 64
+#: Values that a first glance takes.
+_GLANCE = 64
 #: Runs of an operation in one module from which on it is taken to be in a loop.
 _LOOP = 4
 #: Steps of the format from zero, or from an operand, up to which a value's own error leaves its
@@ -169,7 +170,7 @@ class Recorder:
         nothing: where a sum has one more bit than the format, half of them do.)
         """
         formats = {fmt, *self.formats} if self.adjoint else {fmt}  # others share the gradients
-        few = y.flatten()[:: max(1, y.numel() // _SAMPLE)]
+        few = y.flatten()[:: max(1, y.numel() // _GLANCE)]
         return all(torch.equal(v, round_to(v, f)) for v in (few, y) for f in formats)
 
     def any_row(self, flags: Tensor) -> Tensor:
