@@ -38,7 +38,7 @@ class Settings:
         device: where models run: ``"auto"`` (CUDA if there is one, else CPU), ``"cpu"``,
             ``"cuda"``, ``"cuda:1"``, ``"mps"``.
         target: the device whose 16-bit behaviour an emulated verdict speaks for.
-        emulate: ``"auto"`` is native on CUDA and emulated elsewhere.
+        emulate: ``"auto"`` is emulated on a CPU and native elsewhere.
         budget: metric a user is willing to lose: a number in the metric's own units (``0.005`` is
             half a point of accuracy), ``"0.5%"`` relative to the reference, or None for the
             default of the metric's own standard error (docs/explanation/verdict.md).
