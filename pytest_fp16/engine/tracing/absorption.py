@@ -2,11 +2,10 @@
 
 Operands are on the grid of the format. So a sum whose addend is below half an ulp, or a product
 with a factor next to one, rounds to the operand itself: a moving average stands still, a counter
-stops. So it is where a function is flat: exponentials of tiny numbers share the few numbers of the
-format next to one; and a mask times a constant holds two values, which err alike everywhere. Such
-errors have no random sign, and a σ does not describe them; they are applied instead. And where a
-loop adds a few steps of the format, the sum errs as its addend does when that is rounded to whole
-steps, whatever has been summed so far: addends that are alike err alike, and errors add up.
+stops. Such errors have no random sign, and a σ does not describe them; they are applied instead, as
+those of values that share few numbers (`crowds`) are. And where a loop adds a few steps of the
+format, the sum errs as its addend does when that is rounded to whole steps, whatever has been
+summed so far: addends that are alike err alike, and errors add up.
 The same holds for kernels that accumulate in 16 bits: they are asked themselves.
 """
 
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.tracing.crowds import crowded, repeated, shifted
 from pytest_fp16.engine.tracing.recorder import (
     FEW_STEPS,
     SAMPLE,
@@ -26,16 +26,7 @@ from pytest_fp16.engine.tracing.recorder import (
     sampled,
 )
 from pytest_fp16.engine.tracing.shadow import Shadow
-from pytest_fp16.theory.rounding import Format, round_to, ulp, ulp_at
-
-#: Distinct values for each number of the format among which they must share.
-_CROWD = 64
-#: Standard errors of a mean of rounding errors that are no chance.
-_BIASED = 5.0
-#: Distinct values at most, and how often each stands there on average at least, of a tensor whose
-#: errors repeat.
-_DISTINCT = 16
-_TIMES = 4
+from pytest_fp16.theory.rounding import Format, ulp
 
 #: Positions of the operands a result can fall back onto.
 OPERANDS = {
@@ -51,7 +42,13 @@ OPERANDS = {
 
 
 def certain_errors(
-    y: Tensor, operands: Sequence[Tensor], fmt: Format, moves: bool, steps: bool, settles: bool
+    y: Tensor,
+    operands: Sequence[Tensor],
+    fmt: Format,
+    moves: bool,
+    steps: bool,
+    settles: bool,
+    entered: Callable[[], Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`y` with the rounding applied whose outcome is no matter of chance.
 
@@ -63,6 +60,7 @@ def certain_errors(
         steps: whether to look for results that are a few steps of the format from an operand: of a
             loop, whose errors may add up, or where no error has entered the operands.
         settles: whether that leaves them no random error.
+        entered: as of `crowded`.
 
     Returns:
         The values (`y` itself where all is left to chance), and which of them are as the 16-bit
@@ -81,7 +79,7 @@ def certain_errors(
             # does so itself; for a slope that knows nothing of it the site keeps its own.
             fixed = settled if settles else fixed
     if moved is y and not moves:
-        moved = crowded(y, fmt)
+        moved, fixed = crowded(y, fmt, entered)
     if moved is y and not moves:
         moved = repeated(y, fmt)
     return moved, fixed
@@ -193,66 +191,6 @@ def _falls(operand: Tensor, y: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     return away, falls
 
 
-def crowded(y: Tensor, fmt: Format) -> Tensor:
-    """`y` rounded, where many values share few numbers of the format and do not err at random.
-
-    They err to one side, all of them or those of one input: hazards of one patient are alike.
-
-    Args:
-        y: float32 results, before any rounding.
-        fmt: the format they are rounded to.
-    """
-    values = y.detach()
-    few = sampled(values, SAMPLE)
-    if few.numel() < _CROWD:
-        return y
-    low, high = (float(v) for v in torch.aminmax(few))
-    shared = (high - low) / ulp_at(max(abs(low), abs(high)), fmt)  # numbers of the format
-    if not shared * _CROWD <= few.numel():
-        return y
-    distinct = few.unique()
-    if len(distinct) < max(shared, 1.0) * _CROWD:
-        return y
-    bias = _errors(distinct, fmt).mean()
-    chance = float(bias.abs()) <= _BIASED / (12 * len(distinct)) ** 0.5
-    if chance and not _alike_within_inputs(values, fmt):
-        return y
-    return _moved(y, round_to(values, fmt))
-
-
-def _errors(values: Tensor, fmt: Format) -> Tensor:
-    """Rounding errors in ulp: uniform of variance 1/12 where they are a matter of chance."""
-    return (round_to(values, fmt) - values) / ulp(values, fmt)
-
-
-def _alike_within_inputs(values: Tensor, fmt: Format) -> bool:
-    """Whether the mean errors of inputs (the first axis) vary more than independent ones would."""
-    if values.ndim < 2 or values[0].numel() < 2:
-        return False
-    means = _errors(values.flatten(1), fmt).mean(1)
-    times = 12 * values[0].numel() * float(means.square().mean())
-    return bool(times > 1 + _BIASED * (2 / len(means)) ** 0.5)
-
-
-def repeated(y: Tensor, fmt: Format) -> Tensor:
-    """`y` rounded, where it holds a few values many times each: equal values err alike.
-
-    Args:
-        y: float32 results, before any rounding.
-        fmt: the format they are rounded to.
-    """
-    values = y.detach()
-    if values.numel() < _TIMES * _DISTINCT:
-        return y
-    if len(set(sampled(values, _TIMES * _DISTINCT).tolist())) > _DISTINCT:  # the usual case
-        return y
-    distinct = sampled(values, SAMPLE).unique()
-    if len(distinct) > _DISTINCT or not bool(torch.isin(values, distinct).all()):
-        return y
-    rounded = round_to(values, fmt)
-    return y if torch.equal(rounded, values) else _moved(y, rounded)
-
-
 def operands_of(name: str, args: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:
     """The operands of an operation that a result of `dtype` can fall back onto."""
     places = OPERANDS.get(name, ())
@@ -276,10 +214,4 @@ def accumulated(y: Tensor, run: Callable[[], Tensor]) -> Tensor:
         return y
     if not isinstance(native, Tensor) or native.shape != y.shape:
         return y
-    return _moved(y, native.detach().to(torch.float32))
-
-
-def _moved(y: Tensor, there: Tensor) -> Tensor:
-    """`y` moved to other values, with its own gradients; infinite ones stay where they are."""
-    away = there - y.detach()
-    return y + away.masked_fill(there == y.detach(), 0.0)
+    return shifted(y, native.detach().to(torch.float32))

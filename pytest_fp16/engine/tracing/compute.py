@@ -33,7 +33,7 @@ from pytest_fp16.engine.tracing.arguments import as_native, flushes, written_tar
 from pytest_fp16.engine.tracing.exactness import exact_results
 from pytest_fp16.engine.tracing.recorder import Recorder
 from pytest_fp16.engine.tracing.shadow import Shadow, unwrap
-from pytest_fp16.theory.rounding import FORMATS, Format, flush_to_one, flush_underflow
+from pytest_fp16.theory.rounding import FORMATS, Format, flush_to_one, flush_underflow, ulp
 
 _SINGULAR = frozenset(
     "div reciprocal log log2 log10 log1p rsqrt sqrt pow logit atan2 xlogy".split()
@@ -178,7 +178,8 @@ def certain_error(
         certain = not call.noisy
         steps = certain or (recorder.repeats(known.name) and not within_a_layer())
         settles = certain or recorder.noise is not None
-        moved, fixed = certain_errors(y, operands, fmt, known.exact, steps, settles)
+        entered = None if settles else partial(_entered, call, y)
+        moved, fixed = certain_errors(y, operands, fmt, known.exact, steps, settles, entered)
         if recorder.asks and not known.exact:
             formats = (fmt, *(recorder.formats if recorder.adjoint else ()))
             exact = exact_results(known.name, call.args, call.kwargs, y, formats)
@@ -196,3 +197,34 @@ def certain_error(
         )
 
     return accumulated(y, run), None
+
+
+def _entered(call: Call, y: Tensor) -> Tensor | None:
+    """How far one rounding of each argument moves the results: the least error that is in them.
+
+    None where that cannot be said: the operation has written its arguments already.
+    """
+    if call.known.mutated or call.known.mutated_names:
+        return None
+    with torch.no_grad():
+        args, kwargs = (
+            _rounded_once(call.args),
+            {k: _rounded_once(v) for k, v in call.kwargs.items()},
+        )
+        there = flat(run_wide(call.func, args, kwargs))
+        return next((t.sub_(y.detach()).abs_() for t in there if t.shape == y.shape), None)
+
+
+def _rounded_once(value: Any) -> Any:
+    """The float32 values of traced tensors, those of 16 bits off by the size of a rounding error.
+
+    To either side in turn, so that a sum does not take them all for one.
+    """
+    if isinstance(value, Shadow) and value.dtype in LOW:
+        inner = value.inner.detach()
+        sides = torch.ones(inner.numel(), device=inner.device)
+        sides[::2] = -1
+        return inner + ulp(inner, FORMATS[value.dtype]) * sides.view(inner.shape) / 12**0.5
+    if isinstance(value, (list, tuple)):
+        return [_rounded_once(item) for item in value]
+    return widen(unwrap(value))
