@@ -70,7 +70,7 @@ _CPU_ONLY = """
     geqrf _lu_with_info qr svd triangular_solve fractional_max_pool2d fractional_max_pool3d
     adaptive_max_pool3d multilabel_margin_loss_forward linalg_qr linalg_cholesky_ex linalg_svd
     linalg_eig linalg_eigh linalg_lstsq linalg_inv_ex cat stack tril triu index_copy
-    linalg_matrix_rank.atol_rtol_float linalg_matrix_rank.atol_rtol_tensor
+    index_copy.dimname linalg_matrix_rank.atol_rtol_float linalg_matrix_rank.atol_rtol_tensor
     linalg_matrix_rank.tol_tensor
 """
 
