@@ -10,7 +10,8 @@ from pytest_fp16.engine.canary import LARGE_DIFFERENCE
 from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
 from pytest_fp16.evaluation.lane import Lane
-from pytest_fp16.report.model import Report, Run, Verdict
+from pytest_fp16.evaluation.soundness import guesses
+from pytest_fp16.report.model import Check, Report, Run, Verdict
 
 if TYPE_CHECKING:
     from pytest_fp16.evaluation.run import EvaluationRun
@@ -44,6 +45,10 @@ def report_of(run: EvaluationRun, lane: Lane) -> Report:
     made = rules.checks(lane, measured)
     outcome = lane.outcome
     verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
+    why = guesses(run.task, run.totals.tally, run.classes) if run.labelled else None
+    if verdict == "equivalent" and why is not None:
+        made.append(Check(name="better than chance", passed=False, detail=why))
+        verdict = "inconclusive"
     if lane.no_memory is not None:
         verdict, made = "inconclusive", []
     losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)

@@ -189,6 +189,7 @@ class EvaluationRun:
         if subject.metric is not None and labels is None:
             raise DataError("metric= needs labels; yield batches (inputs, labels)")
         self.task = task_of(subject, output, labels, n)
+        self.classes = self.task.canonical(output).shape[-1]
         if bool(output.isnan().any()):
             raise ModelError(
                 f"the reference itself returns NaN in float32 ({int(output.isnan().sum())} of "

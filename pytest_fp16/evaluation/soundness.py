@@ -10,11 +10,14 @@ from torch import Tensor
 
 from pytest_fp16.engine.containers import foreign
 from pytest_fp16.errors import DataError, ModelError
-from pytest_fp16.metric import user_scores
+from pytest_fp16.metric import Accuracy, user_scores
 from pytest_fp16.task import Task
 
-#: Labelled inputs in the first batch from which a reference can be told from chance.
+#: Labelled decisions from which a reference can be told from chance.
 _ENOUGH_FOR_CHANCE = 64
+#: From guessing to perfect: a first batch that shows less, for sure, ends the check at once.
+_POOR = 0.1
+_SURE = 3.0
 
 
 def require_data(data: Any, name: str = "data") -> None:
@@ -53,28 +56,61 @@ def require_finite(score: float) -> None:
 def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) -> None:
     """Refuse a classifier that guesses: its decisions say nothing of what 16 bits change.
 
+    A first batch may be small, or all of one class: only one that leaves no doubt is enough.
+
     Args:
         task: how outputs and labels are read.
         output, labels: the reference's raw output and the labels of the first batch.
         n: its inputs.
 
     Raises:
-        ModelError: its accuracy on them is that of chance.
+        ModelError: its accuracy on them is that of chance, and no chance.
     """
-    if task.kind != "classification" or n < _ENOUGH_FOR_CHANCE:
+    if task.kind != "classification":
         return
     logits = task.canonical(output)
     targets = task.canonical_labels(labels, n)
     assert targets is not None, "unreachable: labelled"
     valid = targets != task.ignore_index
-    chance = 1 / logits.shape[-1]
-    accuracy = float((logits.argmax(-1) == targets)[valid].float().mean())
-    if accuracy <= chance + math.sqrt(chance * (1 - chance) / n):
+    count, classes = int(valid.sum()), logits.shape[-1]
+    if count < _ENOUGH_FOR_CHANCE or len(targets[valid].unique()) < classes / 2:
+        return
+    right = int((logits.argmax(-1) == targets)[valid].sum())
+    share = (right + 2) / (count + 4)  # as the budget has it (Agresti & Coull, 1998)
+    most = share + _SURE * math.sqrt(share * (1 - share) / (count + 4))
+    if most <= 1 / classes + _POOR * (1 - 1 / classes):
         raise ModelError(
-            f"the reference is near chance: accuracy {accuracy:.1%} on the first {n} inputs, "
-            f"chance is {chance:.1%}; is the model trained, are labels and inputs in order? "
-            "(inputs alone, with labelled=False, are compared without labels)"
+            f"the reference is near chance: accuracy {right / count:.1%} on the first {n} inputs, "
+            f"chance is {1 / classes:.1%}; {_what_to_do(count > n)}"
         )
+
+
+def _what_to_do(tokens: bool) -> str:
+    shifted = ", is a token's label the next one (shifted)" if tokens else ""
+    return (
+        f"is the model trained, are labels and inputs in order{shifted}? (inputs alone, with "
+        "labelled=False, are compared without labels)"
+    )
+
+
+def guesses(task: Task, tally: Any, classes: int) -> str | None:
+    """Why equal answers of the two precisions prove nothing; None where the reference knows some.
+
+    Args:
+        task: how outputs and labels are read.
+        tally: the reference's labelled decisions.
+        classes: among how many each decides.
+    """
+    if task.kind != "classification" or not isinstance(tally, Accuracy):
+        return None
+    chance = 1 / classes
+    error = math.sqrt(chance * (1 - chance) / max(tally.count, 1))
+    if tally.count < _ENOUGH_FOR_CHANCE or tally.value > chance + error:
+        return None
+    return (
+        f"the reference is near chance: accuracy {tally.value:.1%}, chance is {chance:.1%}; what "
+        f"knows nothing loses nothing; {_what_to_do(tally.count > tally.inputs)}"
+    )
 
 
 def unsteady(metric: Any, output: Tensor, labels: Any, n: int) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from pytest_fp16.evaluation.agreement import Agreement
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.totals import MetricTotals
-from pytest_fp16.metric import Scores, metric_name
+from pytest_fp16.metric import Accuracy, Scores, metric_name
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.theory.budget import allowed_loss, within
@@ -116,7 +116,8 @@ def metric_of(
 ) -> Metric:
     """The metric of both runs, and what may be lost."""
     tally = reference.tally
-    allowed, origin = allowed_loss(budget, tally.value, tally.standard_error, tally.scale)
+    grain = 1 / tally.count if isinstance(tally, Accuracy) and tally.count else 0.0
+    allowed, origin = allowed_loss(budget, tally.value, tally.standard_error, tally.scale, grain)
     value = candidate.value
     loss = tally.value - value
     return Metric(

@@ -13,6 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 SCHEMA_VERSION: Literal[1] = 1
 
+CheckName = Literal[
+    "finite", "as predicted", "good enough", "16 bit ran", "better than chance", "same over seeds"
+]
 Verdict = Literal["equivalent", "not equivalent", "inconclusive"]
 Mechanism = Literal[
     "overflow", "underflow", "cancellation", "absorption",
@@ -54,23 +57,11 @@ Facts = Annotated[
 
 #: Forms of a mechanism that its usual words and cures do not fit.
 Variant = Literal[
-    "mixed dtypes",
-    "refused by the program",
-    "refused by autocast",
-    "not in NumPy",
-    "other bits",
-    "closure",
-    "no gradient left",
-    "while scaled",
-    "whole numbers",
-    "stored values",
-    "stored inputs",
-    "infinite inputs",
-    "infinite values",
-    "stored digits",
-    "near one",
+    "mixed dtypes", "refused by the program", "refused by autocast", "not in NumPy", "other bits",
+    "closure", "no gradient left", "while scaled", "whole numbers", "stored values",
+    "stored inputs", "infinite inputs", "infinite values", "stored digits", "near one",
     "another program",
-]
+]  # fmt: skip
 
 
 class Part(BaseModel):
@@ -82,7 +73,7 @@ class Part(BaseModel):
 class Check(Part):
     """One named check of the verdict."""
 
-    name: Literal["finite", "as predicted", "good enough", "16 bit ran", "same over seeds"]
+    name: CheckName
     passed: bool
     detail: str
 

@@ -11,6 +11,8 @@ import sys
 
 SMALLEST = 0.001
 LARGEST = 0.01
+#: So many decisions may be lost always: one of a few is more than any share that says something.
+FEWEST = 1.5
 
 
 def accuracy_error(total: float, total_of_squares: float, n: int) -> float:
@@ -35,13 +37,24 @@ def mean_error(total: float, total_of_squares: float, n: int) -> float:
     return math.sqrt(variance / n)
 
 
-def clamp(standard_error: float, scale: float = 1.0) -> float:
-    """Between 0.1 and 1 % of the metric's scale (1 for accuracies and R²)."""
-    return min(max(standard_error, SMALLEST * scale), LARGEST * scale)
+def clamp(standard_error: float, scale: float = 1.0, grain: float = 0.0) -> float:
+    """Between 0.1 and 1 % of the metric's scale (1 for accuracies and R²), or one decision.
+
+    Args:
+        standard_error: of the metric.
+        scale: of the metric.
+        grain: what one decision is worth; zero where the metric has none.
+    """
+    coarse = min(FEWEST * grain, standard_error)
+    return max(min(max(standard_error, SMALLEST * scale), LARGEST * scale), coarse)
 
 
 def allowed_loss(
-    budget: float | str | None, reference: float, standard_error: float, scale: float = 1.0
+    budget: float | str | None,
+    reference: float,
+    standard_error: float,
+    scale: float = 1.0,
+    grain: float = 0.0,
 ) -> tuple[float, str]:
     """The loss allowed, in the metric's units, and where it comes from.
 
@@ -50,13 +63,13 @@ def allowed_loss(
             reference.
         reference: the reference's metric.
         standard_error: of the reference's metric on this data.
-        scale: of the metric, for the default.
+        scale, grain: of the metric, as of `clamp`, for the default.
 
     Returns:
         The budget and ``"default"``, ``"absolute"`` or ``"relative"``.
     """
     if budget is None:
-        return clamp(standard_error, scale), "default"
+        return clamp(standard_error, scale, grain), "default"
     if isinstance(budget, str):
         return float(budget.rstrip("%")) / 100 * abs(reference), "relative"
     return float(budget), "absolute"

@@ -75,6 +75,17 @@ def test_the_default_is_clamped_to_the_scale_of_the_metric(error, scale, expecte
     assert allowed_loss(None, 0.9, error, scale) == (pytest.approx(expected), "default")
 
 
+@pytest.mark.parametrize("right", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("n", [20, 80, 120, 10_000])
+def test_one_decision_of_a_few_may_be_lost_if_the_data_cannot_resolve_it(n, right):
+    error = accuracy_error(right * n, right * n, n)
+    budget, _ = allowed_loss(None, right, error, grain=1 / n)
+    assert 1 / n <= budget < max(2 / n, 0.01 + 1e-9)
+    assert budget <= max(error, 0.001)
+    if n > 150:
+        assert budget == allowed_loss(None, right, error)[0]
+
+
 def test_a_budget_that_is_given_is_taken_as_it_is():
     assert allowed_loss(0.25, 0.9, 0.005) == (0.25, "absolute")
     assert allowed_loss("0.5%", -40.0, 0.005) == (pytest.approx(0.2), "relative")
