@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.operations import LOW, facts, flat, tensors
+from pytest_fp16.engine.emulation.regions import LeftOff
 from pytest_fp16.engine.models import (
     Location,
     autocast,
@@ -85,6 +86,7 @@ class Candidate:
         self.model = prepare(model, precision, device)
         self.habits = Habits()
         self.beside = Others()
+        self.own_autocast = False  # the model enters one, which was left off
         self._where: Location | None = None
 
     @property
@@ -120,9 +122,11 @@ class Candidate:
             if emulated
             else nullcontext()
         )
-        with torch.no_grad(), quiet(), autocast(self.precision, self.device, self.target):
+        context = autocast(self.precision, self.device, self.target)
+        with torch.no_grad(), quiet(), context as regions:
             with emulation, witness or nullcontext():
                 output = call(self.model, inputs, self.precision, self.subject.forward)
+            self.own_autocast |= isinstance(regions, LeftOff) and regions.any
             predictions = main_output(output)
             self.beside = others(output, predictions)
             return predictions.detach().to(torch.float32)

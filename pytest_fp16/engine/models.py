@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
 from pytest_fp16.engine.emulation.autocast import own_regions, target_autocast
 from pytest_fp16.engine.emulation.branches import branches_as_python
+from pytest_fp16.engine.emulation.regions import regions_off
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
@@ -118,12 +119,12 @@ def _without_gradient(model: nn.Module) -> None:
 
 
 def autocast(precision: Precision, device: torch.device, target: str) -> Any:
-    """The context a model of that precision runs in."""
+    """The context a model of that precision runs in; float32's tells of the model's own regions."""
     if precision.mixed:
         return target_autocast(device.type, precision.dtype, target)
     if precision.dtype_name != "float32":
         return own_regions(device.type, target)
-    return nullcontext()
+    return regions_off()
 
 
 def call(

@@ -209,6 +209,8 @@ class EvaluationRun:
         elif self.labelled:
             require_better_than_chance(self.task, output, labels, n)
         self._repeat(inputs, output, seed)
+        if self.reference.own_autocast:
+            self.warnings.append("the model enters an autocast of its own; 32-true ran without it")
         whole = not self._runs_in_part(inputs, n, seed)
         writes = self.candidates.habits.writes
         with untouched(self.reference.model, weights=writes, since=self.initial):

@@ -106,6 +106,37 @@ def regions_that_cast() -> Iterator[None]:
         torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore
 
 
+class LeftOff:
+    """Regions that a program entered where no autocast is to cast.
+
+    Attributes:
+        any: there were some that would be on.
+    """
+
+    def __init__(self) -> None:
+        self.any = False
+
+
+@contextmanager
+def regions_off() -> Iterator[LeftOff]:
+    """No autocast that a program enters itself casts: a reference in 32 bits computes in them."""
+    enter, seen = torch.autocast.__enter__, LeftOff()
+
+    def entered(self: Any) -> Any:
+        was, self._enabled = self._enabled, False
+        seen.any |= was
+        try:
+            return enter(self)  # type: ignore[no-untyped-call]
+        finally:
+            self._enabled = was
+
+    torch.autocast.__enter__ = entered  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
 def is_on(region: torch.autocast) -> bool:
     """Whether a region that is being entered is on, or would be where there is CUDA."""
     if region._enabled or region.device != "cuda" or hasattr(region, "_asked"):

@@ -9,7 +9,12 @@ from torch import nn
 from torch.utils.checkpoint import DefaultDeviceType
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.emulation.regions import checkpoints_on_cuda, cuda_regions, custom_inputs
+from pytest_fp16.engine.emulation.regions import (
+    checkpoints_on_cuda,
+    cuda_regions,
+    custom_inputs,
+    regions_off,
+)
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="torch's own do it on CUDA")
 
@@ -155,3 +160,49 @@ def test_a_decorated_forward_runs_in_16_bits(precision):
     assert report.verdict == report.forecast.verdict == "not equivalent"
     assert report.run.dtypes["float16"] > 0
     assert report.culprit.mechanism == "overflow"
+
+
+def test_no_region_casts_where_none_is_to():
+    x = torch.ones(2, 2)
+    with regions_off() as seen:
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            assert not seen.any
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (x @ x).dtype == torch.float32
+            with torch.autocast("cpu", torch.float16):
+                assert (x @ x).dtype == torch.float32
+        assert seen.any
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+class OwnAutocast(nn.Module):
+    """Absorbs its input in bfloat16, whatever it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+        self.layer.weight.data -= self.layer.weight.data.mean(1, keepdim=True)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.layer(x + 100).float()
+
+
+def test_the_reference_is_in_32_bits_though_the_model_enters_an_autocast():
+    torch.manual_seed(0)
+    model, x = OwnAutocast().eval(), torch.randn(400, 8)
+    with torch.no_grad():
+        labels = model.layer(x + 100).argmax(1)
+    subject = Evaluation(model=model, data=[(x, labels)])
+
+    report = check(subject, precision="bf16-true", target="cpu")
+    assert report.metric.reference == 1.0
+    assert not report.equivalent
+    assert "the model enters an autocast of its own; 32-true ran without it" in report.warnings
+
+    (said,) = (
+        w for w in check(subject, precision="16-mixed", target="cpu").warnings if "all ran" in w
+    )
+    assert said == "no operation computed in float16: all ran in float32 and bfloat16"
