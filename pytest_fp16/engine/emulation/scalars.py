@@ -52,7 +52,7 @@ def is_number(value: Any) -> bool:
 def rounded(value: float, dtype: torch.dtype) -> float:
     """The nearest number of that dtype, whole where it was whole."""
     near = float(torch.tensor(value, dtype=torch.float64).to(dtype))
-    return int(near) if isinstance(value, int) and near == int(near) else near
+    return int(near) if isinstance(value, int) and near.is_integer() else near
 
 
 def narrowed(

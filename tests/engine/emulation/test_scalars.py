@@ -22,6 +22,7 @@ PROGRAMS = {
     "rpow": lambda t: 1.3337**t,
     "fmod": lambda t: torch.fmod(t, 0.3337),
     "remainder": lambda t: t % 0.3337,
+    "remainder of a day": lambda t: t % 86_400,  # infinite in float16
 }
 
 
