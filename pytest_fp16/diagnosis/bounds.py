@@ -29,8 +29,8 @@ _COMPARES = frozenset("lt le gt ge eq ne".split())
 _PLACES = frozenset("where masked_fill _to_copy copy fill full full_like index_put add sub".split())
 #: Operations that bring a mask to its size.
 _SCALES = frozenset({"mul", "div"})
-#: Operations whose scalar moves every value, or ends a row of numbers: none is masked.
-_OFFSETS = frozenset("add sub rsub arange linspace".split())
+#: Operations whose scalar moves or folds every value, or ends a row of numbers: none is masked.
+_OFFSETS = frozenset("add sub rsub arange linspace remainder fmod".split())
 
 
 def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:

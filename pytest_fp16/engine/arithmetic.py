@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import ATTENTION, facts, flat, tensors
@@ -34,11 +37,30 @@ _TRANSPOSED = 6  # position of convolution's flag
 _RECURRENT = frozenset("_cudnn_rnn miopen_rnn mkldnn_rnn_layer".split())
 
 
+class _Whole(TorchFunctionMode):
+    """Shows attention as the program calls it."""
+
+    def __init__(self, counted: Arithmetic) -> None:
+        super().__init__()
+        self.counted = counted
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        given = dict(zip(("query", "key"), args, strict=False)) | kwargs
+        run = partial(func, *args, **kwargs)
+        return self.counted.attended(run, given["query"], given["key"])
+
+
 class Arithmetic(TorchDispatchMode):
     """Counts the operations of a program, entered innermost so that it sees the program's dtypes.
 
     A product counts its multiply-adds; any other operation that rounds counts one for each value
-    of its largest tensor. What only moves values counts nothing.
+    of its largest tensor. What only moves values counts nothing. Attention counts as one operation
+    of its result's format: where torch has no fused kernel it computes the parts in float32.
 
     Attributes:
         work: that many operations, by the dtype of their results.
@@ -47,6 +69,28 @@ class Arithmetic(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.work: Counter[torch.dtype] = Counter()
+        self._attention = _Whole(self)
+        self._within = False
+
+    def __enter__(self) -> Arithmetic:
+        self._attention.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        self._attention.__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def attended(self, run: Callable[[], Tensor], query: Tensor, key: Tensor) -> Tensor:
+        """An attention, counted once."""
+        self._within = True
+        try:
+            out = run()
+        finally:
+            self._within = False
+        pairs = math.prod(query.shape[:-1]) * key.shape[-2]
+        self.work[out.dtype] += pairs * (query.shape[-1] + out.shape[-1])
+        return out
 
     @property
     def float32_share(self) -> float:
@@ -61,7 +105,7 @@ class Arithmetic(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         known = facts(func)
-        if known.view or known.exact or known.reshapes:
+        if self._within or known.view or known.exact or known.reshapes:
             return out
         result = next((t for t in flat(out) if isinstance(t, Tensor)), None)
         if result is not None and (result.is_floating_point() or result.is_complex()):

@@ -130,3 +130,12 @@ def test_a_bound_near_one_that_is_written_into_a_place(make_net, specimen):
     culprit = explain(origin, looked.side_by_side(worth_watching(origin).__contains__))
     assert (culprit.mechanism, culprit.variant) == ("eps-underflow", "near one")
     assert "the constant 0.9999 rounds to 1" in culprit.evidence
+
+
+@pytest.mark.parametrize(("name", "told"), [("remainder", "overflow"), ("masked_fill", "mask-inf")])
+def test_a_divisor_that_is_infinite_is_no_mask(name, told):
+    exact = torch.tensor([1.7e9, 1.6e9])
+    times = Measure(exact.half(), exact, torch.float16, False, False)
+    lost = Measure(exact.half() * torch.nan, exact % 86_400, torch.float16)
+    found = Finding(operands=[times], own=[lost], results=[lost], scalars=[86_400.0])
+    assert out_of_range(Operation(0, name, "m"), found, FORMATS[torch.float16]).mechanism == told

@@ -1,5 +1,7 @@
 """Arithmetic counted from shapes, against counts made by hand and against torch's own."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_fp16.engine.arithmetic import Arithmetic
+from pytest_fp16.engine.emulation.emulate import Emulation
 
 
 def counted(run):
@@ -52,3 +55,14 @@ def test_formats_are_told_apart():
     arithmetic = counted(lambda: wide(low(x).float()))
     assert arithmetic.work == {torch.float16: 3 * 6 * 4, torch.float32: 3 * 4 * 2}
     assert arithmetic.float32_share == 0.25
+
+
+@pytest.mark.parametrize("mode", [nullcontext, lambda: Emulation("cuda")])
+def test_attention_is_of_the_format_of_its_result(mode):
+    """A CPU computes its parts in float32, and so does an emulation."""
+    q = torch.randn(2, 3, 10, 8).half()
+    with torch.no_grad(), mode(), Arithmetic() as arithmetic:
+        F.scaled_dot_product_attention(q, key=q, value=q, is_causal=True)
+        q + q
+    assert arithmetic.float32_share == 0.0
+    assert arithmetic.work == {torch.float16: 2 * 3 * 10 * 10 * 16 + q.numel()}
