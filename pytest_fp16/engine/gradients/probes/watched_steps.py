@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from pytest_fp16.engine.gradients.origins.origin import CLIPPING, Found, Origin
+from pytest_fp16.engine.gradients.origins.found import Found
+from pytest_fp16.engine.gradients.origins.origin import CLIPPING, Origin
 from pytest_fp16.engine.gradients.probes.confidence import Confidence, scaling
 from pytest_fp16.engine.gradients.probes.memory import follow
 from pytest_fp16.engine.randomness import seed_everything

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, variant_of
 from pytest_fp16.engine.gradients.finding import Finding, leaf_of, module_of
-from pytest_fp16.engine.gradients.origins.origin import Found
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import whole_numbers
 from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.evaluated import metric_lost

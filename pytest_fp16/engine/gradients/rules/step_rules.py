@@ -11,7 +11,7 @@ from pytest_fp16.theory.gradient import Movement
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.evidence import Evidence
-    from pytest_fp16.engine.gradients.origins.origin import Found
+    from pytest_fp16.engine.gradients.origins.found import Found
     from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 
 #: Weights that move less than this share of their 32-bit way, or this many times as far, over the

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from pytest_fp16.engine.gradients.evidence import Evidence
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.lost_digits import LostDigits
-from pytest_fp16.engine.gradients.origins.origin import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount
 from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
