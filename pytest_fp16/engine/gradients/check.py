@@ -48,7 +48,8 @@ from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecor
 from pytest_fp16.engine.gradients.probes.sure_outputs import breaking, solved, wrong_share
 from pytest_fp16.engine.gradients.probes.trained import all_finite, trained_weights
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
-from pytest_fp16.engine.gradients.rules.rules import gradient_is_lost, longer
+from pytest_fp16.engine.gradients.rules.asked import longer
+from pytest_fp16.engine.gradients.rules.rules import gradient_is_lost
 from pytest_fp16.engine.gradients.rules.step_rules import stuck
 from pytest_fp16.engine.gradients.rules.verdict import GradientFindings, conclude
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
