@@ -17,6 +17,7 @@ from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.gradients.points import Gradients, scaled_gradients
 from pytest_fp16.engine.gradients.probes.confidence import (
     MARGINS,
+    Changed,
     Confidence,
     confidence_of,
     decisions,
@@ -37,15 +38,17 @@ class Solved:
     Attributes:
         expected: how many steps of the training will see such a batch.
         skipped: a gradient scaler skips them, so that they do no harm.
+        least: how many must be expected for it to count.
     """
 
     expected: float
     skipped: bool
+    least: float = 1.0
 
     @property
     def harmless(self) -> bool:
         """Whether the training will see none, or live with it."""
-        return self.skipped or self.expected < 1
+        return self.skipped or self.expected < self.least
 
 
 def breaking(
@@ -64,7 +67,7 @@ def breaking(
         if sure is None:
             return None
         candidate.follow(reference)
-        if _lost(candidate, batch, sure):
+        if is_lost(candidate, batch, sure):
             return sure
     return None
 
@@ -95,7 +98,8 @@ def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Conf
     return None
 
 
-def _lost(candidate: Trainee, batch: Any, sure: Confidence) -> bool:
+def is_lost(candidate: Trainee, batch: Any, sure: Changed) -> bool:
+    """Whether a candidate has no gradient of outputs that were changed."""
     try:
         return not _finite(_gradients(candidate, batch, sure))
     except torch.OutOfMemoryError:
@@ -104,7 +108,7 @@ def _lost(candidate: Trainee, batch: Any, sure: Confidence) -> bool:
         return False  # outputs of no real run: an error they cause says nothing
 
 
-def _gradients(trainee: Trainee, batch: Any, sure: Confidence) -> Gradients:
+def _gradients(trainee: Trainee, batch: Any, sure: Changed) -> Gradients:
     with scaled_outputs(trainee.model, sure), untouched(trainee.model):
         follow(trainee, batch, sure.passes)
         return scaled_gradients(trainee, batch, 0)
