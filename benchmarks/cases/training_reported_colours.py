@@ -58,8 +58,9 @@ def coloured(saturation: Callable[[Tensor, Tensor], Tensor]) -> dict:
         return x * ink[..., None, None], which
 
     train, test = batches(*painted(x), size=64), batches(*painted(a), size=200)
-    given = {"train_data": train, "eval_data": test, "optimizer": ADAM}
-    return recipe(partial(Coloured, saturation), **given)
+    adam = partial(torch.optim.Adam, lr=5e-3, eps=1e-3)
+    given = {"train_data": train, "eval_data": test, "optimizer": adam}
+    return recipe(partial(Coloured, saturation), epochs=15, **given)
 
 
 @case("16-true", f"bf16-true {MIXED}")
@@ -113,7 +114,7 @@ def aligned(z: Tensor, t: Tensor) -> Tensor:
     return scale[:, None, None] * z + shift[:, None, None]
 
 
-@case("16-true")
+@case("16-true", "bf16-true bf16-mixed")
 def scale_and_shift() -> dict:
     """Sums over 784 pixels are multiplied (after antocad/FocusOnDepth#22, MiDaS's loss)."""
 
@@ -174,7 +175,7 @@ def perceived_features() -> dict:
     train = batches(noisy(x), x.flatten(1), size=64)
     test = batches(noisy(a), a.flatten(1), size=200)
     given = {"train_data": train, "eval_data": test, "training_step": step, "loss": None}
-    return recipe(Restored, task="regression", epochs=15, optimizer=partial(SGD, lr=0.2), **given)
+    return recipe(Restored, task="regression", optimizer=ADAM, **given)
 
 
 # Turned boxes -------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def ink_boxes() -> tuple[Tensor, Tensor]:
     return x, 8 * torch.cat([centre, size, turn[:, None] / 8], 1)
 
 
-@case("16-true 16-mixed")
+@case(f"{TRUE} {MIXED}")
 def turned_boxes() -> dict:
     """Determinants of squared pixels (after open-mmlab/mmrotate#204's gwd_loss)."""
     x, box = ink_boxes()
