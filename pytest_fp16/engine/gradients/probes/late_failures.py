@@ -15,8 +15,15 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import split_batch
+from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.gradients.probes.confidence import Changed
-from pytest_fp16.engine.gradients.probes.sure_outputs import Solved, breaking, is_lost, solved
+from pytest_fp16.engine.gradients.probes.sure_outputs import (
+    Solved,
+    breaking,
+    gradients_of,
+    is_lost,
+    solved,
+)
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.training.trainee import Trainee
@@ -90,7 +97,7 @@ def _meeting(
     targets = pairs[0][1].to(form.dtype).float()
     candidate.follow(reference)
     met, reached, gaps = Met(targets), 0, ulp(targets, form)
-    if not is_lost(candidate, batch, met):
+    if not is_lost(candidate, batch, met) or not _better(reference, batch, met):
         return None
     one = Met(targets, whole=False)
     met = one if targets[0].numel() > 1 and is_lost(candidate, batch, one) else met
@@ -106,6 +113,11 @@ def _meeting(
     rows = rows.to(form.dtype).float()
     expected = expected_met(rows, errors, form, steps, count, reached, met.whole)
     return "outputs that meet their targets", met, Solved(expected, skipped=False, least=_LIKELY)
+
+
+def _better(reference: Trainee, batch: Any, met: Met) -> bool:
+    """Whether to meet targets is what the loss asks for: not of a rate that is a logarithm."""
+    return gradients_of(reference, batch, met).loss <= gradients(reference, batch, 0).loss
 
 
 def _numbers(trainee: Trainee, batch: Any) -> tuple[Tensor, Tensor] | None:

@@ -89,7 +89,7 @@ def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Conf
             return None
         sure = replace(sure, passes=passes)
         try:
-            if _finite(_gradients(reference, batch, sure)):
+            if _finite(gradients_of(reference, batch, sure)):
                 return sure
         except torch.OutOfMemoryError:
             raise
@@ -101,14 +101,15 @@ def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Conf
 def is_lost(candidate: Trainee, batch: Any, sure: Changed) -> bool:
     """Whether a candidate has no gradient of outputs that were changed."""
     try:
-        return not _finite(_gradients(candidate, batch, sure))
+        return not _finite(gradients_of(candidate, batch, sure))
     except torch.OutOfMemoryError:
         raise
     except Exception:
         return False  # outputs of no real run: an error they cause says nothing
 
 
-def _gradients(trainee: Trainee, batch: Any, sure: Changed) -> Gradients:
+def gradients_of(trainee: Trainee, batch: Any, sure: Changed) -> Gradients:
+    """Loss and gradients of a batch whose outputs are changed."""
     with scaled_outputs(trainee.model, sure), untouched(trainee.model):
         follow(trainee, batch, sure.passes)
         return scaled_gradients(trainee, batch, 0)
