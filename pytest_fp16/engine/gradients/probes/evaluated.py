@@ -72,14 +72,6 @@ def evaluated(reference: Trainee, candidate: Trainee, steps: int) -> Evaluated |
     return Evaluated(found[0], found[1], steps)
 
 
-def _unlearnt(high: float, low: float) -> bool:
-    """Whether errors are above those of the mean, and rounding does not double them.
-
-    What a rounding adds to R² grows with the error it meets, which a training has yet to remove.
-    """
-    return high < 0 and 1 - low < 2 * (1 - high)
-
-
 def metric_lost(seen: Evaluated | None) -> Finding | None:
     """Trained weights whose metric is lost by evaluating them in 16 bits."""
     if seen is None or not seen.reference.finite:
@@ -89,7 +81,9 @@ def metric_lost(seen: Evaluated | None) -> Finding | None:
         what = f"after {seen.steps} steps in 32 bits, outputs are not finite in 16 bits"
         return Finding(f"the evaluation is lost: {what}", "", "", "overflow", what)
     beyond = max(RESOLUTIONS * seen.reference.resolution, ERRORS * seen.error)
-    if not seen.loss > beyond or (name == "R²" and _unlearnt(high, low)):
+    # What a rounding adds to R² grows with the errors it meets, which a training has yet to remove.
+    against = max(1.0, 1 - high) if name == "R²" else 1.0
+    if not seen.loss > beyond * against:
         return None
     what = (
         f"weights of {seen.steps} steps in 32 bits have {name} {low:.3g} evaluated in 16 bits, "
