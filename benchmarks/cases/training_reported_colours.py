@@ -218,7 +218,7 @@ def ink_boxes() -> tuple[Tensor, Tensor]:
     return x, 8 * torch.cat([centre, size, turn[:, None] / 8], 1)
 
 
-@case(f"{TRUE} {MIXED}")
+@case(f"{TRUE} 16-mixed")
 def turned_boxes() -> dict:
     """Determinants of squared pixels (after open-mmlab/mmrotate#204's gwd_loss)."""
     x, box = ink_boxes()
