@@ -67,7 +67,7 @@ def breaking(
         if sure is None:
             return None
         candidate.follow(reference)
-        if is_lost(candidate, batch, sure):
+        if _lost(candidate, batch, sure):
             return sure
     return None
 
@@ -98,7 +98,7 @@ def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Conf
     return None
 
 
-def is_lost(candidate: Trainee, batch: Any, sure: Changed) -> bool:
+def _lost(candidate: Trainee, batch: Any, sure: Changed) -> bool:
     """Whether a candidate has no gradient of outputs that were changed."""
     try:
         return not _finite(gradients_of(candidate, batch, sure))
