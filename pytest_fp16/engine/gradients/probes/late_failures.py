@@ -126,7 +126,8 @@ def _lost(candidate: Trainee, batch: Any, met: Met) -> bool:
 
 def _better(reference: Trainee, batch: Any, met: Met) -> bool:
     """Whether to meet targets is what the loss asks for: not of a rate that is a logarithm."""
-    return gradients_of(reference, batch, met).loss <= gradients(reference, batch, 0).loss
+    found = gradients_of(reference, batch, met).loss  # NaN where 32 bits do not survive it either
+    return not found > gradients(reference, batch, 0).loss
 
 
 def _numbers(trainee: Trainee, batch: Any) -> tuple[Tensor, Tensor] | None:

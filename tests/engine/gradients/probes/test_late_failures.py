@@ -59,6 +59,15 @@ def test_other_distances_are_none(loss, name):
     assert not any("meet their targets" in note for note in found.notes)
 
 
+def test_what_32_bits_do_not_survive_either_they_never_meet():
+    def loss(z, t):  # 0 / 0 of what is met, in any format
+        off = (z - t).square().sum(-1)
+        return (off * off / off).mean()
+
+    found = found_by(places(loss))
+    assert found.reason.startswith("the gradient of outputs that meet their targets is not finite")
+
+
 def test_numbers_that_the_loss_does_not_ask_for_are_none():
     def poisson(z, t):  # of logarithms: to meet a count of 20 would be to expect exp(20)
         return (z.exp() - t * z).mean()
