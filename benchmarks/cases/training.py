@@ -60,7 +60,9 @@ MODULES = (
     *("reported_kinds", "reported_likelihoods", "reported_relations"),
     *("reported_paths", "reported_answers", "reported_crowds"),
     *("reported_habitats", "reported_views", "reported_lessons"),
-    *("reported_engines", "reported_ledgers"),
+    *("reported_engines", "reported_ledgers", "reported_likenesses"),
+    *("reported_colours", "reported_gates", "reported_chains"),
+    *("reported_rates",),
 )
 
 

@@ -78,7 +78,7 @@ def boxes_in_pixels() -> dict:
     )
 
 
-@case("16-true", MIXED)
+@case("16-true bf16-true", MIXED)
 def complete_boxes() -> dict:
     """In parts of the picture: 0/0 where a box fits exactly (ultralytics/yolov5#2376)."""
     return pictures(boxes, detector(), complete, optimizer=partial(SGD, lr=0.1), epochs=40)

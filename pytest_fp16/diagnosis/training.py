@@ -12,7 +12,8 @@ from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, variant_of
-from pytest_fp16.engine.gradients.origins.origin import Found, Origin
+from pytest_fp16.engine.gradients.origins.found import Found
+from pytest_fp16.engine.gradients.origins.origin import Origin
 from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.train import RunResult, with_last

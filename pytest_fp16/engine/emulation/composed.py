@@ -7,6 +7,9 @@ both formats (``PowKernel.cu``), a CPU's in bfloat16 (``cpu/PowKernel.cpp``). A 
 squared error are computed so on both (``CrossKernel.cu``, ``BinaryMiscOpsKernels.cu``). What is
 reduced to places is added there as ``scatter_add`` does, on CUDA one addition after the other; for
 their mean the terms are counted so, too (``scatter_reduce_two`` in ``TensorAdvancedIndexing.cpp``).
+A soft margin loss is the logarithm of one plus an exponential, and so is its slope (``Loss.cpp``).
+The mean loss of all pixels is a quotient of two sums, each in the tensor's format (``NLLLoss2d.cu``
+and ``LossNLL2d.cpp``).
 """
 
 from __future__ import annotations
@@ -50,6 +53,8 @@ def composition(
         return _REDUCED[func] if target == "cuda" and args[4] in ("sum", "mean") else None
     if func is _aten.linalg_cross.default and args[1].dtype != args[0].dtype:
         return None  # its kernel refuses them
+    if func is _aten.nll_loss2d_forward.default and args[3] != 1:
+        return None  # no mean
     return _COMPOSED.get(func)
 
 
@@ -93,10 +98,40 @@ def _cross(step: Step, a: Tensor, b: Tensor, *, dim: int = -1) -> Any:
 
 def _mse_loss(step: Step, x: Tensor, y: Tensor, reduction: int = 1) -> Any:
     difference = step(_aten.sub.Tensor, x, y)
-    squares = step(_aten.mul.Tensor, difference, difference)
+    return _reduced(step, step(_aten.mul.Tensor, difference, difference), reduction)
+
+
+def _reduced(step: Step, terms: Tensor, reduction: int) -> Any:
     if reduction == 0:
-        return squares
-    return step((_aten.mean if reduction == 1 else _aten.sum).default, squares)
+        return terms
+    return step((_aten.mean if reduction == 1 else _aten.sum).default, terms)
+
+
+def _against(step: Step, x: Tensor, target: Tensor) -> Any:
+    """exp(-tx), in the format of x."""
+    product = step(_aten.mul.Tensor, step(_aten.neg.default, x), target)
+    if target.dtype != x.dtype:
+        product = step(_aten._to_copy.default, product, dtype=x.dtype)
+    return step(_aten.exp.default, product)
+
+
+def _soft_margin_loss(step: Step, x: Tensor, target: Tensor, reduction: int = 1) -> Any:
+    return _reduced(step, step(_aten.log1p.default, _against(step, x, target)), reduction)
+
+
+def _soft_margin_slope(
+    step: Step, grad: Tensor, x: Tensor, target: Tensor, reduction: int = 1
+) -> Any:
+    share = 1 / x.numel() if reduction == 1 else 1.0
+    odds = _against(step, x, target)
+    part = step(_aten.mul.Scalar, step(_aten.mul.Tensor, target, odds), -share)
+    part = step(_aten.div.Tensor, part, step(_aten.add.Scalar, odds, 1))
+    return step(_aten.mul.Tensor, part, grad)
+
+
+def _nll_loss2d(step: Step, x: Tensor, target: Tensor, weight: Any, _: int, ignored: int) -> Any:
+    total, count = step(_aten.nll_loss2d_forward.default, x, target, weight, 2, ignored)
+    return step(_aten.div.Tensor, total, count), count
 
 
 def _scatter_reduce(
@@ -133,6 +168,9 @@ _COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     _aten.logsumexp.default: _logsumexp,
     _aten.linalg_cross.default: _cross,
     _aten.mse_loss.default: _mse_loss,
+    _aten.soft_margin_loss.default: _soft_margin_loss,
+    _aten.soft_margin_loss_backward.default: _soft_margin_slope,
+    _aten.nll_loss2d_forward.default: _nll_loss2d,
 }
 
 #: By id, as every operation of a program is looked up: the hash of one is a function in Python.

@@ -42,13 +42,15 @@ from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_poi
 from pytest_fp16.engine.gradients.probes.course import SEED, Course
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
+from pytest_fp16.engine.gradients.probes.late_failures import late
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
-from pytest_fp16.engine.gradients.probes.sure_outputs import breaking, solved, wrong_share
+from pytest_fp16.engine.gradients.probes.sure_outputs import wrong_share
 from pytest_fp16.engine.gradients.probes.trained import all_finite, trained_weights
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
-from pytest_fp16.engine.gradients.rules.rules import gradient_is_lost, longer
+from pytest_fp16.engine.gradients.rules.asked import longer
+from pytest_fp16.engine.gradients.rules.rules import gradient_is_lost
 from pytest_fp16.engine.gradients.rules.step_rules import stuck
 from pytest_fp16.engine.gradients.rules.verdict import GradientFindings, conclude
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
@@ -211,7 +213,7 @@ class _Check:
             if step + 1 in points and evidence.broke is None:
                 evidence.broke = self._point(candidate, extra, step + 1)
         if evidence.broke is None:
-            self._sure(candidate, not_skipped(evidence, candidate, extra))
+            self._sure(candidate, [not_skipped(evidence, candidate, extra), *extra])
             evidence.broke = self._together(course.first[: 2 * half * course.every], snapshots)
         if not self.precision.mixed:
             evidence.lags = statistics.lags(evidence.total_steps, self.precision.dtype)
@@ -230,18 +232,13 @@ class _Check:
             return self._raised(error, batch)
         return None if finite else ("the gradient is not finite", self.replays.here([batch]).cause)
 
-    def _sure(self, candidate: Trainee, batch: Any) -> None:
-        """The gradient once the model is as sure as a trained one, and has nothing wrong left."""
-        for solves in (False, True):
-            sure = breaking(self.exact, candidate, batch, solves)
-            if sure is None:
-                continue
-            origin = self.replays.here([batch], sure).cause
-            outputs = "a batch without mistakes" if solves else "confident outputs"
+    def _sure(self, candidate: Trainee, batches: list[Any]) -> None:
+        """The gradient of outputs that the model gives only once it has learned."""
+        found = late(self.exact, candidate, batches, self.shares, self.evidence.total_steps)
+        if found is not None:
+            outputs, sure, self.evidence.solved = found
+            origin = self.replays.here(batches[:1], sure).cause
             self.evidence.confident = f"the gradient of {outputs} is not finite", origin
-            if solves:
-                self.evidence.solved = solved(candidate, self.shares, self.evidence.total_steps)
-            return
 
     def _together(self, first: list[Any], snapshots: list[dict[str, Tensor]]) -> Broke | None:
         """The first steps once more, in the candidate's precision."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.lost_digits import LostDigits
-from pytest_fp16.engine.gradients.origins.origin import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount
 from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.evaluated import Evaluated

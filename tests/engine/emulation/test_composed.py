@@ -115,6 +115,69 @@ def test_a_trace_has_sites_where_the_target_rounds(target, parts):
     assert {key[1] for key in recorder.totals} == parts
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("scale", [2, 12])
+def test_a_soft_margin_is_the_native_one(dtype, reduction, scale):
+    z = (scale * torch.randn(16, 8, generator=torch.Generator().manual_seed(0))).to(dtype)
+    target = torch.randn(16, 8, generator=torch.Generator().manual_seed(1)).sign().to(dtype)
+
+    def loss_and_slope():
+        x = z.clone().requires_grad_()
+        loss = nn.functional.soft_margin_loss(x, target, reduction=reduction)
+        loss.sum().backward()
+        return loss.detach(), x.grad
+
+    with Emulation("cuda"):
+        emulated = loss_and_slope()
+    for found, native in zip(emulated, loss_and_slope(), strict=True):
+        assert torch.equal(found.nan_to_num(7), native.nan_to_num(7))
+    overflows = dtype == torch.float16 and scale == 12
+    assert bool(emulated[1].isnan().any()) == overflows
+
+
+def test_a_soft_margin_is_as_narrow_as_its_outputs():
+    z = torch.ones(3, dtype=torch.float16)
+    with Emulation("cuda"):
+        assert nn.functional.soft_margin_loss(z, torch.ones(3)).dtype == torch.float16
+
+
+def mean_of_pixels(dtype, pictures, weight=None):
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn(pictures, 3, 64, 64, generator=random).to(dtype).requires_grad_()
+    target = torch.randint(0, 3, (pictures, 64, 64), generator=random)
+    target[0, 0] = -100
+    with Emulation("cuda"):
+        loss = nn.functional.cross_entropy(z, target, weight)
+        loss.backward()
+    wide = weight if weight is None else weight.float()
+    exact = nn.functional.cross_entropy(z.detach().float(), target, wide)
+    return loss.item(), exact.item(), z.grad.abs().max().item()
+
+
+def test_a_mean_over_more_pixels_than_float16_counts_is_none():
+    loss, exact, slope = mean_of_pixels(torch.float16, 20)
+    assert loss != loss
+    assert exact < 2
+    assert slope == 0
+
+
+def test_a_sum_over_pixels_may_leave_the_range_where_their_number_does_not():
+    loss, exact, slope = mean_of_pixels(torch.float16, 15)
+    assert loss == float("inf")
+    assert exact < 2
+    assert slope > 0
+
+
+@pytest.mark.parametrize(("dtype", "pictures"), [(torch.float16, 4), (torch.bfloat16, 20)])
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 0.5, 0.25])])
+def test_within_the_range_it_is_the_mean(dtype, pictures, weight):
+    weight = weight if weight is None else weight.to(dtype)
+    loss, exact, slope = mean_of_pixels(dtype, pictures, weight)
+    assert loss == pytest.approx(exact, rel=3 * torch.finfo(dtype).eps)
+    assert slope > 0
+
+
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 @pytest.mark.parametrize("include_self", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

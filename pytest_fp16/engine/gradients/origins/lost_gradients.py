@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.gradients.evidence import Evidence, float_tensors
-from pytest_fp16.engine.gradients.origins.origin import Found
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.points import gradients, scaled_gradients
 from pytest_fp16.engine.gradients.probes.course import SEED
 from pytest_fp16.engine.gradients.probes.second_look import applied_step

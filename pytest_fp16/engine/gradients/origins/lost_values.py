@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.emulation.operations import facts, flat
+from pytest_fp16.engine.emulation.composed import composition
+from pytest_fp16.engine.emulation.operations import facts, flat, tensors
 from pytest_fp16.report.model import Mechanism
 
 #: Infinite where their argument, or one more or less than it, is zero.
@@ -44,6 +45,41 @@ def mechanism_of_loss(
     beyond = any(bool((e.abs() > torch.finfo(t.dtype).max).any()) for e, t in pairs)
     # A result that would fit: a constant inside the kernel has rounded to zero.
     return "overflow" if beyond else "eps-underflow"
+
+
+class Called(NamedTuple):
+    """An operation, what it was given, and what it returned."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: list[Any]
+
+    def name(self, whole: str) -> str:
+        """Its name as part of another operation; empty where it is the same one."""
+        name = facts(self.func).name
+        return "" if name == whole else name
+
+
+def losing_part(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Called | None:
+    """Of an operation that is composed of others: the first to lose a value of finite arguments.
+
+    Runs it once more, in the format that is emulated.
+    """
+    composed = composition(func, args, None)
+    if composed is None:
+        return None
+    seen: list[Called] = []
+
+    def step(part: Any, *given: Any, **named: Any) -> Any:
+        out = part(*given, **named)
+        results = flat(out)
+        if not seen and not all(map(finite, results)) and all(map(finite, tensors(given, named))):
+            seen.append(Called(part, given, named, results))
+        return out
+
+    composed(step, *args, **kwargs)
+    return seen[0] if seen else None
 
 
 def divisor(name: str, argument: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_fp16.engine.emulation.operations import facts, flat, tensors
 from pytest_fp16.engine.emulation.wording import mechanism_of, told
 from pytest_fp16.engine.gradients.origins.forward_lines import ForwardLines
+from pytest_fp16.engine.gradients.origins.found import Found, traced
 from pytest_fp16.engine.gradients.origins.lost_values import (
     DIVIDES,
     copies,
@@ -22,16 +23,16 @@ from pytest_fp16.engine.gradients.origins.lost_values import (
     finite,
     has_nan,
     in_float64,
+    losing_part,
     mechanism_of_loss,
     results_of,
     stored,
     zero_where,
 )
 from pytest_fp16.engine.gradients.origins.unread import Unread
-from pytest_fp16.engine.gradients.origins.zeros import Zeroed, Zeros
+from pytest_fp16.engine.gradients.origins.zeros import Zeros
 from pytest_fp16.engine.models import Location
 from pytest_fp16.report.model import Mechanism
-from pytest_fp16.theory.rounding import Format
 
 _FILLS = frozenset(
     "full full_like new_full fill masked_fill scalar_tensor where "
@@ -39,63 +40,6 @@ _FILLS = frozenset(
 )
 #: The phase between backward pass and optimizer, and the operation as its user knows it.
 CLIPPING = "clip_grad_norm_"
-
-
-class Found(NamedTuple):
-    """The operation that made NaN or infinity of finite arguments.
-
-    Attributes:
-        module: its module, or ``"<loss>"`` or ``"<optimizer>"``.
-        operation: its name.
-        mechanism: ``"overflow"``, ``"cancellation"``, or ``"eps-underflow"`` or ``"underflow"``
-            of a divisor; ``"mask-inf"`` where it made NaN of an infinity that no operation made: a
-            constant.
-        largest: the largest magnitude among its arguments.
-        reached: the largest magnitude that its result should have had; NaN where that is unknown.
-        source: the line of the user's code that ran it, or what it is the backward pass of; None
-            where torch's own did.
-        of_batch: whether it is the batch that was cast, before the model saw it.
-        backward_of: the operation whose backward pass it is part of, if it is.
-        divides: whether it divides by zero, or takes a logarithm or root of it.
-        then: what divides by the zero that it made, and where; empty where it does so itself.
-    """
-
-    module: str
-    operation: str
-    mechanism: Mechanism
-    largest: float
-    reached: float = math.nan
-    source: str | None = None
-    of_batch: bool = False
-    backward_of: str | None = None
-    divides: bool = False
-    then: str = ""
-
-    def detail(self, form: Format) -> str:
-        """What happened, in words and numbers."""
-        behind = f", in the backward pass of {self.backward_of}" if self.backward_of else ""
-        return self._happened(form) + behind
-
-    def _happened(self, form: Format) -> str:
-        if self.mechanism == "overflow" and math.isinf(self.largest):
-            return f"a divisor that is infinite in {form.name} leaves nothing"
-        if self.mechanism == "mask-inf":
-            return f"a constant that is infinite in {form.name} gave NaN"
-        if self.mechanism == "eps-underflow":
-            return "a divisor (or the argument of a logarithm or root) has rounded to zero"
-        if self.then:
-            return f"a result is too small for {form.name} and falls to zero; then {self.then}"
-        if self.divides:
-            how = "the difference of numbers that are equal in"
-            how = "too small for" if self.mechanism == "underflow" else how
-            return f"a divisor (or the argument of a logarithm or root) is zero: {how} {form.name}"
-        if self.mechanism == "cancellation":
-            return "an operation on finite values gave NaN"
-        reached = self.reached if math.isfinite(self.reached) else self.largest
-        what = "result" if reached == self.reached else "largest argument"
-        if self.of_batch:
-            what = "the batch itself, inputs or targets, goes up to"
-        return f"{what} {reached:.1e}, {form.name} holds {form.largest:.2e}"
 
 
 class Origin(TorchDispatchMode):
@@ -265,18 +209,33 @@ class Origin(TorchDispatchMode):
             if self.born is None and has_nan(results) and not has_nan(floating):
                 self.born = self._found(name, "mask-inf", math.inf)
             return
-        floating = [stored(t) for t in floating]
+        lost = [stored(t) for t in results if not finite(t)]
+        part = losing_part(func, args, kwargs)
+        found = self._named(name, *((func, args, kwargs, results) if part is None else part), given)
+        self.found = found if part is None else found._replace(part=part.name(name))
+        self._unread = Unread(lost) if found.mechanism == "overflow" else None
+
+    def _named(
+        self,
+        whole: str,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        results: list[Any],
+        given: tuple[Any, ...],
+    ) -> Found:
+        """What an operation has lost, or one within it, as float64 says."""
+        name = facts(func).name.removeprefix("_foreach_")
+        floating = [stored(t) for t in tensors(args, kwargs) if t.is_floating_point()]
         lost = [stored(t) for t in results if not finite(t)]
         divisors = [divisor(name, t) for t in floating] if name in DIVIDES else []
         zero = any(zero_where(t, d) for t in lost for d in divisors)
         largest = max((float(t.abs().max()) for t in floating if t.numel()), default=0.0)
         exact = in_float64(func, args, kwargs, results)
-        mechanism = mechanism_of_loss(name, lost, exact, zero)
         reached = max((float(t.abs().max()) for t in exact or []), default=math.nan)
-        found = self._found(name, mechanism, largest, reached)
-        why = self._zeros.divided(name, given, args, lost) if zero else None
-        self.found = found if why is None else _traced(found, why)
-        self._unread = Unread(lost) if mechanism == "overflow" else None
+        found = self._found(whole, mechanism_of_loss(name, lost, exact, zero), largest, reached)
+        why = self._zeros.divided(name, given, args, lost) if zero and name == whole else None
+        return found if why is None else traced(found, why)
 
     def _found(
         self, name: str, mechanism: Mechanism, largest: float, reached: float = math.nan
@@ -286,14 +245,3 @@ class Origin(TorchDispatchMode):
         source, behind = self._lines.here()
         of_batch = name == "_to_copy" and source is None and not self._entered_any
         return Found(self.place, name, mechanism, largest, reached, source, of_batch, behind)
-
-
-def _traced(found: Found, why: Zeroed) -> Found:
-    """What divides by zero, or what made that zero of a number that is none."""
-    if not why.operation or (why.source, why.operation) == (found.source, found.operation):
-        return found._replace(mechanism=why.mechanism, divides=True)
-    line = f" ({found.source})" if found.source not in (None, why.source) else ""
-    behind = f" in the backward pass of {found.backward_of}" if found.backward_of else ""
-    then = f"{found.operation}{behind}{line} divides by it, or takes its logarithm or root"
-    made = Found(why.module, why.operation, why.mechanism, found.largest, source=why.source)
-    return made._replace(divides=True, then=then)

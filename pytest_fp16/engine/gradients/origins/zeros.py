@@ -31,7 +31,7 @@ _SHRINKS = frozenset("mul exp exp2 pow square _softmax sigmoid div mm bmm mean p
 #: What a zero is still zero after.
 _CARRIES = frozenset(
     "sqrt expand clone _unsafe_view _to_copy mul mm bmm sum mean abs neg index gather amax square "
-    "pow stack cat where".split()
+    "pow stack cat where div sin tan tanh asin atan sinh erf expm1 log1p".split()
 )
 #: What also keeps a bound below one as far from zero as it is.
 _KEEPS = frozenset("neg clone expand _unsafe_view _to_copy".split())

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,17 @@ FURTHEST = 2.0
 #: Tried in this order, up to the first that float32 itself survives: a probability of 1 - 2e-9 is
 #: 1 in float32 too, and a slope that is infinite there is infinite in any format.
 MARGINS = (TRAINED_MARGIN, 10.0, 5.0)
+
+
+class Changed(Protocol):
+    """What makes other outputs of those that a model returns."""
+
+    @property
+    def passes(self) -> int:
+        """How often the model has returned such outputs before."""
+
+    def applied(self, t: Tensor) -> Tensor:
+        """An output as it is to be."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ def _between(t: Tensor, classes: int) -> Tensor:
     return torch.maximum(second, torch.zeros_like(second)).minimum(best)
 
 
-def scaling(confidence: Confidence | None) -> Any:
+def scaling(confidence: Changed | None) -> Any:
     """A forward hook that makes what a model returns sure."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -132,7 +143,7 @@ def scaling(confidence: Confidence | None) -> Any:
 
 
 @contextmanager
-def scaled_outputs(model: nn.Module, confidence: Confidence) -> Iterator[None]:
+def scaled_outputs(model: nn.Module, confidence: Changed) -> Iterator[None]:
     """Make what the model returns sure."""
     handle = nn.Module.register_forward_hook(model, scaling(confidence))  # scripted ones, too
     try:

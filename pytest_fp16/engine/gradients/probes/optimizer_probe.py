@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.emulation.emulate import Emulation
-from pytest_fp16.engine.gradients.origins.origin import Found, Origin
+from pytest_fp16.engine.gradients.origins.found import Found
+from pytest_fp16.engine.gradients.origins.origin import Origin
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.engine.training.optimizer_copy import copied_over
 from pytest_fp16.engine.training.trainee import Trainee, gradient_of

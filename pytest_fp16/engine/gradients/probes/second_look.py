@@ -27,6 +27,8 @@ from pytest_fp16.engine.untouched import carry_over, untouched
 from pytest_fp16.theory.gradient import learns_slowly, learnt
 
 _RETRIES = 40
+#: Of the loss at the start, where hardly anything is left to learn.
+_LEFT = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class SecondLook:
     def kept_up(self) -> bool:
         """Whether 32 bits have learnt, and 16 bits too."""
         return learnt(self.start, self.end) and not self.slow
+
+    @property
+    def settled(self) -> bool:
+        """Whether 16 bits have learnt nearly all there is: a loss that is hardly more than zero."""
+        least = min(*self.start, *self.candidate)
+        return self.kept_up and least >= 0 and fmean(self.candidate) < _LEFT * fmean(self.start)
 
     def said(self) -> str:
         """The losses in words."""

@@ -17,6 +17,7 @@ from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.gradients.points import Gradients, scaled_gradients
 from pytest_fp16.engine.gradients.probes.confidence import (
     MARGINS,
+    Changed,
     Confidence,
     confidence_of,
     decisions,
@@ -37,15 +38,17 @@ class Solved:
     Attributes:
         expected: how many steps of the training will see such a batch.
         skipped: a gradient scaler skips them, so that they do no harm.
+        least: how many must be expected for it to count.
     """
 
     expected: float
     skipped: bool
+    least: float = 1.0
 
     @property
     def harmless(self) -> bool:
         """Whether the training will see none, or live with it."""
-        return self.skipped or self.expected < 1
+        return self.skipped or self.expected < self.least
 
 
 def breaking(
@@ -86,7 +89,7 @@ def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Conf
             return None
         sure = replace(sure, passes=passes)
         try:
-            if _finite(_gradients(reference, batch, sure)):
+            if _finite(gradients_of(reference, batch, sure)):
                 return sure
         except torch.OutOfMemoryError:
             raise
@@ -95,16 +98,18 @@ def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Conf
     return None
 
 
-def _lost(candidate: Trainee, batch: Any, sure: Confidence) -> bool:
+def _lost(candidate: Trainee, batch: Any, sure: Changed) -> bool:
+    """Whether a candidate has no gradient of outputs that were changed."""
     try:
-        return not _finite(_gradients(candidate, batch, sure))
+        return not _finite(gradients_of(candidate, batch, sure))
     except torch.OutOfMemoryError:
         raise
     except Exception:
         return False  # outputs of no real run: an error they cause says nothing
 
 
-def _gradients(trainee: Trainee, batch: Any, sure: Confidence) -> Gradients:
+def gradients_of(trainee: Trainee, batch: Any, sure: Changed) -> Gradients:
+    """Loss and gradients of a batch whose outputs are changed."""
     with scaled_outputs(trainee.model, sure), untouched(trainee.model):
         follow(trainee, batch, sure.passes)
         return scaled_gradients(trainee, batch, 0)

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from pytest_fp16.engine.gradients.origins.origin import CLIPPING, Found, Origin
-from pytest_fp16.engine.gradients.probes.confidence import Confidence, scaling
+from pytest_fp16.engine.gradients.origins.found import Found
+from pytest_fp16.engine.gradients.origins.origin import CLIPPING, Origin
+from pytest_fp16.engine.gradients.probes.confidence import Changed, scaling
 from pytest_fp16.engine.gradients.probes.memory import follow
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import step_seed
@@ -21,7 +22,7 @@ def watched(
     trainee: Trainee,
     batches: list[Any],
     seed: int | None,
-    sure: Confidence | None = None,
+    sure: Changed | None = None,
     drawn: int = 0,
     since: int = 0,
 ) -> Origin:
@@ -79,7 +80,7 @@ class Replays:
     def _fresh(self) -> Trainee:
         return Trainee(self.reference.subject, self.precision, self.seed, self.state, self.place)
 
-    def here(self, batches: list[Any], sure: Confidence | None = None, drawn: int = 0) -> Origin:
+    def here(self, batches: list[Any], sure: Changed | None = None, drawn: int = 0) -> Origin:
         """Steps from where the reference is now."""
         fresh = self._fresh()
         fresh.follow(self.reference)

@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, variant_of
 from pytest_fp16.engine.gradients.finding import Finding, leaf_of, module_of
-from pytest_fp16.engine.gradients.origins.origin import Found
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import whole_numbers
 from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.evaluated import metric_lost
 from pytest_fp16.engine.gradients.rules.buffer_rules import lags, lost_buffers, outgrown, statistics
 from pytest_fp16.engine.gradients.rules.figures import loss_off, worst_tensor
 from pytest_fp16.engine.gradients.rules.step_rules import (
-    astray,
     epsilon,
     optimizer,
     ran_off,
     slow,
-    still,
-    wayward,
     weights,
 )
 from pytest_fp16.report.model import Mechanism
@@ -52,7 +49,7 @@ def _broke(evidence: Evidence) -> Finding | None:
 
 
 def _confident(evidence: Evidence) -> Finding | None:
-    if evidence.confident is None:
+    if evidence.confident is None or _lost_as_it_is(evidence):
         return None
     found, solved = _explained(evidence, *evidence.confident), evidence.solved
     if solved is None:
@@ -61,6 +58,12 @@ def _confident(evidence: Evidence) -> Finding | None:
         return None
     what = f"about {solved.expected:.0f} of {evidence.total_steps} steps will see such a batch"
     return replace(found, reason=f"{found.reason}; {what}")
+
+
+def _lost_as_it_is(evidence: Evidence) -> bool:
+    """Whether the gradient is lost without sure outputs, and known why."""
+    known = evidence.swallowed is not None
+    return known and (total_noise(evidence) or tensor_noise(evidence)) is not None
 
 
 def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
@@ -136,12 +139,9 @@ def tensor_noise(evidence: Evidence) -> Finding | None:
     return None if _excused(evidence) else _beyond(evidence, _tensor(evidence))
 
 
-def suspected(evidence: Evidence) -> Finding | None:
-    """What a longer look has let pass, should the training fail after all."""
-    if evidence.second is None or evidence.second.slow:
-        return None
-    bent = _beyond(evidence, _total(evidence)) or _beyond(evidence, _tensor(evidence))
-    return bent or astray(evidence)
+def bent(evidence: Evidence) -> Finding | None:
+    """Gradients that are off, whatever a longer look has shown."""
+    return _beyond(evidence, _total(evidence)) or _beyond(evidence, _tensor(evidence))
 
 
 def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
@@ -287,12 +287,3 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _whole_numbers,
     _evaluation,
 )
-
-
-def longer(evidence: Evidence) -> bool | None:
-    """Whether a longer look asks for the metric; None where none is called for."""
-    doubt = doubtful(evidence)
-    known = (total_noise, tensor_noise) * doubt + (weights,) * still(evidence)
-    doubt = doubt or loss_off(evidence) is not None
-    asked = doubt or wayward(evidence) or still(evidence) or evidence.stepped or evidence.stuck
-    return None if not asked or any(r(evidence) for r in RULES if r not in known) else doubt

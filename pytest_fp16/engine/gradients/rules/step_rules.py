@@ -11,7 +11,7 @@ from pytest_fp16.theory.gradient import Movement
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.evidence import Evidence
-    from pytest_fp16.engine.gradients.origins.origin import Found
+    from pytest_fp16.engine.gradients.origins.found import Found
     from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 
 #: Weights that move less than this share of their 32-bit way, or this many times as far, over the
@@ -71,9 +71,22 @@ def optimizer(evidence: Evidence) -> Finding | None:
         return Finding(
             f"optimizer state is frozen: {what}", "<optimizer>", kind, "absorption", what
         )
-    if probe.moved.length and probe.moved.gain < PROBE_STANDSTILL:
-        return _still(evidence, probe.moved, "a run of the optimizer alone")
-    return None
+    learnt = lagging(evidence) and evidence.second is not None and evidence.second.settled
+    return None if learnt else left_behind(evidence)
+
+
+def left_behind(evidence: Evidence) -> Finding | None:
+    """Weights that the optimizer alone does not move as far as in 32 bits."""
+    probe = evidence.optimizer
+    if probe is None or not probe.moved.length or probe.moved.gain >= PROBE_STANDSTILL:
+        return None
+    return _still(evidence, probe.moved, "a run of the optimizer alone")
+
+
+def lagging(evidence: Evidence) -> bool:
+    """Whether they are moved some of the way: it may be that the others suffice."""
+    probe = evidence.optimizer
+    return left_behind(evidence) is not None and probe is not None and probe.moved.gain > STANDSTILL
 
 
 def weights(evidence: Evidence) -> Finding | None:

@@ -7,13 +7,13 @@ from torch.nn import functional as F
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.evidence import Evidence
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.lost_gradients import (
     changed_by_scale,
     look_behind,
     not_skipped,
     skipped_share,
 )
-from pytest_fp16.engine.gradients.origins.origin import Found
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision

@@ -7,6 +7,7 @@ from pytest_fp16.engine.gradients.origins.lost_values import (
     finite,
     has_nan,
     in_float64,
+    losing_part,
     mechanism_of_loss,
     zero_where,
 )
@@ -44,3 +45,14 @@ def test_float64_says_what_would_have_been(made):
     (exact,) = in_float64(torch.ops.aten.mul.Tensor, args, {}, [made(torch.inf, 1.0)])
     assert exact.tolist() == [120000.0]
     assert mechanism_of_loss("mul", [half(torch.inf)], [exact], False) == "overflow"
+
+
+def test_of_an_operation_that_is_one_kernel_there_is_no_part():
+    assert losing_part(torch.ops.aten.exp.default, (half(12.0),), {}) is None
+
+
+def test_the_first_part_that_loses_a_value_is_found():
+    args = half(12.0, 0.0), half(-1.0, 1.0)
+    part = losing_part(torch.ops.aten.soft_margin_loss.default, args, {})
+    assert (part.name("soft_margin_loss"), part.name("exp")) == ("exp", "")
+    assert part.args[0].tolist() == [12.0, 0.0]

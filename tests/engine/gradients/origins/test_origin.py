@@ -256,3 +256,24 @@ def test_an_infinity_that_is_asked_for_is_no_loss():
         assert origin.found is None
         half(1.0, 12.0).exp()
     assert origin.found.operation == "exp"
+
+
+@pytest.mark.parametrize(
+    ("operation", "part"),
+    [
+        (lambda x: torch.nn.functional.soft_margin_loss(x, torch.sign(x - 20)), "exp"),
+        (lambda x: torch.nn.functional.mse_loss(30 * x, -x), "mul"),
+    ],
+)
+def test_a_part_of_an_operation_that_leaves_the_range_is_told(operation, part):
+    # The whole would fit: a mean of squares, and a logarithm.
+    seen = found(operation, half(12.0, *[0.5] * 999))
+    assert (seen.mechanism, seen.part) == ("overflow", part)
+    assert seen.detail(FORMATS[torch.float16]).endswith(f"float16 holds 6.55e+04, in its {part}")
+
+
+def test_the_mean_over_many_pixels_is_told_by_their_sum():
+    z, target = torch.zeros(1, 2, 300, 300, dtype=torch.float16), torch.zeros(1, 300, 300).long()
+    seen = found(lambda: torch.nn.functional.cross_entropy(z, target))
+    assert (seen.operation, seen.mechanism) == ("nll_loss2d_forward", "overflow")
+    assert seen.reached == 90000

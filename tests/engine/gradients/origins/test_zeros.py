@@ -101,3 +101,19 @@ def test_the_module_that_made_it_is_named():
     with Emulation("cuda"), origin:
         model(torch.full((2, 4), 1e-3, dtype=torch.float16)).log()
     assert (origin.found.module, origin.found.operation) == ("0", "pow")
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda d: (d / 2).sin(),
+        lambda d: torch.atan(torch.tanh(d)),
+        lambda d: torch.expm1(d) + torch.log1p(d),
+    ],
+)
+def test_what_is_zero_at_zero_carries_the_cause(then):
+    origin = Origin(nn.Identity())
+    with Emulation("cuda"), origin:
+        x = torch.ones(3, dtype=torch.bfloat16)
+        then(x - x).square().reciprocal()
+    assert origin.found.mechanism == "cancellation"

@@ -84,3 +84,19 @@ def test_outputs_that_are_not_finite_are_a_loss_unless_the_reference_has_them():
     found = Evaluated(score(0.9, ONE), score(0.1, ONE, finite=False), 7)
     assert metric_lost(found).mechanism == "overflow"
     assert metric_lost(replace(found, reference=score(0.9, ONE, finite=False))) is None
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "lost"),
+    [
+        (0.9, 0.8, True),
+        (0.0, -0.1, True),
+        (-2.03, -2.07, False),  # it has yet to learn, and what rounding adds goes with its errors
+        (-0.159, -0.238, True),
+        (-2.03, -2.2, True),
+    ],
+)
+def test_a_model_that_has_yet_to_learn_loses_less_by_it(high, low, lost):
+    numbers = torch.zeros(400, 1)
+    scores = (Score("R²", value, 0.005, 400, True, numbers) for value in (high, low))
+    assert (metric_lost(Evaluated(*scores, 32)) is not None) is lost

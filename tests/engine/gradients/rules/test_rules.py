@@ -5,14 +5,14 @@ import math
 import pytest
 
 from pytest_fp16.engine.gradients.evidence import Evidence
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.lost_digits import LostDigits
-from pytest_fp16.engine.gradients.origins.origin import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount
 from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 from pytest_fp16.engine.gradients.probes.statistics_probe import Lag
-from pytest_fp16.engine.gradients.rules.rules import RULES, doubtful, gradient_is_lost, longer
+from pytest_fp16.engine.gradients.rules.rules import RULES, doubtful, gradient_is_lost
 from pytest_fp16.theory.gradient import Movement, Noise
 from pytest_fp16.theory.rounding import FLOAT16
 
@@ -295,13 +295,11 @@ def test_weights_that_broke_after_gradients_that_were_lost_are_the_gradients_fau
     assert first.operation == "backward"
 
 
-def test_a_longer_look_is_for_what_nothing_else_explains():
-    losses = [(1.0, 1.0), (1.0, 1.0)]
-    stands = Evidence(FLOAT16, weights=Movement(0.05, 0.1, 1.0), first_losses=losses)
-    turns = Evidence(FLOAT16, weights=Movement(0.5, 2.0, 1.0), first_losses=losses)
-    assert longer(Evidence(FLOAT16)) is None
-    assert longer(stands) is False
-    assert longer(turns) is False
-    assert longer(Evidence(FLOAT16, points=[point(gate=BENT)])) is True
-    stands.lost_buffers = ["mean"]
-    assert longer(stands) is None
+def test_a_gradient_that_is_lost_as_it_is_comes_before_that_of_sure_outputs():
+    confident = "the gradient of confident outputs is not finite", Found("", "sum", "overflow", 1.0)
+    lost = point(noise(rho=9.0, relative=1.0, gain=0.0), head_weight=VANISHED)
+    swallowed = Found("<loss>", "mul", "overflow", 3e2, 1e5, "loss.py:3")
+    first, *_ = found(confident=confident, points=[lost], swallowed=swallowed)
+    assert first.operation == "mul"
+    first, *_ = found(confident=confident, points=[lost])  # for no reason that is known
+    assert first.operation == "sum"

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pytest_fp16.engine.gradients.evidence import Evidence
-from pytest_fp16.engine.gradients.origins.origin import Found
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 from pytest_fp16.engine.gradients.rules.step_rules import (

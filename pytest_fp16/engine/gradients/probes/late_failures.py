@@ -1,0 +1,151 @@
+"""Gradients that fail late: of sure outputs, of batches without mistakes, of targets that are met.
+
+A distance whose root is taken by hand has no slope where it is zero. Outputs in float32 never meet
+their targets; between one and two there are but 128 numbers of bfloat16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_fp16.engine.batching import split_batch
+from pytest_fp16.engine.gradients.points import gradients
+from pytest_fp16.engine.gradients.probes.confidence import Changed
+from pytest_fp16.engine.gradients.probes.sure_outputs import (
+    Solved,
+    breaking,
+    gradients_of,
+    solved,
+)
+from pytest_fp16.engine.models import call_as_is
+from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.untouched import untouched
+from pytest_fp16.errors import DataError
+from pytest_fp16.theory.met import expected_met
+from pytest_fp16.theory.rounding import FORMATS, ulp
+
+#: Ulps by which an output may miss a target and be as good as met, as a square underflows.
+_REACHES = (1, 2, 4)
+#: So many are expected where one is more likely than none.
+_LIKELY = math.log(2)
+
+
+@dataclass(frozen=True)
+class Met:
+    """Outputs of which the first row is as it should be.
+
+    Attributes:
+        wanted: the numbers that it should have, in the shape of the outputs.
+        whole: whether all of them, or the first alone.
+        passes: as a `Confidence` has them.
+    """
+
+    wanted: Tensor
+    whole: bool = True
+    passes: int = 0
+
+    def applied(self, t: Tensor) -> Tensor:
+        """An output of their shape, with these values and its own slope."""
+        if t.shape != self.wanted.shape or not t.is_floating_point():
+            return t
+        met = torch.zeros(t.shape, dtype=torch.bool, device=t.device)
+        met.view(len(t), -1)[:1, : None if self.whole else 1] = True
+        return torch.where(met, self.wanted.to(t) + (t - t.detach()), t)
+
+
+def late(
+    reference: Trainee,
+    candidate: Trainee,
+    batches: Sequence[Any],
+    shares: Sequence[tuple[int, tuple[float, int] | None]],
+    total: int,
+) -> tuple[str, Changed, Solved | None] | None:
+    """(which outputs cost the candidate its gradient, what makes them, how often it will see them).
+
+    Args:
+        reference: the 32-bit training, as far as it has come.
+        candidate: takes its weights.
+        batches: some that are not trained on; the first is tried.
+        shares: per point, the step and the share of wrong decisions; see `solved`.
+        total: steps of the whole training.
+    """
+    for solves in (False, True):
+        sure = breaking(reference, candidate, batches[0], solves)
+        if sure is not None:
+            outputs = "a batch without mistakes" if solves else "confident outputs"
+            return outputs, sure, solved(candidate, shares, total) if solves else None
+    return None if candidate.precision.mixed else _meeting(reference, candidate, batches, total)
+
+
+def _meeting(
+    reference: Trainee, candidate: Trainee, batches: Sequence[Any], total: int
+) -> tuple[str, Met, Solved] | None:
+    """Of targets that are met; in mixed precision they keep digits that no output has."""
+    known = [_numbers(reference, batch) for batch in batches]
+    pairs = [pair for pair in known if pair is not None]
+    if len(pairs) < len(known) or len({t.shape[1:] for _, t in pairs}) != 1:
+        return None
+    form, batch = FORMATS[candidate.precision.dtype], batches[0]
+    targets = pairs[0][1].to(form.dtype).float()
+    candidate.follow(reference)
+    met, reached, gaps = Met(targets), 0, ulp(targets, form)
+    if not _lost(candidate, batch, met) or not _better(reference, batch, met):
+        return None
+    one = Met(targets, whole=False)
+    met = one if targets[0].numel() > 1 and _lost(candidate, batch, one) else met
+    for reach in _REACHES:
+        if not _lost(candidate, batch, Met(targets + reach * gaps, met.whole)):
+            break
+        reached = reach
+    rows, errors = (
+        torch.cat([v.reshape(len(v), -1) for v in each])
+        for each in ([t for _, t in pairs], [o - t for o, t in pairs])
+    )
+    count, steps = max(len(t) for _, t in pairs), (reference.applied, total)
+    rows = rows.to(form.dtype).float()
+    expected = expected_met(rows, errors, form, steps, count, reached, met.whole)
+    return "outputs that meet their targets", met, Solved(expected, skipped=False, least=_LIKELY)
+
+
+def _lost(candidate: Trainee, batch: Any, met: Met) -> bool:
+    """Whether a candidate has no gradient; a loss that is infinite may be so without them."""
+    try:
+        return not gradients_of(candidate, batch, met).finite
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False  # outputs of no real run
+
+
+def _better(reference: Trainee, batch: Any, met: Met) -> bool:
+    """Whether to meet targets is what the loss asks for: not of a rate that is a logarithm."""
+    found = gradients_of(reference, batch, met).loss  # NaN where 32 bits do not survive it either
+    return not found > gradients(reference, batch, 0).loss
+
+
+def _numbers(trainee: Trainee, batch: Any) -> tuple[Tensor, Tensor] | None:
+    """(outputs, targets) of a regression; None of anything else."""
+    try:
+        inputs, targets = split_batch(batch, labelled=True)
+    except DataError:
+        return None
+    if not isinstance(targets, Tensor) or not targets.is_floating_point() or not targets.dim():
+        return None
+    training, model = trainee.model.training, trainee.model
+    with torch.no_grad(), untouched(model):
+        try:
+            placed = trainee.placed(inputs)
+            outputs = main_output(call_as_is(model, placed, trainee.subject.forward)).float()
+        except Exception:
+            return None  # the user's own step calls the model in its own way
+        finally:
+            model.train(training)
+    targets = targets.to(outputs.device).float()
+    return (outputs, targets) if outputs.shape == targets.shape and len(targets) else None
