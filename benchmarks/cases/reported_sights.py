@@ -69,13 +69,13 @@ def cones() -> tuple[Tensor, Tensor]:
     return 1.5 * drawn(400, 8, 3, seed=1), (0.35 * drawn(400, 8, 3, seed=2).exp()) ** 2
 
 
-@planted("overflow", "encoder", "mul", fails=("16-true",), moot=("bf16-true",), family="rays")
+@planted("overflow", "encoder", "mul", fails=("16-true",), family="rays")
 def cones_by_their_highest_octave() -> Built:
     """google/mipnerf and its ports: 2^15 times three metres is infinite, and its weight nothing."""
     return settled(partial(MipField, 16), cones())
 
 
-@healthy(precisions=("16-true", "16-mixed", "bf16-mixed"))
+@healthy()
 def cones_by_twelve_octaves() -> Built:
     """The same encoding to 2^11: no angle leaves float16, and those it garbles weigh nothing."""
     return settled(partial(MipField, 12), cones())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.cases.base import TRUE, Built, healthy, planted
+from benchmarks.cases.base import Built, healthy, planted
 from benchmarks.cases.reported_quantities import perceptron, taught
 from benchmarks.cases.reported_structures import settled
 from benchmarks.cases.reported_tongues import drawn
@@ -156,8 +156,7 @@ class Nucleus(nn.Module):
         return 30 * self.value(probs.to(self.value.weight.dtype))
 
 
-@planted("absorption", "", "cumsum", fails=(), moot=TRUE, family="sampling", task="regression",
-         also=("precision-loss",))  # fmt: skip
+@healthy(task="regression", precisions=("16-true", "16-mixed", "bf16-mixed"))
 def nuclei_by_running_sums() -> Built:
     """Megatron-LM#7182: chances of 3000 words are added up in the type of the logits."""
     return taught(partial(Nucleus, False), (2 * drawn(200, 16, seed=2),), 0.02)
@@ -199,7 +198,7 @@ class Rotated(nn.Module):
 
 
 @planted("unsupported-op", "attention", "view_as_complex", fails=("bf16-true", "bf16-mixed"),
-         moot=("16-true", "16-mixed"), family="attention")  # fmt: skip
+         family="attention")  # fmt: skip
 def rotations_of_no_complex_type() -> Built:
     """Llama ports without .float(): there are no complex numbers of two bfloat16."""
     return settled(Rotated, sentences())
@@ -229,7 +228,7 @@ class Eight(nn.Module):
         return self.head(self.net(x)) * 3
 
 
-@healthy(precisions=("16-true", "16-mixed"))
+@healthy()
 def layers_of_eight_bit_floats() -> Built:
     """torchao's float8 by hand: what is rounded to three bits is another three now and then."""
     return settled(Eight, (drawn(400, 16, seed=3),))
@@ -273,7 +272,7 @@ class Ring(nn.Module):
         return self.head(self.norm(x + 2 * self.attention(x)).mean(1)) * 4
 
 
-@healthy(precisions=("16-true", "16-mixed", "bf16-mixed"))
+@healthy()
 def blocks_of_keys_merged_one_by_one() -> Built:
     """zhuzilin/ring-flash-attention: merged in the type of the values."""
     ids = (200 * drawn(240, 64, seed=4).sigmoid()).long().clamp(0, 199)
