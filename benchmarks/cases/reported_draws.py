@@ -124,7 +124,7 @@ class Columns(nn.Module):
 
 
 @planted("absorption", "ranks", "clamp mul sub erfinv", fails=TRUE, family="tables",
-         also=("precision-loss", "overflow"))  # fmt: skip
+         also=("precision-loss", "overflow", "eps-underflow"))  # fmt: skip
 def ranks_at_the_edge() -> Built:
     """RankGauss: 1 - 1e-6 is one in 16 bits, of which erfinv is infinite."""
     return settled(partial(Columns, drawn(2000, 6, seed=5), 1e-6), (drawn(400, 6, seed=6) * 1.3,))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.cases.base import TRUE, Built, built, healthy, planted
+from benchmarks.cases.base import FP16, TRUE, Built, built, healthy, planted
 from benchmarks.cases.reported_quantities import taught
 from benchmarks.cases.reported_structures import settled
 from benchmarks.cases.reported_tongues import drawn
@@ -189,9 +189,10 @@ def rows(width: int = 512) -> tuple[Tensor, Tensor]:
     return left, right + 0.1 * drawn(96, 4, width, seed=13)
 
 
-@healthy(task="regression")
+@planted("mask-inf", "", "setitem index_put", fails_cuda=FP16, family="stereo", task="regression",
+         also=("unsupported-op",))  # fmt: skip
 def partners_masked_by_minus_1e9() -> Built:
-    """autonomousvision/unimatch: -1e9 becomes minus infinity in half, and no row is all that."""
+    """unimatch, advprompter#12: CUDA refuses to assign -1e9 to half, where a CPU makes it -inf."""
     return taught(partial(Stereo, -1e9, 40.0), rows())
 
 

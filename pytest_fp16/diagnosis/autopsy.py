@@ -22,7 +22,7 @@ from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
 from pytest_fp16.engine.emulation.interception import READ_ON_HOST, Interception, place
-from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
+from pytest_fp16.engine.emulation.nominal import doubled, nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     LOW,
     WIDE,
@@ -243,6 +243,7 @@ class Autopsy(Interception):
             if own is not None or plain:
                 results.append(item if own is None else own)
                 continue
+            item = doubled(item, i, nominal)
             dtype = item.dtype if lows is not None else _dtype_of(item, i, nominal, fallback)
             far = item if self.tape is not None else widen(item)
             results.append(Twin(item, far, Fate(True, fixed), dtype))
