@@ -229,6 +229,8 @@ class Trace(Interception):
                 continue
             shadow, item = owners.get(id(item)), doubled(item, i, nominal)
             dtype = shadow.dtype if shadow is not None else dtype_of(item, i, nominal, fallback)
+            if call.noisy and dtype.is_floating_point and dtype.itemsize == 1:
+                self.severed.add(call.known.name)  # errors vanish there, or become a wide step
             item, noisy = self._rounded(call, item, dtype, shadow)
             if shadow is None and stays_plain(call.known.name, i, item, call.depends):
                 results.append(item.to(dtype))
