@@ -128,7 +128,8 @@ class Autopsy(Interception):
             return made[1]
         own = self.program.exact_of.get(id(value))
         wide = own[1] if own is not None and own[0] is value else _constant(value)
-        if self.program.writes and wide is not value:
+        written = self.program.writes or not isinstance(value, torch.nn.Parameter)
+        if written and wide is not value:  # a buffer may be, by any program
             wide = wide.clone()
         twin = Twin(value, wide, Fate(made=False, fixed=True), value.dtype)
         self.program.adopted[key] = (value, twin)
