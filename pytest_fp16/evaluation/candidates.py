@@ -99,7 +99,7 @@ class Candidates:
             for name, p in ((n, p) for n, p in model.named_parameters() if n in had):
                 p.data = had[name].detach().to(p.device, p.dtype, copy=True)
 
-    def alone(self, few: Any, seed: int, initial: State | None) -> bool | None:
+    def alone(self, few: Any, seed: int, initial: State) -> bool | None:
         """Whether a few inputs show that the reference carries something from batch to batch.
 
         They come out otherwise alone than they would have at first, where it keeps a mean over all
@@ -108,15 +108,14 @@ class Candidates:
         Args:
             few: some of the inputs that the reference has taken.
             seed: the random state.
-            initial: what it kept before; None where it is not to be asked.
+            initial: what it kept before.
 
         Returns:
             None where it does not take them alone.
         """
-        asked = initial is not None and initial.moved
         found = []
         try:
-            for since in (None, initial)[: 1 + asked]:
+            for since in (None, initial) if initial.moved else (None,):
                 with untouched(self.reference.model, weights=self.habits.writes, since=since):
                     found.append(self.reference.outputs(few, seed).nan_to_num())
         except Exception:

@@ -261,9 +261,8 @@ class EvaluationRun:
         """Whether the reference takes a few inputs of a batch alone: a graph's nodes it may not."""
         if n <= INPUTS:
             return True
-        few = take(inputs, n, list(range(INPUTS)))
-        carries = self.candidates.alone(few, seed, self.initial if self.deterministic else None)
-        if carries and not self.candidates.habits.carries:
+        carries = self.candidates.alone(take(inputs, n, list(range(INPUTS))), seed, self.initial)
+        if carries and self.deterministic and not self.candidates.habits.carries:
             self._carries()
         return carries is not None
 
