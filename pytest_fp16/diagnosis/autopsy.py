@@ -22,7 +22,7 @@ from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
 from pytest_fp16.engine.emulation.interception import READ_ON_HOST, Interception, place
-from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
+from pytest_fp16.engine.emulation.nominal import doubled, nominal_at, nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     LOW,
     WIDE,
@@ -128,7 +128,8 @@ class Autopsy(Interception):
             return made[1]
         own = self.program.exact_of.get(id(value))
         wide = own[1] if own is not None and own[0] is value else _constant(value)
-        if self.program.writes and wide is not value:
+        written = self.program.writes or not isinstance(value, torch.nn.Parameter)
+        if written and wide is not value:  # a buffer may be, by any program
             wide = wide.clone()
         twin = Twin(value, wide, Fate(made=False, fixed=True), value.dtype)
         self.program.adopted[key] = (value, twin)
@@ -243,6 +244,7 @@ class Autopsy(Interception):
             if own is not None or plain:
                 results.append(item if own is None else own)
                 continue
+            item = doubled(item, i, nominal)
             dtype = item.dtype if lows is not None else _dtype_of(item, i, nominal, fallback)
             far = item if self.tape is not None else widen(item)
             results.append(Twin(item, far, Fate(True, fixed), dtype))

@@ -73,7 +73,7 @@ class Specimen:
         emulation = (
             Emulation(candidate.target, mixed=candidate.precision.mixed) if emulated else None
         )
-        twins = _exact_twins(candidate.model, reference)
+        twins = _exact_twins(candidate.model, reference, candidate.habits.carries)
         self.program = Program(
             emulation,
             twins,
@@ -158,7 +158,7 @@ class Specimen:
         self.last = autopsy
         if autopsy.tape is not None:
             self.recorded = autopsy
-        return self._called(_input, autopsy)
+        return self._called(_input, _closed(autopsy))
 
     def _called(
         self,
@@ -177,6 +177,14 @@ class Specimen:
         return main_output(output)
 
 
+@contextmanager
+def _closed(autopsy: Autopsy) -> Iterator[None]:
+    with autopsy:
+        yield
+    if autopsy.tape is not None:
+        autopsy.tape.close()
+
+
 def _plain(output: Tensor) -> Tensor:
     return (output.exact if isinstance(output, Twin) else output).detach().float()
 
@@ -191,8 +199,13 @@ def _input(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return Twin(near, tensor.clone(), Fate(made=False, fixed=False), near.dtype)
 
 
-def _exact_twins(model: nn.Module, reference: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
-    """The reference's parameters and buffers beside the candidate's of the same name."""
+def _exact_twins(
+    model: nn.Module, reference: nn.Module, carries: bool
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """The reference's parameters and buffers beside the candidate's of the same name.
+
+    What the candidate has carried along since (`carries`) begins as it is.
+    """
     exact = dict([*reference.named_parameters(), *reference.named_buffers()])
     exact = {**dict(reference.named_parameters(remove_duplicate=False)), **exact}
     found = {}
@@ -204,5 +217,7 @@ def _exact_twins(model: nn.Module, reference: nn.Module) -> dict[int, tuple[Tens
         twin = exact.get(name)
         if twin is not None and twin.shape == tensor.shape:
             same = tensor.dtype not in LOW and tensor.dtype == twin.dtype
+            if carries and not torch.equal(tensor, twin.to(tensor.dtype)):
+                twin = tensor
             found[id(tensor)] = (tensor, tensor if same else widen(twin.detach()))
     return found

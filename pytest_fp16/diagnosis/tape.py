@@ -97,6 +97,7 @@ class Tape:
         self.starts: list[int] = []
         self.images: dict[int, list[Image]] = {}
         self.output: Ref | None = None
+        self._written: dict[int, Ref] = {}
         self._spent: list[list[int]] | None = None
 
     # -- recording ----------------------------------------------------------------------------
@@ -127,6 +128,15 @@ class Tape:
                 ref.made,
             )  # fmt: skip
             self.images.setdefault(ref.place, []).append(image)
+            self._written[ref.place] = ref
+
+    def close(self) -> None:
+        """Keep what the program has put into memory of the model's, which is restored now."""
+        for place, images in self.images.items():
+            if not images[0].made:
+                ref = self._written[place]
+                low, exact = _memory(ref.low).clone(), _memory(ref.exact).clone()
+                images.append(Image(len(self.entries), low, exact, True))
 
     def end(self, entry: Entry, results: Any) -> Any:
         """Note what an operation gave."""

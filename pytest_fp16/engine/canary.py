@@ -14,7 +14,12 @@ from torch import Tensor
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
-from pytest_fp16.engine.emulation.wording import first_line, is_missing_kernel, mixes_dtypes
+from pytest_fp16.engine.emulation.wording import (
+    comes_of_values,
+    first_line,
+    is_missing_kernel,
+    mixes_dtypes,
+)
 from pytest_fp16.engine.untouched import untouched
 
 #: Inputs the canary takes: float16 on a CPU is slow.
@@ -36,6 +41,7 @@ class CanaryFindings:
             device promotes.
         difference: largest difference of the two runs, relative to the largest output; where that
             is large, of emulation of this device's own kernels.
+        on_target: only emulation of the target's kernels raised: what they give stops the program.
     """
 
     text: str
@@ -44,6 +50,7 @@ class CanaryFindings:
     unsupported: bool = False
     mixed_dtypes: bool = False
     difference: float | None = None
+    on_target: bool = False
 
 
 def _lacks_kernel(error: BaseException) -> bool:
@@ -97,9 +104,13 @@ def sing(
         return refused(error, emulation_error, device)
     assert native is not None, "unreachable: no error and no output"
     if emulated is None:
-        return CanaryFindings(
-            f"the canary ran on {device}, emulation did not", None, emulation_error
-        )
+        text, own = f"the canary ran on {device}, emulation did not", None
+        if device != candidate.target and emulation_error and comes_of_values(emulation_error):
+            with untouched(candidate.model, weights=candidate.habits.writes):
+                own, _ = _attempt(candidate, few, seed, emulated=True, kernels=device)
+        if own is not None:
+            text = f"the canary ran natively on {device}, whose kernels give other values"
+        return CanaryFindings(text, None, emulation_error, on_target=own is not None)
     difference = _difference(native, emulated)
     said = f"emulation differs by {difference:.1e} of the largest output"
     text = f"the canary ran natively on {device}; {said}"

@@ -78,6 +78,12 @@ class State:
         held = ((w, had[n].detach()) for n, w in own.items() if n in had)
         self._tensors += [(w, value.to(w.device, w.dtype, copy=True)) for w, value in held]
 
+    @property
+    def moved(self) -> bool:
+        """Whether the model keeps something else by now, or other values."""
+        changed = any(not _same(tensor, value) for tensor, value in self._tensors)
+        return changed or any(not _holds(vars(keeper), own) for keeper, own in self._held)
+
     def restore(self) -> None:
         """Give it back to the model."""
         for container in self._empty:

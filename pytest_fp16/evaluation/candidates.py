@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.marks import Marks
 from pytest_fp16.engine.models import has_modes, require_float32
-from pytest_fp16.engine.untouched import Habits, State
+from pytest_fp16.engine.untouched import Habits, State, untouched
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.subject import Evaluation
@@ -97,6 +98,29 @@ class Candidates:
         for model in self._lent:
             for name, p in ((n, p) for n, p in model.named_parameters() if n in had):
                 p.data = had[name].detach().to(p.device, p.dtype, copy=True)
+
+    def alone(self, few: Any, seed: int, initial: State) -> bool | None:
+        """Whether a few inputs show that the reference carries something from batch to batch.
+
+        They come out otherwise alone than they would have at first, where it keeps a mean over all
+        batches: the same batch, taken again, leaves that as it is.
+
+        Args:
+            few: some of the inputs that the reference has taken.
+            seed: the random state.
+            initial: what it kept before.
+
+        Returns:
+            None where it does not take them alone.
+        """
+        found = []
+        try:
+            for since in (None, initial) if initial.moved else (None,):
+                with untouched(self.reference.model, weights=self.habits.writes, since=since):
+                    found.append(self.reference.outputs(few, seed).nan_to_num())
+        except Exception:
+            return None
+        return not torch.equal(found[0], found[-1])
 
     def _candidate(self, name: str, model: nn.Module) -> Candidate:
         made = Candidate(model, precision(name), self.subject, self.device, self.target)

@@ -199,7 +199,8 @@ class Outcome:
         was, now = batch.output, output
         if self.metric.task.kind == "classification":
             was, now = batch.logits[batch.valid], logits[batch.valid]
-        finite = (was.abs() < _AS_GOOD_AS_INFINITE) & now.isfinite()
+        finite = (was.abs() < _AS_GOOD_AS_INFINITE) & (now.abs() < _AS_GOOD_AS_INFINITE)
+        finite &= now.abs() != torch.finfo(torch.float16).max
         if not finite.any():
             return
         was, now = was[finite].double(), now[finite].double()

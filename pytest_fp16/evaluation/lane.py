@@ -199,17 +199,18 @@ class Lane:
         self.canary = sing(self.candidate, batch.inputs, batch.n, batch.seed, self.witness, few)
         on_target = self.candidate.target == self.candidate.device.type
         refused = self.canary.mixed_dtypes and not self.precision.mixed
-        error = self.canary.error
+        error, emulation_error = self.canary.error, self.canary.emulation_error
         stopped = error is not None and is_trouble_with_dtypes(error)
+        lacking = isinstance(emulation_error, UnsupportedOperation) and not on_target
         if refused or ((self.canary.unsupported or stopped) and on_target):
-            self._fail(self.canary.error)
-        elif isinstance(self.canary.emulation_error, UnsupportedOperation) and not on_target:
-            self._fail(self.canary.emulation_error)  # this device has the kernel, the target not
-        elif self.canary.emulation_error is not None and self.canary.error is None:
+            self._fail(error)
+        elif lacking or self.canary.on_target:  # this device has the kernel, or other values
+            self._fail(emulation_error)
+        elif emulation_error is not None and error is None:
             # The device's own kernels run what emulation cannot: they are what counts.
             self.mode = "native"
             self.warnings.append(
-                f"emulation cannot run this model ({first_line(self.canary.emulation_error)}); "
+                f"emulation cannot run this model ({first_line(emulation_error)}); "
                 "the native kernels of this device were run instead"
             )
 

@@ -246,26 +246,28 @@ class EvaluationRun:
             return
         with untouched(model, weights=habits.writes, since=self.initial):
             anew = self._reference_output(inputs, seed)
-        habits.carries = self.deterministic = bool(torch.equal(anew, output))
+        self.deterministic = bool(torch.equal(anew, output))
         if self.deterministic:
-            said = "the model carries something from one batch to the next: its batches were run "
-            self.warnings.append(f"{said}in order, and errors carried along are no part of σ")
+            self._carries()
             return
         largest = float((again - output).abs().max())
         self.warnings.append(
             f"the reference is not deterministic: two runs of one batch differ by {largest:.2g}"
         )
 
+    def _carries(self) -> None:
+        self.candidates.habits.carries = True
+        said = "the model carries something from one batch to the next: its batches were run "
+        self.warnings.append(f"{said}in order, and errors carried along are no part of σ")
+
     def _runs_in_part(self, inputs: Any, n: int, seed: int) -> bool:
         """Whether the reference takes a few inputs of a batch alone: a graph's nodes it may not."""
         if n <= INPUTS:
             return True
-        try:
-            with untouched(self.reference.model, weights=self.candidates.habits.writes):
-                self.reference.outputs(take(inputs, n, list(range(INPUTS))), seed)
-        except Exception:
-            return False
-        return True
+        carries = self.candidates.alone(take(inputs, n, list(range(INPUTS))), seed, self.initial)
+        if carries and self.deterministic and not self.candidates.habits.carries:
+            self._carries()
+        return carries is not None
 
     def _batch(self, inputs: Any, output: Tensor, labels: Any, n: int, seed: int) -> Batch:
         logits = self.task.canonical(output)

@@ -173,7 +173,8 @@ def _foreseen(lane: Lane, metric: Metric, loss: float) -> tuple[Verdict, str]:
         return "not equivalent", left
     if prediction.kept_finite < LIKELY_LOST:
         chance = 1 - prediction.kept_finite
-        lost = f"rounding makes outputs NaN or infinite, with a probability of {chance:.0%}"
+        what = "makes outputs NaN or infinite, or stops the program"
+        lost = f"rounding {what}, with a probability of {chance:.0%}"
         return "not equivalent", lost
     if isinstance(prediction.metric.tally, Scores) and not prediction.metric.tally.count:
         return "inconclusive", f"theory does not say what {metric.name} becomes for this task"

@@ -39,6 +39,29 @@ def test_what_is_wanted_is_the_reference_on_inputs_of_its_own(make_net, specimen
     torch.testing.assert_close(found.record(), first, rtol=0, atol=0)
 
 
+class Counting(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(x.flatten(1)) / self.calls
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_what_was_put_into_a_buffer_is_measured_as_it_was(specimen, precision):
+    found = specimen(Counting().eval(), precision)
+    for _ in range(2):
+        found.record()
+        (count,) = (o for o in found.side_by_side(lambda _: True) if o.name == "add")
+        assert [m.error for m in count.finding.results] == [0]
+    assert float(found.candidate.model.calls) == 0
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_without_rounding_a_candidate_is_its_reference(specimen, tied):
     """Its weights are the reference's, tied ones and buffers too, and not its own 16-bit ones."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16 import Evaluation
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.canary import INPUTS, LARGE_DIFFERENCE, refused, sing
 from pytest_fp16.engine.candidate import Candidate, Witness, fresh_model
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
@@ -64,6 +64,33 @@ def test_what_the_target_computes_otherwise_is_no_fault_of_emulation(x):
     found, _ = sung(Counted(), x, target="cpu")
     assert found.difference < LARGE_DIFFERENCE
     assert "of this device's" not in found.text
+
+
+class Looking(Counted):
+    """What is left of that count, as an index of a small table."""
+
+    def forward(self, x):
+        left = 3000 - torch.ones_like(x[:, :1]).expand(-1, 3000).cumsum(1)[:, -1]
+        return x * torch.tensor([1.0, 2.0], dtype=x.dtype)[left.long()].unsqueeze(1)
+
+
+def test_what_the_targets_values_stop_is_no_fault_of_emulation(x):
+    found, _ = sung(Looking(), x, target="cuda")
+    assert found.on_target
+    assert "out of bounds" in str(found.emulation_error)
+    assert found.text == "the canary ran natively on cpu, whose kernels give other values"
+    found, _ = sung(Looking(), x, target="cpu")
+    assert not found.on_target
+    assert found.emulation_error is None
+
+
+def test_a_program_that_the_targets_values_stop_fails(x):
+    subject = Evaluation(model=Looking().eval(), data=[(x, torch.zeros(9).long())])
+    report = check(subject, precision="16-true")
+
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert "out of bounds" in report.error
+    assert (report.culprit.operation, report.culprit.mechanism) == ("cumsum", "absorption")
 
 
 def test_a_few_inputs_are_enough_and_a_small_batch_is_taken_whole(x):

@@ -281,6 +281,18 @@ def test_what_was_kept_at_another_time_takes_its_place_meanwhile():
     assert torch.equal(model.mean, now)
 
 
+def test_what_has_moved_is_told():
+    keeper = Keeper()
+    state = State(keeper, weights=False)
+    assert not state.moved
+    keeper.mean += 1
+    assert state.moved
+    state.restore()
+    assert not state.moved
+    keeper.count += 1
+    assert state.moved
+
+
 def test_state_is_carried_over_in_the_formats_of_the_other_model():
     leader, model = Keeper(), Keeper().half()
     with torch.no_grad():

@@ -211,3 +211,41 @@ def test_a_diagnosis_of_weights_that_move_goes_back_to_where_they_were(digits):
     report = check(subject, precision="16-true", target="cuda")
     assert report.verdict == "not equivalent"
     assert (report.culprit.operation, report.culprit.mechanism) == ("pow", "overflow")
+
+
+class Averaging(nn.Module):
+    """Takes off the mean of all batches so far: of one batch it is the same, however often."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(64, 10)
+        self.register_buffer("mean", torch.zeros(64))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count += 1
+        self.mean.lerp_(x.flatten(1).mean(0), 1 / self.count.item())
+        return 4 * self.head(x.flatten(1) - self.mean)
+
+
+@pytest.mark.parametrize("name", ["bf16-true", "bf16-mixed"])
+def test_a_mean_over_all_batches_is_carried_along(digits, name):
+    batches = unlabelled(digits)
+    labels = by_hand(Averaging().eval(), batches).split(50)
+    data = list(zip(batches, labels, strict=True))
+    report = check(Evaluation(model=Averaging().eval(), data=data), precision=name, budget=0.05)
+    assert report.verdict == report.forecast.verdict == "equivalent"
+    assert report.standardised.spread < 1.9
+    assert [w for w in report.warnings if "carries something from one batch to the next" in w]
+
+
+def test_what_is_carried_along_is_no_error(digits):
+    class Vanishing(Averaging):
+        def forward(self, x):
+            return (super().forward(x) * 1e-4).square() * 1e8
+
+    subject = Evaluation(model=Vanishing().eval(), data=unlabelled(digits), labelled=False)
+    report = check(subject, precision="16-true")
+    assert report.verdict == "not equivalent"
+    assert (report.culprit.operation, report.culprit.mechanism) == ("pow", "underflow"), report

@@ -72,6 +72,25 @@ def test_what_hides_a_class_has_not_moved(precision):
     assert not any("survived by luck" in w for w in report.warnings)
 
 
+class _Rejecting(nn.Module):
+    """Classes of next to no chance are hidden: in 16 bits those are other ones, and more."""
+
+    def forward(self, x):
+        chances = (4 * x).softmax(-1)
+        chances = chances * (chances > 2e-4)
+        logs = chances.log()
+        return torch.where(logs.isfinite(), logs, torch.finfo(logs.dtype).min)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_another_class_that_is_hidden_has_not_moved(precision):
+    logits = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    report = check(
+        Evaluation(model=_Rejecting(), data=[logits], labelled=False), precision=precision
+    )
+    assert not any("of their own spread" in w for w in report.warnings)
+
+
 def test_a_tie_of_the_reference_is_none_that_16_bits_made():
     logits = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     logits[:40, :2] = 3.0

@@ -2,7 +2,8 @@
 
 Of a list that holds carried tensors torch would read their memory, and find none. Of plain numbers
 it makes a tensor before a mode can see it: what a 16-bit one should hold is remembered meanwhile,
-such as the 1e-8 of ``x.new_tensor(1e-8)`` or ``x[mask] = 1e-8``, which is zero in float16.
+such as the 1e-8 of ``x.new_tensor(1e-8)`` or ``x[mask] = 1e-8``, which is zero in float16. Where
+``tensor_split`` is told by a tensor where to cut, it reads that tensor's memory as well.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def made_by_operations(carried: type[Tensor], said: list[Any]) -> Iterator[None]
         said: ends with the numbers that a tensor is being made of, while it is.
     """
     makers = {name: _of_lists(getattr(torch, name), carried, said) for name in _MAKERS}
+    makers["tensor_split"] = _at_numbers(torch.tensor_split, carried)
     methods = {
+        "tensor_split": _at_numbers(Tensor.tensor_split, carried),
         "new_tensor": _like(Tensor.new_tensor, carried, said),
         "__setitem__": _into(Tensor.__setitem__, carried, said),
     }
@@ -95,6 +98,21 @@ def _of_lists(
             return own(data, *args, dtype=dtype, device=device, **kwargs)
 
     return make
+
+
+def _at_numbers(own: Callable[..., Any], carried: type[Tensor]) -> Callable[..., Any]:
+    def split(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        named = {k: plain(v) for k, v in kwargs.items()}
+        return own(self, *(plain(a) for a in args), **named)
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, carried):
+            return value
+        numbers = value.tolist()
+        with _disable_current_modes():
+            return torch.tensor(numbers)
+
+    return split
 
 
 def _like(

@@ -28,8 +28,11 @@ def nominal_dtypes(
     Raises:
         RuntimeError: the operation refuses these dtypes.
     """
-    if op.overloadpacket.__name__ in _AS_THE_FIRST:
+    name = op.overloadpacket.__name__
+    if name in _AS_THE_FIRST:
         return (args[0].dtype,)
+    if name in _IN_DOUBLE and any(t.dtype in LOW for t in tensors(args, kwargs)):
+        return (torch.float64,)
     key = (op, _signature(args), _signature(tuple(kwargs.items())))
     if key not in _NOMINAL:
         _NOMINAL[key] = _ask_meta(op, args, kwargs)
@@ -39,6 +42,12 @@ def nominal_dtypes(
 def nominal_at(nominal: tuple[torch.dtype | None, ...], i: int) -> torch.dtype | None:
     """The dtype of result i; a list of results (split, chunk) may be longer than when asked."""
     return nominal[min(i, len(nominal) - 1)]
+
+
+def doubled(item: Tensor, i: int, nominal: tuple[torch.dtype | None, ...] | None) -> Tensor:
+    """Result i in float64, where that is what the program's kernel makes of 16 bits."""
+    double = nominal is not None and nominal_at(nominal, i) == torch.float64
+    return item.double() if double and item.dtype == torch.float32 else item
 
 
 def _signature(values: Sequence[Any]) -> _Signature:
@@ -59,6 +68,8 @@ def _signature(values: Sequence[Any]) -> _Signature:
 
 #: Losses that are as narrow as what they are given first; their meta kernels promote.
 _AS_THE_FIRST = frozenset({"huber_loss", "soft_margin_loss"})
+#: Counts that are float64 for weights of any type but float32 (``SummaryOps.cu``).
+_IN_DOUBLE = frozenset({"bincount"})
 _DTYPE_WORDS = ("dtype", "scalar type", "Type promoting")
 
 

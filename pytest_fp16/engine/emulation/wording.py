@@ -97,12 +97,25 @@ def stops_the_program(error: BaseException) -> bool:
     return is_trouble_with_dtypes(error) or raised_by_program(error)
 
 
+def comes_of_values(error: BaseException) -> bool:
+    """Whether a program that runs on other values stopped for those it met: an index, a matrix."""
+    if _leaves_its_table(error):
+        return True
+    ours = isinstance(error, NotImplementedError) or stops_the_program(error)
+    return isinstance(error, RuntimeError) and not ours and _OF_A_CARRIER not in str(error)
+
+
+def _leaves_its_table(error: BaseException) -> bool:
+    says = any(words in str(error) for words in _INDEX_TROUBLE)  # gather raises RuntimeError
+    return isinstance(error, (IndexError, RuntimeError)) and says
+
+
 def is_trouble_with_dtypes(error: BaseException) -> bool:
     """Whether a 16-bit program stopped because of its dtypes, as the native one would."""
     if _OF_A_CARRIER in str(error):
         return False
-    if isinstance(error, IndexError):
-        return any(words in str(error) for words in _INDEX_TROUBLE)
+    if isinstance(error, IndexError) or _leaves_its_table(error):
+        return _leaves_its_table(error)
     return is_missing_kernel(error) or (
         isinstance(error, (RuntimeError, TypeError, ValueError, NotImplementedError))
         and any(word in str(error) for word in _DTYPE_TROUBLE)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.device import is_out_of_memory
+from pytest_fp16.engine.emulation.wording import comes_of_values
 from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
 from pytest_fp16.engine.prediction.theory_batch import PROBABLE_SIGMAS, TheoryBatch
@@ -27,10 +29,18 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
         trace, plain = tracer.trace(inputs, n, seed, adjoint=False, detailed=detailed)
     plain = plain.detach()
     margin = task.margins(plain, reference)
-    squares, classes, lost = torch.zeros_like(margin), [], []
+    squares, classes, lost, runs = torch.zeros_like(margin), [], [], 0
     moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
     for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
-        run = tracer.trace(inputs, n, seed, noise=generator)[1].detach()
+        try:
+            run = tracer.trace(inputs, n, seed, noise=generator)[1].detach()
+        except Exception as error:
+            if is_out_of_memory(error) or not comes_of_values(error):
+                raise
+            lost.append(torch.ones((), dtype=torch.bool, device=plain.device))
+            classes.append(torch.full(plain.shape[:2], -1, device=plain.device))
+            continue
+        runs += 1
         lost.append(lost_values(reference, run).any())
         squares += (task.margins(run, reference) - margin).square_()
         if task.decides:
@@ -39,7 +49,8 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
             moved += run - plain
             moved_squares += (run - plain).square_().flatten(1).sum(1)
     # Divided by R − 2, the mean square of errors over σ is one although σ is estimated itself.
-    sigma = (squares / (NOISE_RUNS - 2)).sqrt_()
+    sigma = (squares / max(runs - 2, 1)).sqrt_()
+    sigma = sigma if runs else torch.full_like(sigma, torch.inf)
     none = torch.zeros_like(margin, dtype=torch.bool)
     undecided = trace.doubts.undecided
     return TheoryBatch(
@@ -51,9 +62,13 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
         probable=margin > PROBABLE_SIGMAS * sigma if task.decides else none.clone(),
         overflowed=trace.recorder.overflowed,
         undecided=undecided[:n] if len(undecided) == n else undecided.new_zeros(n),
-        noisy_classes=torch.stack(classes) if classes else None,
+        noisy_classes=torch.stack(classes) if task.decides else None,
         noisy_lost=torch.stack(lost),
-        **({} if task.decides else _values(plain, moved / NOISE_RUNS, moved_squares / NOISE_RUNS)),
+        **(
+            {}
+            if task.decides
+            else _values(plain, moved / max(runs, 1), moved_squares / max(runs, 1))
+        ),
     )
 
 

@@ -103,3 +103,33 @@ def test_what_is_made_to_be_differentiated_by_is(own):
     report = check(Evaluation(Slopes(own).eval(), [torch.randn(20, 6)], labelled=False))
     assert report.forecast.method != "unavailable", report.forecast.reason
     assert report.verdict == report.forecast.verdict == "equivalent"
+
+
+class Cut(nn.Module):
+    """Rows end to end, cut where a tensor says."""
+
+    def __init__(self, split):
+        super().__init__()
+        self.body, self.split = nn.Linear(6, 3), split
+
+    def forward(self, x):
+        ends = (x[:, 0] > 5).long().cumsum(0) + torch.arange(1, len(x) + 1)
+        parts = self.split(self.body(x.flatten(0, 1).view(-1, 6)), ends[:-1].cpu())
+        return torch.stack([part.sum(0) for part in parts])
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda x, ends: torch.tensor_split(x, ends),
+        lambda x, ends: x.tensor_split(ends),
+        lambda x, ends: torch.tensor_split(x, tensor_indices_or_sections=ends),
+    ],
+)
+def test_a_tensor_tells_where_to_cut(split):
+    torch.manual_seed(0)
+    own = torch.tensor_split, "tensor_split" in vars(torch.Tensor)
+    report = check(Evaluation(Cut(split).eval(), [torch.randn(20, 6)], labelled=False))
+    assert report.forecast.method != "unavailable", report.forecast.reason
+    assert report.verdict == report.forecast.verdict == "equivalent"
+    assert (torch.tensor_split, "tensor_split" in vars(torch.Tensor)) == own

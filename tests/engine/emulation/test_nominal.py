@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
 
@@ -23,6 +25,7 @@ WIDE = torch.ones(2, 3)
         (aten.gt.Scalar, (HALF, 0), {}, (torch.bool,)),
         (aten._foreach_add.Scalar, ([HALF, HALF], 1.0), {}, (torch.float16, torch.float16)),
         (aten.zeros.default, ([2],), {"dtype": torch.bfloat16}, (torch.bfloat16,)),
+        (aten.bincount.default, (torch.arange(6), HALF.flatten()), {}, (torch.float64,)),
         (  # which has no meta kernel
             aten.fake_quantize_per_channel_affine_cachemask.default,
             (HALF, torch.ones(3), torch.zeros(3, dtype=torch.int32), 1, 0, 15),
@@ -80,3 +83,42 @@ def test_shapes_that_depend_on_data_have_no_meta_kernel_to_ask():
 def test_what_the_program_refuses_is_raised():
     with pytest.raises(RuntimeError, match="same dtype"):
         nominal_dtypes(aten.dot.default, (HALF[0], WIDE[0]), {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_counts_weighed_in_16_bits_are_float64(dtype):
+    kinds, weights = torch.arange(6) % 2, HALF.flatten().to(dtype)
+
+    with Emulation("cuda"):
+        counts = torch.bincount(kinds, weights=weights)
+
+    assert counts.dtype == torch.bincount(kinds, weights=weights).dtype == torch.float64
+
+
+class Counted(nn.Module):
+    """Events of three kinds, counted by their weights."""
+
+    def __init__(self, cast: bool) -> None:
+        super().__init__()
+        self.cast, self.gate, self.head = cast, nn.Linear(5, 1), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.gate(x).sigmoid().flatten()
+        kinds = torch.arange(len(weights), device=x.device) % 12
+        counts = torch.bincount(kinds, weights=weights, minlength=12).view(-1, 3)
+        return self.head(counts.to(self.head.weight.dtype) if self.cast else counts)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-mixed"])
+def test_counts_in_float64_meet_a_layer_of_16_bits(precision):
+    torch.manual_seed(0)
+    x = torch.randn(4, 5)
+    made = [
+        check(Evaluation(Counted(cast).eval(), [(x, torch.zeros(4).long())]), precision=precision)
+        for cast in (False, True)
+    ]
+
+    assert [r.verdict for r in made] == ["not equivalent", "equivalent"]
+    assert [r.forecast.verdict for r in made] == ["not equivalent", "equivalent"]
+    assert (made[0].culprit.module, made[0].culprit.operation) == ("head", "addmm")
+    assert made[0].culprit.mechanism == "unsupported-op"

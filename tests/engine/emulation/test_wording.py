@@ -6,6 +6,7 @@ from torch import nn
 
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.emulation.wording import (
+    comes_of_values,
     first_line,
     is_missing_kernel,
     lost_its_text,
@@ -55,6 +56,21 @@ def test_tensors_of_two_dtypes_are_known_by_what_torch_says(name):
 )
 def test_other_errors_are_not_taken_for_it(said, mixed):
     assert mixes_dtypes(said) is mixed
+
+
+@pytest.mark.parametrize(
+    ("program", "of_values"),
+    [
+        (lambda: torch.zeros(2)[torch.tensor([2])], True),
+        (lambda: torch.linalg.cholesky(-torch.eye(2)), True),
+        (lambda: torch.linalg.cholesky(torch.eye(2).half()), False),
+        (lambda: HALF @ WIDE, False),
+    ],
+)
+def test_what_values_stop_is_told_from_what_dtypes_do(program, of_values):
+    with pytest.raises((RuntimeError, IndexError)) as error:
+        program()
+    assert comes_of_values(error.value) is of_values
 
 
 def test_the_report_names_what_the_target_itself_would_raise():

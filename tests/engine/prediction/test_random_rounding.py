@@ -64,6 +64,28 @@ def test_the_classes_of_each_run_are_kept_and_nan_has_none(theory_of, x):
     assert bool((classes[:, x[:, 0] < 1.4] >= 0).all())
 
 
+class OnEdge(nn.Module):
+    """An index that is in its table as long as chances add up to one."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def forward(self, x):
+        chances = (3 * x).softmax(-1)
+        index = (32768 * (chances.sum(-1) - 1)).abs().round().long()
+        return x[:, :4] + torch.arange(self.table, dtype=x.dtype)[index].unsqueeze(1)
+
+
+def test_a_run_that_stops_the_program_has_lost_its_outputs(theory_of, x):
+    theory, reference = theory_of(OnEdge(1).eval(), x)
+    found = noise_batch(theory, x, N, reference, 0)
+    lost = found.noisy_lost
+    assert bool(lost.any())
+    assert bool((found.noisy_classes[lost] == -1).all())
+    assert bool((found.noisy_classes[~lost] >= 0).all())
+
+
 def test_the_same_seed_gives_the_same_theory(theory_of, x):
     theory, reference = theory_of(mlp(), x)
     first, again, other = (noise_batch(theory, x, N, reference, seed) for seed in (0, 0, 1))

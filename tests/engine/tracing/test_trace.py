@@ -446,3 +446,11 @@ def test_no_gradient_passes_bits(dtype):
     whole = torch.int16 if dtype is torch.float16 else torch.int32
     trace, _ = traced(lambda x: (x * 1.7).to(dtype).view(whole), torch.randn(BATCH, 2))
     assert trace.severed == {"view"}
+
+
+@pytest.mark.parametrize("eight", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_no_slope_tells_what_becomes_of_errors_in_eight_bits(eight):
+    trace, _ = traced(lambda x: (x * 1.7).to(eight).to(x.dtype), torch.randn(BATCH, 2))
+    assert trace.severed == {"_to_copy"}
+    trace, _ = traced(lambda x: x.to(eight).to(x.dtype), torch.randn(BATCH, 2))
+    assert trace.severed == set()  # inputs, in which no error is
