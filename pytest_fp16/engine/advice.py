@@ -77,15 +77,28 @@ def of_data(data: Any, read: bool) -> str | None:
     return None
 
 
-def of_labels(asked: str, task: Task, labels: Any) -> list[str]:
-    """A remark on labels that were taken for values, and are one-hot classes by the look of them.
+def of_task(asked: str, task: Task, labels: Any, output: Tensor) -> list[str]:
+    """A remark on how outputs or labels were read, where they may have been meant otherwise.
 
     Args:
         asked: the task as the user named it.
         task: the task as it was told.
+        labels: of the first batch, or None.
+        output: of the first batch.
+    """
+    if asked != "auto":
+        return []
+    return of_outputs(task, output) if labels is None else of_labels(task, labels)
+
+
+def of_labels(task: Task, labels: Any) -> list[str]:
+    """A remark on labels that were taken for values, and are one-hot classes by the look of them.
+
+    Args:
+        task: the task as it was told.
         labels: of the first batch.
     """
-    if asked != "auto" or task.kind not in ("multilabel", "regression"):
+    if task.kind not in ("multilabel", "regression"):
         return []
     values = torch.as_tensor(labels)
     if values.dim() != 2 or values.shape[1] < 2 or not len(values):
@@ -95,6 +108,23 @@ def of_labels(asked: str, task: Task, labels: Any) -> list[str]:
     return [
         f"labels have a number for each of {values.shape[1]} outputs, which sum to one for every "
         f"input, and were taken for {task.kind}; if they are classes, set task='classification'"
+    ]
+
+
+def of_outputs(task: Task, output: Tensor) -> list[str]:
+    """A remark on outputs that were taken for classes of parts of an input, with nothing to tell.
+
+    Args:
+        task: the task as it was told.
+        output: of the first batch.
+    """
+    if task.kind != "classification" or not task.many:
+        return []
+    classes = output.shape[task.class_dim]
+    return [
+        f"outputs of shape {tuple(output.shape)} were taken for {classes} classes along dimension "
+        f"{task.class_dim % output.dim()}, as there are no labels; if they are values (an image, "
+        "a forecast), set task='regression'"
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ class EvaluationRun:
             for name in self.settings.precisions:
                 self.keep[name] = kept_by(self.plan, self.subject.name, name, model)
         self.candidates.keep = self.keep
-        total = _length(self.subject.data)
+        total = length_hint(self.subject.data) or None
         for number, batch in enumerate(advice.explained(self._batches(), self.subject.data)):
             for lane in self.lanes:
                 lane.take(batch)
@@ -195,8 +196,8 @@ class EvaluationRun:
                 f"the reference itself returns NaN in float32 ({int(output.isnan().sum())} of "
                 f"{output.numel()} outputs of the first batch); mend the model or its inputs first"
             )
-        if labels is not None and subject.metric is None:
-            self.warnings += advice.of_labels(subject.task, self.task, labels)
+        if subject.metric is None:
+            self.warnings += advice.of_task(subject.task, self.task, labels, output)
         self.labelled = labels is not None and self.task.kind != "embedding"
         # Whoever sets a budget without labels sets it for flips, all alike.
         unset = self.settings.budget is None and subject.metric is None
@@ -293,10 +294,3 @@ class EvaluationRun:
                 raise
             return None
         return read
-
-
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except TypeError:
-        return None

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.advice import guarded, of_batch, of_data, of_labels
+from pytest_fp16.engine.advice import guarded, of_batch, of_data, of_task
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.task import Task
 
@@ -73,9 +73,37 @@ def test_one_hot_labels_are_remarked(smoothing):
 
 
 def test_several_labels_are_no_classes():
-    several = torch.ones(12, 3)
-    assert of_labels("auto", Task("multilabel"), several) == []
-    assert of_labels("multilabel", Task("multilabel"), nn.functional.one_hot(Y, 3)) == []
+    several, logits = torch.ones(12, 3), torch.zeros(12, 3)
+    assert of_task("auto", Task("multilabel"), several, logits) == []
+    one_hot = nn.functional.one_hot(Y, 3)
+    assert of_task("multilabel", Task("multilabel"), one_hot, logits) == []
+    assert len(of_task("auto", Task("multilabel"), one_hot, logits)) == 1
+
+
+class Decoder(nn.Module):
+    """Images whose common part is far from zero: float16 loses it, and no channel's rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.chroma, self.luma = nn.Linear(16, 192), nn.Linear(16, 64)
+
+    def forward(self, z):
+        luma = (self.luma(z) + 4000) - 4000
+        return self.chroma(z).view(-1, 3, 8, 8) + luma.view(-1, 1, 8, 8)
+
+
+def test_values_without_labels_that_were_taken_for_classes_are_remarked():
+    torch.manual_seed(0)
+    model, data = Decoder().eval(), [torch.randn(50, 16)]
+    said = (
+        "outputs of shape (50, 3, 8, 8) were taken for 3 classes along dimension 1, as there are "
+        "no labels; if they are values (an image, a forecast), set task='regression'"
+    )
+    assert said in check(Evaluation(model, data)).warnings
+    report = check(Evaluation(model, data, task="regression"))
+    assert not report.equivalent
+    assert said not in report.warnings
+    assert of_task("auto", Task("classification"), None, torch.zeros(4, 3)) == []
 
 
 class Broken(nn.Module):

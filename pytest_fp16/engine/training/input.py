@@ -75,8 +75,8 @@ def sound(subject: Training, device: torch.device) -> Sound:
             lambda: score(part, trainee.model, REFERENCE, place, None),
             "evaluating a batch of eval_data in float32",
         )
-    if subject.metric is None:
-        notes += of_labels(subject.task, task, split_batch(batch, labelled=True)[1])
+    if subject.metric is None and subject.task == "auto":
+        notes += of_labels(task, split_batch(batch, labelled=True)[1])
     return Sound(subject, task, _length(subject.train_data), notes)
 
 
