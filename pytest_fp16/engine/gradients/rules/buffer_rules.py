@@ -40,6 +40,7 @@ def statistics(evidence: Evidence) -> Finding | None:
     """An average that loses its way."""
     weights = evidence.weights
     led = weights is not None and weights.distance > STATISTIC_DISTANCE
+    noise = {name for point in evidence.points for name in point.meaningless}
     frozen = [
         (lag, name, moved)
         for name, (moved, lag) in evidence.statistics.items()
@@ -47,6 +48,7 @@ def statistics(evidence: Evidence) -> Finding | None:
         and lag > STATISTIC_LAG
         # What follows weights that go another way goes another way, too; it need not stand still.
         and not (led and moved.size > 1 - STATISTIC_DISTANCE)
+        and not any(_follows(name, weight) for weight in noise)
     ]
     if not frozen:
         return None
@@ -57,6 +59,12 @@ def statistics(evidence: Evidence) -> Finding | None:
     )
     reason = f"an average loses its way: {what}"
     return Finding(reason, module_of(name), leaf_of(name), "absorption", what)
+
+
+def _follows(average: str, weight: str) -> bool:
+    """Whether an average is that of a weight, by their names: ``ema.0.bias`` of ``net.0.bias``."""
+    whose = weight.split(".", 1)[1] if weight.count(".") > 1 else weight
+    return average == whose or average.endswith("." + whose)
 
 
 def lags(evidence: Evidence) -> Finding | None:

@@ -184,6 +184,22 @@ def test_an_average_of_features_may_follow_weights_that_go_another_way():
     assert only(statistics=statistic(0.1, 0.1, 0.5), **led).operation == "running_mean"
 
 
+@pytest.mark.parametrize(
+    ("average", "weight", "told"),
+    [
+        ("avg.0.bias", "net.0.bias", False),
+        ("ema.module.0.bias", "0.bias", False),
+        ("avg.0.bias", "net.1.bias", True),
+        ("avg.10.bias", "0.bias", True),
+    ],
+)
+def test_the_average_of_a_weight_without_a_gradient_has_no_way_to_lose(average, weight, told):
+    silent = point()
+    silent.meaningless.append(weight)
+    lost = {average: (Movement(0.1, 0.1, 1.0), 0.5)}
+    assert bool(found(points=[silent], statistics=lost)) is told
+
+
 def test_running_statistics_of_a_whole_training():
     lag = Lag("norm.running_var", 0.7, 0.1)
     finding = only(lags=[Lag("norm.running_mean", 0.1, 0.1), lag])
