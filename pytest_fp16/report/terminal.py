@@ -59,7 +59,7 @@ def _notes(columns: dict[str, list[str]]) -> list[str]:
 
 
 def _grid(columns: dict[str, list[str]]) -> str:
-    right = ("loss", "budget", "flips\nallowed", "speedup", "memory")
+    right = ("loss", "budget", "flips\nallowed", "ties", "speedup", "memory")
     return _layout(columns, ["right" if name in right else "left" for name in columns])
 
 
@@ -134,6 +134,7 @@ _COLUMNS: dict[str, Callable[[Report], str]] = {
     "loss": lambda r: figures.loss_pair(r.metric)[0] if r.metric else "",
     "budget": lambda r: figures.loss_pair(r.metric)[1] if r.metric else "",
     "flips\nallowed": _flips,
+    "ties": lambda r: str(r.ties) if r.ties else "",
     _CERTIFIED: _certified,
     "speedup": lambda r: f"{figures.decimal(r.speed.speedup, 2)}×" if r.speed else "",
     "memory": _memory,

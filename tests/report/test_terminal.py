@@ -32,6 +32,13 @@ def test_columns_that_say_nothing_are_left_out(passed):
     assert text.splitlines()[0].split() == ["test", "precision", "verdict"]
 
 
+def test_ties_stand_beside_the_flips_where_there_are_any(failed, passed):
+    lines = table([("a", failed(flips=0, ties=400)), ("b", passed())]).splitlines()
+    assert lines[0].split()[-3:] == ["budget", "flips", "ties"]
+    assert lines[3].split()[-2:] == ["0/2", "400"]
+    assert "ties" not in table([("b", passed(ties=0))])
+
+
 def test_rows_that_ran_differently_say_how(passed):
     native = Run(device="cuda:0", target="cuda", mode="native")
     text = table([("a", passed()), ("b", passed(run=native))])
