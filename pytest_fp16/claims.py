@@ -100,3 +100,12 @@ def subject_in(values: list[Any], test: str) -> Evaluation | Training:
         got = "None" if value is None else type(value).__name__
         raise SettingError(f"{test} must return an Evaluation or a Training (it returned {got})")
     return value
+
+
+def nothing(**fixtures: Any) -> None:
+    """Stands in for a test whose sibling has been called already."""
+
+
+def wants_timing(item: Any) -> bool:
+    """Whether a test by hand asks for pytest-benchmark's fixture beside ours."""
+    return {"fp16", "benchmark"} <= set(getattr(item, "fixturenames", ()))
