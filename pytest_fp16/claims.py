@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_fp16.decorator import ARGUMENTS, check_arguments
 from pytest_fp16.errors import SettingError
-from pytest_fp16.subject import Evaluation, Training
+from pytest_fp16.subject import Evaluation, Training, of_trainer
 
 if TYPE_CHECKING:
     import pytest
@@ -98,7 +98,9 @@ def subject_in(values: list[Any], test: str) -> Evaluation | Training:
     value = values[-1] if values else None
     if not isinstance(value, (Evaluation, Training)):
         got = "None" if value is None else type(value).__name__
-        raise SettingError(f"{test} must return an Evaluation or a Training (it returned {got})")
+        raise SettingError(
+            f"{test} must return an Evaluation or a Training (it returned {got}){of_trainer(value)}"
+        )
     return value
 
 

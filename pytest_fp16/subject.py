@@ -97,7 +97,8 @@ class Training:
         eval_data: yields batches ``(inputs, targets)`` more than once; the metric is taken on it.
         epochs: passes over `train_data`.
         scheduler: None, or a function of the optimizer that returns a learning-rate scheduler,
-            stepped once per epoch (``scheduler_step="epoch"``) or per step (``"step"``).
+            stepped once per epoch (``scheduler_step="epoch"``) or per step (``"step"``);
+            ReduceLROnPlateau is stepped with the epoch's mean training loss, per epoch only.
         clip_grad_norm: None, or the largest norm of the gradient.
         accumulate: batches whose gradients are averaged before one optimizer step.
         training_step: None, or a function of (model, batch) that returns the loss, or None to leave
@@ -165,6 +166,17 @@ def _functions(subject: Evaluation | Training, *names: str) -> None:
             raise SettingError(f"{name} is the class {made}; pass an instance of it: {made}()")
 
 
+def of_trainer(value: object) -> str:
+    """What to hand in instead of an object that trains a model (Lightning's, Transformers')."""
+    fits = any(callable(getattr(value, name, None)) for name in ("fit", "train"))
+    if callable(value) or not fits:
+        return ""
+    return (
+        "; a trainer is not driven: hand in the module that it trains, and of a training its step, "
+        "data and optimizer (docs/how-to/lightning.md)"
+    )
+
+
 def require_subject(subject: object, others: tuple[object, ...] = ()) -> None:
     """Refuse what is no subject, and its parts handed in one by one.
 
@@ -179,5 +191,5 @@ def require_subject(subject: object, others: tuple[object, ...] = ()) -> None:
         )
     raise SettingError(
         f"check takes an Evaluation or a Training (got {type(subject).__name__}); "
-        "wrap the model and its data: Evaluation(model=model, data=batches)"
+        "wrap the model and its data: Evaluation(model=model, data=batches)" + of_trainer(subject)
     )

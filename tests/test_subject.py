@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from pytest_fp16.errors import SettingError
-from pytest_fp16.subject import TASKS, Evaluation, Training, require_subject
+from pytest_fp16.subject import TASKS, Evaluation, Training, of_trainer, require_subject
 
 
 def training(**changes):
@@ -99,3 +99,18 @@ def test_a_class_of_a_module_is_no_function(name):
 def test_parts_one_by_one_are_to_be_wrapped(subject, others, said):
     with pytest.raises(SettingError, match=said):
         require_subject(subject, others)
+
+
+class Driver:
+    def __init__(self, model):
+        self.model = model
+
+    def fit(self):
+        self.model()
+
+
+def test_a_trainer_is_told_of_the_module_it_trains():
+    assert "hand in the module that it trains" in of_trainer(Driver(Module()))
+    assert of_trainer(Module()) == of_trainer("a model") == ""
+    with pytest.raises(SettingError, match=r"got Driver.*docs/how-to/lightning\.md"):
+        require_subject(Driver(Module()))
