@@ -16,18 +16,19 @@ Named = tuple[str, Report]
 _SHORTEST = 24
 
 
-def table(reports: Sequence[Named], width: int = 120) -> str:
+def table(reports: Sequence[Named], width: int | None = 120) -> str:
     """One row per test and precision; columns that say nothing in any row are left out.
 
     Args:
         reports: pairs of a test's name and its report.
-        width: columns of the terminal; long test names are cut in the middle to fit.
+        width: columns of the terminal; long test names are cut in the middle to fit. None: a file
+            or a log, where nothing is cut.
     """
     if not reports:
         return ""
     columns = columns_of(reports)
     notes = _notes(columns)
-    excess = _width(_grid(columns)) - width
+    excess = 0 if width is None else _width(_grid(columns)) - width
     if excess > 0:
         longest = max(_SHORTEST, max(map(len, columns["test"])) - excess)
         columns["test"] = [_cut(name, longest) for name in columns["test"]]

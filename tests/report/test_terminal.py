@@ -106,6 +106,11 @@ def test_a_name_is_cut_to_what_still_tells_tests_apart(passed):
     assert shown == "test_the_lo…own_and_more"
 
 
+def test_a_name_is_whole_where_there_is_no_terminal(passed):
+    name = "test_the_loader_with_workers_of_its_own_and_more_" * 4
+    assert name in table([(name, passed(certified=ALL))], width=None)
+
+
 def test_a_name_that_fits_is_left_alone(passed):
     assert "…" not in table([("test_digits", passed())])
 
