@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_fp16.decorator import ARGUMENTS, check_arguments
 from pytest_fp16.errors import SettingError
-from pytest_fp16.subject import Evaluation, Training
+from pytest_fp16.subject import Evaluation, Training, of_trainer
 
 if TYPE_CHECKING:
     import pytest
@@ -98,5 +98,16 @@ def subject_in(values: list[Any], test: str) -> Evaluation | Training:
     value = values[-1] if values else None
     if not isinstance(value, (Evaluation, Training)):
         got = "None" if value is None else type(value).__name__
-        raise SettingError(f"{test} must return an Evaluation or a Training (it returned {got})")
+        raise SettingError(
+            f"{test} must return an Evaluation or a Training (it returned {got}){of_trainer(value)}"
+        )
     return value
+
+
+def nothing(**fixtures: Any) -> None:
+    """Stands in for a test whose sibling has been called already."""
+
+
+def wants_timing(item: Any) -> bool:
+    """Whether a test by hand asks for pytest-benchmark's fixture beside ours."""
+    return {"fp16", "benchmark"} <= set(getattr(item, "fixturenames", ()))

@@ -9,14 +9,14 @@ from pytest_fp16.evaluation.examined import examine_evaluation
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings
-from pytest_fp16.subject import Evaluation, Training
+from pytest_fp16.subject import Evaluation, Training, require_subject
 
 __all__ = ["Progress", "check", "examine"]
 
 
 def check(
     subject: Evaluation | Training,
-    *,
+    *others: Any,
     precision: str = "16-true",
     progress: Progress | None = None,
     **settings: Any,
@@ -25,6 +25,7 @@ def check(
 
     Args:
         subject: a model and its data, an `Evaluation` or a `Training`.
+        *others: nothing; here to say how a model and its data are wrapped.
         precision: the candidate's precision, by name.
         progress: told how far the work is.
         **settings: any setting of `Settings`: device, target, emulate, budget, seeds, …
@@ -38,6 +39,7 @@ def check(
         ModelError: no model, one in 16 bits already, one that cannot be copied or returns no
             logits, or a reference that is NaN or near chance.
     """
+    require_subject(subject, others)
     if "precisions" in settings:
         raise SettingError("check takes one precision=; examine takes Settings(precisions=…)")
     chosen = Settings().for_check(precisions=(precision,), **settings)
@@ -61,13 +63,9 @@ def examine(
     Raises:
         FP16Error: see `check`.
     """
+    require_subject(subject)
     if isinstance(subject, Evaluation):
         return examine_evaluation(subject, settings, progress, test)
-    if isinstance(subject, Training):
-        from pytest_fp16.training.run import examine_training
+    from pytest_fp16.training.run import examine_training
 
-        return examine_training(subject, settings, progress, test)
-    raise SettingError(
-        f"check takes an Evaluation or a Training (got {type(subject).__name__}); "
-        "wrap the model and its data: Evaluation(model=model, data=batches)"
-    )
+    return examine_training(subject, settings, progress, test)

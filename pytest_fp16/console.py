@@ -42,9 +42,8 @@ def summary(
     from pytest_fp16.report import terminal
     from pytest_fp16.report.message import spent
 
-    lines = terminal.table(
-        _short(reports), max(120, shutil.get_terminal_size().columns)
-    ).splitlines()
+    columns = shutil.get_terminal_size((0, 0)).columns  # none in a log, whose lines do not wrap
+    lines = terminal.table(_short(reports), max(120, columns) if columns else None).splitlines()
     warnings: dict[str, list[str]] = {}
     for _, report in reports:
         for warning in report.warnings:

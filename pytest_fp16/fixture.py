@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pytest_fp16.errors import SettingError
-from pytest_fp16.subject import Evaluation, Training
+from pytest_fp16.errors import FP16Error, SettingError
+from pytest_fp16.subject import Evaluation, Training, require_subject
 
 if TYPE_CHECKING:
     from pytest_fp16.report.model import Report
     from pytest_fp16.settings import Settings
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
 Examine = Callable[["Evaluation | Training", "Settings"], "list[Report]"]
+
+
+def _told_at_the_call(method: Method) -> Method:
+    """`method`, whose misuse is shown at the line that calls it and nowhere below."""
+
+    @functools.wraps(method)
+    def wrapper(*args: Any, **keywords: Any) -> Any:
+        __tracebackhide__ = True
+        try:
+            return method(*args, **keywords)
+        except FP16Error as error:
+            raise error.with_traceback(None) from None
+
+    return cast(Method, wrapper)
 
 
 class FP16:
@@ -28,6 +45,7 @@ class FP16:
         self.settings = settings
         self._examine = examine
 
+    @_told_at_the_call
     def evaluate(
         self, model: Any, data: Iterable[Any], *, precision: str = "16-true", **keywords: Any
     ) -> Report:
@@ -47,6 +65,7 @@ class FP16:
         fields, settings = _split(Evaluation, keywords)
         return self.check(Evaluation(model, data, **fields), precision=precision, **settings)
 
+    @_told_at_the_call
     def train(self, *, precision: str = "16-true", **keywords: Any) -> Report:
         """Train in 32 and in 16 bits; takes the fields of `Training`, and settings.
 
@@ -58,6 +77,7 @@ class FP16:
         fields, settings = _split(Training, keywords)
         return self.check(Training(**fields), precision=precision, **settings)
 
+    @_told_at_the_call
     def check(
         self, subject: Evaluation | Training, *, precision: str = "16-true", **settings: Any
     ) -> Report:
@@ -67,6 +87,7 @@ class FP16:
             FP16Error: misuse; never because the model breaks in 16 bits.
         """
         __tracebackhide__ = True
+        require_subject(subject)
         if "precisions" in settings:
             raise SettingError("fp16 checks one precision=; the decorator takes precisions=[…]")
         chosen = self.settings.for_check(**{**settings, "precisions": (precision,)})

@@ -86,7 +86,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     session = pyfuncitem.config.stash.get(SESSION, None)
     test = pyfuncitem.obj
     needless = session is not None and session.is_settled(*claims.name_and_precision(pyfuncitem))
-    pyfuncitem.obj = _nothing if needless else listened(test)
+    pyfuncitem.obj = claims.nothing if needless else listened(test)
     try:
         with returned_values() as values:
             result = yield
@@ -126,7 +126,8 @@ def _judge(
         report = _timed(item, subject, report, settings)
     _record(item, report)
     if not report.equivalent:
-        raise NotEquivalent(str(report), pytrace=False)
+        kind = Inconclusive if report.verdict == "inconclusive" else NotEquivalent
+        raise kind(str(report), pytrace=False)
 
 
 def _timed(
@@ -151,11 +152,6 @@ def _timed(
     return report.model_copy(update={"speed": speed})
 
 
-def _wants_timing(item: pytest.Item) -> bool:
-    """Whether a test by hand asks for pytest-benchmark's fixture beside ours."""
-    return {"fp16", "benchmark"} <= set(getattr(item, "fixturenames", ()))
-
-
 def _set_timer(item: pytest.Item) -> None:
     """Have pytest-benchmark read a clock that waits for the device, unless the user chose one."""
     from pytest_fp16.speed import clock
@@ -171,10 +167,6 @@ def _record(item: pytest.Item, report: Report) -> None:
 
     item.stash.setdefault(REPORTS, []).append(report)
     item.user_properties.extend(properties(report))
-
-
-def _nothing(**fixtures: Any) -> None:
-    """Stands in for a test whose sibling has been called already."""
 
 
 @pytest.fixture
@@ -194,7 +186,7 @@ def fp16(request: pytest.FixtureRequest) -> FP16:
         __tracebackhide__ = True
         test = names.of(subject, settings.precisions[0])
         (report,) = session.examine(subject, settings, test)
-        if session.can_be_timed(report) and _wants_timing(request.node):
+        if session.can_be_timed(report) and claims.wants_timing(request.node):
             report = _timed(request.node, subject, report, settings)
         _record(request.node, report)
         return [report]
@@ -203,9 +195,15 @@ def fp16(request: pytest.FixtureRequest) -> FP16:
 
 
 class NotEquivalent(pytest.fail.Exception):  # type: ignore[name-defined, misc]
-    """A claim that does not hold, or could not be settled; its text is the report's."""
+    """A claim that does not hold; its text is the report's."""
 
     __module__ = "builtins"  # as pytest's own outcomes do, for a short name in the summary
+
+
+class Inconclusive(NotEquivalent):
+    """A claim that could not be settled."""
+
+    __module__ = "builtins"
 
 
 class Conformance:
@@ -231,7 +229,7 @@ class Conformance:
             test, precision = claims.name_and_precision(item)
             if precision and not item.get_closest_marker("skip"):
                 self.session.siblings.expect(test, precision, item.nodeid)
-            if _wants_timing(item) and console.why_no_timing(self.session.config) is None:
+            if claims.wants_timing(item) and console.why_no_timing(self.session.config) is None:
                 _set_timer(item)
                 item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"))
 

@@ -6,6 +6,7 @@ Names are Lightning's (``16-true``, ``bf16-mixed``, …); Accelerate's are accep
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from pytest_fp16.errors import PrecisionError
@@ -55,6 +56,22 @@ PRECISIONS = {
 ALIASES = {"no": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
+#: What people and libraries call the formats.
+_FORMATS = {
+    "float": "float32", "single": "float32", "fp32": "float32", "32": "float32",
+    "half": "float16", "f16": "float16", "bf16": "bfloat16",
+}  # fmt: skip
+
+
+def _meant(text: str) -> str:
+    """The precisions that a name of a format, or a misspelt one, may stand for; or nothing."""
+    word = text.lower().removeprefix("torch.")
+    word = _FORMATS.get(word, word)
+    near = [p.name for p in PRECISIONS.values() if p.dtype_name == word]
+    near = near or get_close_matches(word, [*PRECISIONS, *ALIASES], n=1, cutoff=0.7)
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
 def canonical_name(name: object) -> str:
     """The canonical name of a precision.
 
@@ -69,7 +86,7 @@ def canonical_name(name: object) -> str:
     if text == "16":
         raise PrecisionError("precision '16' is ambiguous; write '16-true' or '16-mixed'")
     raise PrecisionError(
-        f"unknown precision {text!r}; known are {', '.join(PRECISIONS)} "
+        f"unknown precision {text!r}; {_meant(text)}known are {', '.join(PRECISIONS)} "
         f"(aliases: {', '.join(f'{a} = {b}' for a, b in ALIASES.items())})"
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pytest_fp16.errors import SettingError
@@ -101,7 +101,8 @@ class Settings:
                 + ", ".join(sorted(known - _SESSION.keys()))
                 + " (a model, its data and the like belong to the Evaluation or Training)"
             )
-        return replace(self, **changes)
+        values = {name: getattr(self, name) for name in known}
+        return Settings(**values | changes)  # not by replace(), whose source pytest would show
 
     def for_check(self, **changes: Any) -> Settings:
         """A copy with some settings changed for one check.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
@@ -14,6 +16,27 @@ __tracebackhide__ = True  # misuse is shown at the user's own line
 TASKS = ("auto", "classification", "multilabel", "regression", "embedding")
 
 
+def _spelt(kind: type[Any]) -> type[Any]:
+    """`kind`, whose constructor says what was meant by a keyword that is no field of it."""
+    make = kind.__init__
+    known = [field.name for field in fields(kind)]
+
+    @functools.wraps(make)
+    def checked(self: Any, *args: Any, **keywords: Any) -> None:
+        for name in keywords:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                meant = f"did you mean {near[0]}=? " if near else ""
+                raise SettingError(
+                    f"{kind.__name__} has no {name}=; {meant}it takes {', '.join(known)}"
+                )
+        make(self, *args, **keywords)
+
+    kind.__init__ = checked
+    return kind
+
+
+@_spelt
 @dataclass(frozen=True)
 class Evaluation:
     """A trained model and the data to evaluate it on.
@@ -57,6 +80,7 @@ class Evaluation:
         return True if self.labelled is None and self.metric is not None else self.labelled
 
 
+@_spelt
 @dataclass(frozen=True)
 class Training:
     """A model to be trained, and everything its training needs.
@@ -73,7 +97,8 @@ class Training:
         eval_data: yields batches ``(inputs, targets)`` more than once; the metric is taken on it.
         epochs: passes over `train_data`.
         scheduler: None, or a function of the optimizer that returns a learning-rate scheduler,
-            stepped once per epoch (``scheduler_step="epoch"``) or per step (``"step"``).
+            stepped once per epoch (``scheduler_step="epoch"``) or per step (``"step"``);
+            ReduceLROnPlateau is stepped with the epoch's mean training loss, per epoch only.
         clip_grad_norm: None, or the largest norm of the gradient.
         accumulate: batches whose gradients are averaged before one optimizer step.
         training_step: None, or a function of (model, batch) that returns the loss, or None to leave
@@ -136,3 +161,35 @@ def _functions(subject: Evaluation | Training, *names: str) -> None:
         value = getattr(subject, name)
         if value is not None and not callable(value):
             raise SettingError(f"{name} must be a function or None (got {type(value).__name__})")
+        if name != "optimizer" and isinstance(value, type) and hasattr(value, "forward"):
+            made = value.__name__
+            raise SettingError(f"{name} is the class {made}; pass an instance of it: {made}()")
+
+
+def of_trainer(value: object) -> str:
+    """What to hand in instead of an object that trains a model (Lightning's, Transformers')."""
+    fits = any(callable(getattr(value, name, None)) for name in ("fit", "train"))
+    if callable(value) or not fits:
+        return ""
+    return (
+        "; a trainer is not driven: hand in the module that it trains, and of a training its step, "
+        "data and optimizer (docs/how-to/lightning.md)"
+    )
+
+
+def require_subject(subject: object, others: tuple[object, ...] = ()) -> None:
+    """Refuse what is no subject, and its parts handed in one by one.
+
+    Raises:
+        SettingError: says how to wrap them.
+    """
+    if isinstance(subject, (Evaluation, Training)) and not others:
+        return
+    if isinstance(subject, (Evaluation, Training)):
+        raise SettingError(
+            "check takes one Evaluation or Training; the rest are keywords: precision=, budget=, …"
+        )
+    raise SettingError(
+        f"check takes an Evaluation or a Training (got {type(subject).__name__}); "
+        "wrap the model and its data: Evaluation(model=model, data=batches)" + of_trainer(subject)
+    )

@@ -255,7 +255,10 @@ def require_shape(canonical: Tensor, shape: torch.Size, labels: Any, output: Ten
     """
     if canonical.shape != shape:
         given = torch.as_tensor(labels)
-        floating = "; floating labels are values, and classes whole numbers: labels.long()"
+        floating = (
+            "; floating labels are values, and classes whole numbers: labels.long(); a second "
+            "input is no label: set labelled=False"
+        )
         raise DataError(
             f"labels of shape {tuple(given.shape)} do not fit outputs of shape "
             f"{tuple(output.shape)}{floating if given.is_floating_point() else ''}"

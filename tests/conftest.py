@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import nn
 
-# No deadline: the first call of a kernel is slow. The same examples in every run, so that only a
-# change of the code turns CI red; `--hypothesis-profile=explore` looks for new ones.
-settings.register_profile("reproducible", deadline=None, derandomize=True)
-settings.register_profile("explore", deadline=None, max_examples=2000)
-settings.load_profile("reproducible")
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:  # pytest reads this file for --help too, beside which it need not be
+    settings = None
+else:
+    # No deadline: the first call of a kernel is slow. The same examples in every run, so that only
+    # a change of the code turns CI red; `--hypothesis-profile=explore` looks for new ones.
+    settings.register_profile("reproducible", deadline=None, derandomize=True)
+    settings.register_profile("explore", deadline=None, max_examples=2000)
+    settings.load_profile("reproducible")
 
 
 def pytest_configure(config):
     torch.set_num_threads(1)
+
+
+def pytest_sessionstart(session):
+    if settings is None:
+        raise pytest.UsageError(
+            "hypothesis is not installed; the tests of pytest-fp16 itself need: "
+            "pip install -c constraints.txt -e '.[test]'"
+        )
 
 
 def pytest_collection_modifyitems(items):

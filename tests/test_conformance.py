@@ -16,3 +16,5 @@ def test_one_precision_at_a_time():
 def test_a_bare_model_is_told_what_to_wrap_it_in():
     with pytest.raises(SettingError, match=r"got Linear.*Evaluation\(model="):
         check(nn.Linear(2, 2))
+    with pytest.raises(SettingError, match="wrap the model and its data: Evaluation"):
+        check(nn.Linear(2, 2), [])

@@ -1,5 +1,6 @@
 """What a session says on the terminal."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +49,19 @@ def test_rows_of_one_test_are_told_apart():
     reports += [("f.py::u", a_report("other"))]
     names = [line.partition("  ")[0] for line in console.summary(reports, Settings(), None)[2:6]]
     assert names == ["t", "t #2", "t: mine", "u"]
+
+
+@pytest.mark.parametrize(("columns", "whole"), [("160", False), (None, True)])
+def test_a_log_has_names_whole(monkeypatch, columns, whole):
+    name = "test_" + "many_words_" * 20
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(
+        "sys.__stdout__", io.StringIO()
+    )  # no terminal, as in continuous integration
+    lines = console.summary([(f"f.py::{name}[16-true]", a_report(name))], Settings(), None)
+    assert any(line.startswith(name) for line in lines) is whole
 
 
 def test_where_a_passing_test_has_spent_its_budget_is_told():

@@ -1,5 +1,6 @@
 """What importing costs, and the public names."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -72,3 +73,23 @@ def test_each_supported_python_has_one_pin_of_everything():
     for python in pythons:
         assert set(names[python].values()) == {1}, python
         assert names[python] == names["3.14"], python
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "said"),
+    [("--help", 0, "--fp16-conformance"), ("--collect-only", 4, "ERROR: hypothesis is not inst")],
+)
+def test_without_the_extras_of_the_tests_pytest_says_so_in_a_line(tmp_path, argument, code, said):
+    """README's first command brings the extra of the examples alone."""
+    (tmp_path / "hypothesis.py").write_text("raise ModuleNotFoundError('hypothesis')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", argument],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert "Traceback (most" not in done.stdout + done.stderr

@@ -36,6 +36,28 @@ def test_a_bare_16_is_refused_with_the_choice(name):
         canonical_name(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("half", "'16-true' or '16-mixed'"),
+        ("float16", "'16-true' or '16-mixed'"),
+        (torch.float16, "'16-true' or '16-mixed'"),
+        (torch.bfloat16, "'bf16-true' or 'bf16-mixed'"),
+        ("float32", "'32-true'"),
+        ("16-ture", "'16-true'"),
+        ("bf16_mixed", "'bf16-mixed'"),
+    ],
+)
+def test_another_name_of_a_format_is_answered_with_ours(name, meant):
+    with pytest.raises(PrecisionError, match=f"did you mean {meant}\\? known are 32-true"):
+        canonical_name(name)
+
+
+def test_what_is_near_no_name_gets_no_guess():
+    with pytest.raises(PrecisionError, match="unknown precision 'exact'; known are"):
+        canonical_name("exact")
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(PrecisionError, match="unknown precision 'fp8'") as error:
         canonical_name("fp8")

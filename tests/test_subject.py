@@ -1,9 +1,11 @@
 import dataclasses
+import inspect
+import pickle
 
 import pytest
 
 from pytest_fp16.errors import SettingError
-from pytest_fp16.subject import TASKS, Evaluation, Training
+from pytest_fp16.subject import TASKS, Evaluation, Training, of_trainer, require_subject
 
 
 def training(**changes):
@@ -56,3 +58,59 @@ def test_fields_of_another_type_are_refused_before_the_work(field, value, said):
     if field != "labelled":
         with pytest.raises(SettingError, match=said):
             training(**{field: value})
+
+
+@pytest.mark.parametrize("make", [lambda **k: Evaluation(model=0, data=[], **k), training])
+def test_a_field_that_is_misspelt_is_named(make):
+    kind = type(make()).__name__
+    with pytest.raises(SettingError, match=f"{kind} has no metrik=; did you mean metric=. it tak"):
+        make(metrik=None)
+    with pytest.raises(SettingError, match=f"{kind} has no device=; it takes model, "):
+        make(device="cpu")
+
+
+def test_subjects_are_dataclasses_all_the_same():
+    made = Evaluation(1, [], task="regression")
+    assert pickle.loads(pickle.dumps(made)) == dataclasses.replace(made) == made
+    assert list(inspect.signature(Evaluation).parameters)[:2] == ["model", "data"]
+
+
+class Module:
+    def forward(self, outputs, targets):
+        return outputs
+
+    __call__ = forward
+
+
+@pytest.mark.parametrize("name", ["loss", "metric", "training_step"])
+def test_a_class_of_a_module_is_no_function(name):
+    with pytest.raises(SettingError, match=rf"{name} is the class Module; pass an .*: Module\(\)"):
+        training(**{name: Module})
+    assert training(**{name: Module()})
+
+
+@pytest.mark.parametrize(
+    ("subject", "others", "said"),
+    [
+        ("a model", ([],), "got str.; wrap the model and its data: Evaluation"),
+        (Evaluation(0, []), ("16-true",), "takes one Evaluation or Training; the rest are keyw"),
+    ],
+)
+def test_parts_one_by_one_are_to_be_wrapped(subject, others, said):
+    with pytest.raises(SettingError, match=said):
+        require_subject(subject, others)
+
+
+class Driver:
+    def __init__(self, model):
+        self.model = model
+
+    def fit(self):
+        self.model()
+
+
+def test_a_trainer_is_told_of_the_module_it_trains():
+    assert "hand in the module that it trains" in of_trainer(Driver(Module()))
+    assert of_trainer(Module()) == of_trainer("a model") == ""
+    with pytest.raises(SettingError, match=r"got Driver.*docs/how-to/lightning\.md"):
+        require_subject(Driver(Module()))

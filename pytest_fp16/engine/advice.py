@@ -24,26 +24,48 @@ def raised(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}" + (f" (at {at})" if at else "")
 
 
-def of_batch(error: Exception, inputs: Any, labelled: bool | None, taken: bool) -> str:
+def of_warning(error: Exception) -> str:
+    """That an error is a warning really, which nobody sees who reads of a model that raises."""
+    if not isinstance(error, Warning):
+        return ""
+    return (
+        "it is a warning, made an error by a filter of pytest's (filterwarnings) or of Python's "
+        "(-W error): mend what warns, or let the filter ignore it"
+    )
+
+
+def of_batch(error: Exception, inputs: Any, labelled: bool | None, taken: Any) -> str:
     """What may be wrong with a batch that the model raises on.
 
     Args:
         error: what it raised.
         inputs: what it was given.
         labelled: as the subject says.
-        taken: labels were taken out of a mapping.
+        taken: the whole batch, where labels were taken out of it; else None.
     """
+    if said := of_warning(error):
+        return said
     if any(t.dtype is torch.float64 for t in all_tensors(inputs)) and mixes_dtypes(str(error)):
         return "the batch holds float64: make it float32 with .float()"
     if any(isinstance(leaf, np.ndarray) for leaf in leaves(inputs)):
         return "the batch holds NumPy arrays: make them tensors with torch.from_numpy()"
-    if taken:
+    if isinstance(taken, Mapping):
         return (
             "the labels were taken out of the batch: what the model reads of them must be in it "
             "under another name too (an encoder-decoder wants decoder_input_ids)"
         )
     if isinstance(inputs, Mapping):
         return f"a dict's entries become keyword arguments: {', '.join(map(str, inputs))}"
+    if labelled is None and isinstance(taken, (list, tuple)) and _misses_argument(error):
+        return (
+            "the second part of the batch was taken for labels; where it is an input, set "
+            "labelled=False, or yield ((a, b), labels)"
+        )
+    if labelled is None and isinstance(inputs, (list, tuple)) and len(inputs) > 2:
+        return (
+            f"a batch of {len(inputs)} was taken for {len(inputs)} inputs; where the last are the "
+            "labels, yield a pair: ((a, b), labels)"
+        )
     if isinstance(inputs, (list, tuple)) and len(inputs) == 2:
         if labelled is False:
             return "labelled=False takes both parts of a pair for inputs: yield the inputs alone"
@@ -53,6 +75,10 @@ def of_batch(error: Exception, inputs: Any, labelled: bool | None, taken: bool) 
                 "input: labels are a tensor, an array or a list of numbers, one for each input"
             )
     return "check the batch and forward="
+
+
+def _misses_argument(error: Exception) -> bool:
+    return isinstance(error, TypeError) and "required positional argument" in str(error)
 
 
 def of_data(data: Any, read: bool) -> str | None:
@@ -168,4 +194,6 @@ def guarded(attempt: Any, doing: str) -> Any:
     except FP16Error:
         raise
     except Exception as error:
-        raise ModelError(f"{doing} raised {raised(error)}") from error
+        warned = of_warning(error)
+        said = f"{doing} raised {raised(error)}" + (f"; {warned}" if warned else "")
+        raise ModelError(said) from error

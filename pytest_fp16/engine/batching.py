@@ -40,9 +40,12 @@ def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
         if labelled or isinstance(labels, Tensor) or _is_labels(labels):
             return inputs, labels
     if labelled:
+        several = isinstance(batch, (list, tuple)) and len(batch) > 2
+        what = f" of {len(batch)}: yield a pair, ((a, b), labels)" if several else ""
         raise DataError(
             "labels are needed (labelled=True, a metric= that needs labels, or a training), but a "
             f"batch is not (inputs, labels) nor a dict with 'labels'; it is {type(batch).__name__}"
+            + what
         )
     if isinstance(batch, (list, tuple)) and len(batch) == 1:
         return batch[0], None

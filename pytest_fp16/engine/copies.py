@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.errors import ModelError
+from pytest_fp16.subject import of_trainer
 
 
 def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
@@ -38,7 +39,7 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
     if not callable(source):
         raise ModelError(
             "model must be a torch.nn.Module or a function that makes one "
-            f"(got {type(source).__name__})"
+            f"(got {type(source).__name__}){of_trainer(source)}"
         )
     _require_no_arguments(source)
     made = source()

@@ -28,6 +28,7 @@ from pytest_fp16.evaluation.soundness import (
     require_better_than_chance,
     require_data,
     require_finite,
+    require_label_each,
     require_same_kind,
     unsteady,
 )
@@ -78,7 +79,7 @@ class EvaluationRun:
         self.lanes: list[Lane] = []
         self.inputs = self.beyond = self.left_out = 0  # these: outputs past comparing, batches
         self.differentiates = False  # the model takes gradients of its own
-        self.taken = False  # whether labels were taken out of a mapping, which the model may miss
+        self.taken: Any = None  # a batch that labels were taken out of, which the model may miss
 
     def execute(self) -> None:
         """Draw the data once and take every batch through the reference and each lane."""
@@ -127,7 +128,7 @@ class EvaluationRun:
     def _batches(self) -> Iterator[Batch]:
         for number, raw in enumerate(self.subject.data):
             inputs, labels = split_batch(raw, self.subject.holds_labels)
-            self.taken = isinstance(raw, Mapping) and labels is not None
+            self.taken = raw if labels is not None else None
             if isinstance(labels, Tensor):
                 labels = labels.cpu()
             n = count_inputs(inputs, labels)
@@ -146,6 +147,7 @@ class EvaluationRun:
             if own or (output.dim() and holds(inputs, output.shape[0])):
                 n = output.shape[0]  # its labels may come in any number: all boxes in one table
             beside = self.reference.beside
+            require_label_each(inputs, labels, n, output)
             if not self.lanes:
                 self._begin(inputs, output, labels, n, _SEED + number)
             require_like(output, self.shape, number)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.containers import foreign
+from pytest_fp16.engine.containers import all_tensors, foreign
 from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.metric import Accuracy, user_scores
 from pytest_fp16.task import Task
@@ -133,6 +133,27 @@ def require_same_kind(labelled: bool, labels: Any, number: int) -> None:
         raise DataError(
             f"batch {number} holds no labels, but those before it do; yield (inputs, labels) "
             "or a dict with 'labels' each time, or inputs alone with labelled=False"
+        )
+
+
+def require_label_each(inputs: Any, labels: Any, n: int, output: Tensor) -> None:
+    """Labels by another number than the inputs are no fault of the model's.
+
+    Args:
+        inputs: of a batch.
+        labels: of a batch.
+        n: inputs as they were counted, by the labels if there are any.
+        output: the reference's.
+
+    Raises:
+        DataError: the model answers each input, and the labels are fewer or more.
+    """
+    if not isinstance(labels, Tensor) or not output.dim() or output.shape[0] == n:
+        return
+    first = next((t for t in all_tensors(inputs) if t.dim()), None)
+    if first is not None and first.shape[0] == output.shape[0]:
+        raise DataError(
+            f"a batch holds {first.shape[0]} inputs and {n} labels; yield one label for each input"
         )
 
 

@@ -11,6 +11,7 @@ from pytest_fp16.evaluation.agreement import Agreement
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric import Accuracy, Scores, metric_name
+from pytest_fp16.report.figures import plural
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.theory.budget import allowed_loss, within
@@ -127,7 +128,7 @@ def metric_of(
         loss=loss if not math.isnan(loss) else math.inf,
         budget=allowed,
         budget_origin=origin,  # type: ignore[arg-type]
-        labelled=labelled,
+        labelled=labelled or subject.metric is not None,  # which reads them, whatever the task
     )
 
 
@@ -252,11 +253,12 @@ def luck(lane: Lane) -> str | None:
     error, spread = lane.outcome.moved
     if not lane.task.decides or spread <= 0 or (error / spread) ** 0.5 <= LUCK:
         return None
-    flips = lane.outcome.flips
-    how = "survived by luck" if not flips else "are not safe"
+    flips, ties = lane.outcome.flips, lane.outcome.ties
+    how = "are not safe" if flips or ties else "survived by luck"
+    tied = f" and {plural(ties, 'tie')}" if ties else ""
     return (
         f"the decisions {how}: the outputs moved by {(error / spread) ** 0.5:.0%} of their own "
-        f"spread, with {flips} {'flip' if flips == 1 else 'flips'}; other data may not be so kind"
+        f"spread, with {plural(flips, 'flip')}{tied}; other data may not be so kind"
     )
 
 

@@ -16,18 +16,19 @@ Named = tuple[str, Report]
 _SHORTEST = 24
 
 
-def table(reports: Sequence[Named], width: int = 120) -> str:
+def table(reports: Sequence[Named], width: int | None = 120) -> str:
     """One row per test and precision; columns that say nothing in any row are left out.
 
     Args:
         reports: pairs of a test's name and its report.
-        width: columns of the terminal; long test names are cut in the middle to fit.
+        width: columns of the terminal; long test names are cut in the middle to fit. None: a file
+            or a log, where nothing is cut.
     """
     if not reports:
         return ""
     columns = columns_of(reports)
     notes = _notes(columns)
-    excess = _width(_grid(columns)) - width
+    excess = 0 if width is None else _width(_grid(columns)) - width
     if excess > 0:
         longest = max(_SHORTEST, max(map(len, columns["test"])) - excess)
         columns["test"] = [_cut(name, longest) for name in columns["test"]]
@@ -59,7 +60,7 @@ def _notes(columns: dict[str, list[str]]) -> list[str]:
 
 
 def _grid(columns: dict[str, list[str]]) -> str:
-    right = ("loss", "budget", "flips\nallowed", "speedup", "memory")
+    right = ("loss", "budget", "flips\nallowed", "ties", "speedup", "memory")
     return _layout(columns, ["right" if name in right else "left" for name in columns])
 
 
@@ -134,6 +135,7 @@ _COLUMNS: dict[str, Callable[[Report], str]] = {
     "loss": lambda r: figures.loss_pair(r.metric)[0] if r.metric else "",
     "budget": lambda r: figures.loss_pair(r.metric)[1] if r.metric else "",
     "flips\nallowed": _flips,
+    "ties": lambda r: str(r.ties) if r.ties else "",
     _CERTIFIED: _certified,
     "speedup": lambda r: f"{figures.decimal(r.speed.speedup, 2)}×" if r.speed else "",
     "memory": _memory,

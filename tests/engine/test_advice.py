@@ -1,5 +1,7 @@
 """What is said of data that a float32 model does not take."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,10 @@ def said(data, **keywords):
         ([(X.numpy(), Y)], "the batch holds NumPy arrays"),
         ([(X.double(), Y)], "the batch holds float64"),
         ([(X[:, :3], Y)], "check the batch and forward="),
+        ([(X, X, Y)], "a batch of 3 was taken for 3 inputs; where the last are the labels, yield"),
+        ([(X, X)], "a second input is no label: set labelled=False"),
+        ([(X, Y[:8])], "a batch holds 12 inputs and 8 labels; yield one label for each input"),
+        ([(X, Y), (X, Y[:8])], "a batch holds 12 inputs and 8 labels"),
     ],
 )
 def test_data_in_a_form_of_its_own(data, advice):
@@ -46,8 +52,32 @@ def test_a_pair_whose_labels_are_to_be_left_out():
     assert "yield the inputs alone" in said([(X, Y)], labelled=False)
 
 
+def test_two_inputs_of_which_one_was_taken_for_labels():
+    with pytest.raises(ModelError, match="was taken for labels; where it is an input, set label"):
+        check(Evaluation(nn.Bilinear(4, 4, 3), [(X, X)]))
+    assert "taken for labels" not in of_batch(WRONG, X, None, taken=(X, Y))
+
+
+def test_labels_are_needed_and_the_batch_has_three_parts():
+    assert "it is tuple of 3: yield a pair, ((a, b), labels)" in said([(X, X, Y)], labelled=True)
+
+
+class Warns(nn.Module):
+    def forward(self, x):
+        warnings.warn("an old way", UserWarning, stacklevel=1)
+        return x
+
+
+def test_a_warning_made_an_error_is_called_one():
+    with pytest.raises(ModelError, match=r"UserWarning: an old way .*; it is a warning, mad") as e:
+        check(Evaluation(Warns(), [(X, Y)]))
+    assert "check the batch" not in str(e.value)
+    with pytest.raises(ModelError, match=r"a step raised .*; it is a warning, made an error by"):
+        guarded(lambda: Warns()(X), "a step")
+
+
 def test_labels_that_were_taken_out_of_a_mapping():
-    assert "labels were taken out" in of_batch(WRONG, {"x": X}, None, taken=True)
+    assert "labels were taken out" in of_batch(WRONG, {"x": X}, None, taken={"x": X, "labels": Y})
 
 
 def test_data_that_are_what_they_should_be_get_no_advice():

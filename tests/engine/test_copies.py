@@ -106,3 +106,13 @@ def test_the_weights_of_another_are_read_where_they_lie():
     assert second.tied is second[0].weight
     assert second[1].running_mean is not first[1].running_mean
     assert first[0].weight is not model[0].weight
+
+
+class Driver:
+    def train(self):
+        return self
+
+
+def test_a_trainer_is_no_model():
+    with pytest.raises(ModelError, match=r"got Driver.; a trainer is not driven: hand in the mod"):
+        make_model(Driver())

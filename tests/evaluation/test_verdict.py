@@ -9,6 +9,7 @@ import torch
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.evaluation.verdict import luck, mass_ties, median
 from pytest_fp16.precision import precision
+from pytest_fp16.report.terminal import table
 
 
 def a_lane(decides=True, **outcome):
@@ -30,6 +31,20 @@ def test_outputs_that_moved_far_are_told_although_no_decision_fell(error, told):
     warning = luck(a_lane(moved=(error, 1.0), flips=0))
     assert (warning is not None) == told
     assert not told or "20% of their own spread" in warning
+
+
+@pytest.mark.parametrize(
+    ("flips", "ties", "how", "counted"),
+    [
+        (0, 0, "survived by luck", "with 0 flips; "),
+        (1, 0, "are not safe", "with 1 flip; "),
+        (0, 400, "are not safe", "with 0 flips and 400 ties; "),
+    ],
+)
+def test_a_decision_that_ties_has_not_survived(flips, ties, how, counted):
+    warning = luck(a_lane(moved=(0.04, 1.0), flips=flips, ties=ties))
+    assert warning.startswith(f"the decisions {how}: ")
+    assert counted in warning
 
 
 def test_no_luck_without_decisions_or_spread():
@@ -67,3 +82,20 @@ def test_outputs_that_only_rounding_loses_are_forecast(scale, said):
     report = check(subject, precision="16-true")
     assert report.forecast.verdict == report.verdict == said, str(report)
     assert ("NaN or infinite" in report.forecast.reason) == (said == "not equivalent")
+
+
+def test_a_metric_of_ones_own_reads_labels_for_an_embedding_too():
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(60, 8), torch.arange(60) // 2
+
+    def recall_at_3(outputs, labels):
+        scores = torch.nn.functional.normalize(outputs.float(), dim=-1)
+        nearest = (scores @ scores.T).fill_diagonal_(-2).topk(3).indices
+        return (labels[nearest] == labels[:, None]).any(1).float()
+
+    model = torch.nn.Linear(8, 16).eval()
+    subject = Evaluation(model, [(inputs, labels)], task="embedding", metric=recall_at_3)
+    report = check(subject, precision="16-true")
+    assert report.metric.labelled
+    assert "recall_at_3 " in str(report).partition("(")[0]
+    assert "recall_at_3 " in table([("t", report)])

@@ -60,6 +60,40 @@ def test_check(fp16, model, data):
     example.check().assert_outcomes(passed=2)
 
 
+def test_misuse_is_told_at_the_users_line_and_nowhere_else(example):
+    example.write(
+        """
+def test_budget(fp16, model, data):
+    fp16.evaluate(model, data, budget="5pt")
+
+def test_labels(fp16, model, data):
+    fp16.evaluate(model, [(x, y[:4]) for x, y in data])
+
+def test_unwrapped(fp16, model):
+    fp16.check(model)
+
+def test_error_of_the_models(fp16, data):
+    def broken(model, x):
+        raise KeyError("head")
+    fp16.evaluate(lambda: __import__("torch").nn.Linear(1, 1), data, forward=broken)
+"""
+    )
+
+    result = example.check("--tb=long")
+
+    result.assert_outcomes(failed=4)
+    errors = [line for line in result.outlines if line.startswith("E  ")]
+    assert len(errors) == 4, errors
+    for error, said in zip(
+        errors,
+        ["budget '5pt' does not parse", "100 inputs and 4 labels", "got Sequential", "KeyError"],
+        strict=True,
+    ):
+        assert said in error
+    for name in ("dataclasses.py", "settings.py", "fixture.py", "run.py", "module.py"):
+        result.stdout.no_fnmatch_line(f"*{name}*")
+
+
 def test_an_unknown_keyword_is_named(example):
     example.write(
         """

@@ -32,6 +32,13 @@ def test_columns_that_say_nothing_are_left_out(passed):
     assert text.splitlines()[0].split() == ["test", "precision", "verdict"]
 
 
+def test_ties_stand_beside_the_flips_where_there_are_any(failed, passed):
+    lines = table([("a", failed(flips=0, ties=400)), ("b", passed())]).splitlines()
+    assert lines[0].split()[-3:] == ["budget", "flips", "ties"]
+    assert lines[3].split()[-2:] == ["0/2", "400"]
+    assert "ties" not in table([("b", passed(ties=0))])
+
+
 def test_rows_that_ran_differently_say_how(passed):
     native = Run(device="cuda:0", target="cuda", mode="native")
     text = table([("a", passed()), ("b", passed(run=native))])
@@ -97,6 +104,11 @@ def test_a_name_is_cut_to_what_still_tells_tests_apart(passed):
     name = "test_the_loader_with_workers_of_its_own_and_more"
     shown = table([(name, passed(certified=ALL))], width=60).splitlines()[3].split()[0]
     assert shown == "test_the_lo…own_and_more"
+
+
+def test_a_name_is_whole_where_there_is_no_terminal(passed):
+    name = "test_the_loader_with_workers_of_its_own_and_more_" * 4
+    assert name in table([(name, passed(certified=ALL))], width=None)
 
 
 def test_a_name_that_fits_is_left_alone(passed):

@@ -58,6 +58,8 @@ def sound(subject: Training, device: torch.device) -> Sound:
     if not trainee.parameters():
         raise ModelError("the model has no parameter that requires a gradient; nothing to train")
     _require_loss(subject, trainee)
+    if subject.loss is not None and (subject.training_step is not None or trainee.own_step):
+        notes.append("loss= is not used: the training step returns the loss; leave it None")
     if trainee.own_step:
         notes += unheard(trainee.model)
     first = _first(ordered(subject.train_data, 0, 0), "train_data")

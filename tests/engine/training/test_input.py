@@ -181,3 +181,12 @@ def test_the_users_own_errors_stay_as_they_are(digits_training):
 def test_a_models_gradient_mode_is_no_matter(digits_training):
     with torch.no_grad():
         assert sound(digits_training(), CPU).notes == []
+
+
+def test_a_loss_beside_a_step_of_ones_own_is_said_to_be_left_out(digits_training):
+    def step(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    said = "loss= is not used"
+    assert said in " ".join(sound(digits_training(training_step=step), CPU).notes)
+    assert said not in " ".join(sound(digits_training(training_step=step, loss=None), CPU).notes)
