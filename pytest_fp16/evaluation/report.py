@@ -41,9 +41,11 @@ def report_of(run: EvaluationRun, lane: Lane) -> Report:
         run.subject, run.totals, lane.outcome.metric, run.settings.budget, run.labelled
     )
     measured = None if lane.done else metric
-    made = rules.checks(lane, measured)
+    made = rules.checks(lane, measured, run.totals)
     outcome = lane.outcome
     verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
+    if measured is not None and rules.doubtful(measured, run.totals):
+        verdict = "inconclusive" if all(c.passed for c in made[:-1]) else verdict
     if lane.no_memory is not None:
         verdict, made = "inconclusive", []
     losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)

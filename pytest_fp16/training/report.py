@@ -113,8 +113,9 @@ def how_it_ended(result: RunResult) -> str:
 def _over_seeds(pairs: Pairs) -> str:
     look = pairs.look
     assert look is not None
-    if pairs.verdict == "inconclusive" and pairs.untaught is not None:
-        return pairs.untaught
+    proves_nothing = pairs.untaught or pairs.gained
+    if pairs.verdict == "inconclusive" and proves_nothing is not None:
+        return proves_nothing
     limits = f"95 % limits {look.lower:.3g} to {look.upper:.3g}"
     if not math.isfinite(look.lower):
         limits = "no limits yet"
