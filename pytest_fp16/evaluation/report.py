@@ -10,6 +10,7 @@ from pytest_fp16.engine.canary import LARGE_DIFFERENCE
 from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
 from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Report, Run, Verdict
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> 
             f"model.to({precision_.dtype}) would make it real and lose the imaginary part"
         )
     said += lane.outcome.beside.warnings()
+    wide = generous(metric, rules.usual(run.totals)) if metric is not None else None
+    said += [wide] if wide is not None else []
     if verdict == "equivalent":
         said += [w for w in (rules.luck(lane), rules.mass_ties(lane)) if w]
         if metric is not None and metric.loss > SPENT * metric.budget:

@@ -105,11 +105,15 @@ def doubtful(metric: Metric, reference: MetricTotals) -> bool:
 
     Those of ours are what they are, and may gain.
     """
-    tally = reference.tally
-    if not isinstance(tally, Scores):
+    if not isinstance(reference.tally, Scores):
         return False
-    usual = clamp(tally.standard_error, tally.scale)
-    return beyond_gain(-metric.loss, metric.budget, usual, tally.standard_error)
+    error = reference.tally.standard_error
+    return beyond_gain(-metric.loss, metric.budget, usual(reference), error)
+
+
+def usual(reference: MetricTotals) -> float:
+    """The default budget, whatever the user's."""
+    return clamp(reference.tally.standard_error, reference.tally.scale)
 
 
 def _good_enough(metric: Metric, doubted: bool) -> Check:

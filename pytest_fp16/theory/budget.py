@@ -13,6 +13,8 @@ SMALLEST = 0.001
 LARGEST = 0.01
 #: Budgets that rounding does not gain: a metric that does is more likely an error than a score.
 GAINS = 10
+#: Default budgets beyond which one of the user's is told: it may be written in other units.
+GENEROUS = 10
 
 
 def accuracy_error(total: float, total_of_squares: float, n: int) -> float:

@@ -70,14 +70,19 @@ class Pairs:
         return learned_nothing([r.score for r, _ in self.pairs])
 
     @property
+    def usual(self) -> float:
+        """The default budget that these runs give, whatever the user's."""
+        runs = [*(r for r, _ in self.pairs), *self.further]
+        spread = stdev(r.metric for r in runs) if len(runs) > 1 else None
+        return largest(self.look.resolution if self.look is not None else 0.0, spread)
+
+    @property
     def gained(self) -> str | None:
         """Why a metric of the user's own that gained proves nothing: its sign may be wrong."""
         scores = [r.score for r, _ in self.pairs if r.score is not None]
         if self.look is None or not scores or not scores[0].own:
             return None
-        spread = stdev(r.metric for r, _ in self.pairs) if len(self.pairs) > 1 else None
-        usual = largest(self.look.resolution, spread)
-        if not beyond_gain(-self.look.mean, self.look.budget, usual):
+        if not beyond_gain(-self.look.mean, self.look.budget, self.usual):
             return None
         return gained(scores[0].name, -self.look.mean, self.look.budget)
 
