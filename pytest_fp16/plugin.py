@@ -46,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
             settings = options.with_store(settings, getattr(config, "cache", None))
             config.stash[SESSION] = ConformanceSession(config, settings)
             config.pluginmanager.register(Conformance(config.stash[SESSION]), "fp16-conformance")
+            config.pluginmanager.register(config.stash[SESSION].outcomes, "fp16-outcomes")
             if config.pluginmanager.hasplugin("xdist"):
                 config.pluginmanager.register(Workers(config.stash[SESSION].tests), "fp16-workers")
     except FP16Error as error:
@@ -226,6 +227,7 @@ class Conformance:
         """Remember which items share a test."""
         for item in session.items:
             test, precision = claims.name_and_precision(item)
+            self.session.select(item, precision)
             if precision and not item.get_closest_marker("skip"):
                 self.session.siblings.expect(test, precision, item.nodeid)
             if _wants_timing(item) and console.why_no_timing(self.session.config) is None:
@@ -260,6 +262,8 @@ class Conformance:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send reports along as JSON text: only builtins cross from a worker to the controller."""
         outcome = yield
+        if self.session.is_worker:
+            self.session.outcomes.tell(outcome)
         if call.when == "call" and REPORTS in item.stash:
             reports = item.stash[REPORTS]
             del item.stash[REPORTS]
@@ -278,9 +282,8 @@ class Conformance:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the JSON report, whatever became of the run; one that is lost is no success."""
-        if not self.session.write() and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        """Write the JSON report, whatever became of the run."""
+        session.exitstatus = self.session.finish(int(session.exitstatus))
 
     def pytest_report_header(self) -> str:
         """One line that says what will be checked."""
