@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pytest
 
 MARK = "fp16_equivalent"
+#: What a test can claim something of.
+SUBJECTS = (Evaluation, Training)
 #: The parameter that makes one item per precision.
 PARAMETER = "fp16_precision"
 
@@ -96,7 +98,7 @@ def subject_in(values: list[Any], test: str) -> Evaluation | Training:
         SettingError: it is neither an Evaluation nor a Training.
     """
     value = values[-1] if values else None
-    if not isinstance(value, (Evaluation, Training)):
+    if not isinstance(value, SUBJECTS):
         got = "None" if value is None else type(value).__name__
         raise SettingError(
             f"{test} must return an Evaluation or a Training (it returned {got}){of_trainer(value)}"
@@ -111,3 +113,12 @@ def nothing(**fixtures: Any) -> None:
 def wants_timing(item: Any) -> bool:
     """Whether a test by hand asks for pytest-benchmark's fixture beside ours."""
     return {"fp16", "benchmark"} <= set(getattr(item, "fixturenames", ()))
+
+
+def unclaimed(value: Evaluation | Training, test: str) -> str:
+    """What to tell the author of a test that returns a subject, and claims nothing of it."""
+    kind = type(value).__name__
+    return (
+        f"{test} returned {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, which nothing has checked: "
+        f"decorate {test} with @fp16_equivalent"
+    )

@@ -99,6 +99,25 @@ def listened(test: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def overheard(
+    test: Callable[..., Any], kinds: tuple[type[Any], ...], heard: list[Any]
+) -> Callable[..., Any]:
+    """`test`, returning as ever; but what it returns of `kinds` is added to `heard` instead.
+
+    An async one is left as it is: what it returns is no value yet.
+    """
+    if inspect.iscoroutinefunction(test):
+        return test
+
+    @functools.wraps(test)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        value = test(*args, **kwargs)
+        return heard.append(value) if isinstance(value, kinds) else value
+
+    return wrapper
+
+
 def _tell(value: Any) -> None:
     if _listeners:
         _listeners[-1].append(value)
@@ -113,3 +132,13 @@ def returned_values() -> Iterator[list[Any]]:
         yield values
     finally:
         _listeners.remove(values)
+
+
+@contextmanager
+def instead(item: Any, test: Callable[..., Any]) -> Iterator[None]:
+    """An item of pytest's that calls `test` while the context lasts."""
+    own, item.obj = item.obj, test
+    try:
+        yield
+    finally:
+        item.obj = own

@@ -154,6 +154,15 @@ def user_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
     return scores.reshape(n).to(torch.float64)
 
 
+def gained(name: str, gain: float, budget: float) -> str:
+    """Why a metric of the user's own that gained far more than its budget settles nothing."""
+    return (
+        f"{name} of the 16-bit model is higher by {gain:.3g} (budget {budget:.3g}), which rounding "
+        "does not bring about: higher must be better; where lower is, let metric= return the "
+        "negative"
+    )
+
+
 def right(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether each decision [N, P] is right, as ``argmax`` decides: of a tie, the first class."""
     return (logits.nan_to_num(nan=-torch.inf).argmax(-1) == labels) & ~logits.isnan().any(-1)

@@ -47,7 +47,7 @@ OPTIONS = (
     Option(
         "budget",
         "LOSS",
-        "Metric you are willing to lose: 0.005 in its own units, or 0.5%% of the reference "
+        "Metric you are willing to lose: 0.005 in its own units, 0.5pt, or 0.5%% of the reference "
         "(default: the metric's standard error on the data, 0.1 to 1 point).",
     ),
     Option("seeds", "N", "Largest number of pairs of training runs (default: 8)."),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_fp16 import claims, console, options
-from pytest_fp16.decorator import ARGUMENTS, fp16_equivalent, listened, returned_values
+from pytest_fp16 import claims, console, decorator, options
+from pytest_fp16.decorator import ARGUMENTS, fp16_equivalent
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.session import ConformanceSession
 from pytest_fp16.workers import Workers, tell_tests
@@ -46,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
             settings = options.with_store(settings, getattr(config, "cache", None))
             config.stash[SESSION] = ConformanceSession(config, settings)
             config.pluginmanager.register(Conformance(config.stash[SESSION]), "fp16-conformance")
+            config.pluginmanager.register(config.stash[SESSION].outcomes, "fp16-outcomes")
             if config.pluginmanager.hasplugin("xdist"):
                 config.pluginmanager.register(Workers(config.stash[SESSION].tests), "fp16-workers")
     except FP16Error as error:
@@ -81,17 +82,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     """Call a claimed test for what it returns, and let the outcome depend on that."""
     __tracebackhide__ = True
     arguments = claims.claim(pyfuncitem, pyfuncitem.obj)
-    if arguments is None:
-        return (yield)
     session = pyfuncitem.config.stash.get(SESSION, None)
-    test = pyfuncitem.obj
+    if arguments is None:
+        return (yield from _unclaimed(pyfuncitem)) if session is not None else (yield)
     needless = session is not None and session.is_settled(*claims.name_and_precision(pyfuncitem))
-    pyfuncitem.obj = claims.nothing if needless else listened(test)
-    try:
-        with returned_values() as values:
-            result = yield
-    finally:
-        pyfuncitem.obj = test
+    called = claims.nothing if needless else decorator.listened(pyfuncitem.obj)
+    with decorator.instead(pyfuncitem, called), decorator.returned_values() as values:
+        result = yield
     try:
         subject = None if needless else claims.subject_in(values, pyfuncitem.originalname)
         _judge(session, pyfuncitem, subject, arguments)
@@ -100,6 +97,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     else:
         return result
     pytest.fail(text, pytrace=False)
+
+
+def _unclaimed(item: pytest.Function) -> Generator[None, object, object]:
+    """Call a test that claims nothing; one that returns a subject was meant to."""
+    __tracebackhide__ = True
+    values: list[Any] = []
+    with decorator.instead(item, decorator.overheard(item.obj, claims.SUBJECTS, values)):
+        result = yield
+    if values:
+        pytest.fail(claims.unclaimed(values[-1], item.originalname), pytrace=False)
+    return result
 
 
 def _judge(
@@ -134,22 +142,12 @@ def _timed(
     item: pytest.Item, subject: Evaluation | Training, report: Report, settings: Settings
 ) -> Report:
     """The report with its speed: a row of pytest-benchmark's, grouped by test."""
-    from pytest_fp16.speed import measure
+    from pytest_fp16.speed import timed
 
     _set_timer(item)
     benchmark = item.stash[REQUEST].getfixturevalue("benchmark")
-    if getattr(benchmark, "stats", None) is not None:  # the test has timed something already
-        return report
     test = claims.name_and_precision(item)[0]  # with its file: another may have one of that name
-    benchmark.group = getattr(benchmark, "group", None) or test
-    try:
-        speed = measure(subject, report.precision, settings, benchmark.pedantic)
-    except Exception as error:  # a model that fails in 16 bits has its verdict already
-        note = f"speed could not be measured ({type(error).__name__}: {error})"
-        return report.model_copy(update={"warnings": [*report.warnings, note]})
-    figures = speed.model_dump(exclude_none=True)
-    benchmark.extra_info.update(figures, precision=report.precision, verdict=report.verdict)
-    return report.model_copy(update={"speed": speed})
+    return timed(benchmark, test, subject, report, settings)
 
 
 def _set_timer(item: pytest.Item) -> None:
@@ -227,6 +225,7 @@ class Conformance:
         """Remember which items share a test."""
         for item in session.items:
             test, precision = claims.name_and_precision(item)
+            self.session.select(item, precision)
             if precision and not item.get_closest_marker("skip"):
                 self.session.siblings.expect(test, precision, item.nodeid)
             if claims.wants_timing(item) and console.why_no_timing(self.session.config) is None:
@@ -261,6 +260,8 @@ class Conformance:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send reports along as JSON text: only builtins cross from a worker to the controller."""
         outcome = yield
+        if self.session.is_worker:
+            self.session.outcomes.tell(outcome)
         if call.when == "call" and REPORTS in item.stash:
             reports = item.stash[REPORTS]
             del item.stash[REPORTS]
@@ -279,9 +280,8 @@ class Conformance:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the JSON report, whatever became of the run; one that is lost is no success."""
-        if not self.session.write() and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        """Write the JSON report, whatever became of the run."""
+        session.exitstatus = self.session.finish(int(session.exitstatus))
 
     def pytest_report_header(self) -> str:
         """One line that says what will be checked."""

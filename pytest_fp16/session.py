@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_fp16 import console
 from pytest_fp16.errors import FP16Error, SettingError
+from pytest_fp16.options import chosen_precisions
+from pytest_fp16.outcomes import Outcomes
 from pytest_fp16.siblings import Siblings
 from pytest_fp16.workers import stands_apart
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from pytest_fp16.report.model import Report
     from pytest_fp16.settings import Settings
     from pytest_fp16.subject import Evaluation, Training
+
+#: Exit codes of pytest's.
+_OK, _FAILED, _NOTHING = 0, 1, 5
 
 
 class ConformanceSession:
@@ -28,6 +33,7 @@ class ConformanceSession:
 
     Attributes:
         is_worker: this process is one of several (xdist): it sends its reports away.
+        outcomes: of the items that are to be judged.
         tests: ids of all tests that were collected, without precisions.
     """
 
@@ -35,6 +41,7 @@ class ConformanceSession:
         self.config = config
         self.settings = settings
         self.is_worker = hasattr(config, "workerinput")
+        self.outcomes = Outcomes()
         self.siblings = Siblings(apart=stands_apart(config))
         self._reports: dict[str, list[Report]] = {}
         self._lost: str | None = None  # why there is no JSON report
@@ -94,8 +101,38 @@ class ConformanceSession:
         read = [(nodeid, r) for nodeid, reports in self._reports.items() for r in reports]
         return console.grouped(read + self.siblings.left())
 
-    def write(self) -> bool:
+    def select(self, item: Any, precision: str) -> None:
+        """Remember an item that is to be judged: one that is claimed, or checks by hand."""
+        chosen = chosen_precisions(self.config, self.settings) or (precision,)
+        if precision or "fp16" in getattr(item, "fixturenames", ()):
+            aside = bool(precision) and precision not in chosen
+            self.outcomes.select(item.nodeid, aside=aside)
+
+    def judged_nothing(self) -> str | None:
+        """That every claim was put aside by the precisions asked for, and none was judged."""
+        aside = self.outcomes.put_aside()
+        if self.is_worker or not aside or self.all_reports():
+            return None
+        return (
+            f"ERROR: fp16: no claim was judged: {aside} skipped, whose tests do not name "
+            f"--fp16-precisions={','.join(self.settings.precisions)}"
+        )
+
+    def finish(self, exit_status: int) -> int:
+        """Write the JSON report; the exit status, which a gate that judged nothing changes.
+
+        Nor is it a success where the JSON report is lost.
+        """
+        if exit_status == _OK and self.judged_nothing():
+            exit_status = _NOTHING
+        written = self.write(exit_status)
+        return exit_status if written or exit_status != _OK else _FAILED
+
+    def write(self, exit_status: int | None = None) -> bool:
         """Write the JSON report where the user asked for one; a worker writes none.
+
+        Args:
+            exit_status: that the session ends with, but for this.
 
         Returns:
             False where it could not be written, which the summary tells.
@@ -104,7 +141,9 @@ class ConformanceSession:
             from pytest_fp16.report.json import write_json
 
             try:
-                write_json(self.settings.json, self.all_reports())
+                reports = self.all_reports()
+                left = self.outcomes.unreported({item for item, _ in reports})
+                write_json(self.settings.json, reports, exit_status, left)
             except SettingError as error:
                 self._lost = f"ERROR: fp16: {error}"
         return self._lost is None
@@ -113,7 +152,7 @@ class ConformanceSession:
         """The lines of the section at the end; none where nothing was examined."""
         reports = self.all_reports()
         if not reports:
-            return [self._lost] if self._lost else []
+            return [said for said in (self.judged_nothing(), self._lost) if said]
         no_speed = console.why_no_speed(self.config, reports)
         lines = console.summary(reports, self.settings, no_speed, self._lost)
         return lines + [f"warning: {said}" for said in self._orphaned()]

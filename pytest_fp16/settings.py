@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import Any
 
 from pytest_fp16.errors import SettingError
@@ -40,8 +41,8 @@ class Settings:
         target: the device whose 16-bit behaviour an emulated verdict speaks for.
         emulate: ``"auto"`` is emulated on a CPU and native elsewhere.
         budget: metric a user is willing to lose: a number in the metric's own units (``0.005`` is
-            half a point of accuracy), ``"0.5%"`` relative to the reference, or None for the
-            default of the metric's own standard error (docs/explanation/verdict.md).
+            half a point of accuracy, as is ``"0.5pt"``), ``"0.5%"`` of the reference, or None for
+            the default of the metric's own standard error (docs/explanation/verdict.md).
         seeds: the largest number of pairs a training check may spend.
         json: path the JSON report is written to, or None.
         report: ``"short"`` or ``"full"`` (adds the table of ranges and shares).
@@ -137,8 +138,10 @@ def _folder(value: object) -> str:
 def parse_budget(value: float | str | None) -> float | str | None:
     """Normalise a budget: None, a non-negative number, or a percentage such as ``"0.5%"``.
 
+    Points (``"0.5pt"``, ``"0.5 points"``), as reports print them, are hundredths of the metric.
+
     Raises:
-        SettingError: negative, not a number, or a percentage that does not parse.
+        SettingError: negative, not a number, or with a unit that is none.
     """
     if value is None:
         return None
@@ -146,31 +149,34 @@ def parse_budget(value: float | str | None) -> float | str | None:
     if isinstance(value, str) and text.lower() in {"", "default"}:
         return None
     pattern = r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?)"
-    match = re.fullmatch(pattern + r"\s*(?P<percent>%?)", text)
+    match = re.fullmatch(pattern + r"\s*(?P<unit>%|pts?|points?|)", text, re.IGNORECASE)
     if match is None or isinstance(value, bool):
         raise SettingError(
-            f"budget {value!r} does not parse; give a number in the metric's own units (0.005) "
-            'or a percentage of the reference ("0.5%")'
+            f"budget {value!r} does not parse; give a number in the metric's own units (0.005), "
+            'points ("0.5pt") or a percentage of the reference ("0.5%")'
         )
     number = float(match["number"])
     if number < 0:
         raise SettingError(
             f"budget {value!r} is negative; it is what you are willing to lose, so >= 0"
         )
-    return f"{number:g}%" if match["percent"] else number
+    if match["unit"] == "%":
+        return f"{number:g}%"
+    return float(Decimal(match["number"]) / 100) if match["unit"] else number
 
 
 def require_meaning(budget: float | str | None) -> None:
     """Refuse a budget, parsed already, that no share (an accuracy, an agreement) can exceed.
 
     Raises:
-        SettingError: it is more than all; just all says on purpose that the metric does not count.
+        SettingError: it is all there is to lose.
     """
     if budget is None:
         return
     share = float(budget.rstrip("%")) / 100 if isinstance(budget, str) else budget
-    if share > 1:
+    if share >= 1:
+        given = budget if isinstance(budget, str) else f"{budget:g}"
         raise SettingError(
-            f"budget {budget} is more than all of an accuracy, which could not fail then; "
-            'half a point is 0.005, half a percent of the reference "0.5%"'
+            f"budget {given} could not fail: it is all that an accuracy has to lose; half a point "
+            'is 0.005 or "0.5pt", half a percent of the reference "0.5%"'
         )

@@ -29,7 +29,7 @@ from pytest_fp16.engine.models import (
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.precision import precision as precision_of
-from pytest_fp16.report.model import Speed
+from pytest_fp16.report.model import Report, Speed
 from pytest_fp16.subject import Evaluation, Training
 
 if TYPE_CHECKING:
@@ -48,6 +48,28 @@ def clock() -> float:
     elif torch.backends.mps.is_available():
         torch.mps.synchronize()
     return time.perf_counter()
+
+
+def timed(
+    benchmark: Any, group: str, subject: Evaluation | Training, report: Report, settings: Settings
+) -> Report:
+    """The report with its speed, as a row of that group in pytest-benchmark's table.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; where it has timed something already, nothing is.
+        group: where its user has named none.
+        subject, report, settings: what was examined, with what result, and how.
+    """
+    if getattr(benchmark, "stats", None) is not None:
+        return report
+    benchmark.group = getattr(benchmark, "group", None) or group
+    try:
+        speed = measure(subject, report.precision, settings, benchmark.pedantic)
+    except Exception as error:  # a model that fails in 16 bits has its verdict already
+        return report.remarked([f"speed could not be measured ({type(error).__name__}: {error})"])
+    figures = speed.model_dump(exclude_none=True)
+    benchmark.extra_info.update(figures, precision=report.precision, verdict=report.verdict)
+    return report.model_copy(update={"speed": speed})
 
 
 def measure(

@@ -1,7 +1,7 @@
 import pytest
 
 from pytest_fp16 import Evaluation
-from pytest_fp16.claims import Names, subject_in, without_parameter
+from pytest_fp16.claims import Names, subject_in, unclaimed, without_parameter
 from pytest_fp16.errors import SettingError
 
 
@@ -45,3 +45,9 @@ def test_the_last_value_counts():
 def test_anything_else_is_refused(values, got):
     with pytest.raises(SettingError, match=rf"t must return .* \(it returned {got}\)"):
         subject_in(values, "t")
+
+
+def test_who_forgot_the_decorator_is_told_of_it():
+    said = unclaimed(Evaluation(None, []), "test_it")
+    assert said.startswith("test_it returned an Evaluation, ")
+    assert said.endswith("decorate test_it with @fp16_equivalent")

@@ -4,7 +4,7 @@ import inspect
 import pytest
 
 from pytest_fp16 import fp16_equivalent
-from pytest_fp16.decorator import ARGUMENTS, listened, returned_values
+from pytest_fp16.decorator import ARGUMENTS, instead, listened, overheard, returned_values
 from pytest_fp16.errors import SettingError
 
 
@@ -126,3 +126,27 @@ def test_a_class_method_is_decorated_below_its_own_decorator():
     with returned_values() as values:
         below.test_it()
     assert values == [below]
+
+
+def test_overheard_takes_some_values_and_passes_on_the_others():
+    heard = []
+    assert overheard(lambda x: x, (int,), heard)("text") == "text"
+    assert overheard(lambda x: x, (int,), heard)(3) is None
+    assert heard == [3]
+
+
+def test_overheard_leaves_async_tests_alone():
+    async def test_it():
+        pass
+
+    assert overheard(test_it, (int,), []) is test_it
+
+
+def test_an_item_calls_another_function_for_a_while():
+    class Item:
+        obj = "own"
+
+    item, seen = Item(), []
+    with pytest.raises(IndexError), instead(item, "other"):
+        seen.append(item.obj) or [][1]
+    assert (seen, item.obj) == (["other"], "own")

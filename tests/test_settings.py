@@ -75,13 +75,16 @@ def test_a_device_is_a_name(value):
     [
         (None, None), ("", None), ("default", None), (0, 0.0), (0.005, 0.005), ("0.005", 0.005),
         ("5e-3", 0.005), (".5", 0.5), ("0.5%", "0.5%"), (" 2. % ", "2%"), ("1e1%", "10%"),
+        ("0.7pt", 0.007), ("0.8 points", 0.008), ("1 point", 0.01), ("5e-1 PTS", 0.005),
     ],
 )  # fmt: skip
 def test_budgets_that_parse(value, expected):
     assert parse_budget(value) == expected
 
 
-@pytest.mark.parametrize("value", ["much", "0.5 points", "%", "1,5", True, "nan", float("inf")])
+@pytest.mark.parametrize(
+    "value", ["much", "0.5 pounds", "%", "pt", "0.5 p", "1,5", True, "nan", float("inf")]
+)
 def test_budgets_that_do_not_parse(value):
     with pytest.raises(SettingError, match="does not parse"):
         parse_budget(value)

@@ -11,6 +11,7 @@ from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.soundness import guesses
+from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Check, Report, Run, Verdict
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ def report_of(run: EvaluationRun, lane: Lane) -> Report:
         run.subject, run.totals, lane.outcome.metric, run.settings.budget, run.labelled
     )
     measured = None if lane.done else metric
-    made = rules.checks(lane, measured)
+    made = rules.checks(lane, measured, run.totals)
     outcome = lane.outcome
     verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
+    if measured is not None and rules.doubtful(measured, run.totals):
+        verdict = "inconclusive" if all(c.passed for c in made[:-1]) else verdict
     why = guesses(run.task, run.totals.tally, run.classes) if run.labelled else None
     if verdict == "equivalent" and why is not None:
         made.append(Check(name="better than chance", passed=False, detail=why))
@@ -99,6 +102,8 @@ def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> 
             f"model.to({precision_.dtype}) would make it real and lose the imaginary part"
         )
     said += lane.outcome.beside.warnings()
+    wide = generous(metric, rules.usual(run.totals)) if metric is not None else None
+    said += [wide] if wide is not None else []
     if verdict == "equivalent":
         said += [w for w in (rules.luck(lane), rules.mass_ties(lane)) if w]
         if metric is not None and metric.loss > SPENT * metric.budget:

@@ -10,11 +10,11 @@ import torch
 from pytest_fp16.evaluation.agreement import Agreement
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.totals import MetricTotals
-from pytest_fp16.metric import Accuracy, Scores, metric_name
+from pytest_fp16.metric import Accuracy, Scores, gained, metric_name
 from pytest_fp16.report.figures import plural
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.theory.budget import allowed_loss, within
+from pytest_fp16.theory.budget import allowed_loss, beyond_gain, clamp, within
 from pytest_fp16.theory.rounding import FORMATS
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
@@ -28,15 +28,15 @@ LUCK = 0.1
 MANY_TIES = 0.05
 
 
-def checks(lane: Lane, metric: Metric | None) -> list[Check]:
-    """Every check that could be made."""
+def checks(lane: Lane, metric: Metric | None, reference: MetricTotals) -> list[Check]:
+    """Every check that could be made; the last is of the metric, where there is one."""
     if lane.failure is not None:
         return [Check(name="16 bit ran", passed=False, detail=f"the model raised {lane.failure}")]
     made = [_sixteen_bit_ran(lane), _finite(lane)]
     if lane.prediction.metric is not None and lane.theory is not None:
         made.append(_as_predicted(lane))
     if metric is not None:
-        made.append(_good_enough(metric))
+        made.append(_good_enough(metric, doubtful(metric, reference)))
     return [c for c in made if c is not None]
 
 
@@ -101,7 +101,26 @@ def _shared_by_emulation(lane: Lane) -> bool:
     )
 
 
-def _good_enough(metric: Metric) -> Check:
+def doubtful(metric: Metric, reference: MetricTotals) -> bool:
+    """Whether a metric of the user's own gains so much that it says nothing: its sign may be wrong.
+
+    Those of ours are what they are, and may gain.
+    """
+    if not isinstance(reference.tally, Scores):
+        return False
+    error = reference.tally.standard_error
+    return beyond_gain(-metric.loss, metric.budget, usual(reference), error)
+
+
+def usual(reference: MetricTotals) -> float:
+    """The default budget, whatever the user's."""
+    return clamp(reference.tally.standard_error, reference.tally.scale)
+
+
+def _good_enough(metric: Metric, doubted: bool) -> Check:
+    if doubted:
+        detail = gained(metric.name, -metric.loss, metric.budget)
+        return Check(name="good enough", passed=False, detail=detail)
     lost = f"{metric.name} {metric.candidate:.4g}, reference {metric.reference:.4g}: "
     lost += f"loss {metric.loss:.3g}, budget {metric.budget:.3g} ({metric.budget_origin})"
     passed = within(metric.loss, metric.budget, metric.reference)

@@ -10,12 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pytest_fp16.errors import SettingError
+from pytest_fp16.outcomes import Fate
 from pytest_fp16.report.model import Part, Report
 
 DOCUMENT_VERSION: Literal[1] = 1
+#: Exit codes of a session that did not come to its end: interrupted, or pytest's own error.
+CUT_SHORT = (2, 3)
 
 
 class Entry(Part):
@@ -25,11 +28,20 @@ class Entry(Part):
     report: Report
 
 
+class Unreported(Part):
+    """An item that was to be judged and has no report; or a file that could not be collected."""
+
+    test: str
+    outcome: Literal["error", "failed", "skipped", "not run"]
+    message: str = ""
+
+
 class Document(Part):
     """What ``--fp16-json`` writes.
 
     `schema_version` rises when a reader of an older document would be misled; `created` is UTC,
-    ISO 8601.
+    ISO 8601. `complete`, `exit_status` and `unreported` speak of a session of pytest: it was not
+    cut short, and every item that was to be judged has a report. Outside one they are None.
     """
 
     schema_version: Literal[1] = DOCUMENT_VERSION
@@ -37,11 +49,23 @@ class Document(Part):
     torch_version: str
     created: str
     reports: list[Entry]
+    complete: bool | None = None
+    exit_status: int | None = None
+    unreported: list[Unreported] = Field(default_factory=list)
 
 
-def document(reports: Iterable[tuple[str, Report]]) -> Document:
-    """The reports with the versions that made them."""
+def document(
+    reports: Iterable[tuple[str, Report]],
+    exit_status: int | None = None,
+    unreported: Iterable[Fate] = (),
+) -> Document:
+    """The reports with the versions that made them, and what a session of pytest left out."""
+    left = [Unreported.model_validate(vars(fate)) for fate in unreported]
+    complete = None if exit_status is None else not left and exit_status not in CUT_SHORT
     return Document(
+        complete=complete,
+        exit_status=exit_status,
+        unreported=left,
         package_version=_version("pytest-fp16"),
         torch_version=_version("torch"),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -56,14 +80,25 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def write_json(path: str | os.PathLike[str], reports: Iterable[tuple[str, Report]]) -> None:
+def write_json(
+    path: str | os.PathLike[str],
+    reports: Iterable[tuple[str, Report]],
+    exit_status: int | None = None,
+    unreported: Iterable[Fate] = (),
+) -> None:
     """Write the document; a reader sees the old file or the new one, never half of it.
+
+    Args:
+        path: of the file.
+        reports: each with the id of its test.
+        exit_status: of the session of pytest that made them; None outside one.
+        unreported: items of it that were to be judged and have no report.
 
     Raises:
         SettingError: the file cannot be written.
     """
     target = Path(path)
-    text = document(reports).model_dump_json(indent=2) + "\n"
+    text = document(reports, exit_status, unreported).model_dump_json(indent=2) + "\n"
     try:
         replace_text(target, text)
     except OSError as error:

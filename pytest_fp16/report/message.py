@@ -6,6 +6,7 @@ import math
 
 from pytest_fp16.report import figures
 from pytest_fp16.report.model import Culprit, Cure, Metric, Report, Variant
+from pytest_fp16.theory.budget import GENEROUS
 
 _WHY = {
     "overflow": "a value leaves the range of {format}",
@@ -110,6 +111,27 @@ def _against_budget(metric: Metric) -> str:
     if loss.startswith("-"):
         return f"gain {loss[1:]}{points}, budget {budget}"
     return f"loss {loss}{points}, budget {budget}"
+
+
+def generous(metric: Metric, usual: float) -> str | None:
+    """What to say of a user's budget many times the usual one: were points meant, as are printed?
+
+    Only for a share, whose budget is printed in other units than the option takes.
+    """
+    given = metric.budget_origin != "default" and figures.is_share(metric)
+    if not given or metric.budget <= GENEROUS * usual:
+        return None
+    budget, default = 100 * metric.budget, 100 * usual
+    said = (
+        f"the budget is {budget:.3g} points, {budget / default:.0f} times the default one here "
+        f"({default:.2g})"
+    )
+    if metric.budget_origin == "relative":
+        return said
+    return (
+        f"{said}; the table prints points, the option takes fractions: {metric.budget / 100:.3g} "
+        f"is {metric.budget:.3g} points"
+    )
 
 
 def spent(report: Report) -> list[str]:

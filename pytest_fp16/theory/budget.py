@@ -13,6 +13,10 @@ SMALLEST = 0.001
 LARGEST = 0.01
 #: So many decisions may be lost always: one of a few is more than any share that says something.
 FEWEST = 1.5
+#: Budgets that rounding does not gain: a metric that does is more likely an error than a score.
+GAINS = 10
+#: Default budgets beyond which one of the user's is told: it may be written in other units.
+GENEROUS = 10
 
 
 def accuracy_error(total: float, total_of_squares: float, n: int) -> float:
@@ -82,3 +86,16 @@ def within(loss: float, budget: float, reference: float) -> bool:
     room for the rounding of metrics of the reference's size. A loss of NaN is never within.
     """
     return loss <= budget + 4 * sys.float_info.epsilon * (abs(reference) + budget)
+
+
+def beyond_gain(gain: float, budget: float, usual: float, error: float = 0.0) -> bool:
+    """Whether a metric gains more than rounding can explain, as one where lower is better would.
+
+    Args:
+        gain: candidate minus reference.
+        budget: that it is held against.
+        usual: the default budget: ten times a budget of nothing is gained by anything.
+        error: the metric's standard error, which a gain has to exceed too: scores about zero have
+            a mean, and hence a default budget, that says little of their size.
+    """
+    return gain > max(GAINS * max(budget, usual), error if math.isfinite(error) else 0.0)

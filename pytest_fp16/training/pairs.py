@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import count, islice
+from statistics import stdev
 
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.errors import ModelError
+from pytest_fp16.metric import gained
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
+from pytest_fp16.theory.budget import beyond_gain
+from pytest_fp16.theory.limits import largest
 from pytest_fp16.theory.seeds import Look, sequential
 from pytest_fp16.theory.seeds_ahead import further_runs, seeds_missing
 from pytest_fp16.training.untaught import learned_nothing, remarked
@@ -56,7 +60,7 @@ class Pairs:
             return "not equivalent"
         if self.look is None or self.unmade is not None or self.look.outcome == "undecided":
             return "inconclusive"
-        if self.look.outcome == "equivalent" and self.untaught is not None:
+        if self.look.outcome == "equivalent" and (self.untaught or self.gained) is not None:
             return "inconclusive"
         return self.look.outcome
 
@@ -64,6 +68,23 @@ class Pairs:
     def untaught(self) -> str | None:
         """Why runs that lost nothing prove nothing: their 32-bit twins had learned nothing."""
         return learned_nothing([r.score for r, _ in self.pairs])
+
+    @property
+    def usual(self) -> float:
+        """The default budget that these runs give, whatever the user's."""
+        runs = [*(r for r, _ in self.pairs), *self.further]
+        spread = stdev(r.metric for r in runs) if len(runs) > 1 else None
+        return largest(self.look.resolution if self.look is not None else 0.0, spread)
+
+    @property
+    def gained(self) -> str | None:
+        """Why a metric of the user's own that gained proves nothing: its sign may be wrong."""
+        scores = [r.score for r, _ in self.pairs if r.score is not None]
+        if self.look is None or not scores or not scores[0].own:
+            return None
+        if not beyond_gain(-self.look.mean, self.look.budget, self.usual):
+            return None
+        return gained(scores[0].name, -self.look.mean, self.look.budget)
 
 
 def compare(runs: Runs, precision: Precision) -> Pairs:

@@ -20,7 +20,8 @@ def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> 
     if runs.store is not None:
         warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
     warnings += surprises(pairs, forecast)
-    if pairs.look is not None and -pairs.look.mean > pairs.look.budget:
+    higher = pairs.look is not None and -pairs.look.mean > pairs.look.budget
+    if pairs.look is not None and higher and pairs.gained is None:
         warnings.append(
             f"the 16-bit runs score higher by {-pairs.look.mean:.3g}, more than the budget: their "
             "steps are others than those of 32 bits, which may be trained too briefly"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Report, Run
 from pytest_fp16.theory.margin import (
     certified_by_lemma,
@@ -40,6 +41,7 @@ def report_of(
     paper = _paper(pairs) if task.kind == "classification" else {}
     first = pairs.broke or (pairs.pairs[0] if pairs.pairs else None)
     error = pairs.broke[1].error if pairs.broke else None
+    metric = _metric(runs, pairs)
     return Report(
         name=runs.subject.name,
         kind="training",
@@ -47,7 +49,7 @@ def report_of(
         precision=pairs.precision.name,
         verdict=pairs.verdict,  # type: ignore[arg-type]
         checks=_checks(pairs),
-        metric=_metric(runs, pairs),
+        metric=metric,
         inputs=first[0].score.inputs if first and first[0].score else 0,
         forecast=_forecast(forecast),
         certified=Certified(measured=paper.get("certified")),
@@ -57,11 +59,19 @@ def report_of(
         loss_candidate=_final_loss(first[1]) if first else None,
         culprit=culprit,
         cure=cure,
-        warnings=warnings_of(runs, pairs, forecast),
+        warnings=[*warnings_of(runs, pairs, forecast), *_wide(metric, pairs)],
         error=error,
         run=_run(runs, pairs.precision, first[1] if first else None),
         training=_facts(runs, pairs, forecast, paper),
     )
+
+
+def _wide(metric: Metric | None, pairs: Pairs) -> list[str]:
+    """That a budget of the user's is many times the default one."""
+    if metric is None or pairs.look is None:
+        return []
+    said = generous(metric, pairs.usual)
+    return [said] if said is not None else []
 
 
 def _final_loss(result: RunResult) -> float | None:
@@ -113,8 +123,9 @@ def how_it_ended(result: RunResult) -> str:
 def _over_seeds(pairs: Pairs) -> str:
     look = pairs.look
     assert look is not None
-    if pairs.verdict == "inconclusive" and pairs.untaught is not None:
-        return pairs.untaught
+    proves_nothing = pairs.untaught or pairs.gained
+    if pairs.verdict == "inconclusive" and proves_nothing is not None:
+        return proves_nothing
     limits = f"95 % limits {look.lower:.3g} to {look.upper:.3g}"
     if not math.isfinite(look.lower):
         limits = "no limits yet"

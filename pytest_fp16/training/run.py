@@ -21,7 +21,7 @@ from pytest_fp16.planned import extended, kept_by, plan_of, remarks, with_kept
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
-from pytest_fp16.settings import Settings
+from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.subject import Training
 from pytest_fp16.training.evaluated import lost_when_evaluated, vague
 from pytest_fp16.training.pairs import Pairs, compare
@@ -42,6 +42,8 @@ def examine_training(
     device = resolve_device(settings.device)
     with preserved_state(), preserved_generators(subject.train_data, subject.eval_data):
         found = sound(subject, device)
+        if found.task.decides and subject.metric is None:
+            require_meaning(settings.budget)
         store = open_store(found.subject, settings, device)
         plan = plan_of(settings, test)
         planned = _planned(plan, found.subject) if plan is not None else None

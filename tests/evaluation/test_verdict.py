@@ -99,3 +99,56 @@ def test_a_metric_of_ones_own_reads_labels_for_an_embedding_too():
     assert report.metric.labelled
     assert "recall_at_3 " in str(report).partition("(")[0]
     assert "recall_at_3 " in table([("t", report)])
+
+
+class Sensitive(torch.nn.Module):
+    """Differs by much where an input is rounded, and not at all where it is not."""
+
+    def forward(self, x):
+        return (x + 1000) - 1000
+
+
+def distance(outputs, labels):
+    return (outputs - labels).abs().mean(1)
+
+
+def nearness(outputs, labels):
+    return -distance(outputs, labels)
+
+
+def measured(metric, **settings):
+    x = 0.3 * torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    subject = Evaluation(model=Sensitive(), data=[(x, Sensitive()(x))], metric=metric)
+    return check(subject, precision="16-true", device="cpu", **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"budget": 0.0}, {"budget": 0.001}])
+def test_a_metric_with_the_wrong_sign_settles_nothing(settings):
+    report = measured(distance, **settings)
+    assert report.verdict == "inconclusive", str(report)
+    (failed,) = [c for c in report.checks if not c.passed]
+    assert failed.name == "good enough"
+    assert "higher must be better; where lower is, let metric= return the negative" in str(report)
+
+
+def test_the_same_metric_with_the_right_sign_fails():
+    assert measured(nearness).verdict == "not equivalent"
+
+
+def test_a_gain_within_ten_budgets_is_one():
+    assert measured(distance, budget=0.05).verdict == "equivalent"
+
+
+def test_a_doubtful_metric_saves_no_model_that_fails_otherwise():
+    class Lost(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([x * 1e5 / 1e5, x], 1)
+
+    def some(outputs, labels):
+        return 1.0 + outputs.isfinite().logical_not().sum(1)
+
+    x = torch.ones(50, 4)
+    subject = Evaluation(model=Lost(), data=[(x, Lost()(x))], metric=some)
+    report = check(subject, precision="16-true", device="cpu")
+    assert report.verdict == "not equivalent", str(report)
+    assert [c.name for c in report.checks if not c.passed] == ["finite", "good enough"]

@@ -284,3 +284,52 @@ def test_named(model, data):
     example.check("--fp16-json=out.json")
 
     assert [r["name"] for r in example.reports().values()] == ["test_plain", "digits"]
+
+
+FORGOTTEN = """
+def test_forgot(model, data):
+    return Evaluation(model=model, data=data)
+
+class TestIt:
+    def test_method(self, model, data):
+        return Evaluation(model=model, data=data)
+
+@fp16_equivalent(precisions=["bf16-true"])
+def test_claimed(model, data):
+    return Evaluation(model=model, data=data)
+
+def test_calls_another(model, data):
+    test_claimed(model, data)
+"""
+
+
+def test_a_subject_that_nothing_claims_fails_under_the_flag(example):
+    example.write(FORGOTTEN)
+
+    result = example.check()
+
+    result.assert_outcomes(failed=2, passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "test_forgot returned an Evaluation, which nothing has checked: decorate test_forgot "
+            "with @fp16_equivalent",
+            "test_method returned an Evaluation, *",
+        ]
+    )
+
+
+def test_a_subject_that_nothing_claims_is_pytests_affair_without_the_flag(example):
+    example.write(FORGOTTEN)
+
+    result = example.run("-W", "ignore::pytest.PytestReturnNotNoneWarning")
+
+    result.assert_outcomes(passed=4)
+
+
+def test_other_values_still_get_pytests_own_warning_under_the_flag(example):
+    example.write("def test_it():\n    return 1")
+
+    result = example.check()
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*PytestReturnNotNoneWarning*"])

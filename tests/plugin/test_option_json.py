@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 ONE = ("-k", "sound", "--fp16-precisions=bf16-true")
@@ -37,6 +39,10 @@ def test_sound(model, data):
 
 def test_interrupted():
     raise KeyboardInterrupt
+
+@fp16_equivalent(precisions=["bf16-true"])
+def test_later(model, data):
+    return Evaluation(model=model, data=data)
 """
     )
 
@@ -44,6 +50,11 @@ def test_interrupted():
 
     assert result.ret == pytest.ExitCode.INTERRUPTED
     assert [*example.reports()] == ["test_it.py::test_sound[bf16-true]"]
+    written = document(example)
+    assert (written["complete"], written["exit_status"]) == (False, 2)
+    assert [(u["test"], u["outcome"]) for u in written["unreported"]] == [
+        ("test_it.py::test_later[bf16-true]", "not run")
+    ]
 
 
 def test_the_ini_key_and_the_command_line_over_it(example):
@@ -87,3 +98,76 @@ def test_in_the_way(fp16, model, data):
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["test_in_the_way *", "ERROR: fp16: cannot write out.json: *"])
     result.stdout.no_fnmatch_line("*Reports written*")
+
+
+MIXED = """
+ONE = pytest.mark.fp16_equivalent(precisions=["bf16-true"])
+
+@ONE
+def test_sound(model, data):
+    return Evaluation(model=model, data=data)
+
+@ONE
+def test_raises(model):
+    raise RuntimeError("no such file")
+
+@ONE
+@pytest.mark.skip(reason="needs a GPU")
+def test_skipped(model): pass
+
+@pytest.fixture
+def absent():
+    raise OSError("gone")
+
+def test_by_hand(fp16, absent): pass
+
+def test_ordinary():
+    assert False
+"""
+
+
+def document(example):
+    return json.loads((example.pytester.path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)])
+def test_what_has_no_report_is_told(example, workers):
+    example.write(MIXED)
+
+    example.check_apart("--fp16-json=out.json", *workers)
+
+    written = document(example)
+    assert (written["complete"], written["exit_status"]) == (False, 1)
+    assert [*example.reports()] == ["test_it.py::test_sound[bf16-true]"]
+    assert written["unreported"] == [
+        {
+            "test": "test_it.py::test_raises[bf16-true]",
+            "outcome": "failed",
+            "message": "RuntimeError: no such file",
+        },
+        {
+            "test": "test_it.py::test_skipped[bf16-true]",
+            "outcome": "skipped",
+            "message": "needs a GPU",
+        },
+        {"test": "test_it.py::test_by_hand", "outcome": "error", "message": "OSError: gone"},
+    ]
+
+
+def test_a_session_is_complete_whatever_its_verdicts_and_precisions_not_asked_for(example):
+    example.check("--fp16-json=out.json", "--fp16-precisions=16-true")
+
+    written = document(example)
+    assert (written["complete"], written["exit_status"], written["unreported"]) == (True, 1, [])
+
+
+def test_a_file_that_cannot_be_collected_leaves_a_session_incomplete(example):
+    example.pytester.makepyfile(test_wrong="import nothing_of_that_name")
+
+    example.check("--fp16-json=out.json", "--continue-on-collection-errors", *ONE)
+
+    written = document(example)
+    assert written["complete"] is False
+    assert [(u["test"], u["outcome"]) for u in written["unreported"]] == [
+        ("test_wrong.py", "error")
+    ]

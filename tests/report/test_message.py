@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 
-from pytest_fp16.report.message import _WHY_VARIANT, message
+from pytest_fp16.report.message import _WHY_VARIANT, generous, message
 from pytest_fp16.report.model import (
     Certified,
     Check,
@@ -289,3 +289,18 @@ def test_a_variant_has_words_of_its_own(failed, variant, words):
 
 def test_no_variant_is_without_words():
     assert _WHY_VARIANT.keys() == set(get_args(Variant))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": 0.8, "budget_origin": "absolute"}, "0.008 is 0.8 points"),
+        ({"budget": 0.8, "budget_origin": "relative"}, "80 points, 160 times the default one"),
+        ({"budget": 0.05, "budget_origin": "absolute"}, None),
+        ({"budget": 0.8, "budget_origin": "default"}, None),
+        ({"budget": 0.8, "budget_origin": "absolute", "name": "R²"}, None),
+    ],
+)
+def test_a_budget_that_may_have_been_meant_in_points(metric, changes, words):
+    said = generous(metric(**changes), usual=0.005)
+    assert words in said if words else said is None

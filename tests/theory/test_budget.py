@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_fp16.theory.budget import accuracy_error, allowed_loss, mean_error, within
+from pytest_fp16.theory.budget import accuracy_error, allowed_loss, beyond_gain, mean_error, within
 
 
 @given(
@@ -89,3 +89,21 @@ def test_one_decision_of_a_few_may_be_lost_if_the_data_cannot_resolve_it(n, righ
 def test_a_budget_that_is_given_is_taken_as_it_is():
     assert allowed_loss(0.25, 0.9, 0.005) == (0.25, "absolute")
     assert allowed_loss("0.5%", -40.0, 0.005) == (pytest.approx(0.2), "relative")
+
+
+@pytest.mark.parametrize(
+    ("gain", "budget", "usual", "error", "beyond"),
+    [
+        (0.11, 0.01, 0.001, 0.0, True),
+        (0.10, 0.01, 0.001, 0.0, False),
+        (0.01, 0.0, 0.001, 0.0, False),  # of no budget at all, ten are gained by anything
+        (0.02, 0.0, 0.001, 0.0, True),
+        (0.02, 0.0, 0.001, 0.05, False),
+        (0.02, 0.0, 0.001, math.inf, True),  # of a single input
+        (-0.5, 0.01, 0.001, 0.0, False),
+        (math.inf, 0.01, 0.001, 0.0, True),
+        (math.nan, 0.01, 0.001, 0.0, False),
+    ],
+)
+def test_a_gain_that_rounding_cannot_explain(gain, budget, usual, error, beyond):
+    assert beyond_gain(gain, budget, usual, error) is beyond

@@ -1,5 +1,7 @@
 """When pairs of runs settle a verdict, and what they refuse or say of the 32-bit runs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -121,3 +123,49 @@ def test_no_memory_for_a_further_run_ends_it(made):
     pairs = compared(runs)
     assert (pairs.verdict, pairs.look.further) == ("inconclusive", 0)
     assert "32-true, seed 5" in pairs.unmade
+
+
+def own(made, value, seed=0, name="32-true"):
+    score = replace(made.score(value), name="distance", own=True, majority=None)
+    return made.result(seed=seed, precision=name, score=score)
+
+
+@pytest.mark.parametrize(
+    ("gain", "whose", "verdict"),
+    [(0.5, own, "inconclusive"), (0.2, own, "equivalent"), (0.5, None, "equivalent")],
+)
+def test_a_metric_of_the_users_own_that_gains_much_settles_nothing(
+    made, runs, gain, whose, verdict
+):
+    pairs = made.settled(
+        *((own(made, 0.4, s), own(made, 0.4 + gain, s, "16-true")) for s in range(2)), mean=-gain
+    )
+    if whose is None:  # one of ours
+        for result in [r for pair in pairs.pairs for r in pair]:
+            result.score.own = False
+    report = made.report(runs(), pairs)
+    assert report.verdict == verdict
+    assert ("let metric= return the negative" in str(report)) is (verdict == "inconclusive")
+    assert any("score higher by" in w for w in report.warnings) is (verdict == "equivalent")
+
+
+class Turned(nn.Sequential):
+    """Says the opposite where it is evaluated in 16 bits."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.training or y.dtype == torch.float32 else -y
+
+
+def test_a_loss_taken_for_a_metric_is_inconclusive(digits_training):
+    def cross_entropy(outputs, labels):
+        return nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+    def turned():
+        return Turned(nn.Flatten(), nn.Linear(64, 10))
+
+    report = check(
+        digits_training(metric=cross_entropy, model=turned), precision="bf16-true", seeds=3
+    )
+    assert report.verdict == "inconclusive", str(report)
+    assert "cross_entropy of the 16-bit model is higher by" in str(report)

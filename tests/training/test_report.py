@@ -143,3 +143,10 @@ def test_further_runs_are_told(made, runs):
     resolved.further = pairs.further
     assert check(made.report(runs(), resolved), "same over seeds").detail.endswith("budget 0.03")
     assert said.training["seeds"] == [0]
+
+
+@pytest.mark.parametrize(("budget", "told"), [(0.8, True), (0.09, False), (None, False)])
+def test_a_budget_many_times_the_default_is_told(made, runs, budget, told):
+    pairs = made.settled(made.pair(), budget=budget or 0.8, resolution=0.01)
+    said = made.report(runs(budget=budget), pairs).warnings
+    assert any("80 points, 80 times the default one here" in w for w in said) is told

@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_fp16 import Settings, check
 from pytest_fp16.conformance import examine
-from pytest_fp16.errors import DataError
+from pytest_fp16.errors import DataError, SettingError
 
 
 def adam(params):
@@ -163,3 +163,9 @@ def test_bad_input_is_refused_before_the_first_run(digits_training, monkeypatch)
     monkeypatch.setattr("pytest_fp16.engine.training.runs.train", None)
     with pytest.raises(DataError, match="eval_data is empty"):
         check(digits_training(eval_data=[]), precision="16-true", seeds=2)
+
+
+@pytest.mark.parametrize("budget", [1, "100%"])
+def test_a_budget_that_no_accuracy_can_exceed_is_refused(digits_training, budget):
+    with pytest.raises(SettingError, match="could not fail: it is all"):
+        check(digits_training(), budget=budget, seeds=1)

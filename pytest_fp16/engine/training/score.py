@@ -39,6 +39,7 @@ class Score:
         predictions: canonical logits of the first inputs, float32 [n, P, C] on the CPU.
         grain: the smallest step of the metric, 0 where there is none.
         majority: share of the commonest label; None where there are no classes.
+        own: the metric is the user's own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Score:
     predictions: Tensor
     grain: float = 0.0
     majority: float | None = None
+    own: bool = False
 
 
 @dataclass
@@ -176,4 +178,5 @@ def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
         predictions=torch.cat(sums.kept) if sums.kept else torch.empty(0, 1, 1),
         grain=1 / tally.count if accuracy and tally.count else 0.0,
         majority=None if sums.counts is None else float(sums.counts.max() / sums.counts.sum()),
+        own=isinstance(tally, Scores),
     )
