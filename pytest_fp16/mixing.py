@@ -7,6 +7,7 @@ exit. The keys of the state dict stay as they are.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -21,7 +22,7 @@ from pytest_fp16.variants import Variant, variant
 _LOW = (torch.float16, torch.bfloat16)
 
 
-def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
+def keep_in_float32(model: nn.Module, modules: Iterable[str], *, quiet: bool = False) -> nn.Module:
     """Make the named submodules run in float32, whatever 16-bit format the rest runs in.
 
     Their parameters and buffers are float32 and stay so when the model is cast later
@@ -41,6 +42,7 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
     Args:
         model: changed in place.
         modules: qualified names as in ``model.named_modules()``; ``""`` is the whole model.
+        quiet: do not warn of weights that are in 16 bits already.
 
     Returns:
         The same model.
@@ -58,14 +60,21 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str]) -> nn.Module:
     islands = _islands(own, [_find(own, name) for name in names]).keys()
     for module in islands:
         _refuse(own, module)
+    fresh = [module for module in islands if not isinstance(module, Float32Island)]
+    narrow = [name for name, m in own.named_modules() if m in fresh and _is_narrow(m)]
+    if narrow and not quiet:
+        warnings.warn(
+            f"{', '.join(map(repr, narrow[:3]))} in 16 bits already: the digits that a cast has "
+            "taken do not come back; call keep_in_float32 on the float32 model, before the cast",
+            stacklevel=2,
+        )
     around = next((p.dtype for p in own.parameters() if p.dtype in _LOW), None)
-    for module in islands:
-        if not isinstance(module, Float32Island):
-            module.float()
-            module.__class__ = variant(Float32Island, type(module))
-            vars(module)["_fp16_around"] = around
-            module.register_forward_pre_hook(_mark)
-            module.register_load_state_dict_post_hook(_restore)
+    for module in fresh:
+        module.float()
+        module.__class__ = variant(Float32Island, type(module))
+        vars(module)["_fp16_around"] = around
+        module.register_forward_pre_hook(_mark)
+        module.register_load_state_dict_post_hook(_restore)
     for module in own.modules():
         if isinstance(module, nn.TransformerEncoder) and not islands.isdisjoint(module.modules()):
             module.use_nested_tensor = False  # its fast path reads weights past their modules
@@ -222,6 +231,11 @@ def _find(model: nn.Module, name: str) -> nn.Module:
     raise ModelError(
         f"{type(model).__name__} has no module {name!r}{hint or '; see model.named_modules()'}"
     )
+
+
+def _is_narrow(module: nn.Module) -> bool:
+    tensors = [*module.parameters(), *module.buffers()]
+    return any(t.dtype in _LOW and not t.is_meta for t in tensors)  # those are still to come
 
 
 def _islands(model: nn.Module, wanted: list[nn.Module]) -> dict[nn.Module, None]:

@@ -143,7 +143,8 @@ def test_a_parameter_stays_the_one_the_optimizer_holds(model):
 
 def test_after_the_cast_it_works_though_digits_are_lost(model, words):
     half = copy.deepcopy(model).bfloat16()
-    keep_in_float32(half, ["norm", "embed"])
+    with pytest.warns(UserWarning, match="in 16 bits already"):
+        keep_in_float32(half, ["norm", "embed"])
     assert half.norm.weight.dtype == half.embed.weight.dtype == torch.float32
     assert torch.equal(half.embed.weight, model.embed.weight.bfloat16().float())
     assert half(words).dtype == torch.bfloat16
@@ -585,3 +586,23 @@ def test_complex_buffers_stay_complex_beside_kept_modules():
     cast_except(model, torch.float16, ["0"])
     assert (model.turn.dtype, model[1].weight.dtype) == (torch.complex64, torch.float16)
     assert model[0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["1"], "'1' in 16 bits already"), (["0", "1"], "'0', '1' in 16 bits")]
+)
+def test_digits_that_are_lost_already_are_told(names, said):
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)).half()
+    with pytest.warns(UserWarning, match=said):
+        keep_in_float32(model, names)
+    assert model[1].weight.dtype == torch.float32
+
+
+def test_nothing_is_told_where_no_digit_is_lost():
+    model = keep_in_float32(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), ["1"]).half()
+    keep_in_float32(model, ["1"])  # it is in float32
+    keep_in_float32(nn.Sequential(nn.Linear(2, 2), nn.Softmax(-1)).half(), ["1"])
+    with torch.device("meta"):
+        empty = nn.Linear(2, 2, dtype=torch.float16)
+    keep_in_float32(empty, [""])
+    keep_in_float32(nn.Linear(2, 2).half(), [""], quiet=True)

@@ -200,7 +200,7 @@ def _keep(names: list[str], where: str, mechanism: str | None) -> Proposal:
         kind="keep_in_float32",
         description=f"keep {shown} in float32: keep_in_float32(model, {names[:4]!r})",
         modules=names,
-        amendment=Amendment(model=lambda model: keep_in_float32(model, names)),
+        amendment=Amendment(model=lambda model: keep_in_float32(model, names, quiet=True)),
         points_to=where,
         mechanism=mechanism or "precision-loss",  # type: ignore[arg-type]
     )

@@ -65,7 +65,7 @@ class Candidates:
         """
         model = self._fresh(name, like)
         keep = (*self.keep.get(name, ()), *more)
-        return self._candidate(name, keep_in_float32(model, keep) if keep else model)
+        return self._candidate(name, keep_in_float32(model, keep, quiet=True) if keep else model)
 
     def _fresh(self, name: str, like: Candidate | None) -> nn.Module:
         source, reference = self.subject.model, self.reference.model
