@@ -64,7 +64,7 @@ def test_misuse_is_told_at_the_users_line_and_nowhere_else(example):
     example.write(
         """
 def test_budget(fp16, model, data):
-    fp16.evaluate(model, data, budget="5pt")
+    fp16.evaluate(model, data, budget="5 pence")
 
 def test_labels(fp16, model, data):
     fp16.evaluate(model, [(x, y[:4]) for x, y in data])
@@ -86,7 +86,7 @@ def test_error_of_the_models(fp16, data):
     assert len(errors) == 4, errors
     for error, said in zip(
         errors,
-        ["budget '5pt' does not parse", "100 inputs and 4 labels", "got Sequential", "KeyError"],
+        ["budget '5 pence' does not parse", "100 inputs and 4 labels", "got Sequential", "KeyError"],
         strict=True,
     ):
         assert said in error
