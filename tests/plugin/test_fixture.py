@@ -86,7 +86,12 @@ def test_error_of_the_models(fp16, data):
     assert len(errors) == 4, errors
     for error, said in zip(
         errors,
-        ["budget '5 pence' does not parse", "100 inputs and 4 labels", "got Sequential", "KeyError"],
+        [
+            "budget '5 pence' does not parse",
+            "100 inputs and 4 labels",
+            "got Sequential",
+            "KeyError",
+        ],
         strict=True,
     ):
         assert said in error
