@@ -79,7 +79,8 @@ def certain_errors(
             # does so itself; for a slope that knows nothing of it the site keeps its own.
             fixed = settled if settles else fixed
     if moved is y and not moves:
-        moved, fixed = crowded(y, fmt, entered)
+        moved, settled = crowded(y, fmt, entered)
+        fixed = settled if fixed is None else fixed
     if moved is y and not moves:
         moved = repeated(y, fmt)
     return moved, fixed

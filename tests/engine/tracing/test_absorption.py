@@ -140,3 +140,14 @@ def test_what_vanishes_is_not_lifted_by_a_random_error():
     recorder = Recorder(2, torch.device("cpu"), where=str, totals={}, noise=noise)
     y = torch.tensor([1e-10, -2e-8, 5e-8, 3e-7, 0.5]).expand(2, 5).clone()
     assert torch.equal(recorder.site(y, FLOAT16, "mul")[:, :4], y.half().float()[:, :4])
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_what_float32_has_lost_beside_an_operand_is_settled_too(fmt):
+    """Scores beside a mask of a power of two: nothing is left of them to take away."""
+    mask = torch.full((1000,), -(2.0**15))
+    y = (1e-4 * drawn(1000)) + mask
+    assert torch.equal(y, mask)
+    moved, fixed = certain_errors(y, [1e-4 * drawn(1000), mask], fmt, False, False, False)
+    assert moved is y
+    assert bool(fixed.all())
