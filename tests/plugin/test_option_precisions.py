@@ -77,7 +77,10 @@ def test_the_command_line_selects_among_the_decorators_and_says_what_it_skips(ex
     ("given", "said"),
     [
         ("16", "ERROR: fp16: precision '16' is ambiguous; write '16-true' or '16-mixed'"),
-        ("half", "ERROR: fp16: unknown precision 'half'; known are 32-true, 16-true, *"),
+        (
+            "half",
+            "ERROR: fp16: unknown precision 'half'; did you mean '16-true' or '16-mixed'? known *",
+        ),
         ("", "ERROR: fp16: precisions is empty; name at least one of 16-true, *"),
     ],
 )
