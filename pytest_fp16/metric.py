@@ -47,6 +47,11 @@ class Accuracy:
         return self.hits / self.count if self.count else math.nan
 
     @property
+    def grain(self) -> float:
+        """What one decision is worth; zero before the first."""
+        return 1 / self.count if self.count else 0.0
+
+    @property
     def standard_error(self) -> float:
         """Of the share, over inputs."""
         return accuracy_error(self.shares, self.squares, self.inputs)
@@ -58,7 +63,7 @@ class RSquared:
     Where nothing varies (a single input, a constant), SST is about zero.
     """
 
-    scale = 1.0
+    scale, grain = 1.0, 0.0
 
     def __init__(self) -> None:
         self.count = 0
@@ -105,6 +110,8 @@ class RSquared:
 
 class Scores:
     """The mean of a user's scores, one per input."""
+
+    grain = 0.0
 
     def __init__(self) -> None:
         self.total = 0.0

@@ -88,8 +88,7 @@ class Arithmetic(TorchDispatchMode):
             out = run()
         finally:
             self._within = False
-        pairs = math.prod(query.shape[:-1]) * key.shape[-2]
-        self.work[out.dtype] += pairs * (query.shape[-1] + out.shape[-1])
+        self.work[out.dtype] += _attended(query, key, out.shape[-1])
         return out
 
     @property
@@ -125,14 +124,18 @@ def multiply_adds(name: str, args: Any, kwargs: dict[str, Any], result: Tensor) 
         return outputs.numel() * int(math.prod(weight.shape[1:]))
     if name in ATTENTION:
         query, key, value = args[:3]
-        pairs: int = math.prod(query.shape[:-1]) * key.shape[-2]
-        return pairs * int(query.shape[-1] + value.shape[-1])
+        return _attended(query, key, value.shape[-1])
     if name in _RECURRENT:
         weights = [t for t in tensors(args[1:], kwargs) if t.dim() == 2 and t.is_floating_point()]
         places: int = args[0].numel() // max(1, args[0].shape[-1])
         return places * sum(w.numel() for w in weights)
     every = [t.numel() for t in tensors(args, kwargs) if t.is_floating_point()]
     return max([result.numel(), *every])
+
+
+def _attended(query: Tensor, key: Tensor, width: int) -> int:
+    """Of an attention whose values are so wide."""
+    return math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + width)
 
 
 def _summed(name: str, args: Any) -> int:

@@ -29,7 +29,7 @@ FEW = 8
 class Agreement:
     """One minus the mean cost of a decision."""
 
-    scale = 1.0
+    scale, grain = 1.0, 0.0  # a decision costs what its margin says
 
     def __init__(self) -> None:
         self.decisions = torch.zeros(_GROUPS, _BINS, dtype=torch.float64)

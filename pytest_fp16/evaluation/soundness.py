@@ -12,6 +12,7 @@ from pytest_fp16.engine.containers import all_tensors, foreign
 from pytest_fp16.errors import DataError, ModelError
 from pytest_fp16.metric import Accuracy, user_scores
 from pytest_fp16.task import Task
+from pytest_fp16.theory.budget import accuracy_error, guessed
 
 #: Labelled decisions from which a reference can be told from chance.
 _ENOUGH_FOR_CHANCE = 64
@@ -64,7 +65,7 @@ def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) 
         n: its inputs.
 
     Raises:
-        ModelError: its accuracy on them is that of chance, and no chance.
+        ModelError: its accuracy is near chance, whatever its error on so few of them.
     """
     if task.kind != "classification":
         return
@@ -76,8 +77,7 @@ def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) 
     if count < _ENOUGH_FOR_CHANCE or len(targets[valid].unique()) < classes / 2:
         return
     right = int((logits.argmax(-1) == targets)[valid].sum())
-    share = (right + 2) / (count + 4)  # as the budget has it (Agresti & Coull, 1998)
-    most = share + _SURE * math.sqrt(share * (1 - share) / (count + 4))
+    most = (right + 2) / (count + 4) + _SURE * accuracy_error(right, right, count)
     if most <= 1 / classes + _POOR * (1 - 1 / classes):
         raise ModelError(
             f"the reference is near chance: accuracy {right / count:.1%} on the first {n} inputs, "
@@ -103,13 +103,11 @@ def guesses(task: Task, tally: Any, classes: int) -> str | None:
     """
     if task.kind != "classification" or not isinstance(tally, Accuracy):
         return None
-    chance = 1 / classes
-    error = math.sqrt(chance * (1 - chance) / max(tally.count, 1))
-    if tally.count < _ENOUGH_FOR_CHANCE or tally.value > chance + error:
+    if tally.count < _ENOUGH_FOR_CHANCE or tally.value > guessed(classes, tally.count):
         return None
     return (
-        f"the reference is near chance: accuracy {tally.value:.1%}, chance is {chance:.1%}; what "
-        f"knows nothing loses nothing; {_what_to_do(tally.count > tally.inputs)}"
+        f"the reference is near chance: accuracy {tally.value:.1%}, chance is {1 / classes:.1%}; "
+        f"what knows nothing loses nothing; {_what_to_do(tally.count > tally.inputs)}"
     )
 
 

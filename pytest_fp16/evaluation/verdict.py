@@ -10,7 +10,7 @@ import torch
 from pytest_fp16.evaluation.agreement import Agreement
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.totals import MetricTotals
-from pytest_fp16.metric import Accuracy, Scores, gained, metric_name
+from pytest_fp16.metric import Scores, gained, metric_name
 from pytest_fp16.report.figures import plural
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
@@ -114,7 +114,8 @@ def doubtful(metric: Metric, reference: MetricTotals) -> bool:
 
 def usual(reference: MetricTotals) -> float:
     """The default budget, whatever the user's."""
-    return clamp(reference.tally.standard_error, reference.tally.scale)
+    tally = reference.tally
+    return clamp(tally.standard_error, tally.scale, tally.grain)
 
 
 def _good_enough(metric: Metric, doubted: bool) -> Check:
@@ -136,8 +137,7 @@ def metric_of(
 ) -> Metric:
     """The metric of both runs, and what may be lost."""
     tally = reference.tally
-    grain = 1 / tally.count if isinstance(tally, Accuracy) and tally.count else 0.0
-    allowed, origin = allowed_loss(budget, tally.value, tally.standard_error, tally.scale, grain)
+    allowed, origin = allowed_loss(budget, tally.value, usual(reference))
     value = candidate.value
     loss = tally.value - value
     return Metric(

@@ -33,6 +33,12 @@ def accuracy_error(total: float, total_of_squares: float, n: int) -> float:
     return math.sqrt(max(0.0, square - mean * mean) / n)
 
 
+def guessed(classes: int, n: int) -> float:
+    """The accuracy that guesses among equal classes may reach: chance and a standard error of n."""
+    chance = 1 / classes
+    return chance + math.sqrt(chance * (1 - chance) / max(n, 1))
+
+
 def mean_error(total: float, total_of_squares: float, n: int) -> float:
     """Standard error of the mean of n scores, from their sum and the sum of their squares."""
     if n < 2:
@@ -53,27 +59,20 @@ def clamp(standard_error: float, scale: float = 1.0, grain: float = 0.0) -> floa
     return max(min(max(standard_error, SMALLEST * scale), LARGEST * scale), coarse)
 
 
-def allowed_loss(
-    budget: float | str | None,
-    reference: float,
-    standard_error: float,
-    scale: float = 1.0,
-    grain: float = 0.0,
-) -> tuple[float, str]:
+def allowed_loss(budget: float | str | None, reference: float, usual: float) -> tuple[float, str]:
     """The loss allowed, in the metric's units, and where it comes from.
 
     Args:
         budget: None for the default, a number in the metric's units, or ``"0.5%"`` of the
             reference.
         reference: the reference's metric.
-        standard_error: of the reference's metric on this data.
-        scale, grain: of the metric, as of `clamp`, for the default.
+        usual: the default on this data, see `clamp`.
 
     Returns:
         The budget and ``"default"``, ``"absolute"`` or ``"relative"``.
     """
     if budget is None:
-        return clamp(standard_error, scale, grain), "default"
+        return usual, "default"
     if isinstance(budget, str):
         return float(budget.rstrip("%")) / 100 * abs(reference), "relative"
     return float(budget), "absolute"

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from pytest_fp16.engine.training.score import Score
+from pytest_fp16.theory.budget import guessed
 
 #: What to do about it, in a report.
 ADVICE = "train longer, mend the recipe, or pass metric= that shows what is learned"
@@ -32,10 +33,10 @@ def learned_nothing(scores: Sequence[Score | None]) -> str | None:
         if found[0].name != "R²" or mean > spread or max(values) > HALF_WAY:
             return None
         return f"the 32-bit training learned nothing: R² {mean:.3g}, a constant has 0; {ADVICE}"
-    chance = 1 / max(found[0].predictions.shape[-1], 1)
-    error = math.sqrt(chance * (1 - chance) / max(found[0].inputs, 1))
+    classes = max(found[0].predictions.shape[-1], 1)
+    chance = 1 / classes
     half_way = chance + HALF_WAY * (1 - chance)
-    if mean <= chance + error + spread and max(values) <= half_way:
+    if mean <= guessed(classes, found[0].inputs) + spread and max(values) <= half_way:
         level = f"guesses have {chance:.1%}"
     elif all(_says_one(score) for score in found):
         level = f"every decision is the commonest label, {found[0].majority:.1%}"

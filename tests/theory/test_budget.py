@@ -6,8 +6,17 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from pytest_fp16.theory.budget import accuracy_error, allowed_loss, beyond_gain, mean_error, within
+from pytest_fp16.theory.budget import (
+    accuracy_error,
+    allowed_loss,
+    beyond_gain,
+    clamp,
+    guessed,
+    mean_error,
+    within,
+)
 
 
 @given(
@@ -72,23 +81,31 @@ def test_one_score_has_no_known_error(n):
     [(0.0, 1, 0.001), (0.005, 1, 0.005), (math.inf, 1, 0.01), (0.005, 100, 0.1)],
 )
 def test_the_default_is_clamped_to_the_scale_of_the_metric(error, scale, expected):
-    assert allowed_loss(None, 0.9, error, scale) == (pytest.approx(expected), "default")
+    usual = clamp(error, scale)
+    assert usual == pytest.approx(expected)
+    assert allowed_loss(None, 0.9, usual) == (usual, "default")
 
 
 @pytest.mark.parametrize("right", [0.5, 0.9, 1.0])
 @pytest.mark.parametrize("n", [20, 80, 120, 10_000])
 def test_one_decision_of_a_few_may_be_lost_if_the_data_cannot_resolve_it(n, right):
     error = accuracy_error(right * n, right * n, n)
-    budget, _ = allowed_loss(None, right, error, grain=1 / n)
+    budget = clamp(error, grain=1 / n)
     assert 1 / n <= budget < max(2 / n, 0.01 + 1e-9)
     assert budget <= max(error, 0.001)
     if n > 150:
-        assert budget == allowed_loss(None, right, error)[0]
+        assert budget == clamp(error)
 
 
 def test_a_budget_that_is_given_is_taken_as_it_is():
     assert allowed_loss(0.25, 0.9, 0.005) == (0.25, "absolute")
     assert allowed_loss("0.5%", -40.0, 0.005) == (pytest.approx(0.2), "relative")
+
+
+@given(st.integers(2, 1000), st.integers(1, 10_000))
+def test_guesses_reach_chance_and_the_deviation_of_their_count(classes, n):
+    over = n * (guessed(classes, n) - 1 / classes)
+    assert over == pytest.approx(binom.std(n, 1 / classes), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,8 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
     squares, classes, lost, runs = torch.zeros_like(margin), [], [], 0
     moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
     for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
-        try:
-            run = tracer.trace(inputs, n, seed, noise=generator)[1].detach()
-        except Exception as error:
-            if is_out_of_memory(error) or not comes_of_values(error):
-                raise
+        run = _rounded(tracer, inputs, n, seed, generator)
+        if run is None:
             lost.append(torch.ones((), dtype=torch.bool, device=plain.device))
             classes.append(torch.full(plain.shape[:2], -1, device=plain.device))
             continue
@@ -49,7 +46,7 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
             moved += run - plain
             moved_squares += (run - plain).square_().flatten(1).sum(1)
     # Divided by R − 2, the mean square of errors over σ is one although σ is estimated itself.
-    sigma = (squares / max(runs - 2, 1)).sqrt_()
+    sigma, times = (squares / max(runs - 2, 1)).sqrt_(), max(runs, 1)
     sigma = sigma if runs else torch.full_like(sigma, torch.inf)
     none = torch.zeros_like(margin, dtype=torch.bool)
     undecided = trace.doubts.undecided
@@ -64,12 +61,20 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
         undecided=undecided[:n] if len(undecided) == n else undecided.new_zeros(n),
         noisy_classes=torch.stack(classes) if task.decides else None,
         noisy_lost=torch.stack(lost),
-        **(
-            {}
-            if task.decides
-            else _values(plain, moved / max(runs, 1), moved_squares / max(runs, 1))
-        ),
+        **({} if task.decides else _values(plain, moved / times, moved_squares / times)),
     )
+
+
+def _rounded(
+    tracer: Tracer, inputs: Any, n: int, seed: int, noise: torch.Generator
+) -> Tensor | None:
+    """The outputs of a run rounded at random; None where its values have stopped the program."""
+    try:
+        return tracer.trace(inputs, n, seed, noise=noise)[1].detach()
+    except Exception as error:
+        if is_out_of_memory(error) or not comes_of_values(error):
+            raise
+        return None
 
 
 def _learned(tracer: Tracer, inputs: Any, n: int, seed: int) -> bool:

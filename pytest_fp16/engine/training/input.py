@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def sound(subject: Training, device: torch.device) -> Sound:
         )
     if subject.metric is None and subject.task == "auto":
         notes += of_labels(task, split_batch(batch, labelled=True)[1])
-    return Sound(subject, task, _length(subject.train_data), notes)
+    return Sound(subject, task, length_hint(subject.train_data) or None, notes)
 
 
 def _require_repeatable(data: Any, name: str) -> None:
@@ -96,13 +97,6 @@ def _first(batches: Iterator[Any], name: str) -> Any:
     for batch in batches:
         return batch
     raise DataError(f"{name} is empty: it yielded no batch")
-
-
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except TypeError:
-        return None
 
 
 def _own_models(subject: Training, notes: list[str]) -> Training:

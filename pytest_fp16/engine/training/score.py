@@ -168,7 +168,6 @@ def _run(
 
 def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
     tally = sums.tally
-    accuracy = isinstance(tally, Accuracy)
     return Score(
         name=metric_name(task, subject.metric, labelled=True),
         value=tally.value,
@@ -176,7 +175,7 @@ def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
         inputs=sums.inputs,
         finite=sums.finite,
         predictions=torch.cat(sums.kept) if sums.kept else torch.empty(0, 1, 1),
-        grain=1 / tally.count if accuracy and tally.count else 0.0,
+        grain=tally.grain,
         majority=None if sums.counts is None else float(sums.counts.max() / sums.counts.sum()),
         own=isinstance(tally, Scores),
     )
