@@ -94,8 +94,8 @@ def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> 
     idle = witness is not None and not witness.dtypes[precision_.dtype_name]
     if witness is not None and idle and lane.failure is None:
         others = [n for n, count in witness.dtypes.items() if count and n != precision_.dtype_name]
-        ran = " and ".join(others) or "no floating format"
-        said.append(f"no operation computed in {precision_.dtype_name}: all ran in {ran}")
+        ran = f": all ran in {' and '.join(others)}" if others else ", nor in another format"
+        said.append(f"no operation computed in {precision_.dtype_name}{ran}")
     if not precision_.mixed and (names := complex_tensors(lane.candidate.model)):
         said.append(
             f"{', '.join(names)} stays complex, as with model.half() or model.bfloat16(); "

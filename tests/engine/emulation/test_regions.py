@@ -206,3 +206,9 @@ def test_the_reference_is_in_32_bits_though_the_model_enters_an_autocast():
         w for w in check(subject, precision="16-mixed", target="cpu").warnings if "all ran" in w
     )
     assert said == "no operation computed in float16: all ran in float32 and bfloat16"
+
+
+def test_a_model_that_computes_nothing_is_said_to():
+    x = torch.randn(40, 3)
+    report = check(Evaluation(model=nn.Identity(), data=[(x, x.argmax(1))]), precision="16-mixed")
+    assert "no operation computed in float16, nor in another format" in report.warnings
