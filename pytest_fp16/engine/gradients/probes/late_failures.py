@@ -88,15 +88,18 @@ def _meeting(
     reference: Trainee, candidate: Trainee, batches: Sequence[Any], total: int
 ) -> tuple[str, Met, Solved] | None:
     """Of targets that are met; in mixed precision they keep digits that no output has."""
-    known = [_numbers(reference, batch) for batch in batches]
-    pairs = [pair for pair in known if pair is not None]
-    if len(pairs) < len(known) or len({t.shape[1:] for _, t in pairs}) != 1:
-        return None
     form, batch = FORMATS[candidate.precision.dtype], batches[0]
-    targets = pairs[0][1].to(form.dtype).float()
+    first = _numbers(reference, batch)
+    if first is None:
+        return None
+    targets = first[1].to(form.dtype).float()
     candidate.follow(reference)
     met, reached, gaps = Met(targets), 0, ulp(targets, form)
     if not _lost(candidate, batch, met) or not _better(reference, batch, met):
+        return None
+    known = [first, *(_numbers(reference, other) for other in batches[1:])]
+    pairs = [pair for pair in known if pair is not None]
+    if len(pairs) < len(known) or len({t.shape[1:] for _, t in pairs}) != 1:
         return None
     one = Met(targets, whole=False)
     met = one if targets[0].numel() > 1 and _lost(candidate, batch, one) else met
