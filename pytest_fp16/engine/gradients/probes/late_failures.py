@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pytest_fp16.engine.gradients.probes.sure_outputs import (
     Solved,
     breaking,
     gradients_of,
+    is_lost,
     solved,
 )
 from pytest_fp16.engine.models import call_as_is
@@ -95,16 +97,18 @@ def _meeting(
     targets = first[1].to(form.dtype).float()
     candidate.follow(reference)
     met, reached, gaps = Met(targets), 0, ulp(targets, form)
-    if not _lost(candidate, batch, met) or not _better(reference, batch, met):
+    # Of the gradient alone: a loss that is infinite may be so whatever its outputs.
+    lost = partial(is_lost, candidate, batch, loss_too=False)
+    if not lost(met) or not _better(reference, batch, met):
         return None
     known = [first, *(_numbers(reference, other) for other in batches[1:])]
     pairs = [pair for pair in known if pair is not None]
     if len(pairs) < len(known) or len({t.shape[1:] for _, t in pairs}) != 1:
         return None
     one = Met(targets, whole=False)
-    met = one if targets[0].numel() > 1 and _lost(candidate, batch, one) else met
+    met = one if targets[0].numel() > 1 and lost(one) else met
     for reach in _REACHES:
-        if not _lost(candidate, batch, Met(targets + reach * gaps, met.whole)):
+        if not lost(Met(targets + reach * gaps, met.whole)):
             break
         reached = reach
     rows, errors = (
@@ -115,16 +119,6 @@ def _meeting(
     rows = rows.to(form.dtype).float()
     expected = expected_met(rows, errors, form, steps, count, reached, met.whole)
     return "outputs that meet their targets", met, Solved(expected, skipped=False, least=_LIKELY)
-
-
-def _lost(candidate: Trainee, batch: Any, met: Met) -> bool:
-    """Whether a candidate has no gradient; a loss that is infinite may be so without them."""
-    try:
-        return not gradients_of(candidate, batch, met).finite
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return False  # outputs of no real run
 
 
 def _better(reference: Trainee, batch: Any, met: Met) -> bool:

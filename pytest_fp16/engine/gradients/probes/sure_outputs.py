@@ -67,7 +67,7 @@ def breaking(
         if sure is None:
             return None
         candidate.follow(reference)
-        if _lost(candidate, batch, sure):
+        if is_lost(candidate, batch, sure):
             return sure
     return None
 
@@ -98,14 +98,15 @@ def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Conf
     return None
 
 
-def _lost(candidate: Trainee, batch: Any, sure: Changed) -> bool:
-    """Whether a candidate has no gradient of outputs that were changed."""
+def is_lost(candidate: Trainee, batch: Any, sure: Changed, *, loss_too: bool = True) -> bool:
+    """Whether a candidate has no gradient (or no loss: `loss_too`) of outputs that were changed."""
     try:
-        return not _finite(gradients_of(candidate, batch, sure))
+        found = gradients_of(candidate, batch, sure)
     except torch.OutOfMemoryError:
         raise
     except Exception:
         return False  # outputs of no real run: an error they cause says nothing
+    return not (_finite(found) if loss_too else found.finite)
 
 
 def gradients_of(trainee: Trainee, batch: Any, sure: Changed) -> Gradients:

@@ -139,7 +139,7 @@ def test_the_share_of_mistakes():
 
 def test_a_model_that_keeps_nothing_of_its_outputs_is_asked_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(sure_outputs, "_lost", lambda *given: asked.append(given))
+    monkeypatch.setattr(sure_outputs, "is_lost", lambda *given: asked.append(given))
     subject, batch = training(F.cross_entropy), points(1.2, 32)
     reference, candidate = trained(subject), trained(subject)
     assert sure_outputs.breaking(reference, candidate, batch) is None
