@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_fp16.errors import SettingError
-from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.precision import PRECISIONS, canonical_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,6 +188,34 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         except SettingError as error:
             raise SettingError(f"{path}:{number}: {error}") from None
     return Plan(tuple(entries), str(path))
+
+
+def planned_modules(path: str | os.PathLike[str], test: str, precision: str) -> list[str]:
+    """The modules a plan keeps in float32, for the model that is shipped.
+
+    ``keep_in_float32(model, planned_modules("fp16-plan.txt", "test_digits", "16-true")).half()``
+
+    Args:
+        path: the plan file.
+        test: the test the entries stand under: its id, or the end of it after ``::``.
+        precision: the precision that is shipped, such as ``"16-true"``.
+
+    Returns:
+        Qualified names as in ``named_modules``, in the plan's order; ``""`` is the whole model.
+
+    Raises:
+        SettingError: the file cannot be read or is no plan, the precision is unknown, or no entry
+            is of such a test: a name that is misspelt must not ship what the plan holds back.
+    """
+    plan, precision = read_plan(path), canonical_name(precision)
+    called = [e for e in plan.entries if e.test == test or e.test.endswith(f"::{test}")]
+    tests = dict.fromkeys(e.test for e in called)
+    if len(tests) != 1:
+        has = ", ".join(tests or dict.fromkeys(e.test for e in plan.entries)) or "no entries"
+        raise SettingError(
+            f"{path}: {'more than one' if tests else 'no'} test is called {test!r}; it has {has}"
+        )
+    return list(dict.fromkeys(e.module for e in called if e.precision == precision))
 
 
 def require_plan(path: str) -> None:

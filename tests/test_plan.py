@@ -5,7 +5,16 @@ import pytest
 from torch import nn
 
 from pytest_fp16.errors import SettingError
-from pytest_fp16.plan import Entry, Plan, merge_plan, orphaned, read_plan, stale, write_plan
+from pytest_fp16.plan import (
+    Entry,
+    Plan,
+    merge_plan,
+    orphaned,
+    planned_modules,
+    read_plan,
+    stale,
+    write_plan,
+)
 
 DIGITS = Entry("test_digits.py::test_digits", "16-true", "blocks.1.norm", "overflow in pow")
 MIXED = Entry("test_digits.py::test_digits", "16-mixed", "", "everything: too many to name")
@@ -200,3 +209,36 @@ def test_entries_of_tests_that_are_gone():
     known = {"f.py::t", "f.py::hand"}
     assert orphaned(plan, known) == ["p:3: stale entry: f.py has no test gone any more; remove it"]
     assert orphaned(plan, known, partly=["f.py"]) == []
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    path = tmp_path / "fp16.plan"
+    write_plan(path, [PARAMETERS, DIGITS, MIXED])
+    return path
+
+
+@pytest.mark.parametrize("test", ["test_digits.py::test_digits", "test_digits"])
+def test_the_model_that_is_shipped_keeps_what_the_plan_names(shipped, test):
+    assert planned_modules(shipped, test, "16-true") == ["blocks.1.norm"]
+    assert planned_modules(shipped, test, "fp16") == [""]  # an alias of 16-mixed
+    assert planned_modules(shipped, test, "bf16-true") == []
+    assert planned_modules(shipped, "test_x[a: b-3]", "bf16-true") == ["head"]
+
+
+def test_a_misspelt_test_ships_nothing(shipped):
+    with pytest.raises(SettingError, match=r"no test is called 'test_digit'; it has .*test_digits"):
+        planned_modules(shipped, "test_digit", "16-true")
+    with pytest.raises(SettingError, match="unknown precision '16-tru'"):
+        planned_modules(shipped, "test_digits", "16-tru")
+    write_plan(shipped, [])
+    with pytest.raises(SettingError, match="no test is called 'test_digits'; it has no entries"):
+        planned_modules(shipped, "test_digits", "16-true")
+
+
+def test_a_name_that_two_files_have_is_asked_with_its_file(shipped):
+    other = Entry("other.py::test_digits", "16-true", "neck")
+    write_plan(shipped, [DIGITS, other])
+    with pytest.raises(SettingError, match="more than one test is called 'test_digits'"):
+        planned_modules(shipped, "test_digits", "16-true")
+    assert planned_modules(shipped, "other.py::test_digits", "16-true") == ["neck"]
