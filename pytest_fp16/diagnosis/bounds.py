@@ -27,6 +27,8 @@ _EPSILON = frozenset(
 _COMPARES = frozenset("lt le gt ge eq ne".split())
 #: Operations that put a constant into its place, or bring it into the format.
 _PLACES = frozenset("where masked_fill _to_copy copy fill full full_like index_put add sub".split())
+#: Operations that add a mask to scores.
+_ADDS = frozenset({"add", "sub", "addmm", "baddbmm"})
 #: Operations that bring a mask to its size.
 _SCALES = frozenset({"mul", "div"})
 #: Operations whose scalar moves or folds every value, or ends a row of numbers: none is masked.
@@ -47,6 +49,14 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
     infinite = [m for m in finding.own if m.infinite]
     if not infinite and not entered:
         return None
+    if born.name in _ADDS and infinite and any(m.floored for m in finding.operands):
+        return Why(
+            "mask-inf",
+            born,
+            f"a mask holds the smallest number of {fmt.name}, -{fmt.largest:.4g}, and what it is "
+            f"added to takes {infinite[0].infinite:,} of {infinite[0].count:,} values to -inf",
+            "no room",
+        )
     whose = "largest value" if infinite else "the largest value that enters it is"
     largest = max(m.largest for m in infinite or entered)
     most = max(infinite or entered, key=lambda m: m.infinite / m.count)

@@ -14,10 +14,11 @@ from pytest_fp16.diagnosis.clinic import Clinic, Judge, Pricer
 from pytest_fp16.diagnosis.cures import find_cure
 from pytest_fp16.diagnosis.loops import repeated
 from pytest_fp16.diagnosis.mechanism import carrier, explain, misled, stopped, worth_watching
-from pytest_fp16.diagnosis.origin import Origin, Raised, entered, find_origin, raised
+from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, vanishing
 from pytest_fp16.diagnosis.specimen import FEW, Sample, Specimen, fewer
+from pytest_fp16.diagnosis.stop import Raised, entered, raised
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.evaluation.evidence import Kept

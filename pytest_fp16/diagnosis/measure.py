@@ -182,6 +182,15 @@ class Measure:
         return bool(((self._values == 0) | (self._values == 1)).all())
 
     @cached_property
+    def floored(self) -> bool:
+        """Whether it holds the format's smallest number, and nothing else of half its size."""
+        form = self._format
+        if form is None or self.largest != form.largest:
+            return False
+        large = self._values[self._values.abs() > form.largest / 2]
+        return bool((large == -form.largest).all())
+
+    @cached_property
     def merged(self) -> bool:
         """Whether numbers that the exact one tells apart have become one."""
         return bool(self._actual.unique().numel() < self._wanted.unique().numel())

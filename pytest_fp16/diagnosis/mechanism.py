@@ -15,9 +15,10 @@ from pytest_fp16.diagnosis.digits import (
     imprecise,
 )
 from pytest_fp16.diagnosis.findings import ADDITIONS
-from pytest_fp16.diagnosis.origin import Origin, Raised
+from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.replay import Diverged
 from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.diagnosis.stop import Raised
 from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.engine.emulation.wording import first_line, mechanism_of, told, variant_of
 from pytest_fp16.engine.source import raised_by_program

@@ -66,6 +66,26 @@ def test_an_epsilon_that_a_kernel_hands_on_as_a_tensor():
     assert "the constant 1e-08 rounds to zero" in why.evidence
 
 
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ([0.0, -65504.0], "mask-inf"),
+        ([3e4, -65504.0], "mask-inf"),
+        ([6e4, -65504.0], "overflow"),  # large values that were clamped
+        ([65504.0, -65504.0], "overflow"),
+        ([0.0, -65472.0], "overflow"),
+    ],
+)
+def test_a_mask_of_the_smallest_number_leaves_no_room(added, told):
+    scores, mask = torch.tensor([1.0, -50.0]), torch.tensor(added)
+    operands = [Measure(t.half(), t, torch.float16) for t in (scores, mask)]
+    total = Measure(scores.half() + mask.half() - 20, scores + mask, torch.float16)
+    seen = Finding(own=[total], operands=operands, results=[total])
+    why = out_of_range(Operation(0, "add", "m"), seen, FORMATS[torch.float16])
+    assert why.mechanism == told
+    assert told == "overflow" or "-6.55e+04, and what it is added to takes 1 of 2" in why.evidence
+
+
 def test_the_end_of_a_row_of_numbers_is_no_mask():
     seen = finding([1.0, 2.0, 131072.0], torch.float16, scalars=[1.0, 131073.0])
     why = out_of_range(Operation(0, "arange", "m"), seen, FORMATS[torch.float16])

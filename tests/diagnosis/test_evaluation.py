@@ -10,8 +10,9 @@ from torch import nn
 
 import pytest_fp16.evaluation.treatment as treatment
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.diagnosis.origin import Raised, find_origin
+from pytest_fp16.diagnosis.origin import find_origin
 from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.diagnosis.stop import Raised
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 
 

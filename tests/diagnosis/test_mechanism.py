@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from pytest_fp16.diagnosis.mechanism import carrier, explain, stopped, worth_watching
-from pytest_fp16.diagnosis.origin import Raised, find_origin
+from pytest_fp16.diagnosis.origin import find_origin
+from pytest_fp16.diagnosis.stop import Raised
 
 
 def of(function):

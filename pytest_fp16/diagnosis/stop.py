@@ -1,0 +1,132 @@
+"""Where a 16-bit program raised, and the rounding that led it there."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.engine.source import frames_of, raised_at
+
+
+@dataclass(frozen=True)
+class Raised:
+    """Where the 16-bit program stopped.
+
+    Attributes:
+        misled: the operation whose rounding led it there, such as that of an index; None where
+            it stops for want of a kernel, whatever the values.
+        anyway: whether it stops for exact values of the same dtypes as well.
+    """
+
+    module: str
+    operation: str
+    source: str | None
+    error: BaseException
+    misled: Operation | None = None
+    anyway: bool = False
+
+
+class _Calls(TorchFunctionMode):
+    """Remembers the innermost torch function that was entered and has not returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: str | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception:
+            if self.inside is None:
+                self.inside = getattr(func, "__name__", None)
+            raise
+
+
+def stopped(specimen: Specimen, error: Exception) -> Raised:
+    """Run it again, to see which torch function it stops in."""
+    calls = _Calls()
+    try:
+        with calls:
+            specimen.record()
+    except Exception as again:
+        found = raised(again, specimen, calls.inside)
+        misled, anyway = _misleading(specimen, again)
+        return replace(found, misled=misled, anyway=anyway)
+    return raised(error, specimen)
+
+
+def entered(specimen: Specimen) -> str | None:
+    """The innermost torch function that the program stops in where nothing follows it."""
+    calls = _Calls()
+    with suppress(Exception), calls:
+        specimen.natively()
+    return calls.inside
+
+
+def _misleading(specimen: Specimen, error: Exception) -> tuple[Operation | None, bool]:
+    """The earliest operation whose rounding makes the program stop at a later one, as it did.
+
+    And whether there can be none, because exact values stop it as well.
+    """
+    operations = specimen.operations
+    stopped = specimen.last.raised if specimen.last is not None else None
+    harmful = stopped.index if stopped is not None else len(operations)
+    anyway = _stops(specimen, 0, error)
+    if anyway or not _stops(specimen, harmful, error):
+        return None, anyway  # its own arguments are no reason
+    harmless = 0
+    while harmful - harmless > 1:
+        cut = (harmless + harmful) // 2
+        if _stops(specimen, cut, error):
+            harmful = cut
+        else:
+            harmless = cut
+    return operations[harmful - 1], False
+
+
+def _stops(specimen: Specimen, until: int, error: Exception) -> bool:
+    """Whether the program stops in that way when its first `until` operations alone are rounded.
+
+    In another way, such as at a check that the missing kernel would have spared, is no evidence.
+    """
+    try:
+        specimen.run(until)
+    except Exception as other:
+        return type(other) is type(error)
+    return False
+
+
+_KERNEL = re.compile(r'"(?P<name>\w+?)(_cpu|_cuda|_out|_stub|_impl)*_?" not implemented')
+
+
+def raised(error: BaseException, specimen: Specimen, function: str | None = None) -> Raised:
+    """Module, operation and line of an exception of the 16-bit program."""
+    autopsy = specimen.last
+    at = autopsy.raised if autopsy is not None else None
+    if at is not None:
+        return Raised(at.module, at.name, raised_at(error) or at.source, error)
+    named = _KERNEL.search(str(error))
+    known = named["name"] if named else getattr(error, "operation", None)
+    name = function or known or type(error).__name__
+    return Raised(
+        module_of(error, specimen.candidate.model), name.strip("_"), raised_at(error), error
+    )
+
+
+def module_of(error: BaseException, model: torch.nn.Module) -> str:
+    """The innermost module of the model whose forward an exception passed."""
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    for frame, _ in frames_of(error):
+        name = names.get(id(frame.f_locals.get("self")))
+        if name is not None:
+            return name
+    return ""
