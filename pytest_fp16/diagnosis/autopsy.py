@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.tape import Entry, Tape
-from pytest_fp16.diagnosis.twin import Fate, Twin, exact, low, twins
+from pytest_fp16.diagnosis.twin import Fate, Twin, constant, exact, low, twins
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
 from pytest_fp16.engine.emulation.interception import READ_ON_HOST, Interception, place
 from pytest_fp16.engine.emulation.nominal import doubled, nominal_at, nominal_dtypes, promoted_low
@@ -118,6 +118,11 @@ class Autopsy(Interception):
         self.raised: Operation | None = None
         program.adopted.clear()
 
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if self.tape is not None and exception[0] is None:
+            self.tape.close()
+
     # -- the interception ---------------------------------------------------------------------
 
     def adopt(self, value: Tensor) -> Twin:
@@ -127,7 +132,7 @@ class Autopsy(Interception):
         if made is not None:
             return made[1]
         own = self.program.exact_of.get(id(value))
-        wide = own[1] if own is not None and own[0] is value else _constant(value)
+        wide = own[1] if own is not None and own[0] is value else constant(value)
         written = self.program.writes or not isinstance(value, torch.nn.Parameter)
         if written and wide is not value:  # a buffer may be, by any program
             wide = wide.clone()
@@ -256,18 +261,6 @@ def _instead(made: Any, results: list[Tensor]) -> Any:
     given = iter(results)
     parts = (next(given).to(m.dtype) if isinstance(m, Tensor) else m for m in flat(made))
     return rebuild(made, parts)
-
-
-def _constant(value: Tensor) -> Tensor:
-    """The exact twin of a constant made outside of any operation.
-
-    A constant too large for the format has become infinite before it can be seen; the largest
-    number stands for it.
-    """
-    wide: Tensor = widen(value)
-    if value.dtype in LOW and bool(wide.isinf().any()):
-        wide = torch.nan_to_num(wide, nan=math.nan)
-    return wide
 
 
 def _moves(known: Facts, args: Any, kwargs: Any, mixed: bool) -> bool:

@@ -158,7 +158,7 @@ class Specimen:
         self.last = autopsy
         if autopsy.tape is not None:
             self.recorded = autopsy
-        return self._called(_input, _closed(autopsy))
+        return self._called(_input, autopsy)
 
     def _called(
         self,
@@ -175,14 +175,6 @@ class Specimen:
         with kept, torch.no_grad(), quiet(), context, inside:
             output = call_as_is(candidate.model, inputs, candidate.subject.forward)
         return main_output(output)
-
-
-@contextmanager
-def _closed(autopsy: Autopsy) -> Iterator[None]:
-    with autopsy:
-        yield
-    if autopsy.tape is not None:
-        autopsy.tape.close()
 
 
 def _plain(output: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Views, and writes into them, are made in both worlds, so both share memory as th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.interception import Carrier
-from pytest_fp16.engine.emulation.operations import tensors
+from pytest_fp16.engine.emulation.operations import LOW, tensors
 
 
 class Fate:
@@ -66,6 +67,18 @@ class Twin(Carrier):
         """Tell whoever records the program."""
         if self.on_read is not None:
             self.on_read(self)
+
+
+def constant(value: Tensor) -> Tensor:
+    """The exact twin of a constant made outside of any operation.
+
+    A constant too large for the format has become infinite before it can be seen; the largest
+    number stands for it.
+    """
+    wide: Tensor = widen(value)
+    if value.dtype in LOW and bool(wide.isinf().any()):
+        wide = torch.nan_to_num(wide, nan=math.nan)
+    return wide
 
 
 def low(value: Any) -> Any:
