@@ -128,6 +128,11 @@ def _lines(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[
     Several leave an allowance for other precisions.
     """
     lines: tuple[str, ...] = (culprit.source,) if culprit.source else ()
+    if lines and culprit.variant == "mixed dtypes":
+        remedy = Remedy(clinic.precision, lines=lines, meeting=True)
+        if _heals(clinic, remedy, origin):
+            yield remedy
+            return
     while lines and len(lines) <= ROUNDS and (len(lines) == 1 or clinic.budget > _OTHERS):
         remedy = Remedy(clinic.precision, lines=lines)
         left = _left(clinic, remedy, origin)
@@ -222,6 +227,8 @@ def _left(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> float:
 
 def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> str:
     names = ", ".join(remedy.keep)
+    if remedy.meeting:
+        return hint
     if remedy.lines:
         first, *others = remedy.lines
         more = f", and what is computed at {' and '.join(others)}" * bool(others)

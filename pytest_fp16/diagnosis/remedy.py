@@ -13,8 +13,10 @@ class Remedy:
         precision: the precision to run in.
         keep: modules to keep in float32.
         lines: lines of code, ``"file:number"``, whose operations are computed in float32.
+        meeting: wherever else tensors of different dtypes meet, they are brought to one, too.
     """
 
     precision: str
     keep: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
+    meeting: bool = False

@@ -176,7 +176,12 @@ class Upcast(TorchFunctionMode):
         wide = map_tensors(tuple(_float32_for(a) for a in args), _widened)
         named = {k: _float32_for(v) for k, v in kwargs.items()}
         with torch.autocast(device, enabled=False):
-            out = func(*wide, **map_tensors(named, _widened))
+            try:
+                out = func(*wide, **map_tensors(named, _widened))
+            except RuntimeError as error:
+                if writes or not mixes_dtypes(str(error)):
+                    raise
+                out = func(*map_tensors(wide, _single), **map_tensors(named, _single))
         if writes:
             target = args[0]
             if isinstance(target, Tensor) and wide[0] is not target:
@@ -194,6 +199,11 @@ class Upcast(TorchFunctionMode):
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(WIDE[tensor.dtype]) if tensor.dtype in WIDE else tensor
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """What ``.float()`` makes of it."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _narrowed(tensor: Tensor, low: torch.dtype) -> Tensor:

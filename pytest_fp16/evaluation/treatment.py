@@ -85,7 +85,7 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
     """
     candidate = run.candidates.made(remedy.precision, remedy.keep)
     if remedy.lines:
-        lines_in_float32(candidate.model, remedy.lines)
+        lines_in_float32(candidate.model, remedy.lines, remedy.meeting)
     return candidate
 
 
@@ -105,7 +105,8 @@ def _rechecked(
     subject = run.subject
     if remedy.lines:  # where nothing is 16-bit it changes nothing: the reference stays
         model = fresh_model(subject.model, like=run.reference.model)
-        subject = replace(subject, model=lines_in_float32(model, remedy.lines))
+        watched = lines_in_float32(model, remedy.lines, remedy.meeting)
+        subject = replace(subject, model=watched)
     keep = (*planned.get(remedy.precision, ()), *remedy.keep)
     again = EvaluationRun(subject, settings, None, {remedy.precision: keep}, predict=predict)
     again.execute()

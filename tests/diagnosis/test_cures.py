@@ -119,6 +119,30 @@ def test_one_line_of_the_model_itself(make_net, digits):
         assert 0 < report.cure.price.float32_share < 0.2
 
 
+@pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
+def test_what_meets_a_layer_in_float64_is_brought_to_its_dtype(precision):
+    class Counted(nn.Module):
+        """`bincount` gives float64 for 16-bit weights, and no layer takes that."""
+
+        def __init__(self):
+            super().__init__()
+            self.gate, self.head = nn.Linear(4, 1), nn.Linear(3, 2)
+
+        def forward(self, kinds, events):
+            weights = self.gate(events).sigmoid().flatten()
+            place = kinds + 3 * torch.arange(len(kinds)).unsqueeze(1)
+            counts = torch.bincount(place.flatten(), weights=weights, minlength=3 * len(kinds))
+            return self.head(counts.view(-1, 3))
+
+    torch.manual_seed(0)
+    data = [(torch.randint(0, 3, (200, 5)), torch.randn(200, 5, 4))]
+    evaluation = Evaluation(model=Counted().eval(), data=data, labelled=False)
+    report = check(evaluation, precision=precision)
+    assert (report.culprit.module, report.culprit.variant) == ("head", "mixed dtypes")
+    assert (report.cure.kind, report.cure.verified) == ("upcast", True)
+    assert report.cure.description.startswith("bring the tensors that meet there to one dtype at ")
+
+
 def test_a_sibling_precision_where_no_module_and_no_line_is_enough(make_net, digits):
     class Twice(Root):
         def forward(self, x):
