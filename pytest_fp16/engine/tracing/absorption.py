@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.tracing.crowds import crowded, repeated, shifted
+from pytest_fp16.engine.tracing.noise import FEW_STEPS
 from pytest_fp16.engine.tracing.recorder import (
-    FEW_STEPS,
     SAMPLE,
     WORTHWHILE,
     largest_magnitude,

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.source import user_line
+from pytest_fp16.engine.tracing.noise import rounded_at_random
 from pytest_fp16.engine.tracing.sites import (
     FLOAT32_NORMAL,
     Contributions,
     Owners,
     SiteKey,
     SiteTotals,
-    spacing,
 )
-from pytest_fp16.theory.rounding import FLOAT16, Format, flush_to_one, overflow, round_to, ulp
+from pytest_fp16.theory.rounding import FLOAT16, Format, overflow, round_to
 
 #: A share of values this small that round for certain leaves no trace beside ordinary rounding.
 WORTHWHILE = 0.01
@@ -27,10 +27,6 @@ SAMPLE = 4096
 _GLANCE = 64
 #: Runs of an operation in one module from which on it is taken to be in a loop.
 _LOOP = 4
-#: Steps of the format from zero, or from an operand, up to which a value's own error leaves its
-#: rounding to whole ones alone.
-FEW_STEPS = 8.0
-_MANTISSA = 0x7FFFFF  # of float32
 
 
 @dataclass
@@ -117,13 +113,7 @@ class Recorder:
         if not self.asks or (finite and self.on_grid(y.detach(), fmt)):
             return y
         if self.noise is not None:
-            error = torch.rand(y.shape, generator=self.noise, device=y.device).sub_(0.5)
-            error.mul_(spacing(y.detach(), fmt, finite)).mul_(steps**0.5)
-            moved = y + (error if fixed is None else error.mul_(1 - fixed))
-            moved = _within_octave(y, _ends_rounded(y, moved, fmt), fmt, steps)
-            # Of a few steps above zero a value's own error leaves its rounding alone.
-            few = y.detach().abs() <= FEW_STEPS * fmt.smallest_subnormal
-            return torch.where(few, round_to(y.detach(), fmt), moved)
+            return rounded_at_random(y, fmt, self.noise, steps, fixed, finite)
         if self.adjoint:
             if not y.requires_grad:
                 leaf = y.detach().requires_grad_()
@@ -190,43 +180,6 @@ def _small(values: Tensor, most: float) -> float:
     if not small:  # as nearly always
         return 0.0
     return (small - int((values == 0).count_nonzero())) / len(values)
-
-
-def _within_octave(y: Tensor, moved: Tensor, fmt: Format, steps: float) -> Tensor:
-    """Values rounded at random, but none past zero or a power of two, as no rounding takes them.
-
-    So a sum of squares has a root all the same, and one less a cosine is not negative. What is a
-    power of two stays it, and what rounds to one, where bounded values end, is one.
-    """
-    bits, now = (v.detach().contiguous().view(torch.int32) for v in (y, moved))
-    exact = bits.bitwise_and(_MANTISSA) == 0
-    crossed = bits.bitwise_xor(now).bitwise_and_(~_MANTISSA) != 0
-    if not bool(crossed.any()) and not bool(exact.any()):
-        return moved
-    size = y.detach().abs()
-    power = ulp(size, fmt).mul_(2.0 ** (fmt.significand - 1))
-    below = torch.where(size < power, 0.0, power) if steps == 1 else torch.zeros_like(power)
-    above = power.mul(2) if steps == 1 else torch.full_like(power, torch.inf)
-    sign = y.detach().sign()
-    bounded = torch.where(crossed, (moved * sign).clamp(below, above) * sign, moved)
-    if steps != 1:
-        return bounded
-    settled = exact & (size >= power) | (round_to(size, fmt) == 1)
-    return torch.where(settled, flush_to_one(y, fmt), bounded)
-
-
-def _ends_rounded(y: Tensor, moved: Tensor, fmt: Format) -> Tensor:
-    """Values rounded at random, but for those that a clamp has made the largest or smallest.
-
-    Where errors are random, several values agree only if none has entered them: they round as they
-    are. An index that is computed of clamped coordinates leaves its table only if it rounds there.
-    """
-    values = y.detach()
-    for end in torch.aminmax(values):
-        same = values == end
-        if bool(end.isfinite()) and int(same.sum()) > 1:
-            moved = torch.where(same, y + (round_to(end, fmt) - end), moved)
-    return moved
 
 
 def largest_magnitude(values: Tensor) -> float:

@@ -53,8 +53,7 @@ def test_noise_is_a_rounding_error(fmt):
     assert float(error.abs().max()) <= 0.5 + 1e-3
     assert float(error.std()) == pytest.approx(12**-0.5, rel=0.05)
     many = recorder(noise=torch.Generator().manual_seed(0)).site(y, fmt, "index_add", 16.0)
-    free = (noisy != 0) & (noisy.log2().frac() != 0)  # neither ends where an octave does
-    torch.testing.assert_close((many - y)[free], 4 * (noisy - y)[free], rtol=1e-3, atol=1e-6)
+    assert float(((many - y) / ulp(y, fmt)).std()) == pytest.approx(4 * 12**-0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("fmt", [FLOAT16, BFLOAT16])
@@ -123,7 +122,7 @@ def test_a_power_of_two_among_other_numbers_stays_it():
     y[:, ::2] = 0.25
     noisy = recorder(noise=torch.Generator().manual_seed(1)).site(y, FLOAT16, "mul")
     assert bool((noisy[:, ::2] == 0.25).all())
-    assert not bool((noisy == y)[:, 1::2].any())
+    assert float((noisy == y)[:, 1::2].double().mean()) < 0.02  # an error may be zero
 
 
 def test_neither_noise_nor_gradients_leaves_the_values():
