@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import count, islice
-from statistics import stdev
+from statistics import fmean, stdev
 
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.train import RunResult
@@ -16,7 +16,7 @@ from pytest_fp16.theory.budget import beyond_gain
 from pytest_fp16.theory.limits import largest
 from pytest_fp16.theory.seeds import Look, sequential
 from pytest_fp16.theory.seeds_ahead import further_runs, seeds_missing
-from pytest_fp16.training.untaught import learned_nothing, remarked
+from pytest_fp16.training.untaught import learned_nothing, remarked, unmoved
 
 #: A default budget that is more than this share of the metric itself is wide: a convention.
 WIDE = 0.1
@@ -36,6 +36,8 @@ class Pairs:
         broke: the candidate's run that ended where its 32-bit twin did not.
         unmade: why a run could not be made at all (no memory).
         missing: how many more seeds would settle it.
+        start: the metric of the weights that training starts from; None where it is not known.
+        drift: why the runs are no trainings of one kind; see `engine.training.repeats`.
         notes: seeds that were left out, and why.
     """
 
@@ -46,6 +48,8 @@ class Pairs:
     broke: tuple[RunResult, RunResult] | None = None
     unmade: str | None = None
     missing: int = 0
+    start: float | None = None
+    drift: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -56,18 +60,40 @@ class Pairs:
     @property
     def verdict(self) -> str:
         """``"equivalent"``, ``"not equivalent"`` or ``"inconclusive"``."""
+        if self.drift is not None:
+            return "inconclusive"
         if self.broke is not None:
             return "not equivalent"
         if self.look is None or self.unmade is not None or self.look.outcome == "undecided":
             return "inconclusive"
-        if self.look.outcome == "equivalent" and (self.untaught or self.gained) is not None:
+        if self.look.outcome == "equivalent" and self.proves_nothing is not None:
             return "inconclusive"
         return self.look.outcome
+
+    @property
+    def proves_nothing(self) -> str | None:
+        """Why runs that lost nothing prove nothing."""
+        return self.untaught or self.gained or self.idle
 
     @property
     def untaught(self) -> str | None:
         """Why runs that lost nothing prove nothing: their 32-bit twins had learned nothing."""
         return learned_nothing([r.score for r, _ in self.pairs])
+
+    @property
+    def idle(self) -> str | None:
+        """Why the budget is none: a training that does nothing, or half of it, would pass too."""
+        if self.start is None or self.look is None:
+            return None
+        mean = fmean(r.metric for r, _ in self.pairs)
+        return unmoved(self.start, mean, self.look.budget, self.wide)
+
+    @property
+    def wide(self) -> bool:
+        """Whether a default budget, two spreads of the 32-bit runs, lets nearly anything pass."""
+        if self.look is None or self.look.reference_spread is None:
+            return False
+        return self.look.budget > WIDE * abs(fmean(r.metric for r, _ in self.pairs))
 
     @property
     def usual(self) -> float:
@@ -114,15 +140,13 @@ def compare(runs: Runs, precision: Precision) -> Pairs:
         if pairs.look.outcome == "not equivalent" or (untaught and len(pairs.pairs) >= UNTAUGHT):
             return pairs
         if pairs.look.outcome == "equivalent" and not untaught:
-            _require_steady(pairs)
-            return pairs
+            return _settled(pairs, runs)
     if pairs.untaught is not None:
         return pairs
     _sharpen(pairs, runs)
     if pairs.look is not None:
-        _require_steady(pairs)
         pairs.missing = seeds_missing(pairs.look, pairs.losses, allowance)
-    return pairs
+    return _settled(pairs, runs)
 
 
 def _sharpen(pairs: Pairs, runs: Runs) -> None:
@@ -167,18 +191,19 @@ def _require_reference(reference: RunResult, pairs: Pairs, seed: int) -> None:
     pairs.notes.append(f"seed {seed} was left out: the 32-bit training fails there ({said})")
 
 
-def _require_steady(pairs: Pairs) -> None:
-    """A default budget is two spreads of the 32-bit runs; one that is wide lets anything pass."""
+def _settled(pairs: Pairs, runs: Runs) -> Pairs:
+    """The pairs of an equivalence, held against where training started."""
     look = pairs.look
-    if look is None or look.outcome != "equivalent" or look.reference_spread is None:
-        return
-    size = abs(sum(r.metric for r, _ in pairs.pairs) / len(pairs.pairs))
-    if look.budget > WIDE * size:
+    if look is None or look.outcome != "equivalent":
+        return pairs
+    pairs.start = runs.start()
+    if pairs.wide and pairs.idle is None:
         pairs.notes.append(
             f"the 32-bit runs themselves differ by {look.reference_spread:.2g} over seeds "
             f"(standard deviation), so that a loss of {look.budget:.2g} would pass; steady the "
             "training, or set a budget"
         )
+    return pairs
 
 
 def _look(pairs: Pairs, settings: Settings, further: int = 0) -> Look:

@@ -88,7 +88,9 @@ def _checks(pairs: Pairs) -> list[Check]:
     elif pairs.pairs:
         detail = f"all {len(pairs.pairs)} runs finished with finite weights and outputs"
         checks.append(Check(name="finite", passed=True, detail=detail))
-    if pairs.look is not None:
+    if pairs.drift is not None:
+        checks.append(Check(name="same over seeds", passed=False, detail=pairs.drift))
+    elif pairs.look is not None:
         passed = pairs.look.outcome == "equivalent" and pairs.verdict != "inconclusive"
         checks.append(Check(name="same over seeds", passed=passed, detail=_over_seeds(pairs)))
     elif pairs.unmade:
@@ -123,7 +125,7 @@ def how_it_ended(result: RunResult) -> str:
 def _over_seeds(pairs: Pairs) -> str:
     look = pairs.look
     assert look is not None
-    proves_nothing = pairs.untaught or pairs.gained
+    proves_nothing = pairs.proves_nothing
     if pairs.verdict == "inconclusive" and proves_nothing is not None:
         return proves_nothing
     limits = f"95 % limits {look.lower:.3g} to {look.upper:.3g}"

@@ -51,6 +51,9 @@ def examine_training(
         candidates = [PRECISIONS[name] for name in settings.precisions]
         forecasts = [_forecast(runs, precision, progress) for precision in candidates]
         every = [compare(runs, precision) for precision in candidates]
+        drift = found.opening.drift() if found.opening is not None else None
+        for pairs in every:
+            pairs.drift = drift
         reports = []
         for forecast, pairs in zip(forecasts, every, strict=True):
             culprit, cure = _diagnosis(runs, pairs, forecast)

@@ -61,3 +61,34 @@ def _says_one(score: Score) -> bool:
         return False
     one = len(score.predictions.argmax(-1).unique()) == 1
     return one and score.value <= score.majority + score.resolution
+
+
+def unmoved(start: float, trained: float, budget: float, wide: bool) -> str | None:
+    """Why a loss within the budget proves nothing about a training; None where it does.
+
+    Args:
+        start: the metric of the weights that training starts from.
+        trained: the metric of the 32-bit runs.
+        budget: the loss that would pass.
+        wide: the budget is a default one, which the spread of the 32-bit runs has made wide.
+    """
+    gain = trained - start
+    if not math.isfinite(gain):
+        return None
+    came = f"from {start:.4g} to {trained:.4g}"
+    if gain < -budget:
+        return (
+            f"the 32-bit training lowers the metric, {came}: higher is better; is its sign right?"
+        )
+    if wide and budget > gain / 2:
+        return (
+            f"the 32-bit runs differ so much over seeds that a loss of {budget:.3g} would pass, "
+            f"which is more than half of what training brings ({came}); steady the training, or "
+            "set a budget"
+        )
+    if gain <= budget:
+        return (
+            f"the 32-bit training brings the metric {came}, so that one which changes nothing "
+            f"would pass a budget of {budget:.3g}; {ADVICE}"
+        )
+    return None

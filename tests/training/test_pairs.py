@@ -1,5 +1,6 @@
 """When pairs of runs settle a verdict, and what they refuse or say of the 32-bit runs."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -53,11 +54,13 @@ def lucky():
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-@pytest.mark.parametrize(("settings", "said"), [({}, True), ({"budget": 0.02}, False)])
-def test_a_budget_that_lets_anything_pass_is_named(digits_training, settings, said):
+@pytest.mark.parametrize(
+    ("settings", "verdict"), [({}, "inconclusive"), ({"budget": 0.02}, "equivalent")]
+)
+def test_a_budget_that_lets_anything_pass_is_none(digits_training, settings, verdict):
     report = check(digits_training(model=lucky), precision="16-mixed", seeds=3, **settings)
-    assert report.verdict == "equivalent", str(report)
-    assert any("runs themselves differ" in warning for warning in report.warnings) is said
+    assert report.verdict == verdict, str(report)
+    assert ("the 32-bit runs differ so much" in str(report)) is (verdict == "inconclusive")
 
 
 class Known:
@@ -68,6 +71,10 @@ class Known:
         self.further, self.asked, self.ends = 0, [], ends or {}
         spread = np.random.default_rng(3).standard_normal(60)
         self.made, self.metrics, self.loss = made, 0.9 + 0.01 * spread, loss
+        self.untrained = 0.1
+
+    def start(self):
+        return self.untrained
 
     def run(self, precision, seed):
         self.asked.append((precision.name, seed))
@@ -169,3 +176,41 @@ def test_a_loss_taken_for_a_metric_is_inconclusive(digits_training):
     )
     assert report.verdict == "inconclusive", str(report)
     assert "cross_entropy of the 16-bit model is higher by" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (0.1, None),
+        (0.895, "one which changes nothing would pass a budget of 0.02"),
+        (0.95, "lowers the metric"),
+        (math.nan, None),
+        (None, None),
+    ],
+)
+def test_what_a_training_that_does_nothing_would_pass_is_no_equivalence(made, start, said):
+    runs = Known(made, 0.0, budget=0.02)
+    runs.untrained = start
+    pairs = compared(runs)
+    assert pairs.look.outcome == "equivalent"
+    assert pairs.verdict == ("equivalent" if said is None else "inconclusive")
+    assert (pairs.proves_nothing is None) if said is None else said in pairs.proves_nothing
+
+
+def test_a_default_budget_of_more_than_half_of_what_is_learned_is_none(made):
+    runs = Known(made, 0.0)
+    runs.metrics = np.array([0.9, 0.3, 0.8, 0.4, 0.7] * 12)
+    pairs = compared(runs)
+    assert pairs.wide
+    assert pairs.verdict == "inconclusive"
+    assert "more than half of what training brings (from 0.1 to " in pairs.proves_nothing
+    assert not any("steady" in note for note in pairs.notes), "told once"
+    runs.settings = runs.settings.with_(budget=0.3)
+    assert compared(runs).verdict == "equivalent", "what the user sets is the user's"
+
+
+def test_runs_that_remember_others_are_no_pairs(made):
+    pairs = compared(Known(made, 0.5))
+    assert pairs.verdict == "not equivalent"
+    pairs.drift = "the training remembers earlier runs"
+    assert pairs.verdict == "inconclusive"

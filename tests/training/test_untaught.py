@@ -6,7 +6,7 @@ from torch import nn
 
 from pytest_fp16 import check
 from pytest_fp16.engine.training.score import Score
-from pytest_fp16.training.untaught import learned_nothing, remarked
+from pytest_fp16.training.untaught import learned_nothing, remarked, unmoved
 
 SURE, OTHER = [[3.0, 1.0, 0.0]], [[0.0, 2.0, 1.5]]
 
@@ -68,3 +68,51 @@ def test_a_run_that_breaks_is_no_matter_of_learning(digits_training):
     given = digits_training(model=scaled, optimizer=no_steps)
     report = check(given, precision="16-true", seeds=3)
     assert report.verdict == "not equivalent"
+
+
+@pytest.mark.parametrize(
+    ("start", "trained", "budget", "wide", "said"),
+    [
+        (0.1, 0.9, 0.1, False, None),
+        (0.1, 0.9, 0.1, True, None),
+        (0.1, 0.9, 0.5, True, "more than half"),
+        (0.1, 0.9, 0.5, False, None),
+        (0.1, 0.9, 0.8, False, "changes nothing would pass"),
+        (0.9, 0.9, 0.01, False, "changes nothing would pass"),
+        (2.3, 0.3, 0.1, False, "is its sign right"),
+        (float("nan"), 0.9, 0.1, True, None),
+    ],
+)
+def test_what_training_brought_is_more_than_the_budget(start, trained, budget, wide, said):
+    found = unmoved(start, trained, budget, wide)
+    assert (found is None) if said is None else said in found
+
+
+@pytest.mark.parametrize("metric", [None, "accuracy"])
+def test_a_pretrained_model_that_is_not_trained_is_inconclusive(digits_training, metric):
+    """bfloat16 loses every one of these steps, and nothing else of it shows."""
+    made = digits_training(epochs=6)
+    torch.manual_seed(0)
+    model = made.model()
+    optimizer = made.optimizer(model.parameters())
+    for _ in range(4):
+        for x, y in made.train_data:
+            optimizer.zero_grad()
+            made.loss(model(x), y).backward()
+            optimizer.step()
+    own = (lambda out, y: (out.argmax(-1) == y).float()) if metric else None
+    training = digits_training(
+        model=model, optimizer=lambda p: torch.optim.SGD(p, lr=1e-6), metric=own, epochs=1
+    )
+    report = check(training, precision="bf16-true", seeds=3)
+    assert report.verdict == "inconclusive", str(report)
+    assert "one which changes nothing would pass" in str(report)
+
+
+def test_a_metric_whose_sign_is_wrong_is_inconclusive(digits_training):
+    training = digits_training(
+        metric=lambda out, y: nn.functional.cross_entropy(out, y, reduction="none")
+    )
+    report = check(training, precision="16-true", seeds=3)
+    assert report.verdict == "inconclusive", str(report)
+    assert "is its sign right?" in str(report)

@@ -16,6 +16,7 @@ from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, unheard
 from pytest_fp16.engine.training.order import ordered, same_batch
 from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.repeats import FirstStep, foreign, require_own_parameters
 from pytest_fp16.engine.training.score import score
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.errors import DataError, ModelError, SettingError
@@ -32,6 +33,7 @@ class Sound:
     task: Task
     steps: int | None
     notes: list[str] = field(default_factory=list)
+    opening: FirstStep | None = None
 
 
 def sound(subject: Training, device: torch.device) -> Sound:
@@ -69,8 +71,17 @@ def sound(subject: Training, device: torch.device) -> Sound:
             "train_data does not repeat under the same seed, so both precisions of a pair saw "
             "different data; give the loader a torch.Generator, or draw from torch's own"
         )
+    if foreign(trainee):
+        require_own_parameters(trainee, Trainee(subject, REFERENCE, 0, state, place))
     with on_data(subject.train_data):
         _try_step(trainee, first)
+    opening = FirstStep(subject, first, place)
+    if opening.draws:
+        notes.append(
+            "the first step is another one each time, from the same weights on the same batch: it "
+            "draws from a generator of its own, so that both precisions of a pair drew different "
+            "numbers, or it counts outside the model; draw from torch's, and count in the model"
+        )
     batch = _first(iter(subject.eval_data), "eval_data")
     part = replace(subject, eval_data=[batch])
     with on_data(subject.eval_data):
@@ -80,7 +91,7 @@ def sound(subject: Training, device: torch.device) -> Sound:
         )
     if subject.metric is None and subject.task == "auto":
         notes += of_labels(task, split_batch(batch, labelled=True)[1])
-    return Sound(subject, task, length_hint(subject.train_data) or None, notes)
+    return Sound(subject, task, length_hint(subject.train_data) or None, notes, opening)
 
 
 def _require_repeatable(data: Any, name: str) -> None:

@@ -12,9 +12,10 @@ from pytest_fp16.engine.device import effective_target, run_mode
 from pytest_fp16.engine.training.canary import one_step
 from pytest_fp16.engine.training.input import Sound
 from pytest_fp16.engine.training.place import Amendment, Place
+from pytest_fp16.engine.training.score import score
 from pytest_fp16.engine.training.train import RunResult, train
-from pytest_fp16.engine.training.trainee import initial_state
-from pytest_fp16.precision import Precision
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
+from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
@@ -87,6 +88,15 @@ class Runs:
             self._states.clear()  # seeds come one after the other: one set of weights is enough
             self._states[seed] = initial_state(self.subject, seed)
         return self._states[seed]
+
+    def start(self) -> float | None:
+        """The metric of the weights that seed 0 starts from, in 32 bits; None where it has none."""
+        try:
+            trainee = Trainee(self.subject, REFERENCE, 0, self.state(0), self.place)
+            scored, _ = score(self.subject, trainee.model, REFERENCE, self.place, self.sound.task)
+        except Exception:  # a metric may be undefined before any training
+            return None
+        return scored.value
 
     def run(self, precision: Precision, seed: int) -> RunResult:
         """The run of that precision and seed: remembered, read from the store, or made."""

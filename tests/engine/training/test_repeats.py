@@ -1,0 +1,158 @@
+"""What a training keeps outside the model is shared by its runs, and told."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import check
+from pytest_fp16.engine.training.input import sound
+from pytest_fp16.engine.training.repeats import FirstStep
+from pytest_fp16.errors import SettingError
+
+CPU = torch.device("cpu")
+LOSS = nn.functional.cross_entropy
+
+
+def first_step(training):
+    opening = sound(training, CPU).opening
+    assert isinstance(opening, FirstStep)
+    return opening
+
+
+def run(training):
+    for x, y in training.train_data:
+        training.training_step(training.model(), (x, y))
+
+
+def counting(until, weight):
+    count = [0]
+
+    def step(model, batch):
+        count[0] += 1
+        return LOSS(model(batch[0]), batch[1]) * weight(count[0], until)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("until", "weight"),
+    [
+        (12, lambda n, until: 1e5 if n <= until else 1.0),  # a warm-up that is over by then
+        (2000, lambda n, until: n / until),  # and one that goes on
+    ],
+)
+def test_steps_that_are_counted_outside_the_model_drift(digits_training, until, weight):
+    training = digits_training(loss=None, training_step=counting(until, weight))
+    opening = first_step(training)
+    for _ in range(3):
+        run(training)
+    assert "the training remembers earlier runs: its first step" in opening.drift()
+
+
+def test_what_the_model_counts_does_not(digits_training):
+    class Counts(nn.Sequential):
+        n = 0
+
+    def step(model, batch):
+        model.n += 1
+        return LOSS(model(batch[0]), batch[1]) * min(1.0, model.n / 5)
+
+    made = lambda: Counts(nn.Flatten(), nn.Linear(64, 10))  # noqa: E731
+    training = digits_training(model=made, loss=None, training_step=step)
+    opening = first_step(training)
+    run(training)
+    assert not opening.draws
+    assert opening.drift() is None
+
+
+def test_what_is_logged_outside_the_model_does_no_harm(digits_training):
+    seen = []
+
+    def step(model, batch):
+        loss = LOSS(model(batch[0]), batch[1])
+        seen.append(float(loss.detach()))
+        return loss
+
+    training = digits_training(loss=None, training_step=step)
+    opening = first_step(training)
+    run(training)
+    assert opening.drift() is None
+
+
+def test_draws_of_a_generator_of_its_own_are_told_and_are_no_drift(digits_training):
+    own = np.random.default_rng(0)
+
+    def step(model, batch):
+        noise = torch.tensor(own.standard_normal(batch[0].shape), dtype=batch[0].dtype)
+        return LOSS(model(batch[0] + 0.3 * noise), batch[1])
+
+    training = digits_training(loss=None, training_step=step)
+    found = sound(training, CPU)
+    assert found.opening.draws
+    assert any("draws from a generator of its own" in note for note in found.notes)
+    run(training)
+    assert found.opening.drift() is None
+
+
+def test_a_model_with_dropout_repeats(digits_training):
+    def model():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10))
+
+    opening = first_step(digits_training(model=model))
+    assert not opening.draws
+    assert opening.drift() is None
+
+
+def test_a_broken_training_behind_a_count_does_not_pass(digits_training):
+    training = digits_training(
+        loss=None,
+        training_step=counting(45, lambda n, until: 1e5 if n <= until else 1.0),
+        optimizer=lambda params: torch.optim.Adam(params, lr=3e-3, eps=1e-4),
+        epochs=3,
+    )
+    report = check(training, precision="16-true", seeds=2)
+    assert report.verdict == "inconclusive", str(report)
+    assert "the training remembers earlier runs" in str(report)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_parameters_that_are_not_the_models_are_refused(digits_training, beside):
+    torch.manual_seed(0)
+    outside = nn.Linear(64, 10)
+    centres = nn.Parameter(torch.zeros(10, 10))
+
+    def optimizer(params):
+        held = [*params, centres] if beside else outside.parameters()
+        return torch.optim.SGD(held, lr=0.1)
+
+    message = (
+        rf"holds {1 if beside else 2} parameter\(s\) that are not the model's \(of shape \(10, "
+    )
+    with pytest.raises(SettingError, match=message):
+        sound(digits_training(optimizer=optimizer), CPU)
+
+
+def test_copies_that_each_optimizer_makes_are_its_own(digits_training):
+    class Masters(torch.optim.SGD):
+        """Keeps copies of the weights, and writes them back."""
+
+        def __init__(self, params, lr):
+            self.given = list(params)
+            super().__init__([p.detach().clone().requires_grad_() for p in self.given], lr=lr)
+
+        def zero_grad(self, set_to_none=True):
+            for p in self.given:
+                p.grad = None
+
+        def step(self, closure=None):
+            masters = self.param_groups[0]["params"]
+            for master, p in zip(masters, self.given, strict=True):
+                master.grad = None if p.grad is None else p.grad.clone()
+            super().step()
+            with torch.no_grad():
+                for master, p in zip(masters, self.given, strict=True):
+                    p.copy_(master)
+
+    training = digits_training(optimizer=lambda params: Masters(params, 0.1))
+    assert sound(training, CPU).opening.drift() is None
