@@ -48,7 +48,8 @@ OPTIONS = (
         "budget",
         "LOSS",
         "Metric you are willing to lose: 0.005 in its own units, 0.5pt, or 0.5%% of the reference "
-        "(default: the metric's standard error on the data, 0.1 to 1 point).",
+        "(default: the metric's standard error on the data, 0.1 to 1 point; of a training at least "
+        "twice the spread of the 32-bit runs over seeds).",
     ),
     Option("seeds", "N", "Largest number of pairs of training runs (default: 8)."),
     Option("json", "PATH", "Write all reports to this JSON file."),
