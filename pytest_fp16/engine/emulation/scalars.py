@@ -6,7 +6,8 @@ an operation only moves, or compares with (the bound of a clamp), is rounded by 
 
 A float32 tensor without dimensions leaves a 16-bit result 16-bit, and is itself rounded before an
 elementwise kernel computes with it: a temperature that is a parameter, under autocast. A CPU takes
-it in full in products and quotients, and so does CUDA where it lies on the CPU.
+it in full as the second factor or the divisor, and so does CUDA where it lies on the CPU. Whole
+numbers are rounded whatever their dimensions: bfloat16 has not all of ``torch.arange(300) * x``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ _EVERYWHERE = frozenset({"pow", "fmod", "remainder"})
 _ON_CPU = _EVERYWHERE | {"add", "sub", "rsub"}
 #: Kernels that take a tensor without dimensions in float32 where it lies on the CPU.
 _IN_FULL = {"cpu": frozenset({"mul", "div"}), "cuda": frozenset({"mul", "div", "add", "sub"})}
+
+#: Whole numbers that 16 bits may round; and those that do so where they are without dimensions.
+_WHOLE = frozenset({torch.int16, torch.int32, torch.int64})
+_FINER = _WHOLE | {torch.float32, torch.float64}
 
 
 def as_the_kernel_takes(name: str, args: Sequence[Any], target: str) -> tuple[Any, ...]:
@@ -58,25 +63,35 @@ def rounded(value: float, dtype: torch.dtype) -> float:
 def narrowed(
     func: OpOverload, name: str, args: Sequence[Any], target: str
 ) -> tuple[torch.dtype, list[int]] | None:
-    """Which arguments without dimensions an elementwise kernel rounds first, and to what.
+    """Which arguments an elementwise kernel rounds first, and to what.
 
     Args:
         func, name: the operation.
         args: its positional arguments.
         target: the device type whose kernel is meant.
     """
-    wide = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.dim() == 0 and _is_wide(a)]
+    given = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+    wide = [i for i in given if _is_finer(args[i])]
     if not wide or torch.Tag.pointwise not in func.tags:
         return None
-    others = [a for a in args if isinstance(a, Tensor) and a.dim() and a.is_floating_point()]
-    dtypes = {a.dtype for a in others}
-    if len(dtypes) != 1 or not dtypes <= LOW:
+    low = _low_of([args[i] for i in given])
+    if low is None:
         return None
     if name in _IN_FULL.get(target, ()):
-        # What lies on the CPU beside a GPU's tensors tells itself; a CPU's own all do.
-        wide = [i for i in wide if target == "cuda" and args[i].device == others[0].device]
-    return (dtypes.pop(), wide) if wide else None
+        # What lies on the CPU beside a GPU's tensors tells itself; of a CPU's own the second is it.
+        on = next(args[i].device for i in given if args[i].dtype == low)
+        full = [i for i in wide if (i == 1 if target == "cpu" else args[i].device != on)]
+        wide = [i for i in wide if i not in full or args[i].dim()]
+    return (low, wide) if wide else None
 
 
-def _is_wide(value: Tensor) -> bool:
-    return value.dtype in (torch.float32, torch.float64)
+def _low_of(given: Sequence[Tensor]) -> torch.dtype | None:
+    """The 16-bit dtype that elementwise operations on these give; None where it is no such."""
+    floating = [t for t in given if t.is_floating_point()]
+    dtypes = {t.dtype for t in floating if t.dim()} or {t.dtype for t in floating}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= LOW else None
+
+
+def _is_finer(value: Tensor) -> bool:
+    """Whether it may have more digits than 16 bits hold, without making the result wider."""
+    return value.dtype in (_WHOLE if value.dim() else _FINER)

@@ -89,3 +89,56 @@ def test_and_so_it_is_predicted(target):
     subject = Evaluation(Tempered(), [x], labelled=False, task="regression")
     report = check(subject, precision="bf16-mixed", target=target, emulate="always")
     assert 0.8 < report.standardised.spread < 1.25
+
+
+WHOLE = torch.arange(1021, 1027) * 3  # more digits than either format has
+BESIDE = {
+    "mul": lambda t: WHOLE * t,
+    "mul in place": lambda t: t.clone().mul_(WHOLE),
+    "add": lambda t: t + WHOLE,
+    "sub": lambda t: t * 3000 - WHOLE,
+    "div": lambda t: t / WHOLE,
+    "atan2": lambda t: torch.atan2(WHOLE, t * 2999),
+    "remainder": lambda t: torch.remainder(WHOLE, t * 37),
+    "addcmul": lambda t: torch.addcmul(t, WHOLE, t),
+    "one": lambda t: WHOLE[0] * t,
+    "one behind": lambda t: t * WHOLE[0],
+    "of one": lambda t: WHOLE * t[0],
+    "maximum": lambda t: torch.maximum(WHOLE, t),
+    "small": lambda t: (WHOLE // 100).to(torch.int8) * t,
+    "mask": lambda t: t * (WHOLE > 3070),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_whole_numbers_are_rounded_before_they_meet_16_bits(name, dtype):
+    x = torch.linspace(0.9, 1.1, 6).to(dtype)
+
+    with Emulation("cpu"):
+        emulated = BESIDE[name](x)
+
+    assert torch.equal(emulated, BESIDE[name](x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_and_so_they_are_traced(dtype):
+    x = torch.linspace(0.9, 1.1, 6).to(dtype)
+    recorder = Recorder(6, torch.device("cpu"), where=str, totals={})
+    (shadow,) = wrap_inputs((x.float(),), dtype)
+
+    with torch.no_grad(), Trace(recorder, "cuda", {}):
+        traced = WHOLE * shadow
+    with Emulation("cuda"):
+        emulated = WHOLE * x
+
+    assert torch.equal(traced.native(), emulated)
+
+
+def test_a_cpu_takes_the_second_factor_in_full_and_rounds_the_first():
+    x, scale = torch.linspace(0.9, 1.1, 64).bfloat16(), torch.tensor(0.1374)
+
+    with Emulation("cpu"):
+        emulated = [x * scale, scale * x, x / scale, scale / x]
+
+    assert all(map(torch.equal, emulated, [x * scale, scale * x, x / scale, scale / x]))
