@@ -132,8 +132,13 @@ def grid_of(known: Facts, args: Any, kwargs: Any) -> torch.dtype | None:
 
 
 def flushes(original: Any) -> torch.dtype | None:
-    """The 16-bit dtype in whose steps a singular operation meets this argument, if in any."""
+    """The 16-bit dtype in whose steps a singular operation meets this argument, if in any.
+
+    Whole numbers, such as the place of the largest of 16-bit ones, stay what they are.
+    """
     if not isinstance(original, Shadow) or not original.cell.depends:
+        return None
+    if not original.is_floating_point():
         return None
     return original.dtype if original.dtype in LOW else original.cell.grid
 

@@ -16,7 +16,9 @@ from pytest_fp16.engine.tracing.arguments import (
     steps,
     written_targets,
 )
-from pytest_fp16.engine.tracing.shadow import Cell, Shadow
+from pytest_fp16.engine.tracing.recorder import Recorder
+from pytest_fp16.engine.tracing.shadow import Cell, Shadow, wrap_inputs
+from pytest_fp16.engine.tracing.trace import Trace
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16
 
 aten = torch.ops.aten
@@ -132,6 +134,24 @@ def test_only_16_bit_values_that_depend_on_the_input_flush():
 
 def cast_up(depends=True):
     return Shadow(torch.rand(2), WIDE, Cell(depends, True, HALF))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [lambda i: i + 1, lambda i: i - 1, lambda i: 1 - i, lambda i: i**2, lambda i: i // 2],
+    ids=["plus one", "less one", "one less", "squared", "halved"],
+)
+def test_places_stay_whole_numbers(after):
+    """Of the largest of 16-bit values, of which neighbours are read: they are on no grid."""
+    recorder = Recorder(12, torch.device("cpu"), where=str, totals={})
+    (x,) = wrap_inputs((torch.rand(12, 5),), HALF)
+
+    with torch.no_grad(), Trace(recorder, "cuda", {}):
+        place = after(x.argmax(-1))
+        read = x.gather(1, (place % 5).unsqueeze(-1))
+
+    assert place.dtype == place.inner.dtype == torch.int64
+    assert read.shape == (12, 1)
 
 
 def test_what_was_cast_up_flushes_as_the_format_held_it():
