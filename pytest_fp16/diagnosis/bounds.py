@@ -17,6 +17,8 @@ from pytest_fp16.theory.rounding import Format
 VANISHED = 0.5
 #: A part of the values that is told as one: of fewer it is told how many there are.
 _A_SHARE = 0.0005
+#: Up to here a value and the largest of a format look alike in three digits.
+_JUST_BEYOND = 1.01
 
 _EPSILON = frozenset(
     """
@@ -62,10 +64,13 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
     most = max(infinite or entered, key=lambda m: m.infinite / m.count)
     share = most.infinite / most.count
     part = f"{share:.1%} of the" if share >= _A_SHARE else f"{most.infinite:,} of {most.count:,}"
+    held = f"{largest:.3g}, {fmt.name} holds {fmt.largest:.4g}"
+    if largest < _JUST_BEYOND * fmt.largest:
+        held = f"{largest:.6g}, {fmt.name} holds {fmt.largest:.6g}"
     return Why(
         "overflow",
         born,
-        f"{whose} {largest:.3g}, {fmt.name} holds {fmt.largest:.4g}; {part} values become infinite",
+        f"{whose} {held}; {part} values become infinite",
         None if infinite else _stored(entered),
     )
 

@@ -152,6 +152,16 @@ def test_a_bound_near_one_that_is_written_into_a_place(make_net, specimen):
     assert "the constant 0.9999 rounds to 1" in culprit.evidence
 
 
+@pytest.mark.parametrize(
+    ("largest", "told"),
+    [(65539.0, "65539, float16 holds 65504;"), (9e4, "9e+04, float16 holds 6.55e+04;")],
+)
+def test_what_is_just_beyond_is_told_by_more_digits(largest, told):
+    found = finding([1.0, largest], torch.float16)
+    why = out_of_range(Operation(0, "pow", "m"), found, FORMATS[torch.float16])
+    assert told in why.evidence
+
+
 @pytest.mark.parametrize(("name", "told"), [("remainder", "overflow"), ("masked_fill", "mask-inf")])
 def test_a_divisor_that_is_infinite_is_no_mask(name, told):
     exact = torch.tensor([1.7e9, 1.6e9])
