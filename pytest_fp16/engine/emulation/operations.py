@@ -56,8 +56,12 @@ _EXACT = frozenset(
 
 #: Kernels that round at every step, on a CPU and on CUDA: accumulators kept in the tensor itself,
 #: and a slope whose guard of 1e-12 is taken in the format: zero in float16 (ATen's ``Loss.cu``).
+#: A ``linspace`` goes by a step in the format, times a place, from the nearer end
+#: (``RangeFactories.cu`` and ``RangeFactoriesKernel.cpp``).
 STEPWISE = frozenset(
-    "index_add scatter_add index_put _index_put_impl put_ binary_cross_entropy_backward".split()
+    """
+    index_add scatter_add index_put _index_put_impl put_ binary_cross_entropy_backward linspace
+    """.split()
 )
 
 #: A CPU's kernels that round a few times on the way: weights between pixels, products before sums.

@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.tracing.recorder import Recorder
+from pytest_fp16.engine.tracing.trace import Trace
 
 LOW = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 
@@ -99,3 +101,23 @@ def test_a_cpus_own_accumulators_and_bounds_are_in_the_format(run, dtype):
         elsewhere = run(x)
     assert torch.equal(emulated, run(x))
     assert not torch.equal(elsewhere, emulated)
+
+
+@LOW
+@pytest.mark.parametrize("steps", [1, 7, 24, 300])
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+def test_linspace_goes_by_a_step_in_the_format(dtype, steps, target):
+    start, end, place = torch.tensor(-1, dtype=dtype), torch.tensor(1, dtype=dtype), range(steps)
+    step = (end - start) / torch.tensor(max(steps - 1, 1), dtype=dtype)
+    up = [start + step * torch.tensor(i, dtype=dtype) for i in place]
+    down = [end - step * torch.tensor(steps - 1 - i, dtype=dtype) for i in place]
+    expected = torch.stack([*up[: max(steps // 2, 1)], *down[max(steps // 2, 1) :]])
+
+    with Emulation(target):
+        actual = torch.linspace(-1, 1, steps, dtype=dtype)
+    with torch.no_grad(), Trace(Recorder(1, torch.device("cpu"), str, {}), target, {}):
+        traced = torch.linspace(-1, 1, steps, dtype=dtype)
+
+    assert torch.equal(actual, expected)
+    assert torch.equal(traced.native(), expected)
+    assert steps < 7 or not torch.equal(expected, torch.linspace(-1, 1, steps).to(dtype))
