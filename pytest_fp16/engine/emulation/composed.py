@@ -9,7 +9,8 @@ reduced to places is added there as ``scatter_add`` does, on CUDA one addition a
 their mean the terms are counted so, too (``scatter_reduce_two`` in ``TensorAdvancedIndexing.cpp``).
 A soft margin loss is the logarithm of one plus an exponential, and so is its slope (``Loss.cpp``).
 The mean loss of all pixels is a quotient of two sums, each in the tensor's format (``NLLLoss2d.cu``
-and ``LossNLL2d.cpp``).
+and ``LossNLL2d.cpp``). An affine grid is a product with places that are made in the format
+(``AffineGridGenerator.cpp``).
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def composition(
         return None  # its kernel refuses them
     if func is _aten.nll_loss2d_forward.default and args[3] != 1:
         return None  # no mean
+    if func is _aten.affine_grid_generator.default and min(args[1][2:]) < 2:
+        return None  # its one place is made otherwise
     return _COMPOSED.get(func)
 
 
@@ -134,6 +137,24 @@ def _nll_loss2d(step: Step, x: Tensor, target: Tensor, weight: Any, _: int, igno
     return step(_aten.div.Tensor, total, count), count
 
 
+def _affine_grid(step: Step, theta: Tensor, size: list[int], align_corners: bool) -> Any:
+    number, _, *sides = size
+    like = {"dtype": theta.dtype, "device": theta.device}
+    lines = []
+    for axis, count in reversed(list(enumerate(sides))):  # x comes first
+        line = step(_aten.linspace.default, -1, 1, count, **like)
+        if not align_corners:
+            line = step(_aten.mul.Tensor, line, count - 1)
+            line = step(_aten.div.Tensor, line, count)
+        line = step(_aten.view.default, line, [-1 if i == axis else 1 for i in range(len(sides))])
+        lines.append(step(_aten.expand.default, line, sides))
+    base = step(_aten.stack.default, [*lines, step(_aten.ones.default, sides, **like)], -1)
+    base = step(_aten.view.default, base, [1, -1, len(sides) + 1])
+    base = step(_aten.expand.default, base, [number, -1, -1])
+    grid = step(_aten.bmm.default, base, step(_aten.transpose.int, theta, 1, 2))
+    return step(_aten.view.default, grid, [number, *sides, len(sides)])
+
+
 def _scatter_reduce(
     step: Step,
     x: Tensor,
@@ -171,6 +192,7 @@ _COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     _aten.soft_margin_loss.default: _soft_margin_loss,
     _aten.soft_margin_loss_backward.default: _soft_margin_slope,
     _aten.nll_loss2d_forward.default: _nll_loss2d,
+    _aten.affine_grid_generator.default: _affine_grid,
 }
 
 #: By id, as every operation of a program is looked up: the hash of one is a function in Python.

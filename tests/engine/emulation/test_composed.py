@@ -225,3 +225,34 @@ def test_a_mean_of_many_in_places_is_forecast_and_explained():
     report = check(Evaluation(model, [x], labelled=False), precision="bf16-true")
     assert report.verdict == report.forecast.verdict == "not equivalent"
     assert (report.culprit.operation, report.culprit.mechanism) == ("scatter_reduce", "absorption")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("sides", [(24, 17), (5, 7, 12)])
+def test_an_affine_grid_is_the_native_one(dtype, align_corners, sides):
+    shape = (3, len(sides), len(sides) + 1)
+    theta = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    run = lambda t: torch.affine_grid_generator(t, [3, 1, *sides], align_corners)  # noqa: E731
+    recorder = Recorder(3, torch.device("cpu"), where=str, totals={})
+    (shadow,) = wrap_inputs((theta.float(),), dtype)
+
+    with Emulation("cuda"):
+        emulated = run(theta)
+    with torch.no_grad(), Trace(recorder, "cuda", {}):
+        traced = run(shadow)
+
+    assert torch.equal(emulated, run(theta))
+    assert torch.equal(traced.native(), emulated)
+
+
+def test_an_affine_grid_has_the_gradient_it_had():
+    def gradient(dtype):
+        theta = torch.eye(2, 3).expand(4, -1, -1).to(dtype).requires_grad_()
+        grid = torch.nn.functional.affine_grid(theta, (4, 1, 8, 8), align_corners=False)
+        grid.square().sum().backward()
+        return theta.grad
+
+    with Emulation("cuda"):
+        emulated = gradient(torch.bfloat16)
+    assert torch.allclose(emulated.float(), gradient(torch.float32), rtol=2**-6, atol=0.5)
