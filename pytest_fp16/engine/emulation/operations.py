@@ -81,7 +81,7 @@ SCANS = frozenset({"cumsum", "cumprod", "logcumsumexp"})
 ON_THE_WAY = _ON_THE_WAY_ON_CPU | SCANS
 
 #: Operations that are taken apart, and whose parts bear their name.
-WHOLE = SCANS | {"scatter_reduce"}
+WHOLE = SCANS | {"scatter_reduce", "affine_grid_generator"}
 
 #: Operations whose float32 result is a decision: comparisons, selections, integer parts.
 DISCRETE = frozenset(

@@ -244,6 +244,7 @@ def test_an_affine_grid_is_the_native_one(dtype, align_corners, sides):
 
     assert torch.equal(emulated, run(theta))
     assert torch.equal(traced.native(), emulated)
+    assert {key[1] for key in recorder.totals} == {"affine_grid_generator"}  # not its parts
 
 
 def test_an_affine_grid_has_the_gradient_it_had():
