@@ -31,6 +31,10 @@ _WATCHED = 16
 #: Steps with the gradients, their opposites and their doubles that tell what a state is made of;
 #: enlarged, so that neither weight decay nor an epsilon has a part in it.
 _TELLING, _ENLARGED = 3, 2.0**12
+#: Gradients made again do not answer to where the weights have gone, and what bets on them (a coin
+#: bettor) then goes ever faster in 32 bits: past this many times the longest recorded step, no
+#: training is shown.
+_AWAY = 10.0
 
 
 class Recorder:
@@ -137,33 +141,50 @@ def probe(
     """Run the optimizer of `trainee` on the recorded sample for `steps` steps, in both formats."""
     twin = _Run(trainee.optimizer, recorder, torch.float32)
     low = _Run(trainee.optimizer, recorder, dtype)
-    broke, lost, counted, origin = -1, 0.0, 0, None
+    broke, lost, counted, origin, longest = -1, 0.0, 0, None, 0.0
     for first in range(0, steps, _WATCHED):
         block = [recorder.repeated(step) for step in range(first, min(first + _WATCHED, steps))]
         before, wide = low.weights(), twin.weights()
-        _both(low, twin, block[:1], target)
+        length = _both(low, twin, block[:1], target)
         after, wide_after = low.weights(), twin.weights()
+        recorded = first < len(recorder.steps)
+        if not recorded and length > _AWAY * longest and _all_finite(before):
+            after, wide_after = before, wide
+            break
         moving = wide_after != wide
         lost += float(((after == before) & moving).sum())
         counted += int(moving.sum())
-        if not bool(after.isfinite().all()):
+        if not _all_finite(after):
             broke, origin = first, _origin(trainee.optimizer, recorder, dtype, first, target)
             break
-        _both(low, twin, block[1:], target)
-    moved = movement(twin.weights() - twin.start, low.weights() - low.start)
-    finite = bool(low.weights().isfinite().all())
+        length = max(length, _both(low, twin, block[1:], target))
+        longest = max(longest, length) if recorded else longest
+        after, wide_after = low.weights(), twin.weights()
+    moved, finite = movement(wide_after - twin.start, after - low.start), _all_finite(after)
     states, zeroed = _compare_states(twin, low)
     sizes = _magnitudes(trainee.optimizer, recorder)
     return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1), sizes, origin)
 
 
-def _both(low: _Run, twin: _Run, block: list[dict[int, Tensor]], target: str) -> None:
-    """So many steps of each, one after the other: to enter an emulation takes as long as a step."""
+def _all_finite(weights: Tensor) -> bool:
+    return bool(weights.isfinite().all())
+
+
+def _both(low: _Run, twin: _Run, block: list[dict[int, Tensor]], target: str) -> float:
+    """So many steps of each, one after the other: to enter an emulation takes as long as a step.
+
+    Returns:
+        The length of the longest in 32 bits.
+    """
     with Emulation(target):
         for held in block:
             low.step(held)
+    longest, place = 0.0, twin.weights()
     for held in block:
         twin.step(held)
+        before, place = place, twin.weights()
+        longest = max(longest, float((place - before).norm()))
+    return longest
 
 
 def _origin(

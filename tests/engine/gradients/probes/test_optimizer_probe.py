@@ -276,3 +276,37 @@ def test_an_epsilon_by_another_name():
     found = check(partial(ByHand, lr=1e-2), "16-true", epochs=30)
     assert (found.culprit.module, found.culprit.mechanism) == ("<optimizer>", "eps-underflow")
     assert "epsilon 1e-08 is zero in float16" in found.reason
+
+
+class Betting(torch.optim.Optimizer):
+    """A coin bettor: the further it has gone along the gradient, the more it stakes."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            state, g = self.state[p], p.grad
+            if not state:
+                state.update(sum=torch.zeros_like(p), size=torch.ones_like(p), won=p * 0 + 0.1)
+                state["gone"] = torch.zeros_like(p)
+            state["won"].sub_(g * state["gone"]).clamp_(min=0.1)
+            state["sum"].add_(g)
+            state["size"].add_(g.abs())
+            gone = -state["sum"] / state["size"] * state["won"]
+            p.add_(gone - state["gone"])
+            state["gone"].copy_(gone)
+
+
+def test_what_bets_on_gradients_that_do_not_answer_is_followed_no_further():
+    trainee, recorder = recorded(Betting, steps=12)
+    long = probe(trainee, recorder, 400, HALF, "cuda")
+    assert long.finite
+    assert long.broke_at == -1
+    assert 0.9 < long.moved.gain < 1.1
+
+
+def test_what_is_lost_before_it_is_away_is_told():
+    trainee, recorder = recorded(partial(torch.optim.Adam, lr=1e-2), steps=12)
+    assert not probe(trainee, recorder, 400, HALF, "cuda").finite
