@@ -11,10 +11,11 @@ from torch import nn
 
 from pytest_fp16 import check
 from pytest_fp16.diagnosis.training_cures import Proposal, proposals
-from pytest_fp16.engine.gradients.check import GradientFindings
+from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.training.place import Amendment
-from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.precision import PRECISIONS, precision
 from pytest_fp16.report.model import Culprit
+from pytest_fp16.settings import Settings
 
 
 class Square(nn.Module):
@@ -260,6 +261,31 @@ def test_a_scaler_takes_no_closure(digits_training):
     assert report.culprit.module == "<optimizer>"
     assert "a gradient scaler cannot scale" in str(report)
     assert "kernel for this operation" not in str(report)
+
+
+class WithinBackward(torch.optim.Optimizer):
+    """Steps along each gradient as soon as there is one, and drops it."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+        for p in self.param_groups[0]["params"]:
+            p.register_post_accumulate_grad_hook(self.moved)
+
+    @torch.no_grad()
+    def moved(self, p):
+        p.sub_(p.grad, alpha=0.1)
+        p.grad = None
+
+    def step(self, closure=None):
+        pass
+
+
+def test_a_scaler_finds_no_gradient_that_a_hook_has_used(digits_training):
+    subject = digits_training(optimizer=WithinBackward, epochs=1)
+    report = check(subject, precision="16-mixed", seeds=2)
+    foreseen = gradient_check(subject, precision("16-mixed"), Settings(), torch.device("cpu"))
+    assert report.culprit.module == foreseen.culprit.module == "<optimizer>"
+    assert "a gradient scaler found no gradient left" in str(report)
 
 
 def test_targets_that_do_not_fit_are_the_batch_itself(digits_training):

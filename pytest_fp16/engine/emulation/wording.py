@@ -156,6 +156,11 @@ def mixes_dtypes(said: str) -> bool:
     return any(words in said for words in _MIXED_DTYPES)
 
 
+def of_the_step(said: str) -> bool:
+    """Whether an error is of how a scaler and an optimizer step, wherever it was raised."""
+    return refuses_closure(said) or finds_nothing_to_scale(said)
+
+
 def refuses_closure(said: str) -> bool:
     """Whether an error is torch's refusal to scale an optimizer that evaluates the loss itself."""
     return "Closure use is not currently supported" in said

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_fp16.engine.emulation.wording import mechanism_of, refuses_closure, variant_of
+from pytest_fp16.engine.emulation.wording import mechanism_of, of_the_step, variant_of
 from pytest_fp16.engine.gradients.finding import Finding, leaf_of, module_of
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import whole_numbers
@@ -94,7 +94,7 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         reason = f"a step raised {said[:200]}: {evidence.miscount.said(evidence.format)}"
         return evidence.miscount.finding(reason, evidence.format, f"; {said[:200]}")
     where = "<loss>" if evidence.raised_in is None else evidence.raised_in
-    where = "<optimizer>" if refuses_closure(said) else where
+    where = "<optimizer>" if of_the_step(said) else where
     return Finding(
         f"a step raised {said[:200]}",
         *(where, evidence.raised_by, mechanism_of(said), said[:200]),
@@ -264,7 +264,7 @@ def _whole_numbers(evidence: Evidence) -> Finding | None:
 
 
 def _evaluation(evidence: Evidence) -> Finding | None:
-    return metric_lost(evidence.evaluated)
+    return metric_lost(evidence.evaluated, evidence.digits)
 
 
 #: In this order: the first that finds something names the reason.
