@@ -40,7 +40,7 @@ from pytest_fp16.engine.gradients.origins.own_checks import (
 )
 from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
 from pytest_fp16.engine.gradients.probes.course import SEED, Course
-from pytest_fp16.engine.gradients.probes.evaluated import evaluated
+from pytest_fp16.engine.gradients.probes.evaluated import evaluated, metric_lost
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
 from pytest_fp16.engine.gradients.probes.late_failures import late
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
@@ -129,6 +129,8 @@ class _Check:
                     evidence.miscount, evidence.changed = counts
                     self._second_look(extra)
                     evidence.evaluated = evaluated(self.exact, candidate, self.exact.applied)
+                    if metric_lost(evidence.evaluated) and evidence.digits is None:
+                        evidence.digits = lost_digits(self.exact, candidate, extra[0])
         return evidence
 
     def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
@@ -280,7 +282,7 @@ class _Check:
             return
         fresh = Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
         course, exact = self.course, (fresh, self.exact)
-        streams = course.stream, course.again()
+        streams = course.stream, course.again(), course.again()
         steps = course.length, min(2 * course.length, course.total)
         look = longer_look(exact, self._candidate, streams, extra, SEED, steps, doubt)
         if isinstance(look, str):

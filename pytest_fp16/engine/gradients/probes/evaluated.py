@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pytest_fp16.engine.gradients.finding import Finding
+from pytest_fp16.engine.gradients.origins.lost_digits import LostDigits
 from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.score import Score, score
 from pytest_fp16.engine.training.trainee import Trainee
@@ -72,8 +73,12 @@ def evaluated(reference: Trainee, candidate: Trainee, steps: int) -> Evaluated |
     return Evaluated(found[0], found[1], steps)
 
 
-def metric_lost(seen: Evaluated | None) -> Finding | None:
-    """Trained weights whose metric is lost by evaluating them in 16 bits."""
+def metric_lost(seen: Evaluated | None, digits: LostDigits | None = None) -> Finding | None:
+    """Trained weights whose metric is lost by evaluating them in 16 bits.
+
+    Args:
+        digits: what loses the digits of a loss, where that is known.
+    """
     if seen is None or not seen.reference.finite:
         return None
     name, high, low = seen.reference.name, seen.reference.value, seen.candidate.value
@@ -89,4 +94,7 @@ def metric_lost(seen: Evaluated | None) -> Finding | None:
         f"weights of {seen.steps} steps in 32 bits have {name} {low:.3g} evaluated in 16 bits, "
         f"{high:.3g} in 32"
     )
-    return Finding(f"the evaluation loses it: {what}", "", "", "precision-loss", what)
+    reason = f"the evaluation loses it: {what}"
+    if digits is not None:
+        return digits.finding(reason, what)
+    return Finding(reason, "", "", "precision-loss", what)

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from pytest_fp16.engine.emulation.wording import told
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.points import gradients
+from pytest_fp16.engine.gradients.probes.watched_steps import watched
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import preserved_generators, step_seed
 from pytest_fp16.engine.training.score import score
@@ -29,6 +31,8 @@ from pytest_fp16.theory.gradient import learns_slowly, learnt
 _RETRIES = 40
 #: Of the loss at the start, where hardly anything is left to learn.
 _LEFT = 0.1
+
+Streams = tuple[Iterator[Any], Iterator[Any], Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class SecondLook:
             training has no twice as many) and after all.
         candidate: the candidate's after all, or of its weights in 32 bits where that is more.
         metric: (reference's, candidate's, resolution) of the metric after all, where it was asked.
+        ended: the step at which the candidate's loss was no longer finite, if that ended the look.
+        origin: what made it so.
     """
 
     steps: int
@@ -49,6 +55,8 @@ class SecondLook:
     end: list[float]
     candidate: list[float]
     metric: tuple[float, float, float] | None = None
+    ended: int | None = None
+    origin: Found | None = None
 
     @property
     def slow(self) -> bool:
@@ -126,7 +134,7 @@ def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int)
 def second_look(
     exact: tuple[Trainee, Trainee],
     candidate: Trainee,
-    streams: tuple[Iterator[Any], Iterator[Any]],
+    streams: Streams,
     held: Sequence[Any],
     seed: int,
     steps: tuple[int, int],
@@ -137,21 +145,23 @@ def second_look(
         exact: the reference as it starts (it takes the candidate's weights in the end), and as it
             is after the trajectory.
         candidate: as it starts.
-        streams: the batches that follow the trajectory, and those of the training from its start.
+        streams: the batches that follow the trajectory, and twice those from the training's start.
         held: batches that neither is trained on.
         seed: of the training.
         steps: of the trajectory, and of the look.
     """
     fresh, trained = exact
-    after, again = streams
+    after, again, _ = streams
     made, whole = steps
     every = trained.subject.accumulate
     start, half = losses(fresh, held), losses(trained, held)
     for step in range(made, whole):
         exact_step(trained, list(itertools.islice(after, every)), seed, step)
+    ended = None
     for step in range(whole):
         loss = applied_step(candidate, list(itertools.islice(again, every)), seed, step)
         if not math.isfinite(loss) and candidate.scaler is None:
+            ended = step
             break
     skips = candidate.scaler is not None
     reached = losses(candidate, held) if skips or math.isfinite(loss) else [loss]
@@ -161,7 +171,8 @@ def second_look(
         kept = [n for n, value in enumerate(reached) if math.isfinite(value)] or range(len(reached))
         every_one = [[found[n] for n in kept] for found in every_one]
     start, half, end, reached = every_one
-    return SecondLook(whole, start, half if whole >= 2 * made else None, end, reached)
+    middle = half if whole >= 2 * made else None
+    return SecondLook(whole, start, middle, end, reached, ended=ended)
 
 
 def _worse(
@@ -186,7 +197,7 @@ def _worse(
 def longer_look(
     exact: tuple[Trainee, Trainee],
     make: Callable[[], Trainee],
-    streams: tuple[Iterator[Any], Iterator[Any]],
+    streams: Streams,
     held: Sequence[Any],
     seed: int,
     steps: tuple[int, int],
@@ -201,11 +212,22 @@ def longer_look(
     try:
         candidate = make()
         look = second_look(exact, candidate, streams, held, seed, steps)
+        if look.ended is not None:
+            look = replace(look, origin=_lost_at(look.ended, make(), streams[2], seed))
         return measured(look, exact[1], candidate) if doubt and look.slow else look
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         return told(error)
+
+
+def _lost_at(step: int, candidate: Trainee, stream: Iterator[Any], seed: int) -> Found | None:
+    """What lost the loss of a step: those before it made once more, the last two watched."""
+    every, since = candidate.subject.accumulate, max(step - 1, 0)
+    for number in range(since):
+        applied_step(candidate, list(itertools.islice(stream, every)), seed, number)
+    batches = list(itertools.islice(stream, (step + 1 - since) * every))
+    return watched(candidate, batches, seed, since=since).cause
 
 
 def measured(look: SecondLook, trained: Trainee, candidate: Trainee) -> SecondLook:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.gradients.finding import Finding
+from pytest_fp16.engine.gradients.probes.evaluated import metric_lost
 from pytest_fp16.theory.gradient import Movement
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def slow(evidence: Evidence) -> Finding | None:
     look = evidence.second
     if look is None or not look.slow:
         return None
+    if look.origin is not None:
+        return _lost(evidence, look.origin, f"after {look.ended} steps the loss is not finite")
     said = "16 bits learn at less than half the speed: "
     if evidence.stuck is not None:
         return _skipping(evidence, evidence.stuck, look.said())
@@ -131,9 +134,22 @@ def slow(evidence: Evidence) -> Finding | None:
         return _beyond(evidence, evidence.stepped, said + look.said())
     if evidence.scaled_steps > SCALED:
         return _while_scaled(evidence, "weights go another way than in 32 bits: " + look.said())
+    lost = metric_lost(evidence.evaluated, evidence.digits)
+    if lost is not None:  # with the weights of 32 bits, too: steps are not to blame
+        return lost
     if vanished(evidence.optimizer)[0]:
         return _stepping(evidence, look.said(), said)
     return Finding(said + look.said(), "<optimizer>", "step", "precision-loss", look.said())
+
+
+def _lost(evidence: Evidence, origin: Found, said: str) -> Finding:
+    """A loss that an operation made NaN or infinite in the longer look."""
+    detail = origin.detail(evidence.format)
+    where = f"{origin.operation} in {origin.module or 'the model'}"
+    culprit = (origin.module, origin.operation, origin.mechanism)
+    return Finding(
+        f"{said} in 16 bits: {where} ({detail})", *culprit, f"{detail}; {said}", origin.source
+    )
 
 
 def _beyond(evidence: Evidence, origin: Found, said: str) -> Finding:

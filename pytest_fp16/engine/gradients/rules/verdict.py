@@ -39,7 +39,7 @@ def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
     found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
     scale = loss_scale(evidence, precision)
     measured, said = figures(evidence), notes(evidence)
-    said += [f.reason for f in found[1:]]
+    said += [f.reason for f in found[1:] if f.reason != found[0].reason]
     if not found:
         worst = max((p.total.rho for p in evidence.points), default=0.0)
         reason = (

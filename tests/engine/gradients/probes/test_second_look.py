@@ -224,3 +224,38 @@ def test_a_state_in_16_bits_is_widened_with_the_weights(breaks):
     assert torch.equal(fresh.model.body.weight, low.model.body.weight.float())
     if breaks:
         assert told == own
+
+
+class Sinking(nn.Module):
+    """A classifier beside two directions that are drawn together, by the root of what is left."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = convolutions()
+        self.ways = nn.Parameter(torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_what_ends_a_longer_look_is_named_by_its_operation(digits_training):
+    """The second moment vanishes too, which is why there is a longer look; it is not to blame."""
+
+    def step(model, batch):
+        x, y = batch
+        one, other = F.normalize(model.ways, dim=1)
+        apart = torch.sqrt(2.00001 - 2 * (one * other).sum())
+        return F.cross_entropy(model(x), y) + apart
+
+    subject = digits_training(
+        model=Sinking,
+        loss=None,
+        training_step=step,
+        optimizer=partial(torch.optim.Adam, lr=8e-3, eps=1e-4),
+        epochs=12,
+    )
+    found = gradient_check(subject, precision("16-true"), Settings(), torch.device("cpu"))
+    assert found.verdict == "not equivalent"
+    assert (found.culprit.module, found.culprit.operation) == ("<loss>", "sqrt"), found.reason
+    assert "steps the loss is not finite" in found.reason
+    assert "test_second_look.py" in found.culprit.source

@@ -1,11 +1,15 @@
 """The rules about an optimizer's steps, on evidence whose figures are known."""
 
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 
 from pytest_fp16.engine.gradients.evidence import Evidence
 from pytest_fp16.engine.gradients.origins.found import Found
+from pytest_fp16.engine.gradients.origins.lost_digits import LostDigits
+from pytest_fp16.engine.gradients.probes.evaluated import Evaluated
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 from pytest_fp16.engine.gradients.rules.step_rules import (
@@ -19,6 +23,7 @@ from pytest_fp16.engine.gradients.rules.step_rules import (
     wayward,
     weights,
 )
+from pytest_fp16.engine.training.score import Score
 from pytest_fp16.theory.gradient import Movement
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16
 
@@ -228,3 +233,29 @@ def test_weights_that_stand_still_are_no_finding_where_the_model_learns():
     assert weights(known).mechanism == "absorption"
     known.second = LEARNS
     assert weights(known) is None
+
+
+def test_a_loss_that_ended_the_longer_look_names_what_lost_it():
+    origin = Found("<loss>", "sqrt", "cancellation", 2.0, source="train.py:7")
+    ended = replace(SLOW, candidate=[math.nan], ended=37, origin=origin)
+    found = slow(evidence(optimizer=probe(zeroed={"exp_avg_sq": 0.3}), second=ended))
+    assert (found.module, found.operation) == ("<loss>", "sqrt")
+    assert found.mechanism == "cancellation"
+    assert found.reason.startswith("after 37 steps the loss is not finite in 16 bits: sqrt")
+    assert found.source == "train.py:7"
+
+
+def test_steps_are_not_blamed_for_what_the_weights_of_32_bits_lose_too():
+    zeroed = probe(zeroed={"exp_avg_sq": 0.3})
+    assert slow(evidence(optimizer=zeroed, second=SLOW)).operation == "exp_avg_sq"
+
+    def seen(value):
+        return Score("R²", value, 0.001, 9, True, torch.zeros(1))
+
+    lost = evidence(optimizer=zeroed, second=SLOW, evaluated=Evaluated(seen(0.9), seen(0.5), 40))
+    found = slow(lost)
+    assert (found.module, found.mechanism) == ("", "precision-loss")
+    lost.digits = LostDigits("wave", "sin", "train.py:9", 1.0, 400.0, 0.3)
+    found = slow(lost)
+    assert (found.module, found.operation) == ("wave", "sin")
+    assert "evaluated in 16 bits" in found.evidence

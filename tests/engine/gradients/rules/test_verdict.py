@@ -2,12 +2,16 @@
 
 import json
 
+import torch
+
 from pytest_fp16.engine.gradients.evidence import Evidence
 from pytest_fp16.engine.gradients.points import Point
+from pytest_fp16.engine.gradients.probes.evaluated import Evaluated
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 from pytest_fp16.engine.gradients.probes.statistics_probe import Lag
 from pytest_fp16.engine.gradients.rules.verdict import conclude
+from pytest_fp16.engine.training.score import Score
 from pytest_fp16.precision import precision
 from pytest_fp16.theory.gradient import Movement, Noise
 from pytest_fp16.theory.rounding import FLOAT16
@@ -54,3 +58,14 @@ def test_what_a_longer_look_let_pass_is_suspected():
     said = conclude(Evidence(FLOAT16, points=[bent], second=look), precision("16-true"))
     assert (said.verdict, said.suspect.operation) == ("equivalent", "backward")
     assert conclude(Evidence(FLOAT16, optimizer=probe), precision("16-true")).suspect is None
+
+
+def test_what_two_rules_say_in_the_same_words_is_said_once():
+    def seen(value):
+        return Score("R²", value, 0.001, 9, True, torch.zeros(1))
+
+    look = SecondLook(8, [2.0, 2.1], [1.0, 1.1], [0.5, 0.6], [1.9, 2.0])
+    lost = Evaluated(seen(0.9), seen(0.5), 40)
+    said = conclude(Evidence(FLOAT16, second=look, evaluated=lost), precision("16-true"))
+    assert said.reason.startswith("the evaluation loses it")
+    assert not any("evaluation" in note for note in said.notes)
