@@ -42,6 +42,7 @@ _OTHERWISE = {
     "bfloat16, or set it in float32",
     "whole numbers": "keep the whole numbers as integers, or in float32",
     "refused by the program": "let the program take 16-bit tensors",
+    "own statement": "let it take 16-bit tensors, or compute what it looks at in float32",
     "no room": "fill the masked places (masked_fill) instead of adding to them, or mask with half "
     "of torch.finfo(x.dtype).min, x being what is masked,",
     "another program": "do for 16 bits what is done for float32",

@@ -11,7 +11,7 @@ from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.copies import make_model
-from pytest_fp16.engine.emulation.wording import mechanism_of, of_the_step, variant_of
+from pytest_fp16.engine.emulation.wording import mechanism_of, of_the_step, variant_where
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.origin import Origin
 from pytest_fp16.engine.source import raised_at
@@ -194,7 +194,7 @@ def _raised(result: RunResult, where: _Raised) -> Culprit:
         mechanism=mechanism_of(said),
         evidence=said + _when(result),
         source=where.source,
-        variant=variant_of(said),
+        variant=variant_where(said, where.operation),
     )
 
 

@@ -41,6 +41,8 @@ _WHY_VARIANT: dict[Variant, str] = {
     "near one": "a bound just below one is one in {format}, and what is left of one is zero",
     "another program": "the program does something else for {format}: it asks for the dtype, "
     "there or before",
+    "own statement": "a statement of the program's own stops it in {format}: for the dtype, or for "
+    "values that were rounded",
     "no room": "a mask of the smallest number that {format} has, and what it is added to, are "
     "infinite",
 }

@@ -222,6 +222,19 @@ def test_an_error_late_in_a_training_is_found_where_it_was_raised(digits_trainin
     assert "; first in epoch" in culprit.evidence
 
 
+def test_a_statement_of_the_steps_own_is_no_want_of_digits(digits_training):
+    def step(model, batch):
+        outputs = model(batch[0])
+        assert outputs.dtype == torch.float32, "logits must be float32"
+        return nn.functional.cross_entropy(outputs, batch[1])
+
+    report = check(digits_training(loss=None, training_step=step), precision="16-true", seeds=2)
+    assert report.verdict == "not equivalent"
+    assert report.culprit.variant == "own statement"
+    assert "assert outputs.dtype" in linecache.getline(*at(report.culprit.source))
+    assert "a statement of the program's own stops it in float16" in str(report)
+
+
 class Counted(nn.Module):
     """Tells its loss how many steps have been made."""
 

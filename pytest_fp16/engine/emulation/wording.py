@@ -151,6 +151,12 @@ def variant_of(said: str) -> Variant | None:
     return "refused by autocast" if _UNSAFE in said else None
 
 
+def variant_where(said: str, operation: str) -> Variant | None:
+    """The same of a training, where no operation has raised what a statement of the program did."""
+    own = not operation and mechanism_of(said) == "precision-loss"
+    return variant_of(said) or ("own statement" if own else None)
+
+
 def mixes_dtypes(said: str) -> bool:
     """Whether an error says that tensors of different dtypes met where none is promoted."""
     return any(words in said for words in _MIXED_DTYPES)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_fp16.engine.emulation.wording import mechanism_of, of_the_step, variant_of
+from pytest_fp16.engine.emulation.wording import mechanism_of, of_the_step, variant_where
 from pytest_fp16.engine.gradients.finding import Finding, leaf_of, module_of
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import whole_numbers
@@ -99,7 +99,7 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
         f"a step raised {said[:200]}",
         *(where, evidence.raised_by, mechanism_of(said), said[:200]),
         evidence.raised_at,
-        variant_of(said),
+        variant_where(said, evidence.raised_by),
     )
 
 
