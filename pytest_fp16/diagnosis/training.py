@@ -8,6 +8,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.diagnosis.proposal import Proposal
+from pytest_fp16.diagnosis.silent import silently_lost
 from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.copies import make_model
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Cures a diagnosis may try, each with two seeds at most; most that fail do so within a step.
 TRIES = 5
+#: Of updates so many must be lost to rounding for what float32 weights cure to be laid to that.
+UPDATES = 0.1
 
 
 def diagnose_training(
@@ -39,7 +42,8 @@ def diagnose_training(
 
     The gradient check's culprit is taken where it raised an alarm. Else a run that broke is made
     again up to the step that broke it, which is watched; and a loss of metric alone is laid to what
-    the check had let pass, or else to what the successful cure changed.
+    the check had let pass, to what leaves the range unseen, or else to what the successful cure
+    changed.
     """
     culprit = findings.culprit if findings is not None else None
     if culprit is None and pairs.broke is not None:
@@ -47,6 +51,8 @@ def diagnose_training(
     elif culprit is None and findings is not None and findings.suspect is not None:
         known = findings.suspect.evidence
         culprit = findings.suspect.model_copy(update={"evidence": f"{_lost(pairs)}; {known}"})
+    elif culprit is None:
+        culprit = _silent(runs, pairs)
     scale = findings.loss_scale if findings is not None else None
     subject = runs.subject_for(pairs.precision)
     model = make_model(subject.model)
@@ -54,7 +60,7 @@ def diagnose_training(
     for proposal in itertools.islice(every, TRIES):
         cure = _tried(runs, pairs, proposal)
         if cure is not None:
-            return culprit or _attributed(pairs, proposal), cure
+            return culprit or _attributed(pairs, proposal, findings), cure
     return culprit or _unexplained(pairs), None
 
 
@@ -122,6 +128,17 @@ def _allowed(runs: Runs, pairs: Pairs, reference: RunResult) -> float:
         return float(given)
     # Before there is a spread over seeds, twice the resolution is what one pair can show.
     return 2 * reference.score.resolution if reference.score is not None else 0.0
+
+
+def _silent(runs: Runs, pairs: Pairs) -> Culprit | None:
+    """What left the range in the run that lost most, though it stayed finite."""
+    try:
+        found = silently_lost(runs, pairs.precision, _worst(pairs)[1].seed)
+    except Exception:  # the verdict stands whether or not the run lets itself be watched
+        return None
+    if found is None:
+        return None
+    return found.model_copy(update={"evidence": f"{_lost(pairs)}; {found.evidence}"})
 
 
 def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
@@ -205,9 +222,12 @@ def _when(result: RunResult) -> str:
     return f"; first in epoch {epoch + 1}, step {step + 1} of seed {result.seed}"
 
 
-def _attributed(pairs: Pairs, proposal: Proposal) -> Culprit:
+def _attributed(pairs: Pairs, proposal: Proposal, findings: GradientFindings | None) -> Culprit:
     """The culprit a cure points to, where nothing else named one."""
     module, mechanism = proposal.points_to, proposal.mechanism
+    lost = findings.figures.get("updates_lost") if findings is not None else None
+    if mechanism == "absorption" and lost is not None and lost < UPDATES:
+        module, mechanism = "", "precision-loss"  # another precision mends much else
     if pairs.broke is not None and pairs.broke[1].ended == "nan" and mechanism == "absorption":
         module, mechanism = "", "overflow"  # what is merely lost beside another stays finite
     return Culprit(

@@ -222,6 +222,21 @@ def test_an_error_late_in_a_training_is_found_where_it_was_raised(digits_trainin
     assert "; first in epoch" in culprit.evidence
 
 
+def test_statistics_that_are_lost_after_steps_that_ran_off_are_not_at_fault(digits_training):
+    def model():
+        stem = [nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU()]
+        body = [nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)]
+        return nn.Sequential(*stem, *body)
+
+    training = digits_training(
+        model=model, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-6), epochs=3
+    )
+    report = check(training, precision="16-true", seeds=2)
+    assert report.verdict == "not equivalent"
+    assert report.culprit.module == "<optimizer>", str(report)
+    assert (report.cure.kind, report.cure.verified) == ("optimizer epsilon", True)
+
+
 def test_a_statement_of_the_steps_own_is_no_want_of_digits(digits_training):
     def step(model, batch):
         outputs = model(batch[0])
