@@ -19,6 +19,8 @@ def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> 
     warnings += _of_canary(runs, pairs)
     if runs.store is not None:
         warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
+    if (read := runs.read_of(pairs.precision)) is not None:
+        warnings.append(read)
     warnings += surprises(pairs, forecast)
     higher = pairs.look is not None and -pairs.look.mean > pairs.look.budget
     if pairs.look is not None and higher and pairs.gained is None:

@@ -66,3 +66,32 @@ def test_the_ini_key_asks_as_well(example):
     example.write("def test_ask(fp16):\n    assert fp16.settings.resume is True\n")
 
     example.check().assert_outcomes(passed=1)
+
+
+HELPER = """
+from torch.nn.functional import cross_entropy
+
+def my_loss(model, batch):
+    x, y = batch
+    return inner(model(x), y) * 1.0
+
+def inner(outputs, targets):
+    return cross_entropy(outputs, targets)
+"""
+
+
+def test_a_helper_module_that_changed_is_another_training(example):
+    example.pytester.makefile(".ini", pytest=INI)
+    example.pytester.makepyfile(helper=HELPER)
+    own = "loss=None, training_step=step,"
+    step = "import helper\n\ndef step(model, batch):\n    return helper.my_loss(model, batch)\n"
+    example.write(step + TRAINING.replace("loss=nn.functional.cross_entropy,", own))
+    example.check_apart("--fp16-resume").assert_outcomes(passed=1)
+    again = example.check_apart("--fp16-resume")
+    again.stdout.fnmatch_lines(["*warning: * of * runs were read from *fp16-training*"])
+
+    example.pytester.makepyfile(helper=HELPER.replace("* 1.0", "* 0.0"))
+
+    changed = example.check_apart("--fp16-resume")
+    changed.assert_outcomes(failed=1)
+    changed.stdout.no_fnmatch_line("*runs were read*")

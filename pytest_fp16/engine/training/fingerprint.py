@@ -1,36 +1,39 @@
 """A fingerprint of a training: it changes when anything changes that its runs depend on.
 
-Functions are told by their bytecode, the values they close over and the globals they name; classes
-by their functions; data by its tensors. Code of installed packages is told by the package's
-version. What has no meaning of its own (addresses, paths, generators) is left out, or every session
-would look different.
+Functions are told by their bytecode, the values they close over, and the globals and attributes of
+modules they name; classes by what they hold; data by its tensors. Code of installed packages is
+told by the package's version. What has no meaning of its own (addresses, paths, generators) is left
+out, or every session would look different.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import re
 import sys
-import sysconfig
 import types
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_LIBRARIES = tuple(
-    path
-    for path in (sysconfig.get_paths().get(k) for k in ("purelib", "platlib", "stdlib"))
-    if path
-)
+from pytest_fp16.engine.training.reached import is_library, reached
+
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _DEEPEST = 8
+_NOT_HELD = ("__module__", "__doc__", "__firstlineno__", "__annotations__", "__static_attributes__")
+#: What of a class is told by its value; anything else (a descriptor) is part of its bases.
+_HELD = (
+    *(bool, int, float, complex, str, bytes, tuple, list, set, frozenset, Mapping, type),
+    *(Tensor, np.ndarray, types.FunctionType, functools.partial, types.NoneType),
+)
 #: Bytes of one tensor that are hashed whole; of a larger one, evenly spaced rows are.
 _WHOLE = 2**28
 _ITEMS = 64
@@ -43,9 +46,13 @@ class Fingerprint:
         self._hash = hashlib.blake2b(digest_size=20)
         self._seen: set[int] = set()
         self._alive: list[Any] = []  # an id is a value's own only while the value lives
+        self._reached: list[tuple[str, Any]] = []  # fed one after the other: chains may be long
 
     def hexdigest(self) -> str:
-        """The fingerprint of all that was fed."""
+        """The fingerprint of all that was fed, and of what its code reaches."""
+        while self._reached:
+            name, found = self._reached.pop(0)
+            self.text(name).feed(found, 1)
         return self._hash.hexdigest()
 
     def text(self, *words: object) -> Fingerprint:
@@ -83,7 +90,7 @@ class Fingerprint:
         elif isinstance(value, (set, frozenset)):
             self.text("set", *sorted(map(repr, value)))
         elif isinstance(value, types.ModuleType):
-            self.text("module", value.__name__)
+            self._module(value)
         elif isinstance(value, functools.partial):
             self.text("partial").feed(value.func, depth).feed(value.args, depth)
             self.feed(value.keywords, depth)
@@ -118,9 +125,18 @@ class Fingerprint:
         self._hash.update(np.ascontiguousarray(value).tobytes())
         return self
 
+    def _module(self, value: types.ModuleType) -> None:
+        """One that is handed about: what is asked of it is not known, so its whole text counts."""
+        self.text("module", value.__name__)
+        if is_library(value.__name__):
+            self.text(_version(value.__name__))
+        elif file := getattr(value, "__file__", None):
+            with contextlib.suppress(OSError):
+                self._hash.update(Path(file).read_bytes())
+
     def _function(self, value: types.FunctionType, depth: int) -> None:
         if _is_library(value):
-            self.text("library", value.__module__, value.__qualname__, _version(value))
+            self.text("library", value.__module__, value.__qualname__, _version(value.__module__))
             return
         self.text("function").feed(value.__defaults__, depth).feed(value.__kwdefaults__, depth)
         for cell in value.__closure__ or ():
@@ -137,25 +153,24 @@ class Fingerprint:
                 self._code(constant, scope, depth)
             else:
                 self.feed(constant, depth)
-        for name in code.co_names:
-            if name in scope and not name.startswith("@"):
-                self.text(name).feed(scope[name], depth)
+        self._reached += reached(code, scope)
 
     def _class(self, value: type, depth: int) -> None:
         if _is_library(value):
-            self.text("library", value.__module__, value.__qualname__, _version(value))
+            self.text("library", value.__module__, value.__qualname__, _version(value.__module__))
             return
         self.text("class", value.__qualname__)
         for base in value.__bases__:
             self.feed(base, depth)
         for name, item in vars(value).items():
-            item = getattr(item, "__func__", getattr(item, "fget", item))
-            simple = isinstance(item, (bool, int, float, str, tuple, types.FunctionType))
-            if simple and name not in ("__module__", "__doc__", "__firstlineno__"):
+            for holder in ("__func__", "fget", "func", "__wrapped__"):
+                item = item if isinstance(item, _HELD) else getattr(item, holder, item)
+            if isinstance(item, _HELD) and name not in _NOT_HELD:
                 self.text(name).feed(item, depth)
 
     def _object(self, value: Any, depth: int) -> None:
         self.feed(type(value), depth)
+        self.feed(getattr(value, "__dict__", {}).get("__wrapped__"), depth)  # lru_cache
         if isinstance(value, nn.Module):
             self.text(repr(value)).feed(dict(value.state_dict()), depth)
             for module in value.modules():
@@ -181,15 +196,7 @@ class Fingerprint:
 
 
 def _is_library(value: Any) -> bool:
-    name = getattr(value, "__module__", None) or ""
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names and top != "__main__":
-        return True
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None)
-    if module is None or top == "__main__":
-        return False
-    return file is None or file.startswith(_LIBRARIES) or top in ("pytest_fp16", "torch")
+    return is_library(getattr(value, "__module__", None) or "")
 
 
 @functools.cache
@@ -200,8 +207,8 @@ def _package_version(name: str) -> str:
         return str(getattr(sys.modules.get(name), "__version__", ""))
 
 
-def _version(value: Any) -> str:
-    return _package_version((value.__module__ or "").partition(".")[0])
+def _version(module: str | None) -> str:
+    return _package_version((module or "").partition(".")[0])
 
 
 def feed_data(into: Fingerprint, data: Any, first: list[Any]) -> None:
@@ -212,13 +219,14 @@ def feed_data(into: Fingerprint, data: Any, first: list[Any]) -> None:
         first: its first batches under a fixed seed, which show transforms and batching.
     """
     into.text("data", type(data).__qualname__, _length(data)).feed(first)
+    dataset = getattr(data, "dataset", None)
+    into.feed((type(data), type(dataset), getattr(data, "collate_fn", None)))
     if isinstance(data, (list, tuple)):
         into.feed(data)
         return
     for name in ("batch_size", "drop_last"):
         into.text(name, getattr(data, name, None))
     into.text(type(getattr(data, "sampler", None)).__qualname__)
-    dataset = getattr(data, "dataset", None)
     tensors = getattr(dataset, "tensors", None)
     if tensors is not None:
         into.feed(tuple(tensors))

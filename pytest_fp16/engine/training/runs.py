@@ -35,6 +35,7 @@ class Runs:
 
     Attributes:
         further: 32-bit runs that are made beyond the allowance of seeds.
+        read: the runs, by (precision, seed), that were read from the store.
     """
 
     further = 0
@@ -55,6 +56,7 @@ class Runs:
         self.mode = run_mode(settings, device)
         target = effective_target(settings, device, self.mode)
         self.place = Place(device, target, self.mode == "emulated")
+        self.read: set[tuple[str, int]] = set()
         self._done: dict[tuple[str, int], RunResult] = {}
         self._states: dict[int, Mapping[str, Any]] = {}
         self._canaries: dict[str, CanaryFindings] = {}
@@ -106,7 +108,9 @@ class Runs:
             found = None
             if self.store is not None and self.settings.resume:
                 found = self.store.load(precision, seed, self._kept(precision, state))
-            if found is None:
+            if found is not None:
+                self.read.add(key)
+            else:
                 found = self.fresh(precision, seed)
                 # A lack of memory may pass; a stored one would not.
                 if self.store is not None and found.ended != "out of memory":
@@ -114,6 +118,14 @@ class Runs:
             self._done[key] = found
             self._steps += self.steps_per_run
         return self._done[key]
+
+    def read_of(self, precision: Precision) -> str | None:
+        """How many of the runs that a precision's verdict rests on were read; None for none."""
+        known = [key for key in self._done if key[0] in (precision.name, REFERENCE.name)]
+        read = len(self.read.intersection(known))
+        if not read:
+            return None
+        return f"{read} of {len(known)} runs were read from {self.store.folder} (resume)"
 
     def fresh(
         self,

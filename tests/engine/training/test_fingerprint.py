@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -225,3 +226,60 @@ def test_sets_and_addresses_do_not_depend_on_the_process():
 def test_a_path_is_no_setting():
     assert Fingerprint().feed(Path("/a")).hexdigest() == Fingerprint().feed(Path("/b")).hexdigest()
     assert Fingerprint().feed("/a").hexdigest() != Fingerprint().feed("/b").hexdigest()
+
+
+class Nested:
+    class Inner:
+        rate = 1.0
+
+    rates: ClassVar = [1.0]
+
+    @functools.cached_property
+    def cached(self):
+        return 1.0
+
+
+@functools.lru_cache
+def kept(x):
+    return x * RATE
+
+
+def test_a_class_is_told_by_all_it_holds(monkeypatch):
+    before = of(Nested)
+    monkeypatch.setattr(Nested.Inner, "rate", 2.0)
+    inner = of(Nested)
+    monkeypatch.setattr(Nested, "rates", [2.0])
+    listed = of(Nested)
+    monkeypatch.setattr(Nested.cached, "func", lambda self: 2.0)
+    assert len({before, inner, listed, of(Nested)}) == 4
+
+
+def test_a_function_that_keeps_its_results_is_told_by_what_it_wraps(monkeypatch):
+    before = of(kept)
+    monkeypatch.setitem(globals(), "RATE", 0.3)
+    assert of(kept) != before
+
+
+def chain(length, last):
+    """A function that calls another, and so on, each in a namespace that holds them all."""
+    scope = {"last": last}
+    for i in range(length):
+        called = f"f{i - 1}(x)" if i else "x * last"
+        exec(f"def f{i}(x): return {called}", scope)
+    return scope[f"f{length - 1}"]
+
+
+def test_calls_are_followed_however_deep():
+    assert of(chain(500, 1.0)) == of(chain(500, 1.0)) != of(chain(500, 2.0))
+
+
+def test_of_a_module_that_is_handed_about_the_text_counts(tmp_path, monkeypatch):
+    file = tmp_path / "handed_about.py"
+    file.write_text("RATE = 1.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    import handed_about
+
+    before = of(functools.partial(print, handed_about))
+    file.write_text("RATE = 2.0")
+    assert of(functools.partial(print, handed_about)) != before
+    assert of(np) == of(np)

@@ -117,7 +117,10 @@ def test_a_real_lightning_module_is_trained_and_resumed(digits, tmp_path):
         assert not any("left out" in w for w in report.warnings)
     kept = len(list(tmp_path.glob("*.json")))
     again = examine(training(digits, module_class()), settings)
-    assert [r.model_dump_json() for r in again] == [r.model_dump_json() for r in first]
+    for one, other in zip(first, again, strict=True):
+        said = [w for w in other.warnings if " runs were read from " not in w]
+        assert len(said) < len(other.warnings)
+        assert other.model_copy(update={"warnings": said}) == one
     assert len(list(tmp_path.glob("*.json"))) == kept
 
 

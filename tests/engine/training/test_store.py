@@ -22,6 +22,7 @@ from pytest_fp16.engine.training.store import Store, fingerprint, open_store
 from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.errors import SettingError
 from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.report.model import Report
 
 CPU = torch.device("cpu")
 HALF = PRECISIONS["16-true"]
@@ -244,7 +245,16 @@ def test_a_check_that_resumes_makes_no_run_twice(digits_training, tmp_path, monk
     kept = sorted(p.name for p in tmp_path.iterdir())
     assert len(kept) == 2 * len(first.training["seeds"])
     monkeypatch.setattr("pytest_fp16.engine.training.runs.train", _refuse)
-    assert check(digits_training(), **settings).model_dump_json() == first.model_dump_json()
+    again = check(digits_training(), **settings)
+    count = len(kept)
+    assert f"{count} of {count} runs were read from {tmp_path} (resume)" in again.warnings
+    assert fresh(again).model_dump_json() == fresh(first).model_dump_json()
+
+
+def fresh(report):
+    """A report but for what it says of runs that were read."""
+    said = [w for w in report.warnings if " runs were read from " not in w]
+    return report.model_copy(update={"warnings": said})
 
 
 def _refuse(*_, **__):
@@ -266,9 +276,9 @@ def test_a_damaged_run_is_made_again_and_named(digits_training, tmp_path):
     victim.write_bytes(_cut(victim.read_bytes()))
     again = check(digits_training(), **settings)
     assert again.training == first.training
-    (warning,) = [w for w in again.warnings if "damaged" in w]
+    (warning,) = [w for w in again.warnings if "was damaged" in w]
     assert victim.name in warning
-    assert not any("damaged" in w for w in check(digits_training(), **settings).warnings)
+    assert not any("was damaged" in w for w in check(digits_training(), **settings).warnings)
 
 
 KILLED = """
@@ -320,4 +330,6 @@ def test_a_killed_process_goes_on_to_the_same_report(tmp_path):
     assert len(list((tmp_path / "killed").glob("*.json"))) == 3
     resumed = go("killed", 0)
     assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout == whole.stdout
+    before, after = (Report.model_validate_json(run.stdout) for run in (whole, resumed))
+    assert len(after.warnings) == len(before.warnings) + 1
+    assert fresh(after).model_dump_json() == before.model_dump_json()
