@@ -79,6 +79,7 @@ class Handle:
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> None:
         """Step it, or note what it would step with."""
         self._owner.stepped(self, closure)
+        self._owner.trainee.counted.steps += self._owner.noted is None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget its gradients."""
@@ -113,10 +114,9 @@ class ByHand:
         """The module's own step; the sum of the losses it went backwards from."""
         self.losses.clear()
         for handle in self.handles:
-            handle.pending.clear()
-            handle.clips = None
+            handle.pending, handle.clips = [], None
         # Gradients are compared of trainees that have come to different batches: it is the first.
-        index = 0 if self.noted is not None else max(self.trainee.index, 0)
+        index = 0 if self.noted is not None else max(self.trainee.counted.index, 0)
         try:
             own_loss(self.trainee.model, batch, index)
         finally:

@@ -31,6 +31,7 @@ from pytest_fp16.engine.training.optimization import (
 )
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.returned import scalar_of
+from pytest_fp16.engine.training.stand_in import counted
 from pytest_fp16.engine.untouched import carry_over
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
@@ -101,19 +102,18 @@ class Trainee:
             narrowed(model, self.base)
         self.model = model if self.cast is None else cast_module(model, self.cast)
         self.own_step = subject.training_step is None and is_lightning(self.model)
-        self.optimizer, self.scheduler, self.scheduler_step = optimization(subject, self.model)
+        self.optimizer, self.scheduler, self.interval = optimization(subject, self.model)
         if self.amendment.optimizer is not None:
             self.amendment.optimizer(self.optimizer)
         scaled = precision.mixed and precision.dtype_name == "float16"
         self.scaler = torch.amp.GradScaler(place.device.type) if scaled else None
-        own = self.optimizer
-        self.by_hand = ByHand(self, own) if isinstance(own, Several) else None
+        self.by_hand = ByHand(self, own) if isinstance(own := self.optimizer, Several) else None
         self.closure = self.by_hand is None and needs_closure(self.optimizer)
         self.primed = self.closure and needs_gradients_too(self.optimizer)
         self.pending: list[Any] = []
         self.clipping: Callable[[], None] = lambda: None  # told before gradients are clipped
         self.applied = self.skipped = self.lost = 0
-        self.index = -1  # of the batch within its epoch
+        self.counted = counted(self.model, subject)
         self.left_out, self.last_loss = False, 0.0
 
     @contextmanager
@@ -133,6 +133,7 @@ class Trainee:
     def follow(self, leader: Trainee) -> None:
         """Go on from where another trainee is now, in this precision's own formats."""
         carry_over(leader.model, self.model, self.cast, weights=True)
+        self.counted.follow(leader.counted)
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
@@ -141,9 +142,8 @@ class Trainee:
     @property
     def scale(self) -> float:
         """The factor the loss is multiplied by before the backward pass."""
-        if self.scaler is not None:
-            return float(self.scaler.get_scale())
-        return self.amendment.loss_scale or 1.0
+        own = self.scaler.get_scale() if self.scaler is not None else self.amendment.loss_scale
+        return float(own or 1)
 
     def placed(self, batch: Any) -> Any:
         """A copy of a batch on the device, floating tensors cast where the whole model is."""
@@ -157,8 +157,8 @@ class Trainee:
         Raises:
             ModelError: the user's function returned no scalar tensor.
         """
-        value = self.within(lambda: self._user_loss(batch))
-        found = scalar_of(value, self.own_step or self.subject.training_step is not None)
+        may_leave_out = self.own_step or self.subject.training_step is not None
+        found = scalar_of(self.within(lambda: self._user_loss(batch)), may_leave_out)
         self.left_out = found is None
         if found is None:
             return torch.zeros((), device=self.place.device, requires_grad=True)
@@ -179,7 +179,7 @@ class Trainee:
         if self.by_hand is not None:
             return self.by_hand.loss(batch)
         if self.own_step:
-            return own_loss(self.model, batch, max(self.index, 0))
+            return own_loss(self.model, batch, max(self.counted.index, 0))
         inputs, targets = split_batch(batch, labelled=True)
         outputs = call_as_is(self.model, inputs, self.subject.forward)
         return applied_loss(self.subject.loss, outputs, targets)
@@ -196,7 +196,7 @@ class Trainee:
         Returns:
             The loss of the batch, or of the last before it that was not left out.
         """
-        self.index += 1
+        self.counted.begin(last)
         with self.place.arithmetic(self.precision), witness or nullcontext():
             batch = self.placed(batch)
             if self.by_hand is not None:
@@ -253,7 +253,11 @@ class Trainee:
                 self.applied += 1
         self.pending.clear()
         self.optimizer.zero_grad()
-        if self.scheduler is not None and self.scheduler_step == "step":
+        self._stepped()
+
+    def _stepped(self) -> None:
+        self.counted.steps += 1
+        if self.scheduler is not None and self.interval == "step":
             self.scheduler.step()
 
     def _closed_step(self, batch: Any, last: bool) -> float:
@@ -285,16 +289,12 @@ class Trainee:
         if not losses:  # one that had no use for it
             closure()
         self.applied += 1
-        if self.scheduler is not None and self.scheduler_step == "step":
-            self.scheduler.step()
+        self._stepped()
         return losses[0]
 
     def end_epoch(self, mean_loss: float) -> None:
         """Step a scheduler that goes by epochs."""
-        self.index = -1
-        if self.scheduler is None or self.scheduler_step != "epoch":
-            return
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(mean_loss)
-        else:
-            self.scheduler.step()
+        self.counted.end_epoch()
+        plateau = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if self.scheduler is not None and self.interval == "epoch":
+            self.scheduler.step(*([mean_loss] if plateau else []))

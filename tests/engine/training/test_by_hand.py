@@ -109,6 +109,7 @@ def test_it_trains_as_its_trainer_does():
             for batch in ordered(loader, 0, epoch):
                 ours.step(batch)
     assert ours.applied == 16
+    assert ours.counted.steps == trainer.global_step == 32  # of both optimizers
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=0, atol=1e-6)
 

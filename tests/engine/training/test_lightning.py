@@ -64,7 +64,7 @@ def module_class():
                 *(nn.Flatten(), nn.Linear(64, hidden), nn.BatchNorm1d(hidden), nn.ReLU()),
                 *(nn.Dropout(0.1), nn.Linear(hidden, 10)),
             )
-            self.seen = []
+            self.seen, self.came = [], []
 
         def forward(self, x):
             return self.net(x)
@@ -74,6 +74,7 @@ def module_class():
             loss = nn.functional.cross_entropy(self(x), y)
             self.log("train_loss", loss, prog_bar=True)
             self.seen.append(batch_idx)
+            self.came.append((self.global_step, self.current_epoch))
             return {"loss": loss, "epoch": self.current_epoch}
 
         def validation_step(self, batch, batch_idx):
@@ -124,12 +125,13 @@ def test_a_real_lightning_module_is_trained_and_resumed(digits, tmp_path):
     assert len(list(tmp_path.glob("*.json"))) == kept
 
 
-@pytest.mark.parametrize("leaves_out", [False, True])
-def test_a_lightning_module_trains_as_its_trainer_does(digits, leaves_out):
+@pytest.mark.parametrize(("leaves_out", "adds_up"), [(False, 1), (True, 1), (False, 3)])
+def test_a_lightning_module_trains_as_its_trainer_does(digits, leaves_out, adds_up):
     """Same data in the same order: the Trainer's weights after two epochs, and ours."""
     lightning = pytest.importorskip("lightning", reason="Lightning is not installed")
     from pytest_fp16.engine.training.order import ordered
     from pytest_fp16.engine.training.place import Place
+    from pytest_fp16.engine.training.train import with_last
     from pytest_fp16.engine.training.trainee import Trainee, initial_state
     from pytest_fp16.precision import REFERENCE
 
@@ -143,14 +145,16 @@ def test_a_lightning_module_trains_as_its_trainer_does(digits, leaves_out):
 
         def training_step(self, batch, batch_idx):
             found = super().training_step(batch, batch_idx)
+            found["loss"] = found["loss"] * (1.0 if self.current_epoch else 0.5)  # a curriculum
             return None if leaves_out and batch_idx % 3 == 1 else found
 
-    subject = training(digits, Plain, train_data=loader)
+    subject = training(digits, Plain, train_data=loader, accumulate=adds_up)
     state = initial_state(subject, 0)
     theirs = Plain()
     theirs.load_state_dict(state)
     trainer = lightning.Trainer(
         max_epochs=2,
+        accumulate_grad_batches=adds_up,
         accelerator="cpu",
         **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False),
         enable_model_summary=False,
@@ -162,9 +166,10 @@ def test_a_lightning_module_trains_as_its_trainer_does(digits, leaves_out):
     with ours.installed():
         for epoch in range(2):
             ours.model.train()
-            for batch in ordered(loader, 0, epoch):
-                ours.step(batch)
+            for batch, last in with_last(ordered(loader, 0, epoch)):
+                ours.step(batch, last)
             ours.end_epoch(0.0)
+    assert ours.model.came == theirs.came
     assert ours.model.seen == theirs.seen == [*range(8), *range(8)]
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=0, atol=1e-6)
@@ -197,4 +202,28 @@ def test_asking_for_a_trainer_is_refused_with_what_to_do(digits):
             return torch.optim.SGD(self.parameters(), lr=1 / steps)
 
     with pytest.raises(SettingError, match="asks for a Trainer"):
+        check(training(digits, Asking), precision="16-true")
+
+
+def test_the_gradient_check_goes_by_epochs_too(digits):
+    """A loss that begins with the second epoch is found to lose its gradient in 16 bits there."""
+    (x, y), _ = digits
+    loader = DataLoader(TensorDataset(x[:512], y[:512]), batch_size=256)
+
+    class Late(module_class()):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)["loss"]
+            return loss * 1e-9 * 1e9 if self.current_epoch else loss  # 1e9 is beyond float16
+
+    report = check(training(digits, Late, train_data=loader), precision="16-true", seeds=3)
+    assert report.forecast.verdict == "not equivalent", report.forecast.reason
+
+
+def test_asking_for_a_trainer_while_training_is_refused_with_what_to_do(digits):
+    class Asking(module_class()):
+        def training_step(self, batch, batch_idx):
+            self.trainer.datamodule.switch()
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(SettingError, match=r"Trainer for 'datamodule'.*pass training_step="):
         check(training(digits, Asking), precision="16-true")

@@ -8,6 +8,7 @@ trajectory has, and the losses of batches that were held back are compared.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -117,13 +118,14 @@ def applied_step(trainee: Trainee, batches: Sequence[Any], seed: int, step: int)
     scaled = trainee.scaler is not None
     held = [b.detach().clone() for b in trainee.model.buffers()] if scaled else []
     for _ in range(_RETRIES):
-        before = trainee.applied
+        before, come = trainee.applied, copy.copy(trainee.counted)
         loss = exact_step(trainee, batches, seed, step)[-1]
         if not scaled or trainee.left_out or trainee.applied > before:
             break
         with torch.no_grad():  # the batch will be seen again: averages and queues have it once
             for buffer, value in zip(trainee.model.buffers(), held, strict=True):
                 buffer.copy_(value)
+        trainee.counted.follow(come)
         if not math.isfinite(loss):
             break  # the scale has no part in it
     else:
