@@ -75,24 +75,28 @@ def remarks(
 
 
 def extended(
-    plan: Plan, reports: list[Report], found: Mapping[str, tuple[str, ...]]
+    plan: Plan, reports: list[Report], found: Mapping[str, tuple[str, ...]], model: nn.Module
 ) -> list[Report]:
     """Write what was found into the plan's file, for tests that it says nothing of yet.
+
+    Nothing is said by entries whose modules are gone, either: what is found joins them, and theirs
+    is the user's to remove.
 
     Args:
         plan: as it was read.
         reports: the reports of one test.
         found: modules of verified cures that keep modules in float32, by precision.
+        model: the float32 model.
 
     Returns:
         The reports, which say so, or why it could not be written.
     """
-    entries = [
-        Entry(plan.test or report.name, report.precision, module, _reason(report))
-        for report in reports
-        for module in found.get(report.precision, ())
-        if not plan.of(report.name, report.precision)
-    ]
+    entries: list[Entry] = []
+    for report in reports:
+        name, modules = plan.test or report.name, found.get(report.precision, ())
+        if modules and not kept_by(plan, report.name, report.precision, model):
+            entries += [e for e in plan.of(name, report.precision) if e.test == name]
+            entries += [Entry(name, report.precision, m, _reason(report)) for m in modules]
     written = {entry.precision for entry in entries}
     said = f"the cure is written to the plan {plan.path}; run again to be held against it"
     try:

@@ -97,6 +97,22 @@ def test_a_training_s_cure_is_written_then_applied(digits_training, tmp_path, gi
     assert any("runs were read from" in w for w in resumed.warnings)
 
 
+def test_a_cure_is_written_beside_an_entry_whose_module_is_gone(digits_training, tmp_path):
+    torch.manual_seed(0)
+    plan = tmp_path / "plan.txt"
+    plan.write_text("digits[16-true]: gone  # renamed\n", encoding="utf-8")
+    training = digits_training(model=squaring, epochs=1)
+    settings = {"precision": "16-true", "seeds": 3, "plan": str(plan)}
+    first = check(training, **settings)
+    assert any("written to the plan" in warning for warning in first.warnings)
+    entries = read_plan(plan).entries
+    assert [(e.module, e.reason) for e in entries][:1] == [("gone", "renamed")]
+    assert [e.module for e in entries] == ["gone", "2"]
+    again = check(training, **settings)
+    assert again.equivalent, str(again)
+    assert any("stale entry" in warning and "'gone'" in warning for warning in again.warnings)
+
+
 def test_a_training_s_plan_with_a_module_that_is_gone(digits_training, tmp_path):
     plan = tmp_path / "plan.txt"
     plan.write_text("digits[16-true]: gone\n", encoding="utf-8")

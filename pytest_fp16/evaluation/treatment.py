@@ -40,7 +40,7 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
             )
             report = report.remarked(said)
         done.append(report)
-    return done if run.plan is None else extended(run.plan, done, found)
+    return done if run.plan is None else extended(run.plan, done, found, run.reference.model)
 
 
 def _treated(

@@ -71,7 +71,7 @@ def _planned(plan: Plan, subject: Training) -> dict[str, tuple[Training, tuple[s
 def _held_against(plan: Plan, reports: list[Report], subject: Training) -> list[Report]:
     """Say what the plan did, and write down what new cures keep in float32."""
     model = make_model(subject.model)
-    written = extended(plan, reports, {r.precision: _keeps(r) for r in reports})
+    written = extended(plan, reports, {r.precision: _keeps(r) for r in reports}, model)
     return [report.remarked(remarks(plan, report, model)) for report in written]
 
 
