@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice, zip_longest
 from operator import length_hint
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 
 from pytest_fp16.engine.advice import guarded, of_labels, on_data
 from pytest_fp16.engine.batching import split_batch
-from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, unheard
 from pytest_fp16.engine.training.order import ordered, same_batch
@@ -23,6 +23,9 @@ from pytest_fp16.errors import DataError, ModelError, SettingError
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task
+
+#: Batches that are compared: an order drawn anew may begin with the same one by chance.
+_COMPARED = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def sound(subject: Training, device: torch.device) -> Sound:
     if trainee.own_step:
         notes += unheard(trainee.model)
     first = _first(ordered(subject.train_data, 0, 0), "train_data")
-    if all_tensors(first) and not same_batch(first, next(iter(ordered(subject.train_data, 0, 0)))):
+    if not _repeats(subject.train_data):
         notes.append(
             "train_data does not repeat under the same seed, so both precisions of a pair saw "
             "different data; give the loader a torch.Generator, or draw from torch's own"
@@ -108,6 +111,13 @@ def _first(batches: Iterator[Any], name: str) -> Any:
     for batch in batches:
         return batch
     raise DataError(f"{name} is empty: it yielded no batch")
+
+
+def _repeats(data: Any) -> bool:
+    """Whether the first batches, in their order, are the same under the same seed."""
+    passes = (islice(ordered(data, 0, 0), _COMPARED) for _ in range(2))
+    pairs = list(zip_longest(*map(list, passes), fillvalue=()))
+    return all(same_batch(one, two) for one, two in pairs)
 
 
 def _own_models(subject: Training, notes: list[str]) -> Training:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise SettingError(
             "optimizer must be a function of the parameters that returns a torch.optim.Optimizer "
-            f"(it returned {type(optimizer).__name__})"
+            f"(it returned {type(optimizer).__name__})" + _of_several(optimizer)
         )
     if subject.scheduler is not None:
         scheduler, interval = subject.scheduler(optimizer), subject.scheduler_step
@@ -127,3 +128,16 @@ def optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
             "ReduceLROnPlateau goes by the mean loss of an epoch; leave scheduler_step at 'epoch'"
         )
     return optimizer, scheduler, interval
+
+
+def _of_several(made: Any) -> str:
+    """The ways to train with several optimizers, where that is what was asked for."""
+    parts = list(made.values()) if isinstance(made, Mapping) else made
+    several = isinstance(parts, (list, tuple)) and len(parts) > 0
+    if not several or not all(isinstance(part, torch.optim.Optimizer) for part in parts):
+        return ""
+    return (
+        "; several optimizers, each stepped in its turn (a GAN's), are trained as a Lightning "
+        "module with automatic_optimization = False, whose training_step steps them, and with "
+        "optimizer=None; where all step together, return one, with a group of parameters for each"
+    )

@@ -153,6 +153,21 @@ def test_data_that_does_not_repeat_is_named(digits_training):
     assert "does not repeat under the same seed" in note
 
 
+def test_an_order_that_does_not_repeat_is_named(digits_training):
+    class Shuffled:
+        """Permutes by a generator outside; the second order begins as the first does."""
+
+        def __init__(self, batches):
+            self.batches, self.orders = batches, iter([[0, 1, 2], [0, 2, 1]] * 9)
+
+        def __iter__(self):
+            return (self.batches[i] for i in next(self.orders))
+
+    data = Shuffled(digits_training().train_data)
+    (note,) = sound(digits_training(train_data=data), CPU).notes
+    assert "does not repeat under the same seed" in note
+
+
 def test_what_the_users_code_raises_says_what_was_being_done(digits_training):
     def broken(z, y):
         raise KeyError("no such label")
