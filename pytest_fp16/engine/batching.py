@@ -42,6 +42,11 @@ def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:
     if labelled:
         several = isinstance(batch, (list, tuple)) and len(batch) > 2
         what = f" of {len(batch)}: yield a pair, ((a, b), labels)" if several else ""
+        if not isinstance(batch, (Tensor, Mapping, list, tuple)):
+            what = (
+                ": yield a pair of it and its labels, such as (data, data.y), and the model gets "
+                "it whole; labels that do not count (outside of a mask) are -100, or ignore_index="
+            )
         raise DataError(
             "labels are needed (labelled=True, a metric= that needs labels, or a training), but a "
             f"batch is not (inputs, labels) nor a dict with 'labels'; it is {type(batch).__name__}"

@@ -62,10 +62,15 @@ def _require_no_arguments(source: Any) -> None:
     try:
         inspect.signature(source).bind()
     except TypeError as error:
+        name = getattr(source, "__name__", type(source).__name__)
+        way = (
+            "to call a module in a way of your own, pass it as model= and the function as forward="
+        )
+        if isinstance(source, type):
+            way = f"give it what it needs: lambda: {name}(…)"
         raise ModelError(
             "model must be a torch.nn.Module or a function without arguments that makes one; "
-            f"{getattr(source, '__name__', type(source).__name__)} cannot be called so ({error}); "
-            "to call a module in a way of your own, pass it as model= and the function as forward="
+            f"{name} cannot be called so ({error}); {way}"
         ) from None
     except ValueError:
         return  # a builtin that has no signature

@@ -12,6 +12,7 @@ import torch
 
 from pytest_fp16.engine.advice import guarded, of_labels, on_data
 from pytest_fp16.engine.batching import split_batch
+from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, unheard
 from pytest_fp16.engine.training.order import ordered, same_batch
@@ -52,6 +53,11 @@ def sound(subject: Training, device: torch.device) -> Sound:
     for name in ("train_data", "eval_data"):
         with on_data(data := getattr(subject, name)):
             _require_repeatable(data, name)
+    if subject.eval_data is subject.train_data:
+        notes.append(
+            "eval_data is train_data: what is learned by heart counts as learned, so a loss on new "
+            "data may not show; evaluate on data that is not trained on"
+        )
     subject = _own_models(subject, notes)
     place = Place(device)
     state = initial_state(subject, 0)
@@ -124,8 +130,10 @@ def _own_models(subject: Training, notes: list[str]) -> Training:
     """A function that returns one and the same module means that module: it is copied."""
     if isinstance(subject.model, torch.nn.Module) or not callable(subject.model):
         return subject
-    first, second = subject.model(), subject.model()
-    if first is not second or not isinstance(first, torch.nn.Module):
+    first, second = (
+        guarded(lambda: make_model(subject.model), "making the model") for _ in range(2)
+    )
+    if first is not second:
         return subject
     notes.append(
         "the model function returns the same module each time, so every seed starts from its "

@@ -25,9 +25,20 @@ def scalar_of(value: Any, may_leave_out: bool) -> Tensor | None:
     if value is None and may_leave_out:
         return None
     if not isinstance(value, Tensor) or value.numel() != 1:
-        shaped = isinstance(value, Tensor)
-        got = f"a tensor of shape {tuple(value.shape)}" if shaped else repr(value)[:80]
-        raise ModelError(
-            f"the loss must be a scalar tensor (got {got}); reduce it, with .mean() say"
-        )
+        got, what_to_do = _other(value)
+        raise ModelError(f"the loss must be a scalar tensor (got {got}); {what_to_do}")
     return value.reshape(())
+
+
+def _other(value: Any) -> tuple[str, str]:
+    """What was returned in place of a loss, and what to do."""
+    alone = "return the loss alone, or a dictionary with 'loss'"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}", "reduce it, with .mean() say"
+    if isinstance(value, Mapping):
+        return f"a dictionary with {', '.join(map(repr, value)) or 'nothing'}"[:80], alone
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}", alone
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)[:80], "return it as it was computed, before .item()"
+    return type(value).__name__, alone

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -65,6 +67,21 @@ BAD = {
         "the loss of the untrained float32 model is nan",
     ),
     "a model in 16 bits": (lambda t: {"model": lambda: t.model().half()}, ModelError, "16 bits"),
+    "a class that needs arguments": (
+        lambda t: {"model": nn.Linear},
+        ModelError,
+        r"Linear cannot be called so .*lambda: Linear\(",
+    ),
+    "a function that makes none": (
+        lambda t: {"model": lambda: {}["model"]},
+        ModelError,
+        "making the model raised KeyError",
+    ),
+    "an object with labels in it": (
+        lambda t: {"train_data": [SimpleNamespace(x=x, y=y) for x, y in t.train_data]},
+        DataError,
+        r"it is SimpleNamespace: yield a pair .*\(data, data\.y\).* -100",
+    ),
     "no model": (lambda t: {"model": 3}, ModelError, "function that makes one"),
     "nothing to train": (
         lambda t: {"model": lambda: t.model().requires_grad_(False)},
@@ -125,6 +142,12 @@ def test_data_without_a_length_has_no_known_number_of_steps(digits_training):
             return iter(digits_training().train_data)
 
     assert sound(digits_training(train_data=Lengthless()), CPU).steps is None
+
+
+def test_an_evaluation_of_what_is_trained_on_is_said(digits_training):
+    data = digits_training().train_data
+    (note,) = sound(digits_training(train_data=data, eval_data=data), CPU).notes
+    assert "eval_data is train_data" in note
 
 
 def test_a_function_that_returns_one_module_means_that_module(digits_training):

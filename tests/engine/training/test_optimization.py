@@ -66,11 +66,16 @@ def test_a_lightning_module_brings_both_and_the_user_may_replace_them(digits_tra
     assert (scheduler.gamma, interval) == (0.5, "epoch")
 
 
+def _two(params):
+    return [torch.optim.SGD(params[:1], lr=0.1), torch.optim.SGD(params[1:], lr=0.1)]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"optimizer": None}, "the model has no configure_optimizers"),
-        ({"optimizer": lambda params: "sgd"}, "optimizer must be .* returned str"),
+        ({"optimizer": lambda params: "sgd"}, r"optimizer must be .* returned str\)$"),
+        ({"optimizer": _two}, "returned list.*automatic_optimization = False.*a group of"),
         ({"scheduler": lambda optimizer: 3}, "scheduler must be .* returned int"),
     ],
 )

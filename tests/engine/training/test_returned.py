@@ -20,6 +20,23 @@ def test_a_step_may_leave_a_batch_out_and_a_loss_may_not(value):
         scalar_of(value, False)
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            (torch.ones(()), torch.ones(3)),
+            r"\(got a tuple of 2\); return the loss alone, or a dict",
+        ),
+        ({"nll": torch.ones(())}, r"\(got a dictionary with 'nll'\); return the loss alone"),
+        (0.5, r"\(got 0\.5\); .*before \.item"),
+        (object(), r"\(got object\); return the loss alone"),
+    ],
+)
+def test_what_is_no_loss_is_told_without_its_numbers(value, said):
+    with pytest.raises(ModelError, match=said):
+        scalar_of(value, True)
+
+
 def test_a_loss_per_input_is_none():
     with pytest.raises(ModelError, match=r"of shape \(3,\)"):
         scalar_of(torch.zeros(3), True)
