@@ -165,6 +165,20 @@ def parse_budget(value: float | str | None) -> float | str | None:
     return float(Decimal(match["number"]) / 100) if match["unit"] else number
 
 
+def require_room(budget: float | str | None) -> None:
+    """Refuse a training's budget of nothing: no number of runs shows that a mean loss is below it.
+
+    Raises:
+        SettingError: it is zero.
+    """
+    if budget is not None and float(str(budget).rstrip("%")) == 0:
+        raise SettingError(
+            "budget 0 could not pass: runs of a training show that a loss is below a budget, never "
+            "that it is none; leave it out for the default, or give what you are willing to lose, "
+            'such as "0.5pt"'
+        )
+
+
 def require_meaning(budget: float | str | None) -> None:
     """Refuse a budget, parsed already, that no share (an accuracy, an agreement) can exceed.
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from pytest_fp16.errors import PrecisionError, SettingError
-from pytest_fp16.settings import CANDIDATES, Settings, parse_budget
+from pytest_fp16.settings import CANDIDATES, Settings, parse_budget, require_room
 
 
 def test_defaults_ask_for_the_four_candidates():
@@ -94,3 +94,14 @@ def test_budgets_that_do_not_parse(value):
 def test_negative_budgets_are_refused(value):
     with pytest.raises(SettingError, match="negative"):
         parse_budget(value)
+
+
+@pytest.mark.parametrize("budget", [0, "0%", "0pt", 0.0])
+def test_a_training_needs_a_budget_of_something(budget):
+    with pytest.raises(SettingError, match=r"budget 0 could not pass.*leave it out"):
+        require_room(parse_budget(budget))
+
+
+@pytest.mark.parametrize("budget", [None, 1e-9, "0.1%"])
+def test_any_budget_of_something_will_do(budget):
+    require_room(parse_budget(budget))

@@ -22,7 +22,8 @@ from pytest_fp16.theory.looks import FIRST_LOOK, FURTHER_LOOKS
 from pytest_fp16.theory.seeds import Look
 
 _ASSURANCE = 0.8
-_MOST = 100_000
+#: More seeds than anybody runs: what needs so many is never settled.
+MOST = 100_000
 _MANY = 1_000_000
 
 
@@ -61,12 +62,12 @@ def seeds_missing(look: Look, losses: Sequence[float], allowance: int) -> int:
         return max(FIRST_LOOK - allowance, 1)
     start = max(allowance, look.n)
     low, high = start, start + 1
-    while not _would_settle(look, spread, high) and high - start < _MOST:
+    while not _would_settle(look, spread, high) and high - start < MOST:
         low, high = high, start + 2 * (high - start)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _would_settle(look, spread, middle) else (middle, high)
-    return min(high - start, _MOST) + start - allowance
+    return min(high - start, MOST) + start - allowance
 
 
 def _would_settle(look: Look, spread: float, n: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.training.canary import LARGE_DIFFERENCE
+from pytest_fp16.theory.looks import FIRST_LOOK
 from pytest_fp16.training.surprises import surprises
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> 
     """Everything worth a warning, of the data, the runs, the canary and the forecast."""
     warnings = [*runs.sound.notes, *pairs.notes]
     warnings += _of_canary(runs, pairs)
+    if runs.settings.seeds == 1 and pairs.broke is None:
+        warnings.append(
+            "seeds=1 can show that a training breaks, never that it is equivalent: one pair has no "
+            f"spread; allow {FIRST_LOOK} at least"
+        )
     if runs.store is not None:
         warnings += [f"a stored run was damaged and is made again: {d}" for d in runs.store.damaged]
     if (read := runs.read_of(pairs.precision)) is not None:

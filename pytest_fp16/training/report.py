@@ -9,11 +9,13 @@ import torch
 
 from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Report, Run
+from pytest_fp16.theory.budget import LARGEST
 from pytest_fp16.theory.margin import (
     certified_by_lemma,
     classification_tolerance,
     floating_point_error,
 )
+from pytest_fp16.theory.seeds_ahead import MOST
 from pytest_fp16.training.remarks import warnings_of
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.training.runs import Runs
     from pytest_fp16.engine.training.train import RunResult
     from pytest_fp16.precision import Precision
+    from pytest_fp16.theory.seeds import Look
     from pytest_fp16.training.pairs import Pairs
 
 _ENDS = {
@@ -135,9 +138,20 @@ def _over_seeds(pairs: Pairs) -> str:
     if pairs.further and look.budget > look.resolution:
         text += f" (the spread of {look.runs} 32-bit runs)"
     if pairs.verdict == "inconclusive" and pairs.missing:
-        text += f"; about {pairs.missing} more seed(s) would settle it: "
-        text += f"seeds={look.n + pairs.missing}"
+        text += f"; {_what_settles(look, pairs.missing)}"
     return text
+
+
+def _what_settles(look: Look, missing: int) -> str:
+    """How to come to a verdict: more seeds, but for data or a budget that none could settle."""
+    if look.grain > LARGEST:  # more than a default budget has for want of data
+        return (
+            f"one decision of eval_data alone is {100 * look.grain:.3g} points: evaluate on more "
+            "data, which settles more than seeds do"
+        )
+    if missing >= MOST:
+        return "no number of seeds settles a mean loss that lies on its budget: set another budget"
+    return f"about {missing} more seed(s) would settle it: seeds={look.n + missing}"
 
 
 def _metric(runs: Runs, pairs: Pairs) -> Metric | None:

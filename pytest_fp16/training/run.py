@@ -21,7 +21,7 @@ from pytest_fp16.planned import extended, kept_by, plan_of, remarks, with_kept
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
-from pytest_fp16.settings import Settings, require_meaning
+from pytest_fp16.settings import Settings, require_meaning, require_room
 from pytest_fp16.subject import Training
 from pytest_fp16.training.evaluated import lost_when_evaluated, vague
 from pytest_fp16.training.pairs import Pairs, compare
@@ -39,6 +39,7 @@ def examine_training(
     Raises:
         FP16Error: the training cannot be compared; see `check`.
     """
+    require_room(settings.budget)
     device = resolve_device(settings.device)
     with preserved_state(), preserved_generators(subject.train_data, subject.eval_data):
         found = sound(subject, device)

@@ -64,6 +64,12 @@ def test_steps_that_were_skipped_for_their_batches_sought_no_scale(made, runs):
     assert "skipped 5 step(s) after it had found its scale" in lost
 
 
+@pytest.mark.parametrize(("seeds", "told"), [(1, True), (2, False)])
+def test_one_seed_shows_no_equivalence(made, runs, seeds, told):
+    said = made.report(runs(seeds=seeds), made.settled(made.pair(), outcome="undecided")).warnings
+    assert any("seeds=1 can show that a training breaks, never" in w for w in said) is told
+
+
 def test_seeds_that_were_left_out_are_told(made, runs):
     pairs = made.settled(made.pair())
     pairs.notes.append("seed 1 was left out")

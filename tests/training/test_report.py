@@ -10,6 +10,7 @@ import torch
 
 from pytest_fp16.engine.gradients.check import GradientFindings
 from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.theory.seeds_ahead import MOST
 from pytest_fp16.training.pairs import Pairs
 from pytest_fp16.training.report import how_it_ended
 
@@ -89,6 +90,22 @@ def test_what_more_seeds_would_settle(made, runs):
     assert "no limits yet" in seeds.detail
     assert "about 3 more seed(s)" in seeds.detail
     assert said.training["seeds_missing"] == 3
+
+
+@pytest.mark.parametrize(
+    ("missing", "grain", "words"),
+    [
+        (82, 0.1, "one decision of eval_data alone is 10 points: evaluate on more data"),
+        (82, 0.01, "about 82 more seed(s) would settle it: seeds=83"),
+        (MOST, 0.0, "no number of seeds settles"),
+    ],
+)
+def test_what_no_number_of_seeds_would_settle(made, runs, missing, grain, words):
+    pairs = made.settled(made.pair(), outcome="undecided", grain=grain)
+    pairs.missing = missing
+    detail = check(made.report(runs(), pairs), "same over seeds").detail
+    assert words in detail
+    assert ("more seed(s)" in detail) is ("more seed(s)" in words)
 
 
 def test_a_run_that_could_not_be_made(made, runs):

@@ -165,6 +165,12 @@ def test_bad_input_is_refused_before_the_first_run(digits_training, monkeypatch)
         check(digits_training(eval_data=[]), precision="16-true", seeds=2)
 
 
+def test_a_budget_of_nothing_is_refused_before_the_first_run(digits_training, monkeypatch):
+    monkeypatch.setattr("pytest_fp16.training.run.sound", None)
+    with pytest.raises(SettingError, match="budget 0 could not pass"):
+        check(digits_training(), budget=0, seeds=1)
+
+
 @pytest.mark.parametrize("budget", [1, "100%"])
 def test_a_budget_that_no_accuracy_can_exceed_is_refused(digits_training, budget):
     with pytest.raises(SettingError, match="could not fail: it is all"):

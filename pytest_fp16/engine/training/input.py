@@ -82,6 +82,13 @@ def sound(subject: Training, device: torch.device) -> Sound:
         )
     if foreign(trainee):
         require_own_parameters(trainee, Trainee(subject, REFERENCE, 0, state, place))
+    steps = length_hint(subject.train_data) or None
+    if steps is not None and subject.accumulate > steps:
+        notes.append(
+            f"accumulate={subject.accumulate}, and an epoch of train_data has {steps} batch(es): "
+            "each epoch is one step of the optimizer, of the gradients' sum divided by "
+            f"{subject.accumulate}"
+        )
     with on_data(subject.train_data):
         _try_step(trainee, first)
     opening = FirstStep(subject, first, place)
@@ -100,7 +107,7 @@ def sound(subject: Training, device: torch.device) -> Sound:
         )
     if subject.metric is None and subject.task == "auto":
         notes += of_labels(task, split_batch(batch, labelled=True)[1])
-    return Sound(subject, task, length_hint(subject.train_data) or None, notes, opening)
+    return Sound(subject, task, steps, notes, opening)
 
 
 def _require_repeatable(data: Any, name: str) -> None:

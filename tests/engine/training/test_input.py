@@ -144,6 +144,13 @@ def test_data_without_a_length_has_no_known_number_of_steps(digits_training):
     assert sound(digits_training(train_data=Lengthless()), CPU).steps is None
 
 
+def test_an_epoch_that_is_shorter_than_a_step_is_said(digits_training):
+    count = len(digits_training().train_data)
+    assert sound(digits_training(accumulate=count), CPU).notes == []
+    (note,) = sound(digits_training(accumulate=count + 1), CPU).notes
+    assert f"accumulate={count + 1}, and an epoch of train_data has {count} batch(es)" in note
+
+
 def test_an_evaluation_of_what_is_trained_on_is_said(digits_training):
     data = digits_training().train_data
     (note,) = sound(digits_training(train_data=data, eval_data=data), CPU).notes
