@@ -2,7 +2,8 @@
 
 The batch noise says that a gradient is bent, and at which weights; not why. So the loss of one
 batch is computed in both precisions, and the first result that is far off, of arguments that are
-not, is what bends it.
+not, is what bends it. Where there is none, it may be a sum in which a small number is lost beside a
+large one: what is learned may be the small one (a shift beside the place of a pixel).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class LostDigits:
         module, operation, line: where.
         size, of: root mean squares of what float32 gives, and of the largest argument.
         error: of the result, for its size.
+        beside: whether size and error are those of a small number that is added to a large one.
         vanished: the share of its values that are zero and should not be.
         late: whether its arguments are the 32-bit ones, rounded: there it is too late for a cure.
     """
@@ -54,15 +56,23 @@ class LostDigits:
     error: float
     late: bool = False
     vanished: float = 0.0
+    beside: bool = False
 
     @property
     def mechanism(self) -> Mechanism:
         """Why digits are lost there."""
+        if self.beside:
+            return "absorption"
         return "cancellation" if self.operation in _DIFFERENCES else "precision-loss"
 
     def said(self) -> str:
         """What happened, in words and numbers."""
         late = ", as they had been rounded to 16 bits before it" if self.late else ""
+        if self.beside:
+            return (
+                f"values of {self.size:.2g} are added to values of {self.of:.2g} (root mean "
+                f"squares), and {self.error:.0%} of their size is error"
+            )
         if self.operation in _DIFFERENCES:
             return (
                 f"a difference of {self.size:.2g} is left of values of {self.of:.2g} (root mean "
@@ -142,7 +152,8 @@ def lost_digits(reference: Trainee, candidate: Trainee, batch: Any) -> LostDigit
     witnessed(candidate, batch, low, backwards=True)
     if [_form(m) for m in exact.made] != [_form(m) for m in low.made]:
         return None
-    found = (_looked_at(one, two) for one, two in zip(exact.made, low.made, strict=True))
+    both = list(zip(exact.made, low.made, strict=True))
+    found = (rule(one, two) for rule in (_looked_at, _absorbed) for one, two in both)
     return next((lost for lost in found if lost is not None), None)
 
 
@@ -162,6 +173,18 @@ def _looked_at(exact: _Made, low: _Made) -> LostDigits | None:
     gone = float(((low.result == 0) & (exact.result != 0)).float().mean())
     size = _size(exact.result)
     return LostDigits(*exact.place, size=size, of=of, error=error, late=late, vanished=gone)
+
+
+def _absorbed(exact: _Made, low: _Made) -> LostDigits | None:
+    """A sum whose error is much of its smaller term, of terms that are hardly off themselves."""
+    if exact.place[1] not in _DIFFERENCES or len(exact.given) != 2:
+        return None
+    small, large = sorted(map(_size, exact.given))
+    error = _error(exact.result, low.result) * _size(exact.result)
+    terms = [_error(a, b) * _size(a) for a, b in zip(exact.given, low.given, strict=True)]
+    if not LOST * small < error < float("inf") or not small or not GROWS * max(terms) < error:
+        return None
+    return LostDigits(*exact.place, size=small, of=large, error=error / small, beside=True)
 
 
 def _size(tensor: Tensor) -> float:

@@ -39,7 +39,8 @@ def conclude(evidence: Evidence, precision: Precision) -> GradientFindings:
     found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
     scale = loss_scale(evidence, precision)
     measured, said = figures(evidence), notes(evidence)
-    said += [f.reason for f in found[1:] if f.reason != found[0].reason]
+    others = dict.fromkeys(f.reason for f in found[1:])  # two rules may say the same
+    said += [reason for reason in others if reason != found[0].reason]
     if not found:
         worst = max((p.total.rho for p in evidence.points), default=0.0)
         reason = (

@@ -1,5 +1,6 @@
 """The operation that loses the digits of a loss."""
 
+import linecache
 from functools import partial
 
 import pytest
@@ -48,6 +49,42 @@ def lost(model, name="bf16-true", **changes):
     low = Trainee(held, precision(name), 0, state, Place(CPU, "cuda", True))
     with low.installed():
         return lost_digits(exact, low, held.train_data[0])
+
+
+class Shifted(nn.Module):
+    """Where a picture is read: at its places, and a little beside them."""
+
+    def __init__(self, places=256.0):
+        super().__init__()
+        self.shift, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.register_buffer("place", torch.tensor([places, places / 2]))
+
+    def forward(self, x):
+        return self.head(torch.tanh((self.place + self.shift(x)) / 100))
+
+
+def test_a_small_number_beside_a_large_one():
+    found = lost(Shifted)
+    assert (found.module, found.operation, found.mechanism) == ("", "add", "absorption")
+    assert "self.place + self.shift" in linecache.getline(*at(found.line))
+    assert found.size < 1 < 150 < found.of
+    assert "are added to values of 2e+02" in found.said()
+    assert lost(partial(Shifted, 1.0)) is None
+    assert lost(Shifted, "16-true") is None
+
+
+def test_a_difference_that_cancels_is_told_before_a_sum_that_absorbs():
+    class Both(Shifted):
+        def forward(self, x):
+            read = self.place + self.shift(x)
+            return self.head((x + 1000) - 1000 + 0 * read)
+
+    assert lost(Both).mechanism == "cancellation"
+
+
+def at(line):
+    name, _, number = line.rpartition(":")
+    return name, int(number)
 
 
 def test_a_difference_of_nearly_equal_numbers():
