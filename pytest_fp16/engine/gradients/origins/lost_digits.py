@@ -71,7 +71,7 @@ class LostDigits:
         if self.beside:
             return (
                 f"values of {self.size:.2g} are added to values of {self.of:.2g} (root mean "
-                f"squares), and {self.error:.0%} of their size is error"
+                f"squares), and {self.error:.0%} of their size is error{late}"
             )
         if self.operation in _DIFFERENCES:
             return (
@@ -167,9 +167,8 @@ def _looked_at(exact: _Made, low: _Made) -> LostDigits | None:
     if not LOST < error < float("inf") or any(not GROWS * g < error for g in grown):
         return None
     of = max((_size(t) for t in exact.given), default=0.0)
-    late = any(grown) and all(
-        torch.equal(a.to(low.dtype).float(), b) for a, b in zip(exact.given, low.given, strict=True)
-    )
+    pairs = zip(exact.given, low.given, strict=True)
+    late = any(grown) and all(_rounded(a, b, low.dtype) for a, b in pairs)
     gone = float(((low.result == 0) & (exact.result != 0)).float().mean())
     size = _size(exact.result)
     return LostDigits(*exact.place, size=size, of=of, error=error, late=late, vanished=gone)
@@ -181,10 +180,21 @@ def _absorbed(exact: _Made, low: _Made) -> LostDigits | None:
         return None
     small, large = sorted(map(_size, exact.given))
     error = _error(exact.result, low.result) * _size(exact.result)
-    terms = [_error(a, b) * _size(a) for a, b in zip(exact.given, low.given, strict=True)]
-    if not LOST * small < error < float("inf") or not small or not GROWS * max(terms) < error:
+    late = False
+    for a, b in zip(exact.given, low.given, strict=True):
+        off = _error(a, b) * _size(a)
+        if not GROWS * off < error:
+            if not _rounded(a, b, low.dtype):
+                return None
+            late = True
+    if not LOST * small < error < float("inf") or not small:
         return None
-    return LostDigits(*exact.place, size=small, of=large, error=error / small, beside=True)
+    return LostDigits(*exact.place, small, large, error / small, late, beside=True)
+
+
+def _rounded(exact: Tensor, low: Tensor, dtype: torch.dtype) -> bool:
+    """Whether values are the 32-bit ones, and no more than rounded."""
+    return torch.equal(exact.to(dtype).float(), low)
 
 
 def _size(tensor: Tensor) -> float:

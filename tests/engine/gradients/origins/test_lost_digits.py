@@ -69,8 +69,17 @@ def test_a_small_number_beside_a_large_one():
     assert "self.place + self.shift" in linecache.getline(*at(found.line))
     assert found.size < 1 < 150 < found.of
     assert "are added to values of 2e+02" in found.said()
+    assert not found.late
     assert lost(partial(Shifted, 1.0)) is None
     assert lost(Shifted, "16-true") is None
+
+
+def test_a_large_number_that_was_rounded_before_it():
+    found = lost(partial(Shifted, 389.0))
+    assert (found.operation, found.mechanism) == ("add", "absorption")
+    assert found.said().endswith(
+        "of their size is error, as they had been rounded to 16 bits before it"
+    )
 
 
 def test_a_difference_that_cancels_is_told_before_a_sum_that_absorbs():
