@@ -53,11 +53,6 @@ def sound(subject: Training, device: torch.device) -> Sound:
     for name in ("train_data", "eval_data"):
         with on_data(data := getattr(subject, name)):
             _require_repeatable(data, name)
-    if subject.eval_data is subject.train_data:
-        notes.append(
-            "eval_data is train_data: what is learned by heart counts as learned, so a loss on new "
-            "data may not show; evaluate on data that is not trained on"
-        )
     subject = _own_models(subject, notes)
     place = Place(device)
     state = initial_state(subject, 0)
@@ -66,29 +61,14 @@ def sound(subject: Training, device: torch.device) -> Sound:
         "making optimizer and scheduler in float32",
     )
     require_float32(trainee.model)
-    notes += _of_base(trainee.base)
     if not trainee.parameters():
         raise ModelError("the model has no parameter that requires a gradient; nothing to train")
     _require_loss(subject, trainee)
-    if subject.loss is not None and (subject.training_step is not None or trainee.own_step):
-        notes.append("loss= is not used: the training step returns the loss; leave it None")
-    if trainee.own_step:
-        notes += unheard(trainee.model)
-    first = _first(ordered(subject.train_data, 0, 0), "train_data")
-    if not _repeats(subject.train_data):
-        notes.append(
-            "train_data does not repeat under the same seed, so both precisions of a pair saw "
-            "different data; give the loader a torch.Generator, or draw from torch's own"
-        )
     if foreign(trainee):
         require_own_parameters(trainee, Trainee(subject, REFERENCE, 0, state, place))
+    first = _first(ordered(subject.train_data, 0, 0), "train_data")
     steps = length_hint(subject.train_data) or None
-    if steps is not None and subject.accumulate > steps:
-        notes.append(
-            f"accumulate={subject.accumulate}, and an epoch of train_data has {steps} batch(es): "
-            "each epoch is one step of the optimizer, of the gradients' sum divided by "
-            f"{subject.accumulate}"
-        )
+    notes += _of_training(subject, trainee, steps)
     with on_data(subject.train_data):
         _try_step(trainee, first)
     opening = FirstStep(subject, first, place)
@@ -108,6 +88,32 @@ def sound(subject: Training, device: torch.device) -> Sound:
     if subject.metric is None and subject.task == "auto":
         notes += of_labels(task, split_batch(batch, labelled=True)[1])
     return Sound(subject, task, steps, notes, opening)
+
+
+def _of_training(subject: Training, trainee: Trainee, steps: int | None) -> list[str]:
+    """What to say of data, model and arguments that can be used, before the first step."""
+    notes = _of_base(trainee.base)
+    if subject.eval_data is subject.train_data:
+        notes.append(
+            "eval_data is train_data: what is learned by heart counts as learned, so a loss on new "
+            "data may not show; evaluate on data that is not trained on"
+        )
+    if subject.loss is not None and (subject.training_step is not None or trainee.own_step):
+        notes.append("loss= is not used: the training step returns the loss; leave it None")
+    if trainee.own_step:
+        notes += unheard(trainee.model)
+    if not _repeats(subject.train_data):
+        notes.append(
+            "train_data does not repeat under the same seed, so both precisions of a pair saw "
+            "different data; give the loader a torch.Generator, or draw from torch's own"
+        )
+    if steps is not None and subject.accumulate > steps:
+        notes.append(
+            f"accumulate={subject.accumulate}, and an epoch of train_data has {steps} batch(es): "
+            "each epoch is one step of the optimizer, of the gradients' sum divided by "
+            f"{subject.accumulate}"
+        )
+    return notes
 
 
 def _require_repeatable(data: Any, name: str) -> None:
