@@ -12,7 +12,7 @@ from pytest_fp16.claims import without_parameter
 
 if TYPE_CHECKING:
     from pytest_fp16.report.model import Report
-    from pytest_fp16.report.progress import Bar
+    from pytest_fp16.report.progress import Bar, Log
     from pytest_fp16.settings import Settings
 
     Named = tuple[str, Report]
@@ -43,15 +43,16 @@ def summary(
     from pytest_fp16.report.message import spent
 
     columns = shutil.get_terminal_size((0, 0)).columns  # none in a log, whose lines do not wrap
-    lines = terminal.table(_short(reports), max(120, columns) if columns else None).splitlines()
+    named = _short(reports)
+    lines = terminal.table(named, max(120, columns) if columns else None).splitlines()
     warnings: dict[str, list[str]] = {}
-    for _, report in reports:
+    for name, report in named:
         for warning in report.warnings:
-            warnings.setdefault(warning, []).append(f"{report.name}[{report.precision}]")
+            warnings.setdefault(warning, []).append(f"{name}[{report.precision}]")
     lines += [f"warning: {text} ({', '.join(names)})" for text, names in warnings.items()]
-    for _, report in reports:
+    for name, report in named:
         if sentences := spent(report):
-            lines.append(f"warning: {report.name}[{report.precision}]: {'. '.join(sentences)}.")
+            lines.append(f"warning: {name}[{report.precision}]: {'. '.join(sentences)}.")
     if settings.report == "full":
         for _, report in reports:
             lines += ["", *terminal.full(report).splitlines()]
@@ -126,17 +127,22 @@ def mark_error_lines(longrepr: Any) -> None:
 
 
 @contextmanager
-def progress_bar(config: Any) -> Iterator[Bar | None]:
-    """A bar on pytest's own terminal where a person watches it; None in workers and in logs."""
+def progress_bar(config: Any) -> Iterator[Bar | Log | None]:
+    """A bar on pytest's own terminal where a person watches it, in a log a line now and then.
+
+    None in workers, and under ``-q`` in a log.
+    """
     reporter = config.pluginmanager.getplugin("terminalreporter")
     # Only the reporter knows: while a test runs, the process's own stdout is captured in a file.
     watched = getattr(reporter, "isatty", False)
-    if not watched or hasattr(config, "workerinput"):
+    quiet = reporter is None or (not watched and config.getoption("verbose", 0) < 0)
+    if quiet or hasattr(config, "workerinput"):
         yield None
         return
-    from pytest_fp16.report.progress import Bar
+    from pytest_fp16.report.progress import Bar, Log
 
-    bar = Bar(_uncaptured(config, reporter), shutil.get_terminal_size().columns)
+    write = _uncaptured(config, reporter)
+    bar = Bar(write, shutil.get_terminal_size().columns) if watched else Log(write)
     try:
         yield bar
     finally:

@@ -44,6 +44,14 @@ def test_a_warning_is_told_once_with_all_it_concerns():
     assert "Speed and memory are left out: it rained." in lines
 
 
+def test_a_warning_names_tests_as_the_table_does():
+    reports = [
+        (f"f.py::{test}16-true]", a_report("reg", warnings=["beware"])) for test in ("a[", "b[x-")
+    ]
+    lines = console.summary(reports, Settings(), None)
+    assert "warning: beware (a[16-true], b[x][16-true])" in lines
+
+
 def test_rows_of_one_test_are_told_apart():
     reports = [("f.py::t", a_report(name)) for name in ("t", "t #2", "mine")]
     reports += [("f.py::u", a_report("other"))]

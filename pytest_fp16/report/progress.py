@@ -1,4 +1,4 @@
-"""A bar on one line of a terminal, for work that takes long enough to wonder about."""
+"""How far work is that takes long enough to wonder about: a bar on one line, or lines in a log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,31 @@ from datetime import timedelta
 _NARROWEST, _WIDEST = 6, 24
 #: Seconds before the bar first shows, and between two updates: short work stays silent.
 _DELAY, _INTERVAL = 2.0, 0.2
+#: Seconds between two lines of a log: who runs jobs stops those that say nothing for some minutes.
+_SILENCE = 60.0
+
+
+class Estimate:
+    """The time that work will take, from the calls that say how much of it is done."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def begin(self, done: int, now: float) -> None:
+        """Count from here, unless it counts already.
+
+        What was finished before says nothing about speed, nor what precedes the first unit.
+        """
+        if self._first is None or not self._first[1]:
+            self._first = now, done
+
+    def left(self, done: int, total: int, now: float) -> str:
+        """The time left at the speed so far."""
+        start, before = self._first or (now, done)
+        if done <= before or done >= total:
+            return ""
+        seconds = round((now - start) * (total - done) / (done - before))
+        return f", {timedelta(seconds=seconds)} left:"
 
 
 class Bar:
@@ -32,13 +57,12 @@ class Bar:
         self._clock = clock
         self._next = clock() + _DELAY
         self._drawn = 0
-        self._first: tuple[float, int] | None = None
+        self._estimate = Estimate()
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` units of the work named `what` are done."""
         now = self._clock()
-        if self._first is None:
-            self._first = now, done  # what was finished before says nothing about speed
+        self._estimate.begin(done, now)
         if now < self._next:
             return
         self._next = now + _INTERVAL
@@ -49,7 +73,7 @@ class Bar:
     def _line(self, what: str, done: int, total: int | None, now: float) -> str:
         if not total:
             return f"fp16: {what}, {done} done"
-        so_far = f" {done}/{total}{self._left(done, total, now)} "
+        so_far = f" {done}/{total}{self._estimate.left(done, total, now)} "
         said = so_far + what
         room = self._columns - 1 - len("fp16: []")
         if len(said) + _NARROWEST > room:  # a bar is what can best be spared, then a name
@@ -58,19 +82,42 @@ class Bar:
         full = round(width * min(done / total, 1.0))
         return f"fp16: [{'#' * full}{'.' * (width - full)}]{said}"
 
-    def _left(self, done: int, total: int, now: float) -> str:
-        """The time left at the speed so far."""
-        start, before = self._first or (now, done)
-        if done <= before or done >= total:
-            return ""
-        seconds = round((now - start) * (total - done) / (done - before))
-        return f", {timedelta(seconds=seconds)} left:"
-
     def close(self) -> None:
         """Wipe the bar, so that pytest's own line starts clean."""
         if self._drawn:
             self._write("\r" + " " * self._drawn + "\r")
             self._drawn = 0
+
+
+class Log:
+    """Writes a plain line about once a minute; called as a `Bar` is.
+
+    Args:
+        write: puts text into the log, unbuffered.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write, self._clock = write, clock
+        self._next = clock() + _SILENCE
+        self._estimate = Estimate()
+        self._before = "\n"  # pytest's own line has no end yet
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Say, once in a while, that `done` of `total` units of the work named `what` are done."""
+        now = self._clock()
+        self._estimate.begin(done, now)
+        if now < self._next:
+            return
+        self._next = now + _SILENCE
+        so_far = f"/{total}{self._estimate.left(done, total, now)} " if total else " done, "
+        self._write(f"{self._before}fp16: {done}{so_far}{what}\n")
+        self._before = ""
+
+    def close(self) -> None:
+        """Nothing is left to wipe."""
 
 
 def _shortened(what: str, room: int) -> str:

@@ -73,3 +73,23 @@ def test_a_log_has_no_bar(command):
     logged = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "1 passed" in logged
     assert "fp16: [" not in logged
+
+
+def test_a_log_of_long_work_has_a_line_now_and_then(command, pytester):
+    pytester.makeconftest("from pytest_fp16.report import progress\nprogress._SILENCE = 0.6\n")
+    logged = subprocess.run([*command, "-v"], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in logged.splitlines() if line.startswith("fp16: ")]
+    told = [line for line in lines if line.endswith("evaluating test_slow")]
+    assert told, logged
+    assert all("/6" in line for line in told)
+
+    quiet = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "evaluating test_slow" not in quiet
+
+
+def test_a_worker_says_nothing(command, pytester):
+    pytest.importorskip("xdist", reason="xdist is not installed")
+    pytester.makeconftest("from pytest_fp16.report import progress\nprogress._SILENCE = 0.6\n")
+    alone = [*command, "-v", "-n", "1"]
+    logged = subprocess.run(alone, capture_output=True, text=True, check=True).stdout
+    assert "evaluating test_slow" not in logged

@@ -1,4 +1,4 @@
-from pytest_fp16.report.progress import Bar
+from pytest_fp16.report.progress import Bar, Log
 
 
 class Terminal:
@@ -51,6 +51,39 @@ def test_no_time_is_left_where_nothing_was_done_yet():
     terminal.at(5.0, 4)
 
     assert "left" not in terminal.written[0]
+
+
+def test_what_precedes_the_first_unit_says_nothing_of_the_speed():
+    terminal = Terminal()
+    terminal.at(0.0, 0, 1000)  # a check before the training
+    terminal.at(60.0, 1, 1000)
+
+    terminal.at(61.0, 11, 1000)
+
+    assert "left" not in terminal.written[0]
+    assert "11/1000, 0:01:39 left" in terminal.written[1]
+
+
+def test_a_log_has_a_line_a_minute_of_its_own():
+    now, written = 0.0, []
+    log = Log(written.append, clock=lambda: now)
+    for now in (0.0, 59.0, 61.0, 90.0, 120.0, 122.0):  # noqa: B007 (the clock reads it)
+        log("training", int(now) + 1, 1001)
+    log.close()
+
+    assert written == [
+        "\nfp16: 62/1001, 0:15:39 left: training\n",
+        "fp16: 123/1001, 0:14:38 left: training\n",
+    ]
+
+
+def test_a_log_of_work_without_a_known_end():
+    now, written = 0.0, []
+    log = Log(written.append, clock=lambda: now)
+    now = 70.0
+    log("training", 3, None)
+
+    assert written == ["\nfp16: 3 done, training\n"]
 
 
 def test_a_total_nobody_knows():
