@@ -62,7 +62,7 @@ MODULES = (
     *("reported_habitats", "reported_views", "reported_lessons"),
     *("reported_engines", "reported_ledgers", "reported_likenesses"),
     *("reported_colours", "reported_gates", "reported_chains"),
-    *("reported_rates",),
+    *("reported_rates", "reported_sources", "reported_strides", "reported_stakes"),
 )
 
 
