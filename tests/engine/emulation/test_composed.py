@@ -257,3 +257,29 @@ def test_an_affine_grid_has_the_gradient_it_had():
     with Emulation("cuda"):
         emulated = gradient(torch.bfloat16)
     assert torch.allclose(emulated.float(), gradient(torch.float32), rtol=2**-6, atol=0.5)
+
+
+class Turned(nn.Module):
+    """A picture turned by a grid that no input has a part in, and a layer on it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("theta", torch.tensor([[[0.9, 0.1, 0.03], [-0.1, 0.87, 0.02]]]))
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x):
+        theta = self.theta.expand(len(x), -1, -1)
+        grid = nn.functional.affine_grid(theta, x.shape, align_corners=False)
+        turned = nn.functional.grid_sample(x, grid.to(x.dtype), align_corners=False)
+        return self.head(turned.flatten(1))
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_a_cpus_own_affine_grid_is_not_astray(precision):
+    x = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    subject = Evaluation(Turned().eval(), [x], labelled=False, task="regression")
+    report = check(subject, precision=precision, target="cpu", emulate="never", budget=0.01)
+
+    assert report.verdict == "equivalent"
+    assert 0.7 < report.standardised.spread < 1.4
