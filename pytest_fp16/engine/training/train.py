@@ -235,7 +235,7 @@ class Guard:
         """
         if math.isfinite(loss):
             self.beyond = None
-            self.first = loss if self.first is None else self.first
+            self.first = self.first or loss  # zero, of a term that starts later, has no size
         elif trainee.scaler is None:
             self.beyond = self.beyond or (epoch, step)
             if math.isnan(loss):
