@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.emulation.composed import grid_cast_inside
 from pytest_fp16.engine.emulation.regions import (
     checkpoints_on_cuda,
     cuda_regions,
@@ -239,6 +240,8 @@ def _kernel(name: str, cast: Callable[[Any], Any], device: str = "cuda") -> Call
     def kernel(*args: Any, **kwargs: Any) -> Any:
         enabled = torch.is_autocast_enabled(device)  # asked of the key that is excluded next
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            if enabled and name == "affine_grid_generator":
+                return grid_cast_inside(cast, *args)
             if enabled:
                 if cast is _promote:
                     widest = _widest((*args, *kwargs.values()))

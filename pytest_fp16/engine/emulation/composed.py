@@ -137,7 +137,13 @@ def _nll_loss2d(step: Step, x: Tensor, target: Tensor, weight: Any, _: int, igno
     return step(_aten.div.Tensor, total, count), count
 
 
-def _affine_grid(step: Step, theta: Tensor, size: list[int], align_corners: bool) -> Any:
+def _affine_grid(
+    step: Step,
+    theta: Tensor,
+    size: list[int],
+    align_corners: bool,
+    cast: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Any:
     number, _, *sides = size
     like = {"dtype": theta.dtype, "device": theta.device}
     lines = []
@@ -151,8 +157,17 @@ def _affine_grid(step: Step, theta: Tensor, size: list[int], align_corners: bool
     base = step(_aten.stack.default, [*lines, step(_aten.ones.default, sides, **like)], -1)
     base = step(_aten.view.default, base, [1, -1, len(sides) + 1])
     base = step(_aten.expand.default, base, [number, -1, -1])
-    grid = step(_aten.bmm.default, base, step(_aten.transpose.int, theta, 1, 2))
+    grid = step(_aten.bmm.default, cast(base), cast(step(_aten.transpose.int, theta, 1, 2)))
     return step(_aten.view.default, grid, [number, *sides, len(sides)])
+
+
+def grid_cast_inside(
+    cast: Callable[[Tensor], Tensor], theta: Tensor, size: list[int], align_corners: bool
+) -> Any:
+    """An affine grid under autocast, which sees the product inside, and its places as they are."""
+    if min(size[2:]) < 2:
+        return _aten.affine_grid_generator.default(cast(theta), size, align_corners)
+    return _affine_grid(lambda func, *a, **kw: func(*a, **kw), theta, size, align_corners, cast)
 
 
 def _scatter_reduce(
