@@ -89,6 +89,6 @@ def unmoved(start: float, trained: float, budget: float, wide: bool) -> str | No
     if gain <= budget:
         return (
             f"the 32-bit training brings the metric {came}, so that one which changes nothing "
-            f"would pass a budget of {budget:.3g}; {ADVICE}"
+            f"would pass a budget of {budget:.3g}; set a smaller one, {ADVICE}"
         )
     return None

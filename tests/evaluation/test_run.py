@@ -309,13 +309,10 @@ class Summed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "x", "precision", "cure"),
-    [
-        (Remembering, (30, 5, 8), "16-true", "to one dtype at"),
-        (Summed, (30, 8), "16-mixed", "in float32 at"),
-    ],
+    ("model", "x", "precision"),
+    [(Remembering, (30, 5, 8), "16-true"), (Summed, (30, 8), "16-mixed")],
 )
-def test_the_kernel_is_not_blamed_for_tensors_of_two_dtypes(model, x, precision, cure):
+def test_the_kernel_is_not_blamed_for_tensors_of_two_dtypes(model, x, precision):
     torch.manual_seed(0)
     made = model().eval()
     made(torch.randn(x))
@@ -324,7 +321,7 @@ def test_the_kernel_is_not_blamed_for_tensors_of_two_dtypes(model, x, precision,
     )
     assert report.culprit.mechanism == "unsupported-op", str(report)
     assert "tensors of different dtypes meet" in str(report)
-    assert cure in report.cure.description
+    assert "to one dtype at" in report.cure.description
     assert report.cure.verified
 
 

@@ -15,7 +15,7 @@ def make():
         file.write("model")
     return nn.Linear(64, 10)
 
-@fp16_equivalent(precisions=["bf16-mixed"], seeds=3, budget=0.5)
+@fp16_equivalent(precisions=["bf16-mixed"], seeds=3, budget=0.1)
 def test_training(data):
     return Training(
         model=make,
@@ -23,6 +23,7 @@ def test_training(data):
         loss=nn.functional.cross_entropy,
         train_data=data,
         eval_data=data,
+        epochs=10,
     )
 """
 
