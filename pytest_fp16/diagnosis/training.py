@@ -7,6 +7,7 @@ import math
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_fp16.diagnosis.made_again import culprit_of, made_again, when
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.silent import silently_lost
 from pytest_fp16.diagnosis.training_cures import proposals
@@ -14,15 +15,11 @@ from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.wording import mechanism_of, of_the_step, variant_where
 from pytest_fp16.engine.gradients.origins.found import Found
-from pytest_fp16.engine.gradients.origins.origin import Origin
 from pytest_fp16.engine.source import raised_at
-from pytest_fp16.engine.training.order import ordered
-from pytest_fp16.engine.training.train import RunResult, with_last
-from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.report.model import Culprit, Cure
 from pytest_fp16.theory.budget import within
-from pytest_fp16.theory.rounding import FORMATS
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.check import GradientFindings
@@ -155,14 +152,7 @@ def _watched(runs: Runs, pairs: Pairs, result: RunResult) -> Culprit | None:
         return _raised(result, found if isinstance(found, _Raised) else _Raised())
     if not isinstance(found, Found):
         return None
-    detail = found.detail(FORMATS[pairs.precision.dtype])
-    return Culprit(
-        module=found.module,
-        operation=found.operation,
-        mechanism=found.mechanism,
-        evidence=detail + _when(result),
-        source=found.source,
-    )
+    return culprit_of(found, pairs.precision, result.seed, result.failed_at)
 
 
 class _Raised(NamedTuple):
@@ -179,28 +169,18 @@ def _replayed(
     """What a second run shows at the step that broke the first, or in the whole of its epoch."""
     if result.failed_at is None:
         return None
-    seed, state = result.seed, runs.state(result.seed)
-    trainee = Trainee(runs.subject_for(pairs.precision), pairs.precision, seed, state, runs.place)
-    origin = Origin(trainee.model)
-    origin.watch(trainee)
-    with trainee.installed():
-        for epoch in range(runs.subject.epochs):
-            trainee.model.train()
-            losses = []
-            batches = with_last(ordered(runs.subject.train_data, seed, epoch))
-            for step, (batch, last) in enumerate(batches):
-                origin.begin()
-                last_one = (epoch, step) == result.failed_at
-                watched = last_one or (whole and epoch == result.failed_at[0])
-                try:
-                    losses.append(trainee.step(batch, last, origin if watched else None))
-                except Exception as error:  # sooner, where something of the user's counts the steps
-                    raised = _Raised(origin.failed_in, origin.raised_by, raised_at(error))
-                    return origin.behind(error) or raised
-                if last_one or origin.found is not None:
-                    return origin.cause
-            trainee.end_epoch(sum(losses) / len(losses))
-    return None
+    failed = result.failed_at
+    whole_epoch = failed[0] if whole else None
+    seen = made_again(
+        runs, pairs.precision, result.seed, lambda at: at == failed or at[0] == whole_epoch, failed
+    )
+    if seen is None:
+        return None
+    origin, error = seen.origin, seen.error
+    if error is None:
+        return origin.cause
+    raised = _Raised(origin.failed_in, origin.raised_by, raised_at(error))
+    return origin.behind(error) or raised
 
 
 def _raised(result: RunResult, where: _Raised) -> Culprit:
@@ -209,17 +189,10 @@ def _raised(result: RunResult, where: _Raised) -> Culprit:
         module="<optimizer>" if of_the_step(said) else where.module,
         operation=where.operation,
         mechanism=mechanism_of(said),
-        evidence=said + _when(result),
+        evidence=said + when(result.seed, result.failed_at),
         source=where.source,
         variant=variant_where(said, where.operation),
     )
-
-
-def _when(result: RunResult) -> str:
-    if result.failed_at is None:
-        return ""
-    epoch, step = result.failed_at
-    return f"; first in epoch {epoch + 1}, step {step + 1} of seed {result.seed}"
 
 
 def _attributed(pairs: Pairs, proposal: Proposal, findings: GradientFindings | None) -> Culprit:

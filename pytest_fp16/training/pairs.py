@@ -196,7 +196,7 @@ def _settled(pairs: Pairs, runs: Runs) -> Pairs:
     look = pairs.look
     if look is None or look.outcome != "equivalent":
         return pairs
-    pairs.start = runs.start()
+    pairs.start = runs.start
     if pairs.wide and pairs.idle is None:
         pairs.notes.append(
             f"the 32-bit runs themselves differ by {look.reference_spread:.2g} over seeds "

@@ -52,7 +52,7 @@ def examine_training(
         candidates = [PRECISIONS[name] for name in settings.precisions]
         forecasts = [_forecast(runs, precision, progress) for precision in candidates]
         every = [compare(runs, precision) for precision in candidates]
-        drift = found.opening.drift() if found.opening is not None else None
+        drift = found.opening.drift()
         for pairs in every:
             pairs.drift = drift
         reports = []

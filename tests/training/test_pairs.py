@@ -73,6 +73,7 @@ class Known:
         self.made, self.metrics, self.loss = made, 0.9 + 0.01 * spread, loss
         self.untrained = 0.1
 
+    @property
     def start(self):
         return self.untrained
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from operator import length_hint
 from typing import Any
@@ -36,8 +36,8 @@ class Sound:
     subject: Training
     task: Task
     steps: int | None
-    notes: list[str] = field(default_factory=list)
-    opening: FirstStep | None = None
+    notes: list[str]
+    opening: FirstStep
 
 
 def sound(subject: Training, device: torch.device) -> Sound:

@@ -122,12 +122,23 @@ def optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
                 "scheduler must be a function of the optimizer that returns a learning-rate "
                 f"scheduler (it returned {type(scheduler).__name__})"
             )
-    plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-    if plateau and interval == "step":
+    if _goes_by_loss(scheduler) and interval == "step":
         raise SettingError(
             "ReduceLROnPlateau goes by the mean loss of an epoch; leave scheduler_step at 'epoch'"
         )
     return optimizer, scheduler, interval
+
+
+def step_after_epoch(scheduler: Any, mean_loss: float) -> None:
+    """Step a scheduler that goes by epochs."""
+    if _goes_by_loss(scheduler):
+        scheduler.step(mean_loss)
+    else:
+        scheduler.step()
+
+
+def _goes_by_loss(scheduler: Any) -> bool:
+    return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
 def _of_several(made: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,6 +92,7 @@ class Runs:
             self._states[seed] = initial_state(self.subject, seed)
         return self._states[seed]
 
+    @cached_property
     def start(self) -> float | None:
         """The metric of the weights that seed 0 starts from, in 32 bits; None where it has none."""
         try:

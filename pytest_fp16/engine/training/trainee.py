@@ -28,6 +28,7 @@ from pytest_fp16.engine.training.optimization import (
     needs_closure,
     needs_gradients_too,
     optimization,
+    step_after_epoch,
 )
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.returned import scalar_of
@@ -47,7 +48,7 @@ def initial_state(subject: Training, seed: int) -> dict[str, Any]:
     model = make_model(subject.model)
     widened(model)
     require_float32(model)
-    return {k: _copied(v) for k, v in model.state_dict().items()}
+    return {k: copied(v) for k, v in model.state_dict().items()}
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -60,10 +61,6 @@ def gradient_of(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None, "asked of parameters with a gradient only"
     gradient = as_real(parameter.grad.detach()).float()
     return gradient if gradient.layout is torch.strided else gradient.to_dense()
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 class Trainee:
@@ -142,8 +139,9 @@ class Trainee:
     @property
     def scale(self) -> float:
         """The factor the loss is multiplied by before the backward pass."""
-        own = self.scaler.get_scale() if self.scaler is not None else self.amendment.loss_scale
-        return float(own or 1)
+        if self.scaler is not None:
+            return float(self.scaler.get_scale())  # zero in the end, where every step is skipped
+        return self.amendment.loss_scale or 1.0
 
     def placed(self, batch: Any) -> Any:
         """A copy of a batch on the device, floating tensors cast where the whole model is."""
@@ -295,6 +293,5 @@ class Trainee:
     def end_epoch(self, mean_loss: float) -> None:
         """Step a scheduler that goes by epochs."""
         self.counted.end_epoch()
-        plateau = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self.scheduler is not None and self.interval == "epoch":
-            self.scheduler.step(*([mean_loss] if plateau else []))
+            step_after_epoch(self.scheduler, mean_loss)

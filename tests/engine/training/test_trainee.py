@@ -318,3 +318,10 @@ def test_a_batch_that_is_left_out_counts_among_those_that_are_accumulated(digits
     alone.step((x, y), last=True)
     assert trainee.applied == 1
     assert torch.equal(weights(trainee.model), weights(alone.model))
+
+
+def test_a_scale_that_has_fallen_to_zero_is_told_as_zero(digits_training):
+    trainee = pupil(digits_training(), "16-mixed")
+    trainee.scaler.scale(torch.ones(()))
+    trainee.scaler.update(0.0)
+    assert trainee.scale == 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.gradients.finding import Finding, leaf_of, module_of
-from pytest_fp16.engine.gradients.rules.step_rules import epsilon, ran_off
+from pytest_fp16.engine.gradients.rules.step_rules import runaway
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.evidence import Evidence
@@ -21,10 +21,9 @@ def lost_buffers(evidence: Evidence) -> Finding | None:
     if not evidence.lost_buffers:
         return None
     name = evidence.lost_buffers[0]
-    if name not in evidence.lost_weights:  # what overflows after steps that ran off is not at fault
-        stepped = epsilon(evidence) or ran_off(evidence)
-        if stepped is not None:
-            return stepped
+    stepped = runaway(evidence)
+    if stepped is not None and name not in evidence.lost_weights:
+        return stepped
     what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
     said = "a buffer" if name in evidence.lost_weights else "a running statistic"
     reason = f"{said} is lost: {what}"

@@ -17,7 +17,7 @@ from pytest_fp16.engine.gradients.rules.figures import loss_off, worst_tensor
 from pytest_fp16.engine.gradients.rules.step_rules import (
     epsilon,
     optimizer,
-    ran_off,
+    runaway,
     slow,
     weights,
 )
@@ -41,8 +41,8 @@ def _broke(evidence: Evidence) -> Finding | None:
         return None
     said, origin = evidence.broke
     if said.startswith("a weight") and (origin is None or origin.module != "<optimizer>"):
-        # What overflows after steps that ran off is not at fault, nor after gradients that did.
-        stepped = epsilon(evidence) or ran_off(evidence) or total_noise(evidence)
+        # What overflows after steps, or gradients, that ran off is not at fault.
+        stepped = runaway(evidence) or total_noise(evidence)
         if stepped is not None:
             return stepped
     return _explained(evidence, said, origin)

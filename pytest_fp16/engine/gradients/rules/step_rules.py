@@ -51,6 +51,11 @@ def ran_off(evidence: Evidence) -> Finding | None:
     return _stepping(evidence, what, "in a run of the optimizer alone ")
 
 
+def runaway(evidence: Evidence) -> Finding | None:
+    """Steps that are at fault for whatever overflows after them."""
+    return epsilon(evidence) or ran_off(evidence)
+
+
 def optimizer(evidence: Evidence) -> Finding | None:
     """What the run of the optimizer alone showed: weights lost or left behind, state frozen."""
     probe = evidence.optimizer
