@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -13,9 +14,8 @@ from pytest_fp16.engine.device import effective_target, run_mode
 from pytest_fp16.engine.training.canary import one_step
 from pytest_fp16.engine.training.input import Sound
 from pytest_fp16.engine.training.place import Amendment, Place
-from pytest_fp16.engine.training.score import score
-from pytest_fp16.engine.training.train import RunResult, train
-from pytest_fp16.engine.training.trainee import Trainee, initial_state
+from pytest_fp16.engine.training.train import RunResult, train, untrained
+from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings
@@ -95,12 +95,8 @@ class Runs:
     @cached_property
     def start(self) -> float | None:
         """The metric of the weights that seed 0 starts from, in 32 bits; None where it has none."""
-        try:
-            trainee = Trainee(self.subject, REFERENCE, 0, self.state(0), self.place)
-            scored, _ = score(self.subject, trainee.model, REFERENCE, self.place, self.sound.task)
-        except Exception:  # a metric may be undefined before any training
-            return None
-        return scored.value
+        found = untrained(self.subject, 0, self.state(0), self.place, self.sound.task)
+        return None if found is None else found.value
 
     def run(self, precision: Precision, seed: int) -> RunResult:
         """The run of that precision and seed: remembered, read from the store, or made."""
@@ -153,7 +149,15 @@ class Runs:
             self.sound.task,
             self._teller(precision, seed),
             amendment,
+            self._usual(precision, seed),
         )
+
+    def _usual(self, precision: Precision, seed: int) -> float | None:
+        """The largest loss the 32-bit run of a seed came through; None where there is no such."""
+        reference = self._done.get((REFERENCE.name, seed))
+        if precision == REFERENCE or reference is None or reference.broke:
+            return None
+        return max((x for x in reference.losses if math.isfinite(x)), default=None)
 
     def canary(self, precision: Precision) -> CanaryFindings | None:
         """What one native step showed, made once; None where runs are native, or in 32 bits."""

@@ -14,22 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.models import parameter_dtypes
+from pytest_fp16.engine.training.guard import Ended, Guard
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.score import Score, score
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.errors import DataError
-from pytest_fp16.precision import Precision
+from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task
-
-#: Steps in a row without one applied after which a loss scale has collapsed: from its start at
-#: 2^16 each halves it, and 2^-24, float16's smallest number, is 40 halvings away.
-COLLAPSED = 40
-
-#: A run has diverged when the loss of an epoch's last quarter is this many times that of the
-#: untrained model, and short epochs after it, up to so many steps, did not bring it back.
-DIVERGED, AWAY = 10.0, 16
 
 
 class Told(Protocol):
@@ -102,12 +95,6 @@ class Witness(TorchDispatchMode):
         return out
 
 
-class _Ended(Exception):  # noqa: N818 (the end of a run is no error)
-    def __init__(self, ended: str, at: tuple[int, int]) -> None:
-        super().__init__(ended)
-        self.ended, self.at = ended, at
-
-
 def train(
     subject: Training,
     precision: Precision,
@@ -117,11 +104,14 @@ def train(
     task: Task | None = None,
     tell: Told | None = None,
     amendment: Amendment | None = None,
+    usual: float | None = None,
 ) -> RunResult:
     """Train at `precision` from the weights `state`, then evaluate.
 
     A run that raises, is not finite, diverges or loses its scale is a result, not an exception.
-    Only Ctrl-C and the like pass through.
+    Only Ctrl-C and the like pass through. A loss that has grown far beyond `usual`, the largest
+    that the 32-bit run came through, ends a run; without it, such a run has diverged where its
+    metric is no better than that of the weights it started from.
     """
     result = RunResult(precision.name, seed)
     trainee: Trainee | None = None
@@ -129,13 +119,18 @@ def train(
         with torch.enable_grad():
             trainee = Trainee(subject, precision, seed, state, place, amendment)
             with trainee.installed():
+                guard = Guard(trainee.model, usual)
                 try:
-                    _epochs(trainee, seed, result, tell)
-                except _Ended as end:
+                    _epochs(trainee, seed, result, tell, guard)
+                except Ended as end:
                     result.ended, result.failed_at = end.ended, end.at
                 result.score, _ = score(subject, trainee.model, precision, place, task)
                 if not result.score.finite and not result.broke:
                     result.ended = "nan"
+            if guard.away_at is not None and not result.broke:
+                start = untrained(subject, seed, state, place, task)
+                if start is not None and not result.metric > start.value + start.resolution:
+                    result.ended, result.failed_at = "diverged", guard.away_at
     except torch.OutOfMemoryError as error:
         result.ended, result.error = "out of memory", told(error)
     except Exception as error:
@@ -155,12 +150,24 @@ def trained(
     with torch.enable_grad():
         trainee = Trainee(subject, precision, seed, state, place)
         with trainee.installed():
-            _epochs(trainee, seed, RunResult(precision.name, seed), None)
+            _epochs(trainee, seed, RunResult(precision.name, seed), None, Guard(trainee.model))
     return trainee.model.eval()
 
 
-def _epochs(trainee: Trainee, seed: int, result: RunResult, tell: Told | None) -> None:
-    guard = Guard(trainee.model)
+def untrained(
+    subject: Training, seed: int, state: Mapping[str, Any], place: Place, task: Task | None
+) -> Score | None:
+    """The score, in 32 bits, of the weights that training starts from; None where it has none."""
+    try:
+        trainee = Trainee(subject, REFERENCE, seed, state, place)
+        return score(subject, trainee.model, REFERENCE, place, task)[0]
+    except Exception:  # a metric may be undefined before any training
+        return None
+
+
+def _epochs(
+    trainee: Trainee, seed: int, result: RunResult, tell: Told | None, guard: Guard
+) -> None:
     for epoch in range(trainee.subject.epochs):
         trainee.model.train()
         losses = _epoch(trainee, seed, epoch, result, guard, tell)
@@ -168,7 +175,7 @@ def _epochs(trainee: Trainee, seed: int, result: RunResult, tell: Told | None) -
         guard.after_epoch(trainee, epoch, losses)
     guard.at_the_end()
     if trainee.scaler is not None and trainee.skipped and trainee.applied == 0:
-        raise _Ended("collapsed scale", (trainee.subject.epochs - 1, trainee.skipped - 1))
+        raise Ended("collapsed scale", (trainee.subject.epochs - 1, trainee.skipped - 1))
 
 
 def _epoch(
@@ -209,84 +216,6 @@ def with_last(batches: Any) -> Any:
         held.append(batch)
     if held:
         yield held.pop(), True
-
-
-class Guard:
-    """Watches a run for its bad ends.
-
-    Buffers that hold infinities from the start (masks) are left out.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.first: float | None = None
-        self.beyond: tuple[int, int] | None = None
-        self.away = 0
-        self.lost = False
-        self.in_a_row = 0
-        self.applied = 0
-        self.finite = {n for n, b in model.named_buffers() if all_finite([b])}
-
-    def after_step(self, trainee: Trainee, epoch: int, step: int, loss: float) -> None:
-        """Raises `_Ended` where the loss or a parameter is lost, or no step is applied any more.
-
-        A scaler skips the steps of a loss that is not finite, so there a single one is no end, if
-        it does. Nor is an infinite one whose gradient is finite (a sum that leaves the range): what
-        is trained does not feel it, and it may return.
-        """
-        if math.isfinite(loss):
-            self.beyond = None
-            self.first = self.first or loss  # zero, of a term that starts later, has no size
-        elif trainee.scaler is None:
-            self.beyond = self.beyond or (epoch, step)
-            if math.isnan(loss):
-                raise _Ended("nan", (epoch, step))
-        if trainee.scaler is not None and not trainee.left_out:
-            self._after_scaled(trainee, (epoch, step), loss)
-        if not all_finite(trainee.parameters()):
-            raise _Ended("nan", (epoch, step))
-
-    def _after_scaled(self, trainee: Trainee, at: tuple[int, int], loss: float) -> None:
-        self.lost = self.lost or math.isnan(loss)
-        applied = trainee.applied > self.applied
-        if applied and self.lost:  # no gradient tells of it, and every loss may be as this one
-            raise _Ended("nan", at)
-        self.lost &= bool(trainee.pending)
-        self.in_a_row = 0 if applied or trainee.pending else self.in_a_row + 1
-        self.applied = trainee.applied
-        if self.in_a_row >= COLLAPSED:
-            raise _Ended("collapsed scale", at)
-
-    def after_epoch(self, trainee: Trainee, epoch: int, losses: list[float]) -> None:
-        """Raises `_Ended` where running statistics are lost, or the loss has run away."""
-        at = (epoch, len(losses) - 1)
-        buffers = [b for n, b in trainee.model.named_buffers() if n in self.finite]
-        if not all_finite(buffers):
-            raise _Ended("nan", at)
-        tail = [loss for loss in losses[-max(1, len(losses) // 4) :] if math.isfinite(loss)]
-        if not tail:
-            return
-        mean = sum(tail) / len(tail)
-        if self.first is None or mean <= self.first + (DIVERGED - 1) * abs(self.first):
-            self.away = 0
-            return
-        # An optimizer that looks for its own steps may overshoot once, and return.
-        self.away += len(losses)
-        if self.away >= AWAY or epoch + 1 == trainee.subject.epochs:
-            raise _Ended("diverged", at)
-
-    def at_the_end(self) -> None:
-        """Raises `_Ended` where the loss stayed infinite."""
-        if self.beyond is not None:
-            raise _Ended("nan", self.beyond)
-
-
-def all_finite(tensors: list[Any]) -> bool:
-    """Whether every number in floating tensors is finite."""
-    floating = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
-    if not floating:
-        return True
-    # The largest absolute value is NaN where any value is, and costs one pass for all tensors.
-    return bool(torch.isfinite(nn.utils.get_total_norm(floating, math.inf)))
 
 
 def _state_dtypes(trainee: Trainee) -> dict[str, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -35,14 +37,16 @@ def made(monkeypatch):
 
     class Made(list):
         ended = "finished"
+        usual = None
 
     seen = Made()
 
-    def train(subject, precision, seed, state, place, task, tell, amendment):
+    def train(subject, precision, seed, state, place, task, tell, amendment, usual):
         seen.append((precision.name, seed, subject, state))
+        seen.usual = usual
         if tell is not None:
             tell(0, 0, 1.0)
-        return RunResult(precision.name, seed, ended=seen.ended)
+        return RunResult(precision.name, seed, ended=seen.ended, losses=[2.0, math.inf, 3.0, 1.0])
 
     monkeypatch.setattr(home, "train", train)
     return seen
@@ -76,6 +80,16 @@ def test_both_runs_of_a_seed_start_from_the_same_weights(digits_training, made):
     first, second, other = (m[3] for m in made)
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert not torch.equal(first["1.weight"], other["1.weight"])
+
+
+def test_a_run_knows_the_largest_loss_of_its_32_bit_twin(digits_training, made):
+    ours = runs(digits_training())
+    ours.run(REFERENCE, 0)
+    assert made.usual is None
+    ours.run(HALF, 0)
+    assert made.usual == 3.0
+    ours.fresh(HALF, 1)  # its twin was not made
+    assert made.usual is None
 
 
 @pytest.mark.parametrize("resume", [True, False])

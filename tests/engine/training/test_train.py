@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.training.guard import COLLAPSED
 from pytest_fp16.engine.training.place import Amendment, Place
-from pytest_fp16.engine.training.train import COLLAPSED, train, trained
+from pytest_fp16.engine.training.train import train, trained
 from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.precision import PRECISIONS
 
@@ -219,8 +220,8 @@ def test_a_loss_that_runs_away_and_returns_has_not(digits_training, digits):
     def subject(epochs, data):
         return digits_training(optimizer=Overshoots, train_data=data, epochs=epochs)
 
-    assert run(subject(12, [(x, y)])).ended == "finished"
-    assert run(subject(2, [(x, y)])).ended == "diverged"
+    assert run(subject(12, [(x, y)]), usual=3.0).ended == "finished"
+    assert run(subject(2, [(x, y)]), usual=3.0).ended == "diverged"
 
 
 def test_a_loss_that_starts_later_has_not_run_away(digits_training):

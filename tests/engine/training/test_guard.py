@@ -1,0 +1,90 @@
+"""What ends a training run early: a loss that runs away, and one that only grows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import check
+from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.training.guard import Ended, Guard, all_finite
+from pytest_fp16.engine.training.place import Place
+from pytest_fp16.engine.training.train import train
+from pytest_fp16.engine.training.trainee import Trainee, initial_state
+from pytest_fp16.precision import PRECISIONS
+from pytest_fp16.report.message import message
+
+EMULATED = Place(torch.device("cpu"), "cuda", emulated=True)
+
+
+@pytest.fixture(autouse=True)
+def _state():
+    with preserved_state():
+        yield
+
+
+class Weighed(nn.Module):
+    """A linear layer that counts its steps, so that a term can be weighed ever more."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.seen += self.training
+        return self.head(x.flatten(1))
+
+
+def growing(model, batch):
+    """A curriculum: what is learned is weighed a hundred times more at the end."""
+    x, y = batch
+    loss = nn.functional.cross_entropy(model(x), y)
+    return loss * (0.01 + (model.seen / 20) ** 2)
+
+
+def run(subject, precision, **keywords):
+    state = initial_state(subject, 0)
+    return train(subject, PRECISIONS[precision], 0, state, EMULATED, **keywords)
+
+
+def test_a_loss_that_grows_while_the_metric_does_is_no_divergence(digits_training):
+    subject = digits_training(model=Weighed, training_step=growing, loss=None)
+    result = run(subject, "32-true")
+    assert max(result.losses) > 12 * 0.01 * math.log(10)
+    assert result.ended == "finished"
+    report = check(subject, precision="bf16-mixed", seeds=2)
+    assert report.verdict in ("equivalent", "inconclusive")
+    assert "diverged" not in message(report)
+
+
+def test_beside_a_32_bit_run_the_loss_is_held_against_its_largest(digits_training):
+    subject = digits_training(model=Weighed, training_step=growing, loss=None)
+    ended = run(subject, "bf16-true", usual=1e-4)
+    assert ended.ended == "diverged"
+    assert ended.failed_at is not None
+    assert run(subject, "bf16-true", usual=1.0).ended == "finished"
+
+
+def test_a_run_beside_another_ends_at_once_and_the_32_bit_run_at_its_end(digits_training):
+    subject = digits_training(epochs=8)
+    model = Trainee(subject, PRECISIONS["32-true"], 0, initial_state(subject, 0), EMULATED)
+    beside, alone = Guard(model.model, usual=1.0), Guard(model.model)
+    for guard in (beside, alone):
+        guard.after_step(model, 0, 0, 1.0)
+        guard.after_epoch(model, 0, [9.0] * 20)
+    with pytest.raises(Ended, match="diverged") as end:
+        beside.after_epoch(model, 1, [11.0] * 20)
+    assert end.value.at == (1, 19)
+    alone.after_epoch(model, 1, [11.0] * 20)
+    assert alone.away_at == (1, 19)
+    alone.after_epoch(model, 2, [2.0] * 20)
+    assert alone.away_at is None
+
+
+def test_a_tensor_of_integers_or_none_is_finite():
+    assert all_finite([torch.arange(3), torch.ones(0)])
+    assert not all_finite([torch.ones(2), torch.tensor([1.0, math.nan])])
