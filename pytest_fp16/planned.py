@@ -80,7 +80,8 @@ def extended(
     """Write what was found into the plan's file, for tests that it says nothing of yet.
 
     Nothing is said by entries whose modules are gone, either: what is found joins them, and theirs
-    is the user's to remove.
+    is the user's to remove. Where a plan that is applied is no longer enough, it stands as somebody
+    reviewed it, and the lines it lacks are told.
 
     Args:
         plan: as it was read.
@@ -92,11 +93,19 @@ def extended(
         The reports, which say so, or why it could not be written.
     """
     entries: list[Entry] = []
+    lacks: dict[str, str] = {}
     for report in reports:
         name, modules = plan.test or report.name, found.get(report.precision, ())
-        if modules and not kept_by(plan, report.name, report.precision, model):
-            entries += [e for e in plan.of(name, report.precision) if e.test == name]
-            entries += [Entry(name, report.precision, m, _reason(report)) for m in modules]
+        if not modules:
+            continue
+        new = [Entry(name, report.precision, m, _reason(report)) for m in modules]
+        if kept_by(plan, report.name, report.precision, model):
+            lines = "; ".join(str(entry) for entry in new)
+            lacks[report.precision] = (
+                f"the plan {plan.path} is no longer enough; add to it: {lines}"
+            )
+        else:
+            entries += [e for e in plan.of(name, report.precision) if e.test == name] + new
     written = {entry.precision for entry in entries}
     said = f"the cure is written to the plan {plan.path}; run again to be held against it"
     try:
@@ -104,7 +113,8 @@ def extended(
             merge_plan(plan.path, [(entry.test, entry.precision) for entry in entries], entries)
     except SettingError as error:  # the verdict stands without it
         said = f"the cure is not in the plan: {error}"
-    return [r.remarked([said]) if r.precision in written else r for r in reports]
+    told = lacks | dict.fromkeys(written, said)
+    return [r.remarked([told[r.precision]]) if r.precision in told else r for r in reports]
 
 
 def _reason(report: Report) -> str:

@@ -50,6 +50,19 @@ def test_written_then_applied(digits, tmp_path):
     assert again.warnings == [f"kept in float32 by the plan {path}: norm"]
 
 
+def test_a_plan_that_is_no_longer_enough_is_left_as_it_was(digits, tmp_path):
+    path = tmp_path / "plan.txt"
+    path.write_text("tests/test_it.py::test[16-true]: head\n", encoding="utf-8")
+    report = check(subject(digits, 500.0), plan=str(path))
+    assert report.verdict == "not equivalent"
+    assert path.read_text(encoding="utf-8") == "tests/test_it.py::test[16-true]: head\n"
+    (said,) = [w for w in report.warnings if "no longer enough" in w]
+    assert said.startswith(f"the plan {path} is no longer enough; add to it: ")
+    assert "tests/test_it.py::test[16-true]: norm  # overflow in norm (pow)" in said
+    path.write_text(path.read_text() + said.split("add to it: ")[1] + "\n", encoding="utf-8")
+    assert check(subject(digits, 500.0), plan=str(path)).equivalent
+
+
 def test_stale_entries_are_warnings(digits, tmp_path):
     path = tmp_path / "plan.txt"
     lines = ["tests/test_it.py::test[16-true]: norm", "tests/test_it.py::test[16-true]: gone"]
