@@ -28,7 +28,7 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
             copied.
     """
     if isinstance(source, nn.Module):
-        source = getattr(source, "_orig_mod", source)  # a compiled model's own module
+        source = _own(source)
         try:
             return _copy(source, weights)
         except Exception as error:
@@ -47,7 +47,22 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
         raise ModelError(
             f"the model function returned {type(made).__name__}, not a torch.nn.Module"
         )
-    return getattr(made, "_orig_mod", made)
+    return _own(made)
+
+
+def _own(module: nn.Module) -> nn.Module:
+    """The module in a compiled one, or in one that spreads batches over devices or processes.
+
+    Such wrappers compute what their module does. Some cannot be copied, and some run it in threads
+    that no dispatch mode follows.
+    """
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
 
 
 def _copy(source: nn.Module, weights: nn.Module | None) -> nn.Module:

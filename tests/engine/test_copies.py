@@ -95,6 +95,24 @@ def test_a_compiled_model_is_its_own_module():
     assert type(make_model(wrapper)) is nn.Linear
 
 
+def test_a_model_in_parallel_is_its_own_module():
+    """The wrapper of processes cannot be copied; the other runs threads, which nobody follows."""
+    model = nn.Linear(2, 2)
+    assert type(make_model(nn.DataParallel(model))) is nn.Linear
+    assert type(make_model(lambda: nn.DataParallel(model))) is nn.Linear
+    dist = torch.distributed
+    if not dist.is_available():
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        copied = make_model(wrapped)
+    finally:
+        dist.destroy_process_group()
+    assert type(copied) is nn.Linear
+    assert torch.equal(copied.weight, model.weight)
+
+
 def test_the_weights_of_another_are_read_where_they_lie():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model.tied = model[0].weight
