@@ -42,3 +42,26 @@ def returns(values: Sequence[float], bound: float, total: int) -> bool:
     """Whether a decline that is above a bound now will be below it before the end."""
     step = arrives(values, bound, total)
     return step is not None and step >= len(values)
+
+
+def falls_below(
+    measured: Sequence[tuple[int, float]], reached: float, bound: float, total: int
+) -> bool:
+    """Whether what falls as a measured quantity does will be below a bound at the end.
+
+    Measured on the same inputs each time, so that two points are without the noise of batches; the
+    last two are extrapolated, as an exponential decline.
+
+    Args:
+        measured: (step, value), in the order of steps.
+        reached: what is above the bound now, and falls as the measured values do.
+        bound: what it should be below.
+        total: steps of the whole training.
+    """
+    if len(measured) < 2 or not math.isfinite(reached):
+        return False
+    (before, high), (now, low) = measured[-2:]
+    if not 0 < low < high or now <= before:
+        return False
+    rate = math.log(high / low) / (now - before)
+    return math.log(reached / bound) <= rate * max(total - now, 0)

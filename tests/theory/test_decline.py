@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pytest_fp16.theory.decline import arrives, returns
+from pytest_fp16.theory.decline import arrives, falls_below, returns
 
 
 def decline(steps, rate=0.1, noise=0.0):
@@ -47,3 +47,20 @@ def test_the_first_half_is_not_asked():
 def test_what_is_above_a_bound_returns_below_it_or_does_not(bound, total, comes_back):
     """It has fallen from 100 by a hundredth a step, and will be at 50 after 69."""
     assert returns([100 * 0.99**step for step in range(20)], bound, total) is comes_back
+
+
+@pytest.mark.parametrize(
+    ("measured", "reached", "total", "below"),
+    [
+        ([(0, 3.0), (10, 2.0), (20, 1.0)], 8.0, 40, True),  # two more halvings, and four are two
+        ([(0, 3.0), (10, 2.0), (20, 1.0)], 8.0, 39, False),
+        ([(0, 3.0), (10, 3.0)], 8.0, 10**6, False),
+        ([(0, 3.0)], 8.0, 10**6, False),
+        ([(5, 3.0), (5, 2.0)], 8.0, 10**6, False),
+        ([(0, 3.0), (10, 0.0)], 8.0, 10**6, False),
+        ([(0, 3.0), (10, 2.0)], math.inf, 10**6, False),
+        ([(0, 2.0), (10, 1.0)], 8.0, 5, False),
+    ],
+)
+def test_what_is_measured_again_is_followed_down(measured, reached, total, below):
+    assert falls_below(measured, reached, 2.0, total) is below

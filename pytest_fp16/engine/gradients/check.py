@@ -42,6 +42,7 @@ from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_poi
 from pytest_fp16.engine.gradients.probes.course import SEED, Course
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated, metric_lost
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
+from pytest_fp16.engine.gradients.probes.infinite_loss import returns_into_range
 from pytest_fp16.engine.gradients.probes.late_failures import late
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
@@ -61,7 +62,6 @@ from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
-from pytest_fp16.theory.decline import returns
 from pytest_fp16.theory.rounding import FORMATS
 
 __all__ = ["GradientFindings", "gradient_check"]
@@ -134,9 +134,9 @@ class _Check:
         return evidence
 
     def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
-        roundoff = self.evidence.format.unit_roundoff
+        form = self.evidence.format
         try:
-            point = examine_point(self.exact, candidate, extra, step, roundoff)
+            point = examine_point(self.exact, candidate, extra, step, form.unit_roundoff)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -158,9 +158,10 @@ class _Check:
                 digits = self.evidence.digits
                 self.evidence.digits = digits or lost_digits(self.exact, candidate, extra[0])
             return None
-        largest, batches = self.evidence.format.largest, self.course.total * self.course.every
-        late = step < self.course.length or returns(self.losses, largest, batches)
-        if beyond_range(point) and late:
+        seen = extra, self.evidence.points, self.losses, self.course
+        if beyond_range(point) and (
+            step < self.course.length or returns_into_range(self.replays, *seen)
+        ):
             return None  # what is trained does not feel it, and it returns into the range
         origin = self.replays.cause_in(extra[:TRIED])
         return f"the {'loss' if point.finite else 'gradient'} is not finite", origin

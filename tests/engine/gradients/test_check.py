@@ -584,6 +584,24 @@ def test_a_sum_that_returns_late_is_followed_down(epochs, verdict):
     assert found.verdict == verdict, found.reason
 
 
+@pytest.mark.parametrize(("epochs", "verdict"), [(30, "equivalent"), (3, "not equivalent")])
+def test_squares_that_return_late_are_followed_down(epochs, verdict):
+    """Their mean was never beyond the range; the largest of them is, at four times the mean."""
+    x, y = torch.ones(64, 1), torch.full((64, 1), 100.0)
+    y[:4] = 320.0
+    subject = Training(
+        model=lambda: nn.Linear(1, 1, bias=False),
+        optimizer=partial(torch.optim.SGD, lr=1e-3),
+        loss=F.mse_loss,
+        train_data=[(x, y)] * 8,
+        eval_data=[(x, y)],
+        epochs=epochs,
+        task="regression",
+    )
+    found = gradient_check(subject, precision("16-true"), Settings(), CPU)
+    assert found.verdict == verdict, found.reason
+
+
 def test_a_loss_that_stays_beyond_the_range_is_none(digits_training):
     subject = digits_training(loss=lambda outputs, _: (outputs - 300).square().mean() / 1e5)
     found = gradient_check(subject, precision("16-true"), Settings(), CPU)

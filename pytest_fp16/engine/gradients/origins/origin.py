@@ -51,6 +51,7 @@ class Origin(TorchDispatchMode):
     Attributes:
         phase: ``"<loss>"`` (forward and backward), ``"clip_grad_norm_"`` or ``"<optimizer>"``.
         found: the operation, or None; one whose result nothing reads gives way to a later one.
+        beyond: the first that leaves the range before the optimizer, or None.
         born: the first that made NaN of an infinity that no operation made, or None.
         emptied: the first that divided by such an infinity, or None.
         raised_in: the innermost module whose forward pass an error is leaving, or None.
@@ -64,6 +65,7 @@ class Origin(TorchDispatchMode):
         self._backward_of: dict[int, str] = {}
         self._last = "<loss>"
         self.found: Found | None = None
+        self.beyond: Found | None = None
         self._unread: Unread | None = None
         self.born: Found | None = None
         self.emptied: Found | None = None
@@ -214,6 +216,8 @@ class Origin(TorchDispatchMode):
         found = self._named(name, *((func, args, kwargs, results) if part is None else part), given)
         self.found = found if part is None else found._replace(part=part.name(name))
         self._unread = Unread(lost) if found.mechanism == "overflow" else None
+        if found.mechanism == "overflow" and self.phase == "<loss>":
+            self.beyond = self.beyond or found
 
     def _named(
         self,
