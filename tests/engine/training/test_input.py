@@ -50,7 +50,11 @@ BAD = {
         ModelError,
         "the loss must be a scalar tensor",
     ),
-    "no loss": (lambda t: {"loss": None}, SettingError, "loss must be a function"),
+    "no loss": (
+        lambda t: {"loss": None},
+        SettingError,
+        r"loss must be a function .*training_step=lambda",
+    ),
     "a step that returns nothing": (
         lambda t: {"training_step": lambda model, batch: None},
         ModelError,
