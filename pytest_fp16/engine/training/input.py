@@ -171,8 +171,8 @@ def _require_loss(subject: Training, trainee: Trainee) -> None:
         return
     if not is_lightning(trainee.model):
         raise SettingError(
-            f"loss must be a function of (outputs, targets) (got {type(subject.loss).__name__}); for "
-            "a model that returns its own, training_step=lambda model, batch: model(**batch).loss"
+            f"loss must be a function of (outputs, targets) (got {type(subject.loss).__name__}); "
+            "for a model that has its own: training_step=lambda model, batch: model(**batch).loss"
         )
 
 
