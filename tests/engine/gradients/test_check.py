@@ -570,7 +570,8 @@ def test_a_sum_that_leaves_the_range_and_returns_is_a_note(digits):
 def test_a_sum_that_returns_late_is_followed_down(epochs, verdict):
     """It falls by a hundredth a step, from four times what float16 holds."""
     x = torch.ones(64, 1)
-    data = [(x, torch.full((64, 1), 65.0))] * 8
+    x[::2] = -1.0  # a constant learns nothing of it
+    data = [(x, 65.0 * x)] * 8
     subject = Training(
         model=lambda: nn.Linear(1, 1, bias=False),
         optimizer=partial(torch.optim.SGD, lr=4e-5),
@@ -589,6 +590,7 @@ def test_squares_that_return_late_are_followed_down(epochs, verdict):
     """Their mean was never beyond the range; the largest of them is, at four times the mean."""
     x, y = torch.ones(64, 1), torch.full((64, 1), 100.0)
     y[:4] = 320.0
+    x[::2], y[::2] = -x[::2], -y[::2]  # a constant learns nothing of it
     subject = Training(
         model=lambda: nn.Linear(1, 1, bias=False),
         optimizer=partial(torch.optim.SGD, lr=1e-3),
@@ -596,6 +598,24 @@ def test_squares_that_return_late_are_followed_down(epochs, verdict):
         train_data=[(x, y)] * 8,
         eval_data=[(x, y)],
         epochs=epochs,
+        task="regression",
+    )
+    found = gradient_check(subject, precision("16-true"), Settings(), CPU)
+    assert found.verdict == verdict, found.reason
+
+
+@pytest.mark.parametrize(("far", "verdict"), [(320.0, "equivalent"), (420.0, "not equivalent")])
+def test_squares_are_finite_once_the_mean_of_the_targets_is_learned(far, verdict):
+    """Slowly at first, as momentum gathers; one of the targets lies far from their mean."""
+    x, y = torch.ones(64, 1), torch.full((64, 1), 100.0)
+    y[:4] = far
+    subject = Training(
+        model=lambda: nn.Linear(1, 1, bias=False),
+        optimizer=partial(torch.optim.SGD, lr=2e-5, momentum=0.9),
+        loss=F.mse_loss,
+        train_data=[(x, y)] * 8,
+        eval_data=[(x, y)],
+        epochs=25,
         task="regression",
     )
     found = gradient_check(subject, precision("16-true"), Settings(), CPU)

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.course import Course
+from pytest_fp16.engine.gradients.probes.late_failures import numbers
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays
 from pytest_fp16.theory.decline import falls_below, returns
 from pytest_fp16.theory.rounding import FORMATS
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Outputs that are the same whatever the inputs are.
+
+    Attributes:
+        wanted: them, in the shape of the outputs.
+        passes: as a `Confidence` has them.
+    """
+
+    wanted: Tensor
+    passes: int = 0
+
+    def applied(self, t: Tensor) -> Tensor:
+        """An output of their shape, with these values and its own slope."""
+        if t.shape != self.wanted.shape or not t.is_floating_point():
+            return t
+        return self.wanted.to(t) + (t - t.detach())
 
 
 def returns_into_range(
@@ -39,4 +62,19 @@ def returns_into_range(
     if beyond is None:
         return False
     measured = [(p.step, p.losses[number][0]) for p in points if number < len(p.losses)]
-    return falls_below(measured, beyond.reached, largest, course.total)
+    if falls_below(measured, beyond.reached, largest, course.total):
+        return True
+    return _bears_a_constant(replays, batches[number], number)
+
+
+def _bears_a_constant(replays: Replays, batch: Any, seed: int) -> bool:
+    """Whether the loss is finite once the mean of the targets is learned, and nothing else.
+
+    A regression that does not come as far has learned nothing, and has no verdict.
+    """
+    found = numbers(replays.reference, batch)
+    if found is None:
+        return False
+    _, targets = found
+    constant = Constant(targets.mean(0, keepdim=True).expand_as(targets))
+    return replays.here([batch], constant, drawn=seed).beyond is None

@@ -91,7 +91,7 @@ def _meeting(
 ) -> tuple[str, Met, Solved] | None:
     """Of targets that are met; in mixed precision they keep digits that no output has."""
     form, batch = FORMATS[candidate.precision.dtype], batches[0]
-    first = _numbers(reference, batch)
+    first = numbers(reference, batch)
     if first is None:
         return None
     targets = first[1].to(form.dtype).float()
@@ -101,7 +101,7 @@ def _meeting(
     lost = partial(is_lost, candidate, batch, loss_too=False)
     if not lost(met) or not _better(reference, batch, met):
         return None
-    known = [first, *(_numbers(reference, other) for other in batches[1:])]
+    known = [first, *(numbers(reference, other) for other in batches[1:])]
     pairs = [pair for pair in known if pair is not None]
     if len(pairs) < len(known) or len({t.shape[1:] for _, t in pairs}) != 1:
         return None
@@ -127,7 +127,7 @@ def _better(reference: Trainee, batch: Any, met: Met) -> bool:
     return not found > gradients(reference, batch, 0).loss
 
 
-def _numbers(trainee: Trainee, batch: Any) -> tuple[Tensor, Tensor] | None:
+def numbers(trainee: Trainee, batch: Any) -> tuple[Tensor, Tensor] | None:
     """(outputs, targets) of a regression; None of anything else."""
     try:
         inputs, targets = split_batch(batch, labelled=True)

@@ -6,9 +6,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.points import Point
+from pytest_fp16.engine.gradients.probes import infinite_loss as home
 from pytest_fp16.engine.gradients.probes.infinite_loss import returns_into_range
 from pytest_fp16.precision import PRECISIONS
 
@@ -20,12 +22,21 @@ class Replay:
 
     precision = PRECISIONS["16-true"]
 
-    def __init__(self, beyond):
-        self.beyond, self.asked = beyond, None
+    reference = None
 
-    def here(self, batches, drawn):
-        self.asked = batches, drawn
-        return self
+    def __init__(self, beyond, constant=SQUARES):
+        self.seen, self.constant, self.asked = beyond, constant, None
+
+    def here(self, batches, sure=None, drawn=0):
+        self.asked, self.sure = (batches, drawn), sure
+        return SimpleNamespace(beyond=self.seen if sure is None else self.constant)
+
+
+@pytest.fixture(autouse=True)
+def _numbers(monkeypatch):
+    """A regression's; its outputs are half of what they should be."""
+    targets = torch.tensor([[1.0], [1.0], [10.0]])
+    monkeypatch.setattr(home, "numbers", lambda reference, batch: (targets / 2, targets))
 
 
 def point(step, *losses):
@@ -44,6 +55,19 @@ def test_it_returns_where_what_left_the_range_does(beyond, steps, comes_back):
     found = returns_into_range(replay, ["a", "b"], points, [2e4] * 20, course)
     assert found is comes_back
     assert replay.asked == (["b"], 1)
+
+
+@pytest.mark.parametrize(("beyond", "comes_back"), [(SQUARES, False), (None, True)])
+def test_or_where_the_mean_of_the_targets_brings_it_back(beyond, comes_back):
+    replay, course = Replay(SQUARES, beyond), SimpleNamespace(total=30, every=1)
+    points = [point(10, (2e4, math.inf)), point(20, (2e4, math.inf))]
+    assert returns_into_range(replay, ["a"], points, [2e4] * 20, course) is comes_back
+    outputs = torch.zeros(3, 1, requires_grad=True)
+    given = replay.sure.applied(outputs)
+    assert given.flatten().tolist() == [4.0, 4.0, 4.0]
+    assert given.requires_grad
+    other = torch.zeros(2, 1)
+    assert replay.sure.applied(other) is other
 
 
 def test_a_loss_that_itself_falls_into_the_range_is_not_looked_into():
