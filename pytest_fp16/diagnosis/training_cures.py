@@ -140,10 +140,12 @@ def _loss_in_float32(subject: Training, model: nn.Module, precision: Precision) 
             return own(_widened(outputs), _widened(targets))
 
     outside = ", outside autocast" if precision.mixed else ""
+    beside = "" if precision.mixed else ", with floating targets in float32, too"
+    said = f"compute the loss in float32{outside}: loss(outputs.float(), targets){beside}"
     return [
         Proposal(
             kind="loss in float32",
-            description=f"compute the loss in float32{outside}: loss(outputs.float(), targets)",
+            description=said,
             subject=replace(subject, loss=loss),
             points_to="<loss>",
         )

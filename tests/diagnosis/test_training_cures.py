@@ -107,7 +107,12 @@ def test_the_loss_is_computed_in_float32(digits_training, name):
     with trainee.installed():
         trainee.step(subject.train_data[0])
     assert seen == [(torch.float32, torch.int64, torch.float32)]
-    assert ("outside autocast" in cure.description) == PRECISIONS[name].mixed
+    said = {
+        True: "compute the loss in float32, outside autocast: loss(outputs.float(), targets)",
+        False: "compute the loss in float32: loss(outputs.float(), targets), with floating targets "
+        "in float32, too",
+    }
+    assert cure.description == said[PRECISIONS[name].mixed]
     assert not torch.is_autocast_enabled("cuda")
 
 
