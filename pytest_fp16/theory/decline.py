@@ -9,6 +9,8 @@ from statistics import StatisticsError, correlation, linear_regression
 #: Share of the variance of the logarithms that a straight line must explain.
 STRAIGHT = 0.95
 _LEAST = 8
+#: By so many times e may a decline be followed beyond what was seen of it.
+_TRUSTED = 1.0
 
 
 def arrives(values: Sequence[float], threshold: float, total: int) -> int | None:
@@ -50,7 +52,8 @@ def falls_below(
     """Whether what falls as a measured quantity does will be below a bound at the end.
 
     Measured on the same inputs each time, so that two points are without the noise of batches; the
-    last two are extrapolated, as an exponential decline.
+    last two are extrapolated, as an exponential decline, by no more than a factor of e: losses have
+    a floor, and where it is nobody knows.
 
     Args:
         measured: (step, value), in the order of steps.
@@ -64,4 +67,4 @@ def falls_below(
     if not 0 < low < high or now <= before:
         return False
     rate = math.log(high / low) / (now - before)
-    return math.log(reached / bound) <= rate * max(total - now, 0)
+    return math.log(reached / bound) <= min(rate * max(total - now, 0), _TRUSTED)

@@ -52,14 +52,16 @@ def test_what_is_above_a_bound_returns_below_it_or_does_not(bound, total, comes_
 @pytest.mark.parametrize(
     ("measured", "reached", "total", "below"),
     [
-        ([(0, 3.0), (10, 2.0), (20, 1.0)], 8.0, 40, True),  # two more halvings, and four are two
-        ([(0, 3.0), (10, 2.0), (20, 1.0)], 8.0, 39, False),
-        ([(0, 3.0), (10, 3.0)], 8.0, 10**6, False),
-        ([(0, 3.0)], 8.0, 10**6, False),
-        ([(5, 3.0), (5, 2.0)], 8.0, 10**6, False),
-        ([(0, 3.0), (10, 0.0)], 8.0, 10**6, False),
+        ([(0, 3.0), (10, 2.0), (20, 1.0)], 4.0, 30, True),  # one more halving, and four are two
+        ([(0, 3.0), (10, 2.0), (20, 1.0)], 4.0, 29, False),
+        ([(0, 3.0), (10, 2.0), (20, 1.0)], 5.4, 40, True),
+        ([(0, 3.0), (10, 2.0), (20, 1.0)], 5.5, 10**6, False),  # more than e times as far
+        ([(0, 3.0), (10, 3.0)], 4.0, 10**6, False),
+        ([(0, 3.0)], 4.0, 10**6, False),
+        ([(5, 3.0), (5, 2.0)], 4.0, 10**6, False),
+        ([(0, 3.0), (10, 0.0)], 4.0, 10**6, False),
         ([(0, 3.0), (10, 2.0)], math.inf, 10**6, False),
-        ([(0, 2.0), (10, 1.0)], 8.0, 5, False),
+        ([(0, 2.0), (10, 1.0)], 4.0, 5, False),
     ],
 )
 def test_what_is_measured_again_is_followed_down(measured, reached, total, below):

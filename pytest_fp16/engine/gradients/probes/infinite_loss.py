@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_fp16.engine.gradients.points import Point
+from pytest_fp16.engine.emulation.operations import flat
+from pytest_fp16.engine.gradients.points import Point, gradients
 from pytest_fp16.engine.gradients.probes.course import Course
 from pytest_fp16.engine.gradients.probes.late_failures import numbers
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays
+from pytest_fp16.engine.tracing.recorder import largest_magnitude
 from pytest_fp16.theory.decline import falls_below, returns
 from pytest_fp16.theory.rounding import FORMATS
 
@@ -57,14 +61,41 @@ def returns_into_range(
         return True
     lost = [math.isfinite(r) and not math.isfinite(c) for r, c in points[-1].losses]
     number = lost.index(True)
-    # The squares of a mean leave the range where their mean does not.
-    beyond = replays.here([batches[number]], drawn=number).beyond
-    if beyond is None:
-        return False
     measured = [(p.step, p.losses[number][0]) for p in points if number < len(p.losses)]
-    if falls_below(measured, beyond.reached, largest, course.total):
+    reached = _reached(replays, batches[number], number)
+    if falls_below(measured, reached, largest, course.total):
         return True
     return _bears_a_constant(replays, batches[number], number)
+
+
+def _reached(replays: Replays, batch: Any, seed: int) -> float:
+    """The largest value on the way to the loss: squares leave the range where their mean does not.
+
+    The first to leave it is named by the step in 16 bits, also within a kernel of several steps;
+    what comes of it there is infinite, and has a size in 32 bits alone.
+    """
+    first = replays.here([batch], drawn=seed).beyond
+    with Reach() as reach:
+        gradients(replays.reference, batch, seed)
+    named: float = math.inf if first is None else first.reached
+    return max(reach.largest, named)
+
+
+class Reach(TorchDispatchMode):
+    """Remembers how far the values of a forward pass reach, in `largest`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch._C._current_graph_task_id() < 0:
+            made = [t for t in flat(out) if isinstance(t, Tensor) and t.is_floating_point()]
+            self.largest = max([self.largest, *map(largest_magnitude, made)])
+        return out
 
 
 def _bears_a_constant(replays: Replays, batch: Any, seed: int) -> bool:

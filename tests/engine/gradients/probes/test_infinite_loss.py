@@ -20,9 +20,7 @@ SQUARES = Found("<loss>", "mse_loss", "overflow", 300.0, 80000.0)
 class Replay:
     """Sees what left the range, and remembers with which batch it was asked."""
 
-    precision = PRECISIONS["16-true"]
-
-    reference = None
+    precision, reference = PRECISIONS["16-true"], None
 
     def __init__(self, beyond, constant=SQUARES):
         self.seen, self.constant, self.asked = beyond, constant, None
@@ -33,10 +31,12 @@ class Replay:
 
 
 @pytest.fixture(autouse=True)
-def _numbers(monkeypatch):
-    """A regression's; its outputs are half of what they should be."""
-    targets = torch.tensor([[1.0], [1.0], [10.0]])
+def sums(monkeypatch):
+    """What 32 bits add up, on their way to a loss of outputs that are half of their targets."""
+    targets, held = torch.tensor([[1.0], [1.0], [10.0]]), [1e3]
     monkeypatch.setattr(home, "numbers", lambda reference, batch: (targets / 2, targets))
+    monkeypatch.setattr(home, "gradients", lambda *given: torch.tensor(held).sum())
+    return held
 
 
 def point(step, *losses):
@@ -55,6 +55,14 @@ def test_it_returns_where_what_left_the_range_does(beyond, steps, comes_back):
     found = returns_into_range(replay, ["a", "b"], points, [2e4] * 20, course)
     assert found is comes_back
     assert replay.asked == (["b"], 1)
+
+
+def test_a_sum_behind_what_left_the_range_has_to_return_too(sums):
+    points = [point(10, (2e4, math.inf)), point(20, (1e4, math.inf))]
+    course = SimpleNamespace(total=40, every=1)
+    assert returns_into_range(Replay(SQUARES), ["a"], points, [2e4] * 20, course)
+    sums.append(3e5)
+    assert not returns_into_range(Replay(SQUARES), ["a"], points, [2e4] * 20, course)
 
 
 @pytest.mark.parametrize(("beyond", "comes_back"), [(SQUARES, False), (None, True)])
