@@ -75,10 +75,12 @@ def _reached(replays: Replays, batch: Any, seed: int) -> float:
     what comes of it there is infinite, and has a size in 32 bits alone.
     """
     first = replays.here([batch], drawn=seed).beyond
-    with Reach() as reach:
+    reach = Reach()
+    with reach:
         gradients(replays.reference, batch, seed)
-    named: float = math.inf if first is None else first.reached
-    return max(reach.largest, named)
+    if first is None or math.isnan(first.reached):
+        return math.inf
+    return max(reach.largest, first.reached)
 
 
 class Reach(TorchDispatchMode):
