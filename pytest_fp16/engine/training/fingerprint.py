@@ -28,7 +28,12 @@ from pytest_fp16.engine.training.reached import is_library, reached
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _DEEPEST = 8
-_NOT_HELD = ("__module__", "__doc__", "__firstlineno__", "__annotations__", "__static_attributes__")
+#: What a class holds beside what its author wrote into it; Python 3.14 remembers annotations that
+#: somebody has asked for.
+_NOT_HELD = (
+    *("__module__", "__doc__", "__firstlineno__", "__static_attributes__"),
+    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+)
 #: What of a class is told by its value; anything else (a descriptor) is part of its bases.
 _HELD = (
     *(bool, int, float, complex, str, bytes, tuple, list, set, frozenset, Mapping, type),

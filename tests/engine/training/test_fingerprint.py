@@ -254,6 +254,17 @@ def test_a_class_is_told_by_all_it_holds(monkeypatch):
     assert len({before, inner, listed, of(Nested)}) == 4
 
 
+@pytest.mark.parametrize("name", ["__annotations_cache__", "__annotations__", "__firstlineno__"])
+def test_what_python_notes_on_a_class_is_none_of_it(name):
+    """Python 3.14 remembers annotations once somebody has asked for them."""
+
+    def a_class(**more):
+        return type("Same", (), {"width": 3, **more})
+
+    assert of(a_class(**{name: {"width": int}})) == of(a_class())
+    assert of(a_class(other={"width": int})) != of(a_class())
+
+
 def test_a_function_that_keeps_its_results_is_told_by_what_it_wraps(monkeypatch):
     before = of(kept)
     monkeypatch.setitem(globals(), "RATE", 0.3)
