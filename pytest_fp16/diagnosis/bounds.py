@@ -59,10 +59,12 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
             f"added to takes {infinite[0].infinite:,} of {infinite[0].count:,} values to -inf",
             "no room",
         )
+    if _most_lost(entered) > _most_lost(infinite):  # a few, beside a buffer that was infinite
+        infinite = []
     whose = "largest value" if infinite else "the largest value that enters it is"
     largest = max(m.largest for m in infinite or entered)
-    most = max(infinite or entered, key=lambda m: m.infinite / m.count)
-    share = most.infinite / most.count
+    most = max(infinite or entered, key=_lost)
+    share = _lost(most)
     part = f"{share:.1%} of the" if share >= _A_SHARE else f"{most.infinite:,} of {most.count:,}"
     held = f"{largest:.3g}, {fmt.name} holds {fmt.largest:.4g}"
     if largest < _JUST_BEYOND * fmt.largest:
@@ -73,6 +75,15 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
         f"{whose} {held}; {part} values become infinite",
         None if infinite else _stored(entered),
     )
+
+
+def _lost(measure: Measure) -> float:
+    """The part of the values that became infinite."""
+    return measure.infinite / measure.count
+
+
+def _most_lost(measures: list[Measure]) -> float:
+    return max(map(_lost, measures), default=0.0)
 
 
 def _stored(entered: list[Measure]) -> Variant:

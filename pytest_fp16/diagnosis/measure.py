@@ -178,8 +178,9 @@ class Measure:
 
     @cached_property
     def binary(self) -> bool:
-        """Whether the exact one holds zeros and ones only."""
-        return bool(((self._values == 0) | (self._values == 1)).all())
+        """Whether the exact one holds zeros and ones only, or zeros and minus ones, as mask - 1."""
+        zero = self._values == 0
+        return any(bool((zero | (self._values == one)).all()) for one in (1, -1))
 
     @cached_property
     def floored(self) -> bool:

@@ -41,6 +41,19 @@ def test_what_is_infinite_as_it_is_cast_is_told_as_that(fate, variant):
     assert (why is None) == fate[1], "what an operation made infinite is that operation's"
 
 
+@pytest.mark.parametrize(("beyond", "told"), [(1, "infinite values"), (3, None)])
+def test_of_what_entered_infinite_and_what_became_so_the_larger_part_is_told(beyond, told):
+    """Spreads of 1e5 and 5e4, times numbers of up to two: the second is too large now and then."""
+    spreads, numbers = torch.tensor([1e5, 5e4]), torch.ones(4, 2)
+    numbers[:beyond, 1] = 2
+    entered = Measure(spreads.half(), spreads, torch.float16, fixed=True, made=False)
+    own = Measure((numbers * 5e4).half()[:, 1], (numbers * 5e4)[:, 1], torch.float16)
+    seen = Finding(operands=[entered], own=[own], results=[own])
+    why = out_of_range(Operation(0, "mul", "m"), seen, FORMATS[torch.float16])
+    assert (why.mechanism, why.variant) == ("overflow", told)
+    assert ("the largest value that enters it is 1e+05" in why.evidence) == (told is not None)
+
+
 @pytest.mark.parametrize(("dtype", "told"), [(torch.float16, True), (torch.bfloat16, False)])
 def test_what_vanishes_in_float16_does_not_in_bfloat16(dtype, told):
     why = vanished(Operation(0, "mul", "m"), finding([1e-9, 2e-9], dtype), FORMATS[dtype])
@@ -84,6 +97,20 @@ def test_a_mask_of_the_smallest_number_leaves_no_room(added, told):
     why = out_of_range(Operation(0, "add", "m"), seen, FORMATS[torch.float16])
     assert why.mechanism == told
     assert told == "overflow" or "-6.55e+04, and what it is added to takes 1 of 2" in why.evidence
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"),
+    [([1.0, 0.0], "mask-inf"), ([-1.0, 0.0], "mask-inf"), ([-1.0, 1.0], "overflow")],
+)
+def test_a_mask_less_one_is_a_mask(factor, told):
+    """(1 - mask) * -1e5 and (mask - 1) * 1e5 are one; what has signs masks nothing."""
+    exact = torch.tensor(factor)
+    operand = Measure(exact.half(), exact, torch.float16)
+    result = Measure((exact * 1e5).half(), exact * 1e5, torch.float16)
+    seen = Finding(own=[result], operands=[operand], results=[result], scalars=[1e5])
+    why = out_of_range(Operation(0, "mul", "m"), seen, FORMATS[torch.float16])
+    assert why.mechanism == told
 
 
 def test_the_end_of_a_row_of_numbers_is_no_mask():
