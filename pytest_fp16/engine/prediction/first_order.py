@@ -7,12 +7,16 @@ a root next to zero is steep, and what its argument loses there is next to nothi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.batching import FEWEST
+from pytest_fp16.engine.prediction.random_rounding import NOISE_RUNS
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
+from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.engine.tracing.trace import Trace
 from pytest_fp16.theory.standardised import FLOAT32_NOISE, spread_allowed
@@ -22,6 +26,12 @@ from pytest_fp16.theory.standardised import FLOAT32_NOISE, spread_allowed
 MOST = 16.0
 #: The same, at least. A single normal error is as small as that once in thirty times.
 LEAST = 1 / 600
+#: Of `NOISE_RUNS` runs the mean square of an input's errors over that predicted, at least: that of
+#: as many normal errors is smaller once in 7,500 times.
+LEAST_OF_RUNS = 1 / 16
+#: An input is looked at alone whose σ is this many times the median, and that has as large a part
+#: of all squared errors as this: of such there are fewer than ten.
+STEEP, PART = 10.0, 0.1
 
 
 def require_first_order(
@@ -77,3 +87,43 @@ def _most_of_values(expected: Tensor) -> float:
     squares = float(expected.square().sum())
     alike = round(float(expected.sum()) ** 2 / squares) if squares else 1
     return min(MOST, spread_allowed(max(1, alike)) ** 2)
+
+
+def settle_steep(
+    tracer: Tracer, said: TheoryBatch, inputs: Any, n: int, reference: Tensor, seed: int
+) -> TheoryBatch:
+    """Values' σ, where a few inputs have most of what is lost, by runs that are rounded at random.
+
+    The direction of features that are next to none is as steep as they are small, and yet can do
+    no more than turn. One such input would be all that a forecast tells.
+
+    Args:
+        tracer: of the candidate.
+        said: what a reverse pass predicts for the batch.
+        inputs, n, reference, seed: the batch; see `noise_batch`.
+
+    Raises:
+        NotDifferentiableError: the model does not run on a part of a batch.
+    """
+    sigma = said.sigma[:, 0].double()
+    large = sigma.square() > PART * sigma.square().sum()
+    steep = (large & (sigma > STEEP * sigma.median())).nonzero().flatten().tolist()
+    if not steep or tracer.task.decides:
+        return said
+    indices = (steep * FEWEST)[: max(len(steep), min(n, FEWEST))]
+    rows, settled = reference[indices], said.sigma.clone()
+    generator = torch.Generator(device=tracer.device).manual_seed(seed)
+    held, tracer.totals = tracer.totals, {}  # which are of runs without noise
+    try:
+        plain = tracer.trace_part(inputs, n, indices, seed, adjoint=False)[1].detach()
+        was = tracer.task.margins(plain, rows)
+        squares = torch.zeros_like(was)
+        for _ in range(NOISE_RUNS):
+            run = tracer.trace_part(inputs, n, indices, seed, noise=generator)[1].detach()
+            squares += (tracer.task.margins(run, rows) - was).square()
+    finally:
+        tracer.totals = held
+    found = squares[: len(steep)] / NOISE_RUNS
+    flat = found < LEAST_OF_RUNS * settled[steep].square()
+    settled[steep] = torch.where(flat, found.sqrt(), settled[steep])
+    return replace(said, sigma=settled)

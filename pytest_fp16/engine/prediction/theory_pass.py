@@ -18,7 +18,7 @@ from torch import Tensor
 from pytest_fp16.engine.batching import FEWEST, PRIMES, chunks
 from pytest_fp16.engine.prediction.certificates import Certifier, clear_rivals
 from pytest_fp16.engine.prediction.decision_errors import learn_decisions
-from pytest_fp16.engine.prediction.first_order import require_first_order
+from pytest_fp16.engine.prediction.first_order import require_first_order, settle_steep
 from pytest_fp16.engine.prediction.random_rounding import noise_batch
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError, backward
 from pytest_fp16.engine.prediction.rivals import Rivals, measured_screen
@@ -85,10 +85,12 @@ class TheoryPass(Tracer):
         if self.method == "adjoint":
             try:
                 if shared is not None and shared[0] == seed:
-                    return self._decided(shared[1])
-                if self.started is not self.habits.writes:  # then errors may depend on the batch
-                    self._start(inputs, n, reference, seed)
-                return self._decided(self._adjoint_batch(inputs, n, reference, seed))
+                    said = shared[1]
+                else:
+                    if self.started is not self.habits.writes:  # errors may depend on the batch
+                        self._start(inputs, n, reference, seed)
+                    said = self._adjoint_batch(inputs, n, reference, seed)
+                return settle_steep(self, self._decided(said), inputs, n, reference, seed)
             except NotDifferentiableError as reason:
                 self._fall_back(str(reason))
         return noise_batch(self, inputs, n, reference, seed)

@@ -77,6 +77,38 @@ def test_values_are_told_by_the_gradient_as_far_as_it_tells_what_is_lost(far, me
     assert 0.5 < report.forecast.metric_loss / report.metric.loss < 2
 
 
+class Turning(nn.Module):
+    """What is small may be either way round: for one input, where a layer gives `at`."""
+
+    def __init__(self, x, steep):
+        super().__init__()
+        self.first, self.second, self.steep = nn.Linear(12, 24), nn.Linear(24, 1), steep
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(parameter.half())  # nothing is lost as it is stored
+            self.register_buffer("at", self.second(self.first(x).tanh())[:1])
+
+    def forward(self, x):
+        x = self.second(self.first(x).tanh()).float()
+        return x + 0.02 * torch.tanh(self.steep * (x - self.at))
+
+
+@pytest.mark.parametrize("steep", [10.0, 1e5])
+def test_one_input_whose_slope_holds_for_no_such_step_is_rounded_at_random(steep):
+    """Its error is predicted to be five times as large as what there is to turn."""
+    torch.manual_seed(2)
+    x = torch.randn(240, 12).half().float()
+    model = Turning(x[200], steep).eval()
+    with torch.no_grad():
+        data = [(part, model(part) + 0.02 * torch.randn(len(part), 1)) for part in x.split(120)]
+    subject = Evaluation(model=model, data=data, task="regression")
+    (report,) = examine(subject, Settings(precisions=("16-mixed",)))
+    assert report.forecast.method == "adjoint"
+    assert report.forecast.verdict == report.verdict == "equivalent"
+    turned = 0.02**2 / sum(float(y.var(correction=0)) * len(y) for _, y in data)
+    assert -turned < report.forecast.metric_loss < turned  # without it five times as much
+
+
 class Root(nn.Module):
     """A root of what is next to nothing: its slope is thousands, and what it gives is small."""
 
