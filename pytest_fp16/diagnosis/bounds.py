@@ -194,14 +194,26 @@ def vanished(born: Operation, finding: Finding, fmt: Format, few: bool = False) 
     return _fell(born, measure, fmt)
 
 
+def came_small(born: Operation, finding: Finding, fmt: Format) -> Why | None:
+    """What an operation leaves is off, and below the normal range, though it rounds nothing itself.
+
+    A sum of subnormal numbers is exact: a state of them is lost where its terms were.
+    """
+    for measure in finding.results:
+        if measure.small > VANISHED * measure.count and measure.relative >= fmt.unit_roundoff:
+            return _fell(born, measure, fmt)
+    return None
+
+
 def _fell(born: Operation, measure: Measure, fmt: Format) -> Why:
     stored = measure.fixed and not measure.made
-    whose = "values of a weight or buffer" if stored else "values"
+    of = f"of the {'values of a weight or buffer' if stored else 'values'} "
+    gone = f"{measure.zeroed / measure.count:.1%} {of}fall to zero and " if measure.zeroed else ""
+    of = "" if gone else of
     return Why(
         "underflow",
         born,
-        f"{measure.zeroed / measure.count:.1%} of the {whose} fall to zero and "
-        f"{measure.small / measure.count:.1%} lie below the smallest normal number of "
+        f"{gone}{measure.small / measure.count:.1%} {of}lie below the smallest normal number of "
         f"{fmt.name}, {fmt.smallest_normal:.2g}; their root mean square is {measure.value:.2g}",
         "stored values" if stored else None,
     )

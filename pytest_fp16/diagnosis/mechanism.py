@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pytest_fp16.diagnosis.autopsy import Operation
-from pytest_fp16.diagnosis.bounds import out_of_range, vanished, vanishing_constant
+from pytest_fp16.diagnosis.bounds import came_small, out_of_range, vanished, vanishing_constant
 from pytest_fp16.diagnosis.digits import (
     AHEAD,
     absorbed,
@@ -183,4 +183,4 @@ def _why(
         if why is not None and carries((why.operation, *why.beside)):
             return why
     why = vanished(born, finding, fmt, few=lost)
-    return why or imprecise(born, finding, fmt)
+    return why or came_small(born, finding, fmt) or imprecise(born, finding, fmt)

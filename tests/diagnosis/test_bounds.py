@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pytest_fp16.diagnosis.autopsy import Operation
-from pytest_fp16.diagnosis.bounds import out_of_range, vanished, vanishing_constant
+from pytest_fp16.diagnosis.bounds import came_small, out_of_range, vanished, vanishing_constant
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
-from pytest_fp16.diagnosis.mechanism import explain, worth_watching
+from pytest_fp16.diagnosis.mechanism import because, explain, worth_watching
 from pytest_fp16.diagnosis.origin import find_origin
 from pytest_fp16.theory.rounding import FORMATS
 
@@ -59,6 +59,19 @@ def test_what_vanishes_in_float16_does_not_in_bfloat16(dtype, told):
     why = vanished(Operation(0, "mul", "m"), finding([1e-9, 2e-9], dtype), FORMATS[dtype])
     assert (why is not None) == told
     assert not told or why.mechanism == "underflow"
+
+
+@pytest.mark.parametrize(("values", "told"), [([3e-8, 5e-8], True), ([3e-4, 5e-4], False)])
+def test_an_exact_sum_of_what_is_next_to_nothing_is_told_as_such(values, told):
+    """A state below the normal range is off by its terms: subnormal numbers are added exactly."""
+    exact, state = torch.tensor(values), torch.tensor(values).half() * 2
+    result = Measure(state, exact, torch.float16)
+    seen = Finding(own=[Measure(state, state.float(), torch.float16)], results=[result])
+    born = Operation(0, "add", "m", finding=seen)
+    assert (came_small(born, seen, FORMATS[torch.float16]) is not None) == told
+    culprit = because(born, [born])
+    assert culprit.mechanism == ("underflow" if told else "precision-loss")
+    assert culprit.evidence.startswith("100.0% of the values lie below the smallest") == told
 
 
 @pytest.mark.parametrize(("constant", "told"), [(1e-9, "zero"), (1 - 1e-5, "1"), (0.5, None)])
