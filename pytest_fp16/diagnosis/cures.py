@@ -12,7 +12,7 @@ from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report import figures
-from pytest_fp16.report.model import Culprit, Cure, CureKind, Report, Verdict
+from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report, Verdict
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
 HEALED = 0.5
@@ -23,6 +23,8 @@ ROUNDS = 4
 _OTHERS = 2
 #: A share of the arithmetic in float32 that leaves nothing to gain: no cure.
 _EVERYTHING = 0.99
+#: A share that leaves so little that whatever passes with less is preferred.
+_DEAR = 0.9
 
 #: Mechanisms that more digits cure.
 _DIGITS = ("cancellation", "absorption", "precision-loss")
@@ -31,37 +33,59 @@ _DIGITS = ("cancellation", "absorption", "precision-loss")
 def find_cure(
     clinic: Clinic, culprit: Culprit, origin: Origin | None
 ) -> tuple[Cure, tuple[str, ...]]:
-    """The first cure that passes a full re-check, or advice where none does.
+    """The first cure that passes a full re-check and leaves enough in 16 bits to be worth it.
+
+    Where none does, the first that passes and leaves something; or advice.
 
     Returns:
         The cure, and the modules that make the failing precision itself pass (for a plan).
     """
     hint, vain = advice(culprit), ""
-    everything: list[Remedy] = []
+    passed: list[Remedy] = []
+    dear: tuple[Cure, tuple[str, ...]] | None = None
     for kind, remedy in _candidates(clinic, culprit, origin):
-        if any(_includes(remedy, other) for other in everything):
+        if any(_includes(remedy, other) for other in passed):
             continue  # no cheaper: the allowance is for others
         report = clinic.judged(remedy)
-        if report is not None and report.equivalent:
-            price = clinic.price(remedy)
-            if price is not None and price.float32_share >= _EVERYTHING:
-                vain = " (what was tried passes only with the whole model in float32)"
-                everything.append(remedy)
-                continue
-            cure = Cure(
-                kind=kind,
-                modules=list(remedy.keep),
-                precision=remedy.precision if remedy.precision != clinic.precision else None,
-                verified=True,
-                description=_described(clinic, remedy, culprit, hint[1]),
-                verdict=report.verdict,
-                flips=report.flips,
-                metric=report.metric.candidate if report.metric else None,
-                price=price,
-            )
-            return cure, remedy.keep if remedy.precision == clinic.precision else ()
-        clinic.line_failed |= bool(remedy.lines) and report is not None
-    return _advised(clinic, hint, vain), ()
+        if report is None or not report.equivalent:
+            clinic.line_failed |= bool(remedy.lines) and report is not None
+            continue
+        price = clinic.price(remedy)
+        share = 0.0 if price is None else price.float32_share
+        if share < _EVERYTHING:
+            said = _described(clinic, remedy, culprit, hint[1])
+            found = _verified(clinic, kind, remedy, report, said, price)
+            if share < _DEAR:
+                return found
+            dear = dear or found
+        else:
+            vain = " (what was tried passes only with the whole model in float32)"
+        passed.append(remedy)
+    return dear or (_advised(clinic, hint, vain), ())
+
+
+def _verified(
+    clinic: Clinic,
+    kind: CureKind,
+    remedy: Remedy,
+    report: Report,
+    description: str,
+    price: Price | None,
+) -> tuple[Cure, tuple[str, ...]]:
+    """A cure that passed, and the modules that a plan may keep for it."""
+    own = remedy.precision == clinic.precision
+    cure = Cure(
+        kind=kind,
+        modules=list(remedy.keep),
+        precision=None if own else remedy.precision,
+        verified=True,
+        description=description,
+        verdict=report.verdict,
+        flips=report.flips,
+        metric=report.metric.candidate if report.metric else None,
+        price=price,
+    )
+    return cure, remedy.keep if own else ()
 
 
 def _advised(clinic: Clinic, hint: tuple[CureKind, str], vain: str) -> Cure:

@@ -14,7 +14,7 @@ from pytest_fp16.diagnosis.clinic import Clinic, Recheck
 from pytest_fp16.diagnosis.cures import find_cure
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.errors import FP16Error
-from pytest_fp16.report.model import Culprit
+from pytest_fp16.report.model import Culprit, Price
 
 
 class Rms(nn.Module):
@@ -376,6 +376,48 @@ def test_more_and_more_lines_leave_an_allowance_for_another_precision(monkeypatc
     assert (cure.precision, cure.modules) == ("bf16-mixed", ["first"])
     assert [remedy for remedy in tried if len(remedy.lines) == 1]
     assert len(tried) <= 5
+
+
+class Body(nn.Module):
+    """Nearly all of the arithmetic, and a line of it that leaves the range."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 256), nn.Linear(256, 256)
+
+    def forward(self, x):
+        y = self.second(self.first(x).relu()) * 1e6
+        return y / 1e6
+
+
+def test_a_line_is_preferred_to_a_module_that_holds_nearly_everything():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Body(), nn.Linear(256, 10)).eval(), torch.randn(400, 16)
+    subject = Evaluation(model=model, data=[(x, model(x).argmax(-1))])
+    cure = check(subject, precision="16-true", emulate="always").cure
+    assert (cure.kind, cure.verified) == ("upcast", True)
+    assert cure.price.float32_share < 0.1
+
+
+@pytest.mark.parametrize("cheaper", [True, False])
+def test_what_leaves_little_in_16_bits_is_the_last_that_is_taken(monkeypatch, cheaper):
+    """Where nothing else passes it is a cure all the same."""
+    kept, other = Remedy("16-true", ("0",)), Remedy("bf16-true")
+
+    def judge(remedy):
+        passes = remedy == kept or (cheaper and remedy == other)
+        verdict = "equivalent" if passes else "not equivalent"
+        return Recheck(SimpleNamespace(equivalent=passes, verdict=verdict, flips=0, metric=None))
+
+    monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
+    ran = SimpleNamespace(run=lambda: None)
+    shares = {kept: 0.95, other: 0.0}
+    price = lambda remedy: Price(float32_share=shares[remedy], float32_share_before=0.0)  # noqa: E731
+    clinic = Clinic(nn.Sequential(Body()), "16-true", judge, lambda *_: ran, price)
+    culprit = Culprit(module="0", operation="mul", mechanism="overflow", evidence="")
+    cure, keep = find_cure(clinic, culprit, None)
+    assert cure.verified
+    assert (cure.precision, keep) == (("bf16-true", ()) if cheaper else (None, ("0",)))
 
 
 def test_what_several_lines_win_is_not_told_as_the_one_lines(monkeypatch):
