@@ -31,7 +31,7 @@ from pytest_fp16.engine.emulation.operations import (
     tensors,
 )
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, require_own_agreement
-from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes, narrowed
+from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes, bounds_as_on, narrowed
 from pytest_fp16.engine.emulation.target_mode import OnTarget
 from pytest_fp16.engine.emulation.wide import attention, run_wide
 from pytest_fp16.engine.emulation.wording import is_missing_kernel
@@ -85,7 +85,8 @@ class Emulation(OnTarget):
         on_its_grid = known.exact or known.stepwise or known.name in _OF_A_GRID
         if on_its_grid or (known.opaque and self.opaque == "native"):
             try:
-                return accumulate(known.name, func, args, kwargs, self.target)
+                bound = bounds_as_on(known.name, args, self.target)
+                return accumulate(known.name, func, bound, kwargs, self.target)
             except RuntimeError as error:
                 if not is_missing_kernel(error):
                     raise

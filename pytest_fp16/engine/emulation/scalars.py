@@ -2,7 +2,8 @@
 
 Read off ATen's kernels: CUDA's ``pow`` converts its scalar to the tensor's type
 (``PowKernel.cu``), as ``fmod`` and ``remainder`` do; a CPU rounds those of sums too. A number that
-an operation only moves, or compares with (the bound of a clamp), is rounded by all of them.
+an operation only moves, or compares with (the bound of a clamp), is rounded by all of them. A CPU
+refuses a clamp's bound that is beyond the format's range; CUDA does not (``TensorCompare.cu``).
 
 A float32 tensor without dimensions leaves a 16-bit result 16-bit, and is itself rounded before an
 elementwise kernel computes with it: a temperature that is a parameter, under autocast. A CPU takes
@@ -12,6 +13,7 @@ numbers are rounded whatever their dimensions: bfloat16 has not all of ``torch.a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +25,7 @@ from pytest_fp16.engine.emulation.operations import LOW, tensors
 
 _EVERYWHERE = frozenset({"pow", "fmod", "remainder"})
 _ON_CPU = _EVERYWHERE | {"add", "sub", "rsub"}
+_BOUNDED = frozenset({"clamp", "clamp_min", "clamp_max"})
 #: Kernels that take a tensor without dimensions in float32 where it lies on the CPU.
 _IN_FULL = {"cpu": frozenset({"mul", "div"}), "cuda": frozenset({"mul", "div", "add", "sub"})}
 
@@ -47,6 +50,15 @@ def as_the_kernel_takes(name: str, args: Sequence[Any], target: str) -> tuple[An
         return tuple(args)
     (dtype,) = dtypes
     return (*(rounded(a, dtype) if is_number(a) else a for a in args[:2]), *args[2:])
+
+
+def bounds_as_on(name: str, args: Sequence[Any], target: str) -> tuple[Any, ...]:
+    """The arguments of an operation: of a clamp on CUDA, a bound beyond the range is infinite."""
+    dtype = getattr(args[0], "dtype", None) if args else None
+    if name not in _BOUNDED or target == "cpu" or dtype not in LOW:
+        return tuple(args)
+    most = torch.finfo(dtype).max
+    return tuple(math.copysign(math.inf, a) if is_number(a) and abs(a) > most else a for a in args)
 
 
 def is_number(value: Any) -> bool:

@@ -36,7 +36,7 @@ from pytest_fp16.engine.emulation.operations import (
     seen_as,
 )
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, require_own_agreement
-from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes
+from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes, bounds_as_on
 from pytest_fp16.engine.emulation.scans import by_steps
 from pytest_fp16.engine.tracing.arguments import (
     as_native,
@@ -177,6 +177,7 @@ class Trace(Interception):
         doubts = [c.doubt for c in cells if c.doubt is not None]
         moves = known.name not in _CONSTANT
         if known.exact:
+            args = bounds_as_on(known.name, args, self.target)
             given, (args, kwargs) = args, on_the_grid(func, args, kwargs)
             self.recorder.bent |= vanished(given, args)
         call = Call(

@@ -50,6 +50,36 @@ def test_a_trace_takes_them_as_the_emulation_does(name, target):
     assert torch.equal(traced.native(), emulated)
 
 
+CLAMPS = {
+    "both": lambda t: t.clamp(-1e8, 1e8),
+    "below": lambda t: t.clamp(min=-1e8),
+    "above, in place": lambda t: t.clone().clamp_(max=100_000),
+    "with slopes": lambda t: torch.autograd.grad(t.requires_grad_().clamp(-1e8, 1e8).sum(), t)[0],
+}
+
+
+@pytest.mark.parametrize("name", CLAMPS)
+def test_cuda_bears_a_bound_beyond_the_range(name):
+    with Emulation("cuda"):
+        emulated = CLAMPS[name](X.half())
+
+    assert torch.equal(emulated, CLAMPS[name](X).half())
+    with Emulation("cpu"), pytest.raises(RuntimeError, match="cannot be converted"):
+        CLAMPS[name](X.half())
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_an_evaluation_is_told_of_such_a_bound_where_it_is_refused(target):
+    class Bound(nn.Module):
+        def forward(self, x):
+            return x.clamp(-1e8, 1e8)
+
+    given = Evaluation(model=Bound(), data=[torch.randn(8, 3)], labelled=False)
+    report = check(given, precision="16-true", target=target)
+    assert (report.verdict == "equivalent") == (target == "cuda")
+    assert (report.forecast.verdict == "equivalent") == (target == "cuda")
+
+
 def test_cuda_rounds_exponents_and_no_addend():
     x = X.half()
 
