@@ -1,7 +1,7 @@
-"""Values that are not finite, and that nothing reads: they do no harm.
+"""Values that are not finite, and that nothing reads, or nothing that minds: they do no harm.
 
 A sum whose gradient alone is wanted (forces are the slope of an energy) may leave the range: its
-gradient is one all the same.
+gradient is one all the same. So may a square whose negative is the argument of an exponential.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pytest_fp16.engine.gradients.origins.lost_values import finite
 
 #: What is asked for a tensor's form, or shown to somebody, and what hands its values on.
 _FORMS = frozenset("ones_like zeros_like empty_like full_like _local_scalar_dense".split())
-_COPIES = frozenset("_to_copy clone detach alias".split())
+_COPIES = frozenset("_to_copy clone detach alias neg".split())
+#: Functions with a limit: what a number too large for the format gives them is what infinity does.
+_LIMITED = frozenset("exp exp2 sigmoid tanh erf erfc atan".split())
 
 
 class Unread:
@@ -47,6 +49,8 @@ class Unread:
         known = facts(func)
         if known.view or known.name in _COPIES:
             self._hold(flat(out))
+        elif known.name in _LIMITED and all(map(finite, flat(out))):
+            return  # exp(-inf) is zero, as it would have been
         elif known.name not in _FORMS:
             self.read = True
 

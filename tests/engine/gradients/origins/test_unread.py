@@ -30,6 +30,16 @@ def test_what_is_only_shown_or_handed_on_is_not_read():
     assert watched(lambda x: x.detach().sum().float().reshape(1)).swallowed is None
 
 
+def test_what_only_a_function_with_a_limit_reads():
+    def far(x):  # 9e6, of which the exponential is zero in float32, too
+        return torch.exp(-x.detach().square()), torch.tanh(x.sum())
+
+    assert watched(far).swallowed is None
+    origin = watched(lambda x: (*far(x), 1 / x.square()))
+    assert origin.swallowed is not None
+    assert watched(lambda x: torch.exp(x.sum())).swallowed is not None  # infinite, too
+
+
 def test_what_is_read_as_it_is_or_as_a_copy():
     for step in (
         lambda x: 1 / x.sum(),
