@@ -17,9 +17,9 @@ class Found(NamedTuple):
         module: its module, or ``"<loss>"`` or ``"<optimizer>"``.
         operation: its name.
         mechanism: ``"overflow"``, ``"cancellation"``, or ``"eps-underflow"`` or ``"underflow"``
-            of a divisor; ``"mask-inf"`` where it made NaN of an infinity that no operation made: a
-            constant.
-        largest: the largest magnitude among its arguments.
+            of a divisor; ``"mask-inf"`` where it scaled a mask to a constant that is infinite, or
+            made NaN of an infinity that no operation made: a constant, too.
+        largest: the largest magnitude among its arguments; the constant of a mask, if known.
         reached: the largest magnitude that its result should have had; NaN where that is unknown.
         source: the line of the user's code that ran it, or what it is the backward pass of; None
             where torch's own did.
@@ -51,6 +51,9 @@ class Found(NamedTuple):
     def _happened(self, form: Format) -> str:
         if self.mechanism == "overflow" and math.isinf(self.largest):
             return f"a divisor that is infinite in {form.name} leaves nothing"
+        if self.mechanism == "mask-inf" and math.isfinite(self.largest):
+            constant = f"the constant {self.largest:.3g}, to which a mask is scaled"
+            return f"{constant}, is infinite in {form.name}"
         if self.mechanism == "mask-inf":
             return f"a constant that is infinite in {form.name} gave NaN"
         if self.mechanism == "eps-underflow":

@@ -91,6 +91,16 @@ def divisor(name: str, argument: Tensor) -> Tensor:
     return argument * (1 - argument) if name == "logit" else 1 - argument.abs()
 
 
+def mask_constant(name: str, args: tuple[Any, ...], lost: list[Tensor]) -> float | None:
+    """The number, infinite in the format, to which an operation scales a mask of zeros and ones."""
+    scalars = [a for a in args if isinstance(a, (int, float))]
+    beyond = [s for s in scalars if any(abs(s) > torch.finfo(t.dtype).max for t in lost)]
+    if name != "mul" or not beyond:
+        return None
+    masks = [stored(t) for t in tensors(args, {})]
+    return beyond[0] if all(bool(((m == 0) | (m == 1)).all()) for m in masks) else None
+
+
 def zero_where(lost: Tensor, argument: Tensor) -> bool:
     """Whether an argument is zero where a result is not finite."""
     try:

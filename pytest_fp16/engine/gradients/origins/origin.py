@@ -24,6 +24,7 @@ from pytest_fp16.engine.gradients.origins.lost_values import (
     has_nan,
     in_float64,
     losing_part,
+    mask_constant,
     mechanism_of_loss,
     results_of,
     stored,
@@ -232,6 +233,9 @@ class Origin(TorchDispatchMode):
         name = facts(func).name.removeprefix("_foreach_")
         floating = [stored(t) for t in tensors(args, kwargs) if t.is_floating_point()]
         lost = [stored(t) for t in results if not finite(t)]
+        constant = mask_constant(name, args, lost)
+        if constant is not None:
+            return self._found(whole, "mask-inf", constant)
         divisors = [divisor(name, t) for t in floating] if name in DIVIDES else []
         zero = any(zero_where(t, d) for t in lost for d in divisors)
         largest = max((float(t.abs().max()) for t in floating if t.numel()), default=0.0)

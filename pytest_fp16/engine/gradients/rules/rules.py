@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -68,7 +69,8 @@ def _lost_as_it_is(evidence: Evidence) -> bool:
 
 def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
     name = evidence.format.name
-    if origin is not None and origin.mechanism == "mask-inf" and evidence.lost_weights:
+    unnamed = origin is not None and origin.mechanism == "mask-inf" and math.isinf(origin.largest)
+    if unnamed and evidence.lost_weights:
         origin = None  # what was infinite was a weight
     if origin is not None:
         module, operation, mechanism = origin.module, origin.operation, origin.mechanism

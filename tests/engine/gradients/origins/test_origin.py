@@ -189,6 +189,20 @@ def test_an_infinite_constant_that_gives_nan_is_to_blame_where_nothing_else_is()
     assert "infinite in float16" in origin.cause.detail(FORMATS[torch.float16])
 
 
+def test_a_mask_that_is_scaled_to_an_infinite_constant():
+    def scaled(mask):
+        origin = Origin(nn.Identity())
+        with Emulation("cuda"), origin:
+            half(1.0, 2.0) + mask * -1e9
+        return origin.found
+
+    found = scaled(half(0.0, 1.0))
+    assert (found.operation, found.mechanism) == ("mul", "mask-inf")
+    said = "the constant -1e+09, to which a mask is scaled, is infinite in float16"
+    assert found.detail(FORMATS[torch.float16]) == said
+    assert scaled(half(0.5, 2.0)).mechanism == "overflow"  # numbers that are scaled, no mask
+
+
 def test_a_quotient_by_a_constant_that_is_infinite_is_remembered():
     origin = Origin(nn.Identity())
     count = half(2.0).new_tensor(80000.0)
