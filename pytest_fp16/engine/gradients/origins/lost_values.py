@@ -92,13 +92,19 @@ def divisor(name: str, argument: Tensor) -> Tensor:
 
 
 def mask_constant(name: str, args: tuple[Any, ...], lost: list[Tensor]) -> float | None:
-    """The number, infinite in the format, to which an operation scales a mask of zeros and ones."""
+    """The number, infinite in the format, to which an operation scales a mask of zeros and ones.
+
+    None on the way backwards, where a slope of one is no mask.
+    """
+    if torch._C._current_graph_task_id() >= 0:
+        return None
     scalars = [a for a in args if isinstance(a, (int, float))]
     beyond = [s for s in scalars if any(abs(s) > torch.finfo(t.dtype).max for t in lost)]
     if name != "mul" or not beyond:
         return None
     masks = [stored(t) for t in tensors(args, {})]
-    return beyond[0] if all(bool(((m == 0) | (m == 1)).all()) for m in masks) else None
+    many = all(m.numel() > 1 and bool(((m == 0) | (m == 1)).all()) for m in masks)
+    return beyond[0] if many else None
 
 
 def zero_where(lost: Tensor, argument: Tensor) -> bool:

@@ -201,6 +201,10 @@ def test_a_mask_that_is_scaled_to_an_infinite_constant():
     said = "the constant -1e+09, to which a mask is scaled, is infinite in float16"
     assert found.detail(FORMATS[torch.float16]) == said
     assert scaled(half(0.5, 2.0)).mechanism == "overflow"  # numbers that are scaled, no mask
+    origin, x = Origin(nn.Identity()), half(0.5, 0.25).requires_grad_()
+    with Emulation("cuda"), origin:
+        (x * 1e5).sum().backward()  # the slope of the sum is one
+    assert (origin.found.operation, origin.found.mechanism) == ("mul", "overflow")
 
 
 def test_a_quotient_by_a_constant_that_is_infinite_is_remembered():
