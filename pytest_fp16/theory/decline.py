@@ -26,7 +26,7 @@ def arrives(values: Sequence[float], threshold: float, total: int) -> int | None
     """
     half = len(values) // 2
     known = [(step, v) for step, v in enumerate(values) if step >= half and not math.isnan(v)]
-    if len(known) < _LEAST or any(v <= 0 for _, v in known):
+    if len(known) < _LEAST or not all(0 < v < math.inf for _, v in known):
         return None
     steps, logs = [float(s) for s, _ in known], [math.log(v) for _, v in known]
     try:

@@ -25,7 +25,11 @@ def test_what_jumps_about_is_no_decline():
 
 
 @pytest.mark.parametrize(
-    "values", [[1.0] * 40, decline(40, rate=-0.1), [], [0.0] * 40, [math.nan] * 40, decline(6)]
+    "values",
+    [
+        *([1.0] * 40, decline(40, rate=-0.1), [], [0.0] * 40, [math.nan] * 40, decline(6)),
+        decline(30) + [math.inf] * 10,  # a loss that float32 loses, too
+    ],
 )
 def test_what_does_not_fall_never_arrives(values):
     assert arrives(values, 1e-8, 10**6) is None
