@@ -39,6 +39,7 @@ from pytest_fp16.engine.gradients.origins.own_checks import (
     rounded_index,
 )
 from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
+from pytest_fp16.engine.gradients.probes.bounded import gaps_to_one
 from pytest_fp16.engine.gradients.probes.course import SEED, Course
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated, metric_lost
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
@@ -101,7 +102,7 @@ class _Check:
         self.replays = Replays(self.exact, self.state, precision, self.place, SEED)
         self.evidence = Evidence(FORMATS[precision.dtype], cast=not precision.mixed)
         self.evidence.total_steps = self.course.total
-        self.shares: list[tuple[int, tuple[float, int] | None]] = []
+        self.seen = list[tuple[int, tuple[float, int] | None]](), list[tuple[int, list[float]]]()
 
     def _candidate(self) -> Trainee:
         return Trainee(self.subject, self.precision, SEED, self.state, self.place)
@@ -149,7 +150,8 @@ class _Check:
             shown = list(itertools.islice(self.course.any(), SHOWN))
             share = skipped_share(self.exact, candidate, [*extra, *shown])
             self.evidence.skipped = share, self.replays.cause_in(extra)
-        self.shares.append((step, wrong_share(self.exact, extra)))
+        self.seen[0].append((step, wrong_share(self.exact, extra)))
+        self.seen[1].append((step, gaps_to_one(self.exact, extra)))
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             if gradient_is_lost(point):
                 found = self.replays.here([extra[0]]).swallowed
@@ -237,7 +239,7 @@ class _Check:
 
     def _sure(self, candidate: Trainee, batches: list[Any]) -> None:
         """The gradient of outputs that the model gives only once it has learned."""
-        found = late(self.exact, candidate, batches, self.shares, self.evidence.total_steps)
+        found = late(self.exact, candidate, batches, *self.seen, self.evidence.total_steps)
         if found is not None:
             outputs, sure, self.evidence.solved = found
             origin = self.replays.here(batches[:1], sure).cause
@@ -288,13 +290,12 @@ class _Check:
         look = longer_look(exact, self._candidate, streams, extra, SEED, steps, doubt)
         if isinstance(look, str):
             evidence.broke = look, None
-        else:
-            evidence.second = look
+            return
+        evidence.second = look
 
     def _alone(self, recorder: Recorder) -> Probe | None:
         """The optimizer alone, to the end of the training."""
         recorder.handle.remove()
-        if self.precision.mixed:
-            return None
-        total = self.evidence.total_steps
-        return probed(self.exact, recorder, total, self.precision.dtype, self.target)
+        total, dtype = self.evidence.total_steps, self.precision.dtype
+        mixed = self.precision.mixed
+        return None if mixed else probed(self.exact, recorder, total, dtype, self.target)

@@ -109,12 +109,11 @@ def scaled_gradients(
     if scale is None:
         scale = START_SCALE if trainee.scaler is not None else 1.0
     found = gradients(trainee, batch, seed, scale)
-    while (
-        trainee.scaler is not None
-        and not found.finite
-        and math.isfinite(found.loss)  # the scale has no part in it
-        and scale > _SMALLEST_SCALE
-    ):
+    if trainee.scaler is None or found.finite:
+        return found
+    if not math.isfinite(found.loss) and not gradients(trainee, batch, seed, 1.0).finite:
+        return found  # the scale has no part in it
+    while not found.finite and scale > _SMALLEST_SCALE:
         scale /= 2
         found = gradients(trainee, batch, seed, scale)
     return found

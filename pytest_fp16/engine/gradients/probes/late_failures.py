@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.gradients.points import gradients
+from pytest_fp16.engine.gradients.probes.bounded import are_cosines, at_bound
 from pytest_fp16.engine.gradients.probes.confidence import Changed
 from pytest_fp16.engine.gradients.probes.sure_outputs import (
     Solved,
@@ -67,6 +68,7 @@ def late(
     candidate: Trainee,
     batches: Sequence[Any],
     shares: Sequence[tuple[int, tuple[float, int] | None]],
+    gaps: Sequence[tuple[int, list[float]]],
     total: int,
 ) -> tuple[str, Changed, Solved | None] | None:
     """(which outputs cost the candidate its gradient, what makes them, how often it will see them).
@@ -76,8 +78,12 @@ def late(
         candidate: takes its weights.
         batches: some that are not trained on; the first is tried.
         shares: per point, the step and the share of wrong decisions; see `solved`.
+        gaps: per point, the step and what outputs leave to one; see `at_bound`.
         total: steps of the whole training.
     """
+    if are_cosines(reference, batches[0]):
+        found = at_bound(reference, candidate, batches, gaps, total)
+        return None if found is None else ("outputs at their bound", *found)
     for solves in (False, True):
         sure = breaking(reference, candidate, batches[0], solves)
         if sure is not None:
@@ -97,8 +103,7 @@ def _meeting(
     targets = first[1].to(form.dtype).float()
     candidate.follow(reference)
     met, reached, gaps = Met(targets), 0, ulp(targets, form)
-    # Of the gradient alone: a loss that is infinite may be so whatever its outputs.
-    lost = partial(is_lost, candidate, batch, loss_too=False)
+    lost = partial(is_lost, candidate, batch)
     if not lost(met) or not _better(reference, batch, met):
         return None
     known = [first, *(numbers(reference, other) for other in batches[1:])]

@@ -98,15 +98,19 @@ def _survived(reference: Trainee, batch: Any, solved: bool, passes: int) -> Conf
     return None
 
 
-def is_lost(candidate: Trainee, batch: Any, sure: Changed, *, loss_too: bool = True) -> bool:
-    """Whether a candidate has no gradient (or no loss: `loss_too`) of outputs that were changed."""
+def is_lost(candidate: Trainee, batch: Any, sure: Changed) -> bool:
+    """Whether a candidate has no gradient of outputs that were changed.
+
+    Its loss alone may be infinite: nothing is learned from that, and outputs that are so sure need
+    not come.
+    """
     try:
         found = gradients_of(candidate, batch, sure)
     except torch.OutOfMemoryError:
         raise
     except Exception:
         return False  # outputs of no real run: an error they cause says nothing
-    return not (_finite(found) if loss_too else found.finite)
+    return not found.finite
 
 
 def gradients_of(trainee: Trainee, batch: Any, sure: Changed) -> Gradients:

@@ -61,6 +61,31 @@ def test_a_reward_without_spread_is_found_before_there_is_one():
     assert "steps will see such a batch" in found.reason
 
 
+class Smoothed(torch.autograd.Function):
+    """Cross entropy, smoothed by logarithms of a softmax, with its slope written down."""
+
+    @staticmethod
+    def forward(ctx, z, y):
+        p = torch.exp(z - z.amax(-1, keepdim=True))
+        p = (p / p.sum(-1, keepdim=True)).to(z.dtype)
+        ctx.save_for_backward(p, F.one_hot(y, 3).to(p.dtype))
+        return -0.9 * torch.log(p).gather(-1, y[:, None]).mean() - 0.1 * torch.log(p).mean()
+
+    @staticmethod
+    def backward(ctx, grad):
+        p, one = ctx.saved_tensors
+        return (grad * (p - 0.9 * one - 0.1 / 3) / len(p)).to(p.dtype), None
+
+
+@pytest.mark.parametrize(("name", "times"), [("16-true", 1), ("16-mixed", 64)])
+def test_an_infinite_loss_whose_slope_is_finite_is_no_failure(name, times):
+    """Nor where the first scale of a scaler is too large for it."""
+    subject = training(lambda z, y: times * Smoothed.apply(3 * z, y))
+    slower = partial(torch.optim.SGD, lr=0.01 / times, momentum=0.9)
+    subject = replace(subject, optimizer=slower)
+    assert found_by(subject, name).verdict == "equivalent"
+
+
 @pytest.mark.parametrize("name", ["bf16-true", "bf16-mixed"])
 def test_bfloat16_holds_the_guard(name):
     assert found_by(training(advantage), name).verdict == "equivalent"
