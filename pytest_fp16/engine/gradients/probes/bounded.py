@@ -68,15 +68,28 @@ def gaps_to_one(trainee: Trainee, batches: Sequence[Any]) -> list[float]:
 
 
 def are_cosines(trainee: Trainee, batch: Any) -> bool:
-    """Whether outputs are at most one whatever the weights' size, and have not been squashed."""
+    """Whether outputs are at most one whatever the weights' size, and have not been squashed.
+
+    Of classes alone: a direction that is to meet another one comes as near as it can.
+    """
     now = outputs(trainee, batch)
-    if now is None or not bool((now.abs() <= 1 + _SQUASHED).all()) or bool((now >= 0).all()):
+    if (
+        now is None
+        or not _of_classes(batch)
+        or not bool((now.abs() <= 1 + _SQUASHED).all())
+        or bool((now >= 0).all())
+    ):
         return False
     with torch.no_grad(), untouched(trainee.model):
         for weight in trainee.model.parameters():
             weight.mul_(_STRETCHED)
         stretched = outputs(trainee, batch)
     return stretched is not None and bool((stretched.abs() < 1 - _SQUASHED).all())
+
+
+def _of_classes(batch: Any) -> bool:
+    targets = split_batch(batch, labelled=True)[1]
+    return isinstance(targets, Tensor) and not targets.is_floating_point()
 
 
 def at_bound(

@@ -69,6 +69,7 @@ def test_what_is_taken_for_cosines(model, cosines):
     before = [p.clone() for p in trainee.model.parameters()]
     assert are_cosines(trainee, batch) == cosines
     assert all(map(torch.equal, before, trainee.model.parameters()))
+    assert not are_cosines(trainee, (batch[0], torch.randn(len(batch[0]), 4)))
 
 
 def test_gaps_are_those_of_the_largest():
