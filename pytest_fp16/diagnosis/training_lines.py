@@ -6,6 +6,7 @@ zero, or a guard that is none, is not brought back by the line that stumbles ove
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial, wraps
@@ -21,6 +22,9 @@ from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.precision import Precision
 from pytest_fp16.report.model import Culprit
 from pytest_fp16.subject import Training
+
+#: How a report's evidence says that an operation is part of the backward pass of another.
+_BEHIND = re.compile(r"in the backward pass of (\w+)")
 
 
 def at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> list[Proposal]:
@@ -61,7 +65,7 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, b
     line = culprit.source
     if line is None:
         return
-    what = f"{culprit.operation or 'it'} in float32 at {line} (from what the line reads on)"
+    what = f"{_on_the_line(culprit)} in float32 at {line} (from what the line reads on)"
     yield what, line, False
     if precision.mixed and culprit.variant == "mixed dtypes":
         yield what, line, True
@@ -70,6 +74,12 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, b
     if around is not None and culprit.mechanism != "unsupported-op":
         name, lines = around
         yield f"all of {name} but its products in float32 ({lines})", lines, False
+
+
+def _on_the_line(culprit: Culprit) -> str:
+    """The operation that the user wrote there: ``sqrt``, whose backward pass divides."""
+    behind = _BEHIND.search(culprit.evidence)
+    return behind[1] if behind is not None else culprit.operation or "it"
 
 
 def _watched(own: Callable[..., Any], line: str, meeting: bool) -> Callable[..., Any]:

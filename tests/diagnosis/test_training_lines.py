@@ -7,8 +7,10 @@ from torch.nn import functional as F
 from pytest_fp16 import check
 from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
 from pytest_fp16.diagnosis.upcast import Upcast, function_of
+from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.report.model import Culprit
+from pytest_fp16.theory.rounding import FORMATS
 
 
 def guarded(x):
@@ -57,6 +59,15 @@ def test_it_follows_the_line():
         line, around = (p.description for p in proposed)
         assert line.startswith(f"compute div in float32 at {LINE}")
         assert around.startswith("compute all of guarded but its products in float32")
+
+
+def test_it_names_the_operation_that_the_line_has():
+    """Whose backward pass divides: told as the gradient check tells it."""
+    found = Found("", "div", "eps-underflow", 1.0, backward_of="sqrt")
+    evidence = found.detail(FORMATS[torch.float16])
+    culprit = at(LINE).model_copy(update={"evidence": evidence})
+    line, _ = (p.description for p in at_its_line(Guarded(), PRECISIONS["16-true"], culprit))
+    assert line.startswith(f"compute sqrt in float32 at {LINE}")
 
 
 def test_a_missing_kernel_is_a_matter_of_its_line_alone():
