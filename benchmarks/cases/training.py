@@ -63,6 +63,7 @@ MODULES = (
     *("reported_engines", "reported_ledgers", "reported_likenesses"),
     *("reported_colours", "reported_gates", "reported_chains"),
     *("reported_rates", "reported_sources", "reported_strides", "reported_stakes"),
+    *("reported_units", "reported_scales", "reported_terms", "reported_turns"),
 )
 
 
