@@ -200,9 +200,9 @@ def padded_history_alike() -> dict:
 # Wings and pairs ----------------------------------------------------------------------------------
 
 
-@case(sound=f"{TRUE} {MIXED}")
+@case("16-true", f"bf16-true {MIXED}")
 def adaptive_wings() -> dict:
-    """14 log(1 + d^(2.1 - y)) of heat maps (after protossw512/AdaptiveWingLoss)."""
+    """14 log(1 + d^(2.1 - y)), and Adam in float16 (after protossw512/AdaptiveWingLoss)."""
     (x, _), (a, _) = data.digits()
 
     def bump(x: Tensor) -> Tensor:
@@ -236,9 +236,9 @@ class Siamese(nn.Module):
         return d if self.training else 0.5 - d
 
 
-@case(sound=f"{TRUE} {MIXED}")
+@case("16-true", f"bf16-true {MIXED}")
 def siamese_pairs() -> dict:
-    """A contrastive loss of pairs, some of which are one picture (after PyTorch's forum)."""
+    """A contrastive loss, some pairs one picture, and Adam in float16 (after PyTorch's forum)."""
     (x, y), (a, b) = data.digits()
 
     def pairs(x: Tensor, y: Tensor) -> tuple:
