@@ -39,16 +39,14 @@ from pytest_fp16.engine.gradients.origins.own_checks import (
     rounded_index,
 )
 from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
-from pytest_fp16.engine.gradients.probes.bounded import gaps_to_one
 from pytest_fp16.engine.gradients.probes.course import SEED, Course
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated, metric_lost
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
 from pytest_fp16.engine.gradients.probes.infinite_loss import returns_into_range
-from pytest_fp16.engine.gradients.probes.late_failures import late
+from pytest_fp16.engine.gradients.probes.late_failures import Outlook, late
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
-from pytest_fp16.engine.gradients.probes.sure_outputs import wrong_share
 from pytest_fp16.engine.gradients.probes.trained import all_finite, trained_weights
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
 from pytest_fp16.engine.gradients.rules.asked import longer
@@ -102,7 +100,7 @@ class _Check:
         self.replays = Replays(self.exact, self.state, precision, self.place, SEED)
         self.evidence = Evidence(FORMATS[precision.dtype], cast=not precision.mixed)
         self.evidence.total_steps = self.course.total
-        self.seen = list[tuple[int, tuple[float, int] | None]](), list[tuple[int, list[float]]]()
+        self.outlook = Outlook()
 
     def _candidate(self) -> Trainee:
         return Trainee(self.subject, self.precision, SEED, self.state, self.place)
@@ -150,8 +148,7 @@ class _Check:
             shown = list(itertools.islice(self.course.any(), SHOWN))
             share = skipped_share(self.exact, candidate, [*extra, *shown])
             self.evidence.skipped = share, self.replays.cause_in(extra)
-        self.seen[0].append((step, wrong_share(self.exact, extra)))
-        self.seen[1].append((step, gaps_to_one(self.exact, extra)))
+        self.outlook.note(self.exact, extra, step)
         if point.finite and all(math.isfinite(c) or not math.isfinite(r) for r, c in point.losses):
             if gradient_is_lost(point):
                 found = self.replays.here([extra[0]]).swallowed
@@ -239,7 +236,7 @@ class _Check:
 
     def _sure(self, candidate: Trainee, batches: list[Any]) -> None:
         """The gradient of outputs that the model gives only once it has learned."""
-        found = late(self.exact, candidate, batches, *self.seen, self.evidence.total_steps)
+        found = late(self.exact, candidate, batches, self.outlook, self.evidence.total_steps)
         if found is not None:
             outputs, sure, self.evidence.solved = found
             origin = self.replays.here(batches[:1], sure).cause
@@ -290,8 +287,8 @@ class _Check:
         look = longer_look(exact, self._candidate, streams, extra, SEED, steps, doubt)
         if isinstance(look, str):
             evidence.broke = look, None
-            return
-        evidence.second = look
+        else:
+            evidence.second = look
 
     def _alone(self, recorder: Recorder) -> Probe | None:
         """The optimizer alone, to the end of the training."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.gradients.points import gradients
-from pytest_fp16.engine.gradients.probes.bounded import are_cosines, at_bound
+from pytest_fp16.engine.gradients.probes.bounded import are_cosines, at_bound, gaps_to_one
 from pytest_fp16.engine.gradients.probes.confidence import Changed
 from pytest_fp16.engine.gradients.probes.sure_outputs import (
     Solved,
@@ -25,6 +25,7 @@ from pytest_fp16.engine.gradients.probes.sure_outputs import (
     gradients_of,
     is_lost,
     solved,
+    wrong_share,
 )
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
@@ -63,12 +64,29 @@ class Met:
         return torch.where(met, self.wanted.to(t) + (t - t.detach()), t)
 
 
+@dataclass
+class Outlook:
+    """How far outputs have come, point by point.
+
+    Attributes:
+        shares: the step and the share of wrong decisions; see `solved`.
+        gaps: the step and what outputs leave to one; see `at_bound`.
+    """
+
+    shares: list[tuple[int, tuple[float, int] | None]] = field(default_factory=list)
+    gaps: list[tuple[int, list[float]]] = field(default_factory=list)
+
+    def note(self, reference: Trainee, batches: Sequence[Any], step: int) -> None:
+        """Another point: the reference after so many steps, on the batches of the points."""
+        self.shares.append((step, wrong_share(reference, batches)))
+        self.gaps.append((step, gaps_to_one(reference, batches)))
+
+
 def late(
     reference: Trainee,
     candidate: Trainee,
     batches: Sequence[Any],
-    shares: Sequence[tuple[int, tuple[float, int] | None]],
-    gaps: Sequence[tuple[int, list[float]]],
+    outlook: Outlook,
     total: int,
 ) -> tuple[str, Changed, Solved | None] | None:
     """(which outputs cost the candidate its gradient, what makes them, how often it will see them).
@@ -77,18 +95,17 @@ def late(
         reference: the 32-bit training, as far as it has come.
         candidate: takes its weights.
         batches: some that are not trained on; the first is tried.
-        shares: per point, the step and the share of wrong decisions; see `solved`.
-        gaps: per point, the step and what outputs leave to one; see `at_bound`.
+        outlook: of the reference.
         total: steps of the whole training.
     """
     if are_cosines(reference, batches[0]):
-        found = at_bound(reference, candidate, batches, gaps, total)
+        found = at_bound(reference, candidate, batches, outlook.gaps, total)
         return None if found is None else ("outputs at their bound", *found)
     for solves in (False, True):
         sure = breaking(reference, candidate, batches[0], solves)
         if sure is not None:
             outputs = "a batch without mistakes" if solves else "confident outputs"
-            return outputs, sure, solved(candidate, shares, total) if solves else None
+            return outputs, sure, solved(candidate, outlook.shares, total) if solves else None
     return None if candidate.precision.mixed else _meeting(reference, candidate, batches, total)
 
 
