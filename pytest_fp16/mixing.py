@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import cast_module
+from pytest_fp16.engine.copies import own_module
 from pytest_fp16.errors import ModelError
 from pytest_fp16.variants import Variant, variant
 
@@ -50,7 +51,7 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str], *, quiet: bool = F
     Raises:
         ModelError: no such module, or one that cannot be kept apart from its parent.
     """
-    own = getattr(model, "_orig_mod", model)
+    own = own_module(model)
     names = [modules] if isinstance(modules, str) else modules
     if not isinstance(names, Iterable):
         raise ModelError(

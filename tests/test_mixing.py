@@ -421,6 +421,15 @@ def test_a_device_without_autocast_has_none_on(model, words, compiled):
     torch._dynamo.reset()
 
 
+def test_a_parallel_model_may_be_handed_in():
+    """By the names that a report gives, which are those of the model in it."""
+    inner = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    model = nn.DataParallel(inner)
+    assert keep_in_float32(model, ["1"]) is model
+    model.half()
+    assert [p.dtype for p in inner.parameters()] == [torch.float16] * 2 + [torch.float32] * 2
+
+
 def test_a_compiled_model_may_be_handed_in(model, words):
     torch._dynamo.reset()
     fast = torch.compile(model, backend="eager")

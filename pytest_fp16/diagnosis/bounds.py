@@ -207,14 +207,14 @@ def came_small(born: Operation, finding: Finding, fmt: Format) -> Why | None:
 
 def _fell(born: Operation, measure: Measure, fmt: Format) -> Why:
     stored = measure.fixed and not measure.made
-    of = f"of the {'values of a weight or buffer' if stored else 'values'} "
-    gone = f"{measure.zeroed / measure.count:.1%} {of}fall to zero and " if measure.zeroed else ""
-    of = "" if gone else of
+    whose = f"of the {'values of a weight or buffer' if stored else 'values'}"
+    zeroed, small = measure.zeroed / measure.count, f"{measure.small / measure.count:.1%}"
+    fell = f"{zeroed:.1%} {whose} fall to zero and {small}" if zeroed else f"{small} {whose}"
     return Why(
         "underflow",
         born,
-        f"{gone}{measure.small / measure.count:.1%} {of}lie below the smallest normal number of "
-        f"{fmt.name}, {fmt.smallest_normal:.2g}; their root mean square is {measure.value:.2g}",
+        f"{fell} lie below the smallest normal number of {fmt.name}, "
+        f"{fmt.smallest_normal:.2g}; their root mean square is {measure.value:.2g}",
         "stored values" if stored else None,
     )
 

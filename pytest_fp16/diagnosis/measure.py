@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.gradients.origins.lost_values import is_mask
 from pytest_fp16.engine.tracing.recorder import largest_magnitude
 from pytest_fp16.theory.rounding import FORMATS, Format, ulp
 
@@ -178,9 +179,8 @@ class Measure:
 
     @cached_property
     def binary(self) -> bool:
-        """Whether the exact one holds zeros and ones only, or zeros and minus ones, as mask - 1."""
-        zero = self._values == 0
-        return any(bool((zero | (self._values == one)).all()) for one in (1, -1))
+        """Whether the exact one is a mask."""
+        return is_mask(self._values)
 
     @cached_property
     def floored(self) -> bool:

@@ -28,7 +28,7 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
             copied.
     """
     if isinstance(source, nn.Module):
-        source = _own(source)
+        source = own_module(source)
         try:
             return _copy(source, weights)
         except Exception as error:
@@ -47,10 +47,10 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
         raise ModelError(
             f"the model function returned {type(made).__name__}, not a torch.nn.Module"
         )
-    return _own(made)
+    return own_module(made)
 
 
-def _own(module: nn.Module) -> nn.Module:
+def own_module(module: nn.Module) -> nn.Module:
     """The module in a compiled one, or in one that spreads batches over devices or processes.
 
     Such wrappers compute what their module does. Some cannot be copied, and some run it in threads

@@ -133,9 +133,9 @@ class _Check:
         return evidence
 
     def _point(self, candidate: Trainee, extra: list[Any], step: int) -> Broke | None:
-        form = self.evidence.format
+        roundoff = self.evidence.format.unit_roundoff
         try:
-            point = examine_point(self.exact, candidate, extra, step, form.unit_roundoff)
+            point = examine_point(self.exact, candidate, extra, step, roundoff)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -157,9 +157,9 @@ class _Check:
                 digits = self.evidence.digits
                 self.evidence.digits = digits or lost_digits(self.exact, candidate, extra[0])
             return None
-        seen = extra, self.evidence.points, self.losses, self.course
         if beyond_range(point) and (
-            step < self.course.length or returns_into_range(self.replays, *seen)
+            step < self.course.length
+            or returns_into_range(self.replays, self.evidence.points, self.losses, self.course)
         ):
             return None  # what is trained does not feel it, and it returns into the range
         origin = self.replays.cause_in(extra[:TRIED])
@@ -293,6 +293,7 @@ class _Check:
     def _alone(self, recorder: Recorder) -> Probe | None:
         """The optimizer alone, to the end of the training."""
         recorder.handle.remove()
-        total, dtype = self.evidence.total_steps, self.precision.dtype
-        mixed = self.precision.mixed
-        return None if mixed else probed(self.exact, recorder, total, dtype, self.target)
+        if self.precision.mixed:
+            return None
+        total = self.evidence.total_steps
+        return probed(self.exact, recorder, total, self.precision.dtype, self.target)

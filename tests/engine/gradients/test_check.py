@@ -585,40 +585,36 @@ def test_a_sum_that_returns_late_is_followed_down(epochs, verdict):
     assert found.verdict == verdict, found.reason
 
 
-@pytest.mark.parametrize(("epochs", "verdict"), [(30, "equivalent"), (3, "not equivalent")])
-def test_squares_that_return_late_are_followed_down(epochs, verdict):
-    """Their mean was never beyond the range; the largest of them is, at four times the mean."""
-    x, y = torch.ones(64, 1), torch.full((64, 1), 100.0)
-    y[:4] = 320.0
-    x[::2], y[::2] = -x[::2], -y[::2]  # a constant learns nothing of it
+def pulled(x, y, epochs, **sgd):
+    """A number that is pulled to some others, of which a few are far."""
     subject = Training(
         model=lambda: nn.Linear(1, 1, bias=False),
-        optimizer=partial(torch.optim.SGD, lr=1e-3),
+        optimizer=partial(torch.optim.SGD, **sgd),
         loss=F.mse_loss,
         train_data=[(x, y)] * 8,
         eval_data=[(x, y)],
         epochs=epochs,
         task="regression",
     )
-    found = gradient_check(subject, precision("16-true"), Settings(), CPU)
+    return gradient_check(subject, precision("16-true"), Settings(), CPU)
+
+
+@pytest.mark.parametrize(("epochs", "verdict"), [(30, "equivalent"), (3, "not equivalent")])
+def test_squares_that_return_late_are_followed_down(epochs, verdict):
+    """Their mean was never beyond the range; the largest of them is, at four times the mean."""
+    x, y = torch.ones(64, 1), torch.full((64, 1), 100.0)
+    y[:4] = 320.0
+    x[::2], y[::2] = -x[::2], -y[::2]  # a constant learns nothing of it
+    found = pulled(x, y, epochs, lr=1e-3)
     assert found.verdict == verdict, found.reason
 
 
 @pytest.mark.parametrize(("far", "verdict"), [(320.0, "equivalent"), (420.0, "not equivalent")])
 def test_squares_are_finite_once_the_mean_of_the_targets_is_learned(far, verdict):
-    """Slowly at first, as momentum gathers; one of the targets lies far from their mean."""
+    """Slowly at first, as momentum gathers; a few of the targets lie far from their mean."""
     x, y = torch.ones(64, 1), torch.full((64, 1), 100.0)
     y[:4] = far
-    subject = Training(
-        model=lambda: nn.Linear(1, 1, bias=False),
-        optimizer=partial(torch.optim.SGD, lr=2e-5, momentum=0.9),
-        loss=F.mse_loss,
-        train_data=[(x, y)] * 8,
-        eval_data=[(x, y)],
-        epochs=25,
-        task="regression",
-    )
-    found = gradient_check(subject, precision("16-true"), Settings(), CPU)
+    found = pulled(x, y, epochs=25, lr=2e-5, momentum=0.9)
     assert found.verdict == verdict, found.reason
 
 

@@ -91,8 +91,14 @@ def divisor(name: str, argument: Tensor) -> Tensor:
     return argument * (1 - argument) if name == "logit" else 1 - argument.abs()
 
 
+def is_mask(values: Tensor) -> bool:
+    """Whether these are zeros and ones only, or zeros and minus ones, as of a mask less one."""
+    zero = values == 0
+    return any(bool((zero | (values == one)).all()) for one in (1, -1))
+
+
 def mask_constant(name: str, args: tuple[Any, ...], lost: list[Tensor]) -> float | None:
-    """The number, infinite in the format, to which an operation scales a mask of zeros and ones.
+    """The number, infinite in the format, to which an operation scales a mask.
 
     None on the way backwards, where a slope of one is no mask.
     """
@@ -103,8 +109,7 @@ def mask_constant(name: str, args: tuple[Any, ...], lost: list[Tensor]) -> float
     if name != "mul" or not beyond:
         return None
     masks = [stored(t) for t in tensors(args, {})]
-    many = all(m.numel() > 1 and bool(((m == 0) | (m == 1)).all()) for m in masks)
-    return beyond[0] if many else None
+    return beyond[0] if all(m.numel() > 1 and is_mask(m) for m in masks) else None
 
 
 def zero_where(lost: Tensor, argument: Tensor) -> bool:

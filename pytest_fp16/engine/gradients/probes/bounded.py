@@ -6,7 +6,6 @@ a cosine would be twenty; so it is told from how near to one it comes, and how f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,15 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import split_batch
-from pytest_fp16.engine.gradients.probes.sure_outputs import Solved, gradients_of, is_lost
+from pytest_fp16.engine.gradients.probes.sure_outputs import (
+    LIKELY,
+    Solved,
+    gradients_of,
+    is_lost,
+)
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.training.guard import COLLAPSED
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.bound import expected_at_bound
@@ -27,8 +32,6 @@ from pytest_fp16.theory.rounding import FORMATS
 _STRETCHED = 16.0
 #: What has been squashed (by tanh) comes as near as that to one; a direction hardly ever does.
 _SQUASHED = 1e-6
-#: Steps that a gradient scaler may skip before its scale, halved by each, is gone.
-_SKIPPED, _LIKELY = 40.0, math.log(2)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def gaps_to_one(trainee: Trainee, batches: Sequence[Any]) -> list[float]:
     """What the largest output of each batch leaves to one; empty where some are larger."""
     found = []
     for batch in batches:
-        now = outputs(trainee, batch)
+        now = _decisions(trainee, batch)
         if now is None or not bool((now.abs() <= 1 + _SQUASHED).all()):
             return []
         found.append(max(1 - float(now.abs().max()), 0.0))
@@ -72,7 +75,7 @@ def are_cosines(trainee: Trainee, batch: Any) -> bool:
 
     Of classes alone: a direction that is to meet another one comes as near as it can.
     """
-    now = outputs(trainee, batch)
+    now = _decisions(trainee, batch)
     if (
         now is None
         or not _of_classes(batch)
@@ -83,7 +86,7 @@ def are_cosines(trainee: Trainee, batch: Any) -> bool:
     with torch.no_grad(), untouched(trainee.model):
         for weight in trainee.model.parameters():
             weight.mul_(_STRETCHED)
-        stretched = outputs(trainee, batch)
+        stretched = _decisions(trainee, batch)
     return stretched is not None and bool((stretched.abs() < 1 - _SQUASHED).all())
 
 
@@ -108,7 +111,7 @@ def at_bound(
         known: per point, the step and what `gaps_to_one` found.
         total: steps of the whole training.
     """
-    now, known = outputs(reference, batches[0]), [k for k in known if k[1]]
+    now, known = _decisions(reference, batches[0]), [k for k in known if k[1]]
     if now is None or not known:
         return None
     half = FORMATS[candidate.precision.dtype].unit_roundoff / 2
@@ -120,7 +123,7 @@ def at_bound(
         return None
     within = half + _off(candidate, batches, known[-1][1])
     expected = expected_at_bound(known, within, total)
-    least = _LIKELY if candidate.scaler is None else _SKIPPED
+    least = LIKELY if candidate.scaler is None else COLLAPSED  # a scaler skips such steps
     return change, Solved(expected, skipped=False, least=least)
 
 
@@ -130,12 +133,21 @@ def _off(candidate: Trainee, batches: Sequence[Any], gaps: list[float]) -> float
     return max((abs(a - b) for a, b in zip(low, gaps, strict=False)), default=0.0)
 
 
+def _decisions(trainee: Trainee, batch: Any) -> Tensor | None:
+    """What the model returns, where it has a row for each decision; None if not."""
+    found = outputs(trainee, batch)
+    return found if found is not None and found.dim() > 1 else None
+
+
 def outputs(trainee: Trainee, batch: Any) -> Tensor | None:
-    """What the model returns, where it is a tensor with a row for each decision; None if not."""
-    with torch.no_grad(), untouched(trainee.model):
+    """What the model returns in training mode, if it is a floating tensor, in float32."""
+    training, model = trainee.model.training, trainee.model
+    with torch.no_grad(), untouched(model):
         try:
             inputs = trainee.placed(split_batch(batch, labelled=True)[0])
-            found = main_output(call_as_is(trainee.model, inputs, trainee.subject.forward))
+            found = main_output(call_as_is(model, inputs, trainee.subject.forward))
         except Exception:
             return None  # the user's own step calls the model, or reads the batch, in its own way
-    return found.float() if found.is_floating_point() and found.dim() > 1 else None
+        finally:
+            model.train(training)
+    return found.float() if found.is_floating_point() else None

@@ -42,7 +42,6 @@ class Constant:
 
 def returns_into_range(
     replays: Replays,
-    batches: Sequence[Any],
     points: Sequence[Point],
     losses: Sequence[float],
     course: Course,
@@ -51,7 +50,6 @@ def returns_into_range(
 
     Args:
         replays: of the candidate, where the reference is now.
-        batches: those of the points.
         points: so far; at the last one the loss is infinite.
         losses: of the reference's own steps.
         course: of the training.
@@ -61,11 +59,12 @@ def returns_into_range(
         return True
     lost = [math.isfinite(r) and not math.isfinite(c) for r, c in points[-1].losses]
     number = lost.index(True)
+    batch = course.extra[number]
     measured = [(p.step, p.losses[number][0]) for p in points if number < len(p.losses)]
-    reached = _reached(replays, batches[number], number)
+    reached = _reached(replays, batch, number)
     if falls_below(measured, reached, largest, course.total):
         return True
-    return _bears_a_constant(replays, batches[number], number)
+    return _bears_a_constant(replays, batch, number)
 
 
 def _reached(replays: Replays, batch: Any, seed: int) -> float:

@@ -6,7 +6,6 @@ their targets; between one and two there are but 128 numbers of bfloat16.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +16,15 @@ from torch import Tensor
 
 from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.gradients.points import gradients
-from pytest_fp16.engine.gradients.probes.bounded import are_cosines, at_bound, gaps_to_one
+from pytest_fp16.engine.gradients.probes.bounded import (
+    are_cosines,
+    at_bound,
+    gaps_to_one,
+    outputs,
+)
 from pytest_fp16.engine.gradients.probes.confidence import Changed
 from pytest_fp16.engine.gradients.probes.sure_outputs import (
+    LIKELY,
     Solved,
     breaking,
     gradients_of,
@@ -27,18 +32,13 @@ from pytest_fp16.engine.gradients.probes.sure_outputs import (
     solved,
     wrong_share,
 )
-from pytest_fp16.engine.models import call_as_is
-from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.training.trainee import Trainee
-from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.errors import DataError
 from pytest_fp16.theory.met import expected_met
 from pytest_fp16.theory.rounding import FORMATS, ulp
 
 #: Ulps by which an output may miss a target and be as good as met, as a square underflows.
 _REACHES = (1, 2, 4)
-#: So many are expected where one is more likely than none.
-_LIKELY = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def late(
     for solves in (False, True):
         sure = breaking(reference, candidate, batches[0], solves)
         if sure is not None:
-            outputs = "a batch without mistakes" if solves else "confident outputs"
-            return outputs, sure, solved(candidate, outlook.shares, total) if solves else None
+            what = "a batch without mistakes" if solves else "confident outputs"
+            return what, sure, solved(candidate, outlook.shares, total) if solves else None
     return None if candidate.precision.mixed else _meeting(reference, candidate, batches, total)
 
 
@@ -140,7 +140,7 @@ def _meeting(
     count, steps = max(len(t) for _, t in pairs), (reference.applied, total)
     rows = rows.to(form.dtype).float()
     expected = expected_met(rows, errors, form, steps, count, reached, met.whole)
-    return "outputs that meet their targets", met, Solved(expected, skipped=False, least=_LIKELY)
+    return "outputs that meet their targets", met, Solved(expected, skipped=False, least=LIKELY)
 
 
 def _better(reference: Trainee, batch: Any, met: Met) -> bool:
@@ -152,19 +152,12 @@ def _better(reference: Trainee, batch: Any, met: Met) -> bool:
 def numbers(trainee: Trainee, batch: Any) -> tuple[Tensor, Tensor] | None:
     """(outputs, targets) of a regression; None of anything else."""
     try:
-        inputs, targets = split_batch(batch, labelled=True)
+        _, targets = split_batch(batch, labelled=True)
     except DataError:
         return None
     if not isinstance(targets, Tensor) or not targets.is_floating_point() or not targets.dim():
         return None
-    training, model = trainee.model.training, trainee.model
-    with torch.no_grad(), untouched(model):
-        try:
-            placed = trainee.placed(inputs)
-            outputs = main_output(call_as_is(model, placed, trainee.subject.forward)).float()
-        except Exception:
-            return None  # the user's own step calls the model in its own way
-        finally:
-            model.train(training)
-    targets = targets.to(outputs.device).float()
-    return (outputs, targets) if outputs.shape == targets.shape and len(targets) else None
+    found = outputs(trainee, batch)
+    if found is None or found.shape != targets.shape or not len(targets):
+        return None
+    return found, targets.to(found.device).float()

@@ -30,6 +30,9 @@ from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.solved import expected_solved, share
 
+#: So many steps are expected where one is more likely than none.
+LIKELY = math.log(2)
+
 
 @dataclass(frozen=True)
 class Solved:

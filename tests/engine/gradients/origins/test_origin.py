@@ -200,6 +200,7 @@ def test_a_mask_that_is_scaled_to_an_infinite_constant():
     assert (found.operation, found.mechanism) == ("mul", "mask-inf")
     said = "the constant -1e+09, to which a mask is scaled, is infinite in float16"
     assert found.detail(FORMATS[torch.float16]) == said
+    assert scaled(half(1.0, 0.0) - 1).mechanism == "mask-inf"
     assert scaled(half(0.5, 2.0)).mechanism == "overflow"  # numbers that are scaled, no mask
     origin, x = Origin(nn.Identity()), half(0.5, 0.25).requires_grad_()
     with Emulation("cuda"), origin:

@@ -51,25 +51,25 @@ def test_it_returns_where_what_left_the_range_does(beyond, steps, comes_back):
     """The mean halves in ten steps, and the squares are beyond float16 by a fifth."""
     points = [point(10, (9e4, 1.0), (2e4, math.inf)), point(20, (9e4, 1.0), (1e4, math.inf))]
     replay = Replay(beyond)
-    course = SimpleNamespace(total=steps, every=1)
-    found = returns_into_range(replay, ["a", "b"], points, [2e4] * 20, course)
+    course = SimpleNamespace(total=steps, every=1, extra=["a", "b"])
+    found = returns_into_range(replay, points, [2e4] * 20, course)
     assert found is comes_back
     assert replay.asked == (["b"], 1)
 
 
 def test_a_sum_behind_what_left_the_range_has_to_return_too(sums):
     points = [point(10, (2e4, math.inf)), point(20, (1e4, math.inf))]
-    course = SimpleNamespace(total=40, every=1)
-    assert returns_into_range(Replay(SQUARES), ["a"], points, [2e4] * 20, course)
+    course = SimpleNamespace(total=40, every=1, extra=["a"])
+    assert returns_into_range(Replay(SQUARES), points, [2e4] * 20, course)
     sums.append(3e5)
-    assert not returns_into_range(Replay(SQUARES), ["a"], points, [2e4] * 20, course)
+    assert not returns_into_range(Replay(SQUARES), points, [2e4] * 20, course)
 
 
 @pytest.mark.parametrize(("beyond", "comes_back"), [(SQUARES, False), (None, True)])
 def test_or_where_the_mean_of_the_targets_brings_it_back(beyond, comes_back):
-    replay, course = Replay(SQUARES, beyond), SimpleNamespace(total=30, every=1)
+    replay, course = Replay(SQUARES, beyond), SimpleNamespace(total=30, every=1, extra=["a"])
     points = [point(10, (2e4, math.inf)), point(20, (2e4, math.inf))]
-    assert returns_into_range(replay, ["a"], points, [2e4] * 20, course) is comes_back
+    assert returns_into_range(replay, points, [2e4] * 20, course) is comes_back
     outputs = torch.zeros(3, 1, requires_grad=True)
     given = replay.sure.applied(outputs)
     assert given.flatten().tolist() == [4.0, 4.0, 4.0]
@@ -82,6 +82,6 @@ def test_a_loss_that_itself_falls_into_the_range_is_not_looked_into():
     losses = [1e5 * 0.99**step for step in range(20)]
     replay = Replay(None)
     points = [point(20, (losses[-1], math.inf))]
-    course = SimpleNamespace(total=50, every=4)
-    assert returns_into_range(replay, ["a"], points, losses, course)
+    course = SimpleNamespace(total=50, every=4, extra=["a"])
+    assert returns_into_range(replay, points, losses, course)
     assert replay.asked is None
