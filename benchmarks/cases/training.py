@@ -64,6 +64,7 @@ MODULES = (
     *("reported_colours", "reported_gates", "reported_chains"),
     *("reported_rates", "reported_sources", "reported_strides", "reported_stakes"),
     *("reported_units", "reported_scales", "reported_terms", "reported_turns"),
+    *("reported_orders", "reported_wirings"),
 )
 
 
