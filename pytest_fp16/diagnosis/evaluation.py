@@ -16,7 +16,7 @@ from pytest_fp16.diagnosis.loops import repeated
 from pytest_fp16.diagnosis.mechanism import carrier, explain, misled, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
-from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, vanishing
+from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, unneeded, vanishing
 from pytest_fp16.diagnosis.specimen import FEW, Sample, Specimen, fewer
 from pytest_fp16.diagnosis.stop import Raised, entered, raised
 from pytest_fp16.engine.candidate import Candidate
@@ -196,8 +196,10 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     culprit = explain(found, operations, carrier(specimen, found))
     if culprit is not None and culprit.source == found.operation.source:
         culprit = repeated(specimen, found, operations) or culprit
-    if inflated(operations, found.operation.index):
-        whole = specimen.side_by_side(lambda i: True)[: found.operation.index]
+    index = found.operation.index
+    lost_guard = culprit is not None and culprit.mechanism == "eps-underflow"
+    if inflated(operations, index) or (lost_guard and unneeded(operations, index)):
+        whole = specimen.side_by_side(lambda i: True)[:index]
         culprit = vanishing(whole) or culprit
     certain = culprit is not None and culprit.mechanism == "overflow"
     if not found.concentrated and spread is not None and not certain:

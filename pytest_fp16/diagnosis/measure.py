@@ -100,6 +100,11 @@ class Measure:
         return largest_magnitude(self._values)
 
     @cached_property
+    def least(self) -> float:
+        """Smallest magnitude of the exact one: zero where it holds a zero."""
+        return float(self._values.abs().min()) if self.count else 0.0
+
+    @cached_property
     def value(self) -> float:
         """Root mean square of the exact one, where it is finite."""
         return root_mean_square(self._values)

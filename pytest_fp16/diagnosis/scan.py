@@ -38,6 +38,20 @@ def inflated(watched: list[Operation], index: int) -> bool:
     return max((m.largest for m in finding.results), default=most) < most
 
 
+def unneeded(watched: list[Operation], index: int) -> bool:
+    """Whether what an operation's constants guard is far from zero, but fell to it before.
+
+    Beside the exact values such a constant, lost or not, is less than their rounding.
+    """
+    finding = watched[index].finding if index < len(watched) else None
+    if finding is None:
+        return False
+    fmt = format_of(finding)
+    lost = [abs(s) for s in finding.scalars if 0 < abs(s) < fmt.smallest_subnormal]
+    entered = [m for m in finding.operands if _emptied(m)]
+    return bool(lost) and any(m.least * fmt.unit_roundoff > max(lost) for m in entered)
+
+
 def vanishing(watched: list[Operation]) -> Culprit | None:
     """The last of the operations whose values nearly all fall to zero.
 

@@ -352,3 +352,27 @@ def test_under_autocast_the_operation_that_casts_the_inputs_can_be_mended():
     assert "which the model's inputs bring, as they are cast" in report.culprit.evidence
     assert report.culprit.variant is None
     assert "compute mm in float32" in report.cure.description
+
+
+class OfOneLength(nn.Module):
+    """Rows brought to one length, whatever their unit."""
+
+    def forward(self, x):
+        return x / (torch.sqrt((x**2).sum(-1, keepdim=True)) + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("unit", "empty", "operation", "mechanism"),
+    [(1e-5, 0, "pow", "underflow"), (1.0, 9, "add", "eps-underflow")],
+)
+def test_a_lost_constant_is_at_fault_only_where_there_is_need_of_it(
+    unit, empty, operation, mechanism
+):
+    """Squares of small rows are zero before it; a row of zeros is one in 32 bits too."""
+    rows = unit * torch.randn(100, 16)
+    rows[:empty] = 0
+    model = nn.Sequential(OfOneLength(), nn.LayerNorm(16, elementwise_affine=False))
+    report = check(Evaluation(model.eval(), [rows], labelled=False, task="embedding"))
+    culprit = report.culprit
+    assert (culprit.module, culprit.operation, culprit.mechanism) == ("0", operation, mechanism)
+    assert report.cure.verified

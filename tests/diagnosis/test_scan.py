@@ -6,7 +6,7 @@ from torch import nn
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
-from pytest_fp16.diagnosis.scan import UNSOUND, defective, overflowing, vanishing
+from pytest_fp16.diagnosis.scan import UNSOUND, defective, overflowing, unneeded, vanishing
 
 
 def test_sound_operations_are_below_the_threshold_of_unsound_ones(make_net, specimen):
@@ -33,3 +33,18 @@ def test_nothing_is_found_in_what_is_sound():
     for look in (overflowing, vanishing, defective):
         assert look(watched([1.0], [0.0])) is None
         assert look([]) is None
+
+
+def test_what_a_lost_constant_guards_may_need_no_guard():
+    def needless(values, *scalars):
+        entered = watched(values)[0].finding.own
+        finding = Finding(scalars=list(scalars), operands=entered)
+        return unneeded([Operation(0, "add", "", finding=finding)], 0)
+
+    assert needless([1e-9, 2e-9], 1e-13)
+    assert needless([1e-9, 2e-9], 1.0, 1e-13)  # no other number is a guard
+    assert not needless([1e-9, 2e-9], 1.0)
+    assert not needless([1e-9, 2e-9], 1e-11)  # it changes them
+    assert not needless([1e-9, 0.0], 1e-13)  # one is zero in 32 bits too
+    assert not needless([1e-3, 2e-3], 1e-13)  # none fell to zero
+    assert not unneeded([], 0)
