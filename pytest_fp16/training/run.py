@@ -51,7 +51,7 @@ def examine_training(
         runs = Runs(found, settings, device, progress, store, planned)
         candidates = [PRECISIONS[name] for name in settings.precisions]
         forecasts = [_forecast(runs, precision, progress) for precision in candidates]
-        every = [compare(runs, precision) for precision in candidates]
+        every = [_compared(runs, precision) for precision in candidates]
         drift = found.opening.drift()
         for pairs in every:
             pairs.drift = drift
@@ -88,10 +88,16 @@ def _forecast(
     """What the gradient check says; a failure of the check itself is no verdict, and loses none."""
     if precision == REFERENCE:
         return None
-    if progress is not None:
-        progress(f"{runs.subject.name}: gradient check, {precision.name}", 0, runs.total)
+    what = f"{runs.subject.name}: gradient check, {precision.name}"
+
+    def tell(batches: int) -> None:
+        if progress is not None:
+            progress(f"{what}, batch {batches}", 0, runs.total)
+
+    tell(0)
+    subject = runs.subject_for(precision)
     try:
-        return gradient_check(runs.subject_for(precision), precision, runs.settings, runs.device)
+        return gradient_check(subject, precision, runs.settings, runs.device, tell)
     except FP16Error:
         raise
     except Exception as error:
@@ -100,6 +106,12 @@ def _forecast(
         said = f"{type(error).__name__}: {first_line(error)}"
         reason = f"the gradient check cannot follow this training ({said})"
         return GradientFindings("inconclusive", reason)
+
+
+def _compared(runs: Runs, precision: Precision) -> Pairs:
+    pairs = compare(runs, precision)
+    runs.settle(precision)
+    return pairs
 
 
 def _diagnosis(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> tuple[Any, Any]:

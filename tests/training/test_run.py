@@ -11,6 +11,7 @@ from torch import nn
 
 from pytest_fp16 import Settings, check
 from pytest_fp16.conformance import examine
+from pytest_fp16.engine.gradients.probes.course import Course
 from pytest_fp16.errors import DataError, SettingError
 
 
@@ -151,6 +152,22 @@ def test_progress_names_seed_precision_epoch_and_loss(digits_training):
     steps = [done for what, done, _ in told if "seed" in what]
     assert steps == sorted(steps)
     assert steps[-1] == told[-1][2]
+
+
+def test_the_gradient_check_says_where_it_is_too(digits_training):
+    told = []
+    check(
+        digits_training(),
+        precision="16-true",
+        seeds=3,
+        progress=lambda what, done, total: told.append((what, done)),
+    )
+    checked = [what for what, done in told if "gradient check" in what and not done]
+    batches = [int(what.rpartition(" ")[2]) for what in checked]
+    assert checked[0] == "digits: gradient check, 16-true, batch 0"
+    assert batches == list(range(len(batches)))
+    course = Course(digits_training())
+    assert len(batches) > 1 + len(course.first) + len(course.extra)  # later ones are told, too
 
 
 def test_what_was_noted_of_the_input_is_a_warning_of_the_report(digits_training):

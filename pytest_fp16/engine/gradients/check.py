@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from pytest_fp16.engine.gradients.origins.own_checks import (
     rounded_index,
 )
 from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
-from pytest_fp16.engine.gradients.probes.course import SEED, Course
+from pytest_fp16.engine.gradients.probes.course import SEED, Course, Tell
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated, metric_lost
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
 from pytest_fp16.engine.gradients.probes.infinite_loss import returns_into_range
@@ -70,7 +71,11 @@ _EMPTIED = 3  # batches without what a lost guard is added to that are tried in 
 
 
 def gradient_check(
-    subject: Training, precision: Precision, settings: Settings, device: torch.device
+    subject: Training,
+    precision: Precision,
+    settings: Settings,
+    device: torch.device,
+    tell: Tell | None = None,
 ) -> GradientFindings:
     """Forecast whether training in `precision` is equivalent; global state is left as it was.
 
@@ -79,24 +84,23 @@ def gradient_check(
         precision: the candidate.
         settings: its target is the device the emulation speaks for.
         device: where it runs.
+        tell: called with how many batches have been taken, for each.
 
     Raises:
         DataError: the training data yields no batches.
         FP16Error: as `Trainee`, for a model or optimizer that cannot be used.
     """
     with preserved_state(), preserved_generators(subject.train_data), torch.enable_grad():
-        return conclude(_Check(subject, precision, settings.target, device).run(), precision)
+        check = _Check(Course(subject, tell), precision, Place(device, settings.target))
+        return conclude(check.run(), precision)
 
 
 class _Check:
-    def __init__(
-        self, subject: Training, precision: Precision, target: str, device: torch.device
-    ) -> None:
-        self.subject, self.precision, self.target = subject, precision, target
-        self.course, self.losses = Course(subject), list[float]()
-        self.state = initial_state(subject, SEED)
-        self.exact = Trainee(subject, REFERENCE, SEED, self.state, Place(device, target))
-        self.place = Place(device, target, emulated=True)
+    def __init__(self, course: Course, precision: Precision, place: Place) -> None:
+        self.course, self.subject, self.precision = course, course.subject, precision
+        self.state, self.losses = initial_state(self.subject, SEED), list[float]()
+        self.exact = Trainee(self.subject, REFERENCE, SEED, self.state, place)
+        self.place = replace(place, emulated=True)
         self.replays = Replays(self.exact, self.state, precision, self.place, SEED)
         self.evidence = Evidence(FORMATS[precision.dtype], cast=not precision.mixed)
         self.evidence.total_steps = self.course.total
@@ -118,7 +122,6 @@ class _Check:
             if evidence.broke is None:
                 seed_everything(0)
                 evidence.guards = lost_guards(self._candidate(), extra[0], evidence.format)
-            if evidence.broke is None:
                 evidence.optimizer = self._alone(self._trajectory(candidate, extra))
                 if evidence.broke is None and decides(candidate, extra[0]):
                     evidence.broke = self._fails(candidate)
@@ -244,9 +247,8 @@ class _Check:
 
     def _together(self, first: list[Any], snapshots: list[dict[str, Tensor]]) -> Broke | None:
         """The first steps once more, in the candidate's precision."""
-        candidate = self._candidate()
-        every, start = self.course.every, float_tensors(candidate)
-        steps = len(first) // every
+        candidate, every = self._candidate(), self.course.every
+        start, steps = float_tensors(candidate), len(first) // every
         try:
             for step in range(steps):
                 batches = first[step * every : (step + 1) * every]
@@ -295,5 +297,4 @@ class _Check:
         recorder.handle.remove()
         if self.precision.mixed:
             return None
-        total = self.evidence.total_steps
-        return probed(self.exact, recorder, total, self.precision.dtype, self.target)
+        return probed(self.exact, recorder, self.course.total, self.precision.dtype)

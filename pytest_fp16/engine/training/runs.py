@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -61,15 +62,24 @@ class Runs:
         self._done: dict[tuple[str, int], RunResult] = {}
         self._states: dict[int, Mapping[str, Any]] = {}
         self._canaries: dict[str, CanaryFindings] = {}
+        self._open = set(settings.precisions)
         self._steps = 0
 
     @property
     def total(self) -> int | None:
-        """Steps there would be, were the whole allowance of seeds spent."""
+        """Steps there would be, were the whole allowance of seeds spent on what is not settled."""
         if self.sound.steps is None:
             return None
-        runs = self.settings.seeds * (1 + len(self.settings.precisions)) + self.further
-        return runs * self.steps_per_run
+        made = Counter(name for name, _ in self._done)
+        wanted = dict.fromkeys(self._open, self.settings.seeds)
+        if self._open:
+            wanted[REFERENCE.name] = self.settings.seeds + self.further
+        to_come = sum(max(runs - made[name], 0) for name, runs in wanted.items())
+        return (made.total() + to_come) * self.steps_per_run
+
+    def settle(self, precision: Precision) -> None:
+        """No more runs of that precision are wanted."""
+        self._open.discard(precision.name)
 
     @property
     def steps_per_run(self) -> int:

@@ -13,9 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import _Check, gradient_check
+from pytest_fp16.engine.gradients.probes.course import Course
 from pytest_fp16.engine.gradients.rules.buffer_rules import STATISTIC_DISTANCE
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import step_seed
+from pytest_fp16.engine.training.place import Place
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
@@ -787,7 +789,7 @@ def test_a_last_step_that_is_skipped_for_what_it_drew_is_watched_with_the_same_d
     seed_everything(step_seed(0, 3))  # of the last of the four that are made in both precisions
     lost = float(torch.rand(()))
     subject, name = training(model=Drawing, optimizer=partial(torch.optim.SGD, lr=1e-3)), "16-mixed"
-    evidence = _Check(subject, precision(name), "cuda", CPU).run()
+    evidence = _Check(Course(subject), precision(name), Place(CPU)).run()
     assert not math.isfinite(evidence.first_losses[-1][1])
     assert (evidence.stuck.operation, evidence.stuck.mechanism) == ("mul", "overflow")
     assert 0.6 < evidence.weights.gain < 0.9  # three steps of four: watching is none of them

@@ -139,6 +139,20 @@ def test_progress_knows_how_far_it_is(digits_training, made):
     assert "seed 0, 16-true, epoch 1/3, loss 1" in told[1][0]
 
 
+def test_the_work_ahead_shrinks_with_what_is_settled(digits_training, made):
+    both = ("16-true", "bf16-true")
+    ours = runs(digits_training(), seeds=4, precisions=both)
+    steps = ours.steps_per_run
+    assert ours.total == 3 * 4 * steps
+    ours.run(REFERENCE, 0), ours.run(HALF, 0)
+    ours.settle(HALF)
+    assert ours.total == (4 + 1 + 4) * steps
+    ours.further = 4  # 32-bit runs beyond the allowance
+    assert ours.total == (8 + 1 + 4) * steps
+    ours.settle(precision("bf16-true"))
+    assert ours.total == 2 * steps  # those that were made
+
+
 def test_no_canary_where_there_is_nothing_to_compare(digits_training):
     assert runs(digits_training()).canary(REFERENCE) is None
     assert runs(digits_training(), emulate="never").canary(HALF) is None

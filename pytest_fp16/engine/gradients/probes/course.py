@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pytest_fp16.engine.gradients.evidence import batches_per_epoch, endless
@@ -15,8 +15,16 @@ _TRAJECTORY = (6, 256)  # steps: the least and the most; a sixth of the training
 _TOGETHER = (4, 12)  # steps made in both precisions: a third of the trajectory
 
 
+#: Hears how many batches have been taken.
+Tell = Callable[[int], None]
+
+
 class Course:
     """The steps and batches of one check.
+
+    Args:
+        subject: the training.
+        tell: called with how many batches have been taken, for each.
 
     Attributes:
         total: optimizer steps of the whole training.
@@ -28,13 +36,14 @@ class Course:
         stream: what follows.
     """
 
-    def __init__(self, subject: Training) -> None:
+    def __init__(self, subject: Training, tell: Tell | None = None) -> None:
         self.subject, self.every = subject, subject.accumulate
+        self._tell, self._taken = tell, 0
         self.total = max(batches_per_epoch(subject) * subject.epochs // self.every, 1)
         low, high = _TRAJECTORY
         self.length = min(max(self.total // 6, low), high, max(self.total, 2))
         self.together = min(max(self.length // 3, _TOGETHER[0]), _TOGETHER[1], self.length)
-        self.stream = endless(subject, SEED)
+        self.stream = self.any()
         self.first = list(itertools.islice(self.stream, self.together * self.every))
         self.extra = list(itertools.islice(self.stream, BATCHES))
 
@@ -45,10 +54,14 @@ class Course:
 
     def again(self) -> Iterator[Any]:
         """The batches of the trajectory and those that follow, from the first."""
-        stream = endless(self.subject, SEED)
+        stream = self.any()
         yield from itertools.islice(stream, len(self.first))
         yield from itertools.islice(stream, BATCHES, None)
 
     def any(self) -> Iterator[Any]:
         """All batches from the first, those of the points among them."""
-        return endless(self.subject, SEED)
+        for batch in endless(self.subject, SEED):
+            self._taken += 1
+            if self._tell is not None:
+                self._tell(self._taken)
+            yield batch

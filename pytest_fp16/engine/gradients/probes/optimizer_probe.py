@@ -117,9 +117,7 @@ class Probe:
     origin: Found | None = None
 
 
-def probed(
-    trainee: Trainee, recorder: Recorder, total: int, dtype: torch.dtype, target: str
-) -> Probe | None:
+def probed(trainee: Trainee, recorder: Recorder, total: int, dtype: torch.dtype) -> Probe | None:
     """As `probe`, for a whole training of so many steps, or the first of them.
 
     None where there is nothing to learn from it: an optimizer that asks for its own gradients, or
@@ -128,7 +126,7 @@ def probed(
     if trainee.closure or trainee.by_hand is not None or not recorder.steps:
         return None
     try:
-        return probe(trainee, recorder, min(total, _MOST), dtype, target)
+        return probe(trainee, recorder, min(total, _MOST), dtype, trainee.place.target)
     except torch.OutOfMemoryError:
         raise
     except Exception:

@@ -11,11 +11,11 @@ from pytest_fp16.engine.gradients.points import BATCHES
 from pytest_fp16.engine.gradients.probes.course import Course
 
 
-def course(count, epochs=1, **changes):
+def course(count, epochs=1, tell=None, **changes):
     data = [(torch.full((1, 1), float(n)), torch.zeros(1, 1)) for n in range(count)]
     given = {"model": nn.Linear(1, 1), "optimizer": torch.optim.SGD, "loss": nn.functional.mse_loss}
     data_too = {"train_data": data, "eval_data": data}
-    return Course(Training(**given, **data_too, epochs=epochs, **changes))
+    return Course(Training(**given, **data_too, epochs=epochs, **changes), tell)
 
 
 def numbers(batches):
@@ -45,3 +45,12 @@ def test_steps_follow_the_first_batches_and_pass_over_those_of_the_points():
     assert not set(steps) & set(numbers(found.extra))
     assert numbers(islice(found.again(), found.length)) == steps
     assert numbers(islice(found.any(), len(held) + BATCHES)) == held + numbers(found.extra)
+
+
+def test_whoever_listens_hears_of_every_batch():
+    heard = []
+    found = course(20, tell=heard.append)
+    begun = len(found.first) + BATCHES
+    assert heard == list(range(1, begun + 1))
+    found.of(found.together), list(islice(found.again(), 3))
+    assert heard[-1] == begun + 1 + 3
