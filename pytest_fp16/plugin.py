@@ -1,7 +1,7 @@
 """Every pytest hook and fixture: read the options, ask the library, print the answer.
 
 pytest imports this module in every run of every project it is installed beside, so torch, numpy,
-pydantic and tabulate are imported inside functions, and only where the user asked for a check.
+pydantic, tabulate and the session are imported only where the user asked for a check.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_fp16 import claims, console, decorator, options
+from pytest_fp16 import claims, decorator, options
 from pytest_fp16.decorator import ARGUMENTS, fp16_equivalent
 from pytest_fp16.errors import FP16Error
-from pytest_fp16.session import ConformanceSession
-from pytest_fp16.workers import Workers, tell_tests
 
 if TYPE_CHECKING:
     from pytest_fp16.fixture import FP16
     from pytest_fp16.report.model import Report
+    from pytest_fp16.session import ConformanceSession
     from pytest_fp16.settings import Settings
     from pytest_fp16.subject import Evaluation, Training
 
@@ -43,14 +42,18 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = options.read_settings(config)
         if options.is_active(config):
             options.check_environment(settings, writes=not hasattr(config, "workerinput"))
-            settings = options.with_store(settings, getattr(config, "cache", None))
-            config.stash[SESSION] = ConformanceSession(config, settings)
-            config.pluginmanager.register(Conformance(config.stash[SESSION]), "fp16-conformance")
-            config.pluginmanager.register(config.stash[SESSION].outcomes, "fp16-outcomes")
-            if config.pluginmanager.hasplugin("xdist"):
-                config.pluginmanager.register(Workers(config.stash[SESSION].tests), "fp16-workers")
+            _begin(config, options.with_store(settings, getattr(config, "cache", None)))
     except FP16Error as error:
         raise pytest.UsageError(f"fp16: {error}") from None
+
+
+def _begin(config: pytest.Config, settings: Settings) -> None:
+    from pytest_fp16.session import ConformanceSession
+
+    session = config.stash[SESSION] = ConformanceSession(config, settings)
+    config.pluginmanager.register(Conformance(session), "fp16-conformance")
+    for name, hooks in session.hooks().items():
+        config.pluginmanager.register(hooks, name)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -218,8 +221,7 @@ class Conformance:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Know all tests, before some are deselected."""
-        self.session.tests.update(claims.name_and_precision(item)[0] for item in items)
-        tell_tests(self.session.config, self.session.tests)
+        self.session.know(claims.name_and_precision(item)[0] for item in items)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Remember which items share a test."""
@@ -228,7 +230,7 @@ class Conformance:
             self.session.select(item, precision)
             if precision and not item.get_closest_marker("skip"):
                 self.session.siblings.expect(test, precision, item.nodeid)
-            if claims.wants_timing(item) and console.why_no_timing(self.session.config) is None:
+            if claims.wants_timing(item) and self.session.can_time:
                 _set_timer(item)
                 item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"))
 
@@ -259,6 +261,8 @@ class Conformance:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send reports along as JSON text: only builtins cross from a worker to the controller."""
+        from pytest_fp16 import console
+
         outcome = yield
         if self.session.is_worker:
             self.session.outcomes.tell(outcome)
@@ -285,12 +289,10 @@ class Conformance:
 
     def pytest_report_header(self) -> str:
         """One line that says what will be checked."""
-        return console.header(self.session.settings)
+        return self.session.header()
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table of verdicts, and what there is to know beside it."""
-        if self.session.config.getoption("no_summary", False):
-            return
         lines = self.session.summary()
         if lines:
             terminalreporter.section("16-bit conformance")

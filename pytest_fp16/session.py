@@ -11,7 +11,7 @@ from pytest_fp16.errors import FP16Error, SettingError
 from pytest_fp16.options import chosen_precisions
 from pytest_fp16.outcomes import Outcomes
 from pytest_fp16.siblings import Siblings
-from pytest_fp16.workers import stands_apart
+from pytest_fp16.workers import Workers, stands_apart, tell_tests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,6 +46,26 @@ class ConformanceSession:
         self._reports: dict[str, list[Report]] = {}
         self._lost: str | None = None  # why there is no JSON report
         self.tests: set[str] = set()
+
+    def hooks(self) -> dict[str, object]:
+        """What has hooks of pytest's beside the plugin, by name; xdist's only where it declares."""
+        parallel = self.config.pluginmanager.hasplugin("xdist")
+        workers = {"fp16-workers": Workers(self.tests)} if parallel else {}
+        return {"fp16-outcomes": self.outcomes, **workers}
+
+    def header(self) -> str:
+        """One line that says what will be checked."""
+        return console.header(self.settings)
+
+    def know(self, tests: Iterable[str]) -> None:
+        """Remember which tests were collected, and tell a controller."""
+        self.tests.update(tests)
+        tell_tests(self.config, self.tests)
+
+    @property
+    def can_time(self) -> bool:
+        """Whether items of this session can be timed."""
+        return console.why_no_timing(self.config) is None
 
     def is_settled(self, test: str, precision: str) -> bool:
         """Whether a sibling's examination makes calling the test needless."""
@@ -88,7 +108,7 @@ class ConformanceSession:
     def can_be_timed(self, report: Report) -> bool:
         """Whether a speed figure for this report would mean something, and can be had."""
         ran = report.run is not None and report.run.mode == "native"
-        return ran and report.error is None and console.why_no_timing(self.config) is None
+        return ran and report.error is None and self.can_time
 
     def collect(self, nodeid: str, texts: Iterable[str]) -> None:
         """Keep the reports of an item that has run, given as JSON; its last run counts."""
@@ -149,7 +169,9 @@ class ConformanceSession:
         return self._lost is None
 
     def summary(self) -> list[str]:
-        """The lines of the section at the end; none where nothing was examined."""
+        """The lines of the section at the end; none where none are wanted, or nothing was said."""
+        if self.config.getoption("no_summary", False):
+            return []
         reports = self.all_reports()
         if not reports:
             return [said for said in (self.judged_nothing(), self._lost) if said]

@@ -24,7 +24,16 @@ def test_the_last_run_of_an_item_counts():
 
 
 def test_nothing_examined_nothing_said():
-    assert ConformanceSession(SimpleNamespace(), Settings()).summary() == []
+    config = SimpleNamespace(getoption=lambda name, default: default)
+    assert ConformanceSession(config, Settings()).summary() == []
+
+
+def test_who_wants_no_summary_has_none():
+    for unwanted in (False, True):
+        options = {"no_summary": unwanted}
+        session = ConformanceSession(SimpleNamespace(getoption=options.get), Settings())
+        session._lost = "ERROR: fp16: no room for the JSON report"
+        assert bool(session.summary()) != unwanted
 
 
 @pytest.mark.parametrize("worker", [True, False])
@@ -45,3 +54,11 @@ def test_misuse_reaches_the_item(monkeypatch):
     monkeypatch.setattr(session, "examine", refuse)
     with pytest.raises(DataError, match="empty"):
         session.report("f.py::t", "16-true", Evaluation(model=None, data=[]), Settings())
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_hooks_of_workers_only_where_they_are_declared(parallel):
+    manager = SimpleNamespace(hasplugin=lambda name: parallel and name == "xdist")
+    session = ConformanceSession(SimpleNamespace(pluginmanager=manager), Settings())
+    names = {"fp16-outcomes", "fp16-workers"} if parallel else {"fp16-outcomes"}
+    assert session.hooks().keys() == names

@@ -57,6 +57,13 @@ def test_nothing_heavy_is_imported(folder, monkeypatch, arguments):
     assert heavy_after(folder, monkeypatch, *arguments) == "HEAVY: []"
 
 
+@pytest.mark.parametrize("flag", [[], ["--fp16-conformance"]])
+def test_the_session_is_imported_only_where_it_is_asked_for(folder, monkeypatch, flag):
+    monkeypatch.setattr(f"{__name__}.HEAVY", ("pytest_fp16.session",))
+    said = heavy_after(folder, monkeypatch, *flag, "test_one.py")
+    assert ("pytest_fp16.session" in said) == bool(flag)
+
+
 def test_the_check_above_can_fail(folder, monkeypatch):
     (folder / "conftest.py").write_text("import pytest_fp16.conformance\n")
 
