@@ -72,7 +72,7 @@ def smooth_precision_plain() -> dict:
 
 @case("16-true", "bf16-true 16-mixed bf16-mixed")
 def invariant_risk() -> dict:
-    """All over a penalty's weight: Adam's moments are lost (after IRM's own code)."""
+    """All over a penalty's weight, squares of slopes (after IRM's own code)."""
     weight = 10.0
 
     def risk(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -140,14 +140,14 @@ def test_the_callers_state_is_as_it_was(digits_training, digits):
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_progress_names_seed_precision_epoch_and_loss(digits_training):
+def told_by(subject):
     told = []
-    check(
-        digits_training(),
-        precision="16-true",
-        seeds=3,
-        progress=lambda what, done, total: told.append((what, done, total)),
-    )
+    check(subject, precision="16-true", seeds=3, progress=lambda *said: told.append(said))
+    return told
+
+
+def test_progress_names_seed_precision_epoch_and_loss(digits_training):
+    told = told_by(digits_training())
     assert any(w.startswith("digits: seed 1, 16-true, epoch 2/2, loss ") for w, _, _ in told)
     steps = [done for what, done, _ in told if "seed" in what]
     assert steps == sorted(steps)
@@ -155,14 +155,8 @@ def test_progress_names_seed_precision_epoch_and_loss(digits_training):
 
 
 def test_the_gradient_check_says_where_it_is_too(digits_training):
-    told = []
-    check(
-        digits_training(),
-        precision="16-true",
-        seeds=3,
-        progress=lambda what, done, total: told.append((what, done)),
-    )
-    checked = [what for what, done in told if "gradient check" in what and not done]
+    told = told_by(digits_training())
+    checked = [what for what, done, _ in told if "gradient check" in what and not done]
     batches = [int(what.rpartition(" ")[2]) for what in checked]
     assert checked[0] == "digits: gradient check, 16-true, batch 0"
     assert batches == list(range(len(batches)))

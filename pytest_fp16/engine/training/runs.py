@@ -63,7 +63,6 @@ class Runs:
         self._states: dict[int, Mapping[str, Any]] = {}
         self._canaries: dict[str, CanaryFindings] = {}
         self._open = set(settings.precisions)
-        self._steps = 0
 
     @property
     def total(self) -> int | None:
@@ -75,7 +74,7 @@ class Runs:
         if self._open:
             wanted[REFERENCE.name] = self.settings.seeds + self.further
         to_come = sum(max(runs - made[name], 0) for name, runs in wanted.items())
-        return (made.total() + to_come) * self.steps_per_run
+        return (len(self._done) + to_come) * self.steps_per_run
 
     def settle(self, precision: Precision) -> None:
         """No more runs of that precision are wanted."""
@@ -124,7 +123,6 @@ class Runs:
                 if self.store is not None and found.ended != "out of memory":
                     self.store.save(precision, seed, self._kept(precision, state), found)
             self._done[key] = found
-            self._steps += self.steps_per_run
         return self._done[key]
 
     def read_of(self, precision: Precision) -> str | None:
@@ -202,7 +200,8 @@ class Runs:
     def _teller(self, precision: Precision, seed: int) -> Any:
         if self.progress is None:
             return None
-        report, epochs, base = self.progress, self.subject.epochs, self._steps
+        report, epochs = self.progress, self.subject.epochs
+        base = len(self._done) * self.steps_per_run
 
         def tell(epoch: int, step: int, loss: float) -> None:
             what = (
