@@ -209,6 +209,8 @@ class Runs:
                 f"loss {loss:.4g}"
             )
             done = base + epoch * (self.sound.steps or 0) + step + 1
-            report(what, done, self.total)
+            total = self.total
+            # A cure's run comes when everything is settled, and is work nevertheless.
+            report(what, done, total and max(total, base + self.steps_per_run))
 
         return tell

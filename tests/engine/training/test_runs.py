@@ -153,6 +153,17 @@ def test_the_work_ahead_shrinks_with_what_is_settled(digits_training, made):
     assert ours.total == 2 * steps  # those that were made
 
 
+def test_a_run_beyond_what_is_settled_is_part_of_the_work(digits_training, made):
+    told = []
+    ours = runs(digits_training(), progress=lambda *said: told.append(said), seeds=2)
+    ours.run(REFERENCE, 0), ours.run(HALF, 0)
+    ours.settle(HALF)
+    assert ours.total == 2 * ours.steps_per_run
+    ours.fresh(HALF, 0)
+    _, done, total = told[-1]
+    assert (done, total) == (2 * ours.steps_per_run + 1, 3 * ours.steps_per_run)
+
+
 def test_no_canary_where_there_is_nothing_to_compare(digits_training):
     assert runs(digits_training()).canary(REFERENCE) is None
     assert runs(digits_training(), emulate="never").canary(HALF) is None
