@@ -23,6 +23,7 @@ from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.gradients.probes.watched_steps import watched
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.guard import all_finite
 from pytest_fp16.engine.training.order import preserved_generators, step_seed
 from pytest_fp16.engine.training.score import score
 from pytest_fp16.engine.training.trainee import Trainee
@@ -162,11 +163,11 @@ def second_look(
     ended = None
     for step in range(whole):
         loss = applied_step(candidate, list(itertools.islice(again, every)), seed, step)
-        if not math.isfinite(loss) and candidate.scaler is None:
+        if _lost(candidate, loss):
             ended = step
             break
     skips = candidate.scaler is not None
-    reached = losses(candidate, held) if skips or math.isfinite(loss) else [loss]
+    reached = losses(candidate, held) if ended is None else [loss]
     reached = _worse(reached, fresh, candidate, held)
     every_one = [start, half, losses(trained, held), reached]
     if skips:  # what it skips says nothing of what was learnt
@@ -175,6 +176,13 @@ def second_look(
     start, half, end, reached = every_one
     middle = half if whole >= 2 * made else None
     return SecondLook(whole, start, middle, end, reached, ended=ended)
+
+
+def _lost(candidate: Trainee, loss: float) -> bool:
+    """Whether a step ends a run: an infinite loss with a finite gradient may return."""
+    if math.isfinite(loss) or candidate.scaler is not None:
+        return False
+    return math.isnan(loss) or not all_finite(candidate.parameters())
 
 
 def _worse(

@@ -13,6 +13,7 @@ from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.gradients.probes.second_look import (
     SecondLook,
+    _lost,
     _worse,
     applied_step,
     losses,
@@ -142,6 +143,30 @@ def test_a_loss_at_the_end_of_what_16_bits_can_tell_is_left_to_the_metric():
     assert replace(look, metric=(0.95, 0.9, 0.01)).slow
     lost = replace(look, candidate=[math.nan], metric=(0.95, 0.95, 0.01))
     assert lost.slow
+
+
+@pytest.mark.parametrize("name", ["16-true", "16-mixed"])
+def test_an_infinite_loss_ends_nothing_while_weights_are_finite(name, digits_training):
+    subject = digits_training()
+    state, place = initial_state(subject, 0), Place(torch.device("cpu"), "cuda", emulated=True)
+    low = Trainee(subject, precision(name), 0, state, place)
+    pure = name == "16-true"  # a scaler skips such steps
+    assert not _lost(low, 1.0)
+    assert not _lost(low, math.inf)
+    assert _lost(low, math.nan) == pure
+    with torch.no_grad():
+        next(iter(low.parameters())).view(-1)[0] = math.inf
+    assert _lost(low, math.inf) == pure
+
+
+def test_a_loss_that_returns_into_the_range_is_looked_at_to_the_end(check):
+    """The largest of it is no part of the slope, and falls as the model learns."""
+
+    def loss(z, y):
+        return F.cross_entropy(z, y) + 3e4 * F.cross_entropy(z, y).detach()
+
+    found = check("16-true", 1e-3, loss=loss)
+    assert found.verdict == "equivalent", found.reason
 
 
 def test_a_step_that_no_scale_saves_halves_it_once():
