@@ -3,6 +3,7 @@
 Claimed: at least 90 % of the failures flagged before training, at most one false flag, and at most
 5 % of the cost of the full comparison: both precisions trained, emulated, over the eight seeds of
 the default allowance. Also given: the share of four pairs, about the fewest that settle a verdict.
+Times are of the processor, so that what else runs on the machine is no part of a share.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from benchmarks.cases.training import TrainingCase, load
 
 
 def flagged(case: TrainingCase, precision: str, device: str) -> tuple[Any, float]:
-    """The findings and the seconds they took."""
+    """The findings and the seconds of processor time they took."""
     from pytest_fp16.engine.gradients.check import gradient_check
     from pytest_fp16.precision import precision as named
     from pytest_fp16.settings import Settings
 
     subject = case.training()
-    start = time.perf_counter()
+    start = time.process_time()
     findings = gradient_check(subject, named(precision), Settings(), torch.device(device))
-    return findings, time.perf_counter() - start
+    return findings, time.process_time() - start
 
 
 def pair_seconds(case: TrainingCase, precision: str) -> float:
-    """Seconds of one pair: 32 bits and the candidate, emulated."""
+    """Processor seconds of one pair: 32 bits and the candidate, emulated."""
     from pytest_fp16.engine.training.place import Place
     from pytest_fp16.engine.training.train import train
     from pytest_fp16.engine.training.trainee import initial_state
@@ -39,10 +40,10 @@ def pair_seconds(case: TrainingCase, precision: str) -> float:
 
     subject, place = case.training(), Place(torch.device("cpu"), "cuda", True)
     state = initial_state(subject, 0)
-    start = time.perf_counter()
+    start = time.process_time()
     for name in ("32-true", precision):
         train(subject, named(name), 0, state, place)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 @dataclass(frozen=True)
