@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from pytest_fp16.engine.batching import copied, split_batch, to_device
+from pytest_fp16.engine.batching import copied, first_batch, split_batch, to_device
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.models import call_as_is, evaluating
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Evaluation, Training
 
@@ -37,7 +34,7 @@ def smoke(subject: Evaluation | Training) -> None:
 
 def _one_batch(subject: Evaluation) -> None:
     model = evaluating(make_model(subject.model))
-    inputs, _ = split_batch(_first(subject.data, "data"), subject.holds_labels)
+    inputs, _ = split_batch(first_batch(subject.data, "data"), subject.holds_labels)
     with torch.no_grad():
         main_output(call_as_is(model, copied(to_device(inputs, _device(model))), subject.forward))
 
@@ -47,17 +44,11 @@ def _one_step(subject: Training) -> None:
     from pytest_fp16.engine.training.trainee import Trainee, initial_state
 
     state = initial_state(subject, 0)
-    batch = _first(subject.train_data, "train_data")
+    batch = first_batch(subject.train_data, "train_data")
     trainee = Trainee(subject, REFERENCE, 0, state, Place(torch.device("cpu")))
     trainee.model.train()
     with trainee.installed():
         trainee.step(batch, last=True)
-
-
-def _first(data: Any, name: str) -> Any:
-    for batch in data:
-        return batch
-    raise DataError(f"{name} is empty: it yielded no batch")
 
 
 def _device(model: torch.nn.Module) -> torch.device:

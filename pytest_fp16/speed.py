@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_fp16.engine.batching import cast_floating, copied, split_batch, to_device
+from pytest_fp16.engine.batching import cast_floating, copied, first_batch, split_batch, to_device
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.device import resolve_device
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
@@ -26,7 +26,6 @@ from pytest_fp16.engine.models import (
     prepare,
     taking_gradients,
 )
-from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.precision import precision as precision_of
 from pytest_fp16.report.model import Report, Speed
@@ -213,7 +212,7 @@ def pass_of(
     Raises:
         DataError: there is no batch.
     """
-    inputs, _ = split_batch(_first(subject.data), subject.holds_labels)
+    inputs, _ = split_batch(first_batch(subject.data, "the data"), subject.holds_labels)
     inputs = copied(to_device(inputs, device))
     if precision != REFERENCE and not precision.mixed:
         inputs = cast_floating(inputs, precision.dtype)
@@ -243,19 +242,13 @@ def _training(
     place = Place(device, device.type)
     trainee = Trainee(subject, precision, 0, initial_state(subject, 0), place)
     trainee.model.train()
-    batch = _first(subject.train_data)
+    batch = first_batch(subject.train_data, "the data")
 
     def run() -> object:
         with trainee.installed():
             return trainee.step(batch, last=True)
 
     return run
-
-
-def _first(data: Any) -> Any:
-    for batch in data:
-        return batch
-    raise DataError("the data is empty: it yielded no batch")
 
 
 def _random_state(device: torch.device) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,17 @@ _LABEL_KEYS = ("labels", "label", "targets", "target")
 PRIMES = (1, 5, 7, 11, 13, 17, 23, 31, 37, 43, 53, 61, 67, 79, 89, 101, 113, 127, 131, 179, 257)
 #: Inputs in a part of a batch, at least: alone, one may lose its dimension (``squeeze()``).
 FEWEST = PRIMES[1]
+
+
+def first_batch(data: Iterable[Any], name: str) -> Any:
+    """The first batch that data of that name yields.
+
+    Raises:
+        DataError: there is none.
+    """
+    for batch in data:
+        return batch
+    raise DataError(f"{name} is empty: it yielded no batch")
 
 
 def split_batch(batch: Any, labelled: bool | None) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pytest_fp16.engine.advice import guarded, of_labels, on_data
-from pytest_fp16.engine.batching import split_batch
+from pytest_fp16.engine.batching import first_batch, split_batch
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.models import require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, unheard
@@ -66,7 +66,7 @@ def sound(subject: Training, device: torch.device) -> Sound:
     _require_loss(subject, trainee)
     if foreign(trainee):
         require_own_parameters(trainee, Trainee(subject, REFERENCE, 0, state, place))
-    first = _first(ordered(subject.train_data, 0, 0), "train_data")
+    first = first_batch(ordered(subject.train_data, 0, 0), "train_data")
     steps = length_hint(subject.train_data) or None
     notes += _of_training(subject, trainee, steps)
     with on_data(subject.train_data):
@@ -78,7 +78,7 @@ def sound(subject: Training, device: torch.device) -> Sound:
             "draws from a generator of its own, so that both precisions of a pair drew different "
             "numbers, or it counts outside the model; draw from torch's, and count in the model"
         )
-    batch = _first(iter(subject.eval_data), "eval_data")
+    batch = first_batch(subject.eval_data, "eval_data")
     part = replace(subject, eval_data=[batch])
     with on_data(subject.eval_data):
         _, task = guarded(
@@ -124,12 +124,6 @@ def _require_repeatable(data: Any, name: str) -> None:
         )
     if not isinstance(data, Iterable):
         raise DataError(f"{name} must yield batches (got {type(data).__name__})")
-
-
-def _first(batches: Iterator[Any], name: str) -> Any:
-    for batch in batches:
-        return batch
-    raise DataError(f"{name} is empty: it yielded no batch")
 
 
 def _repeats(data: Any) -> bool:
