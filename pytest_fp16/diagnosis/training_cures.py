@@ -14,6 +14,7 @@ from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
+from pytest_fp16.engine.randomness import cuda_autocast_off
 from pytest_fp16.engine.training.by_hand import Several
 from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.masters import Masters
@@ -136,7 +137,7 @@ def _loss_in_float32(subject: Training, model: nn.Module, precision: Precision) 
         return []
 
     def loss(outputs: Any, targets: Any) -> Any:
-        with torch.autocast("cpu", enabled=False), _no_cuda_autocast():
+        with torch.autocast("cpu", enabled=False), cuda_autocast_off():
             return own(_widened(outputs), _widened(targets))
 
     outside = ", outside autocast" if precision.mixed else ""
@@ -154,17 +155,6 @@ def _loss_in_float32(subject: Training, model: nn.Module, precision: Precision) 
 
 def _widened(value: Any) -> Any:
     return map_tensors(value, lambda t: t.float() if t.dtype in LOW else t)
-
-
-class _no_cuda_autocast:  # noqa: N801 (reads like the context manager it is)
-    """Autocast of CUDA off, without torch's warning where there is no CUDA."""
-
-    def __enter__(self) -> None:
-        self.was = torch.is_autocast_enabled("cuda")
-        torch.set_autocast_enabled("cuda", False)
-
-    def __exit__(self, *exception: object) -> None:
-        torch.set_autocast_enabled("cuda", self.was)
 
 
 def _loss_scales(precision: Precision, scale: float | None) -> list[Proposal]:

@@ -88,10 +88,8 @@ def sing(
         count: how many inputs; n or more for all, where a batch cannot be cut.
     """
     few = inputs if count >= n else take(inputs, n, list(range(count)))
-    with untouched(candidate.model, weights=candidate.habits.writes):
-        emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
-    with untouched(candidate.model, weights=candidate.habits.writes):
-        native, error = _attempt(candidate, few, seed)
+    emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
+    native, error = _attempt(candidate, few, seed)
     alone = error or emulation_error
     if count < n and alone is not None and _lacks_kernel(alone):
         # A larger batch may take other kernels, as that of cdist does: it is what counts.
@@ -106,8 +104,7 @@ def sing(
     if emulated is None:
         text, own = f"the canary ran on {device}, emulation did not", None
         if device != candidate.target and emulation_error and comes_of_values(emulation_error):
-            with untouched(candidate.model, weights=candidate.habits.writes):
-                own, _ = _attempt(candidate, few, seed, emulated=True, kernels=device)
+            own, _ = _attempt(candidate, few, seed, emulated=True, kernels=device)
         if own is not None:
             text = f"the canary ran natively on {device}, whose kernels give other values"
         return CanaryFindings(text, None, emulation_error, on_target=own is not None)
@@ -115,8 +112,7 @@ def sing(
     said = f"emulation differs by {difference:.1e} of the largest output"
     text = f"the canary ran natively on {device}; {said}"
     if difference > LARGE_DIFFERENCE and device != candidate.target:
-        with untouched(candidate.model, weights=candidate.habits.writes):
-            own, _ = _attempt(candidate, few, seed, emulated=True, kernels=device)
+        own, _ = _attempt(candidate, few, seed, emulated=True, kernels=device)
         if own is not None:
             difference = _difference(native, own)
             text += f", of this device's kernels by {difference:.1e}"
@@ -126,10 +122,12 @@ def sing(
 def _attempt(
     candidate: Candidate, inputs: Any, seed: int, **options: Any
 ) -> tuple[Tensor | None, BaseException | None]:
-    try:
-        return candidate.outputs(inputs, seed, **options), None
-    except Exception as error:
-        return None, error
+    """(outputs, None) or (None, what was raised); the model stays as it is."""
+    with untouched(candidate.model, weights=candidate.habits.writes):
+        try:
+            return candidate.outputs(inputs, seed, **options), None
+        except Exception as error:
+            return None, error
 
 
 def _difference(native: Tensor, emulated: Tensor) -> float:

@@ -37,7 +37,7 @@ def preserved_state() -> Iterator[None]:
             off = torch.autocast("cpu", enabled=False)
             inference = torch.is_inference_mode_enabled()
             normal = torch.inference_mode(False) if inference else nullcontext()
-            with normal, off, _autocast_off_on_accelerators(), _exact_products():
+            with normal, off, cuda_autocast_off(), _exact_products():
                 yield
         finally:
             random.setstate(python)
@@ -103,7 +103,8 @@ def _legacy_settings() -> tuple[str | None, bool | None]:
 
 
 @contextmanager
-def _autocast_off_on_accelerators() -> Iterator[None]:
+def cuda_autocast_off() -> Iterator[None]:
+    """Autocast of CUDA off, without torch's warning where there is no CUDA."""
     was = torch.is_autocast_enabled("cuda")
     torch.set_autocast_enabled("cuda", False)
     try:

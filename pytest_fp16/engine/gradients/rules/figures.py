@@ -109,15 +109,15 @@ def figures(evidence: Evidence) -> dict[str, Any]:
     points = [
         {
             "step": p.step,
-            "rho": _plain(p.total.rho),
-            "rho_allowed": _plain(p.total.allowed),
-            "bias": _plain(p.total.bias),
-            "gain": _plain(p.total.gain),
-            "relative": _plain(p.total.relative),
-            "zeroed": _plain(p.total.zeroed),
+            "rho": p.total.rho,
+            "rho_allowed": p.total.allowed,
+            "bias": p.total.bias,
+            "gain": p.total.gain,
+            "relative": p.total.relative,
+            "zeroed": p.total.zeroed,
             "worst_tensor": worst_tensor(p)[0],
-            "worst_rho": _plain(getattr(worst_tensor(p)[1], "rho", 0.0)),
-            "losses": [[_plain(r), _plain(c)] for r, c in p.losses],
+            "worst_rho": getattr(worst_tensor(p)[1], "rho", 0.0),
+            "losses": [[r, c] for r, c in p.losses],
             "loss_scale": p.scale,
         }
         for p in evidence.points
@@ -130,19 +130,15 @@ def figures(evidence: Evidence) -> dict[str, Any]:
         "rho": max((p.total.rho for p in evidence.points), default=math.nan),
     }
     if evidence.weights is not None:
-        found["weights_gain"] = _plain(evidence.weights.gain)
+        found["weights_gain"] = evidence.weights.gain
     if evidence.optimizer is not None:
-        found["updates_lost"] = _plain(evidence.optimizer.lost)
-        found["optimizer_gain"] = _plain(evidence.optimizer.moved.gain)
+        found["updates_lost"] = evidence.optimizer.lost
+        found["optimizer_gain"] = evidence.optimizer.moved.gain
     if evidence.statistics:
         name, (moved, lag) = max(evidence.statistics.items(), key=lambda item: item[1][1])
         found["slowest_statistic"] = {
             "name": name,
-            "gain": _plain(moved.gain),
-            "lag": _plain(lag),
+            "gain": moved.gain,
+            "lag": lag,
         }
     return found
-
-
-def _plain(value: Any) -> float:
-    return float(value)

@@ -22,6 +22,7 @@ from pytest_fp16.engine.gradients.rules.step_rules import (
     slow,
     weights,
 )
+from pytest_fp16.engine.training.guard import COLLAPSED
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.decline import arrives
 from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
@@ -29,8 +30,6 @@ from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.evidence import Evidence
 
-#: Halvings that take a loss scale from its start, 2^16, to float16's smallest number.
-COLLAPSED = 40
 #: float32's smallest normal number: a format that goes as far down loses no gradient by it.
 FLOAT32_LEAST = 2.0**-126
 #: Noise is judged only where the gradient itself is off by a quarter.
