@@ -22,10 +22,9 @@ from pytest_fp16.diagnosis.tape import Entry, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin, constant, exact, low, twins
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
 from pytest_fp16.engine.emulation.interception import READ_ON_HOST, Interception, place
-from pytest_fp16.engine.emulation.nominal import doubled, nominal_at, nominal_dtypes, promoted_low
+from pytest_fp16.engine.emulation.nominal import doubled, dtype_of, nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     LOW,
-    WIDE,
     Facts,
     flat,
     rebuild,
@@ -250,7 +249,7 @@ class Autopsy(Interception):
                 results.append(item if own is None else own)
                 continue
             item = doubled(item, i, nominal)
-            dtype = item.dtype if lows is not None else _dtype_of(item, i, nominal, fallback)
+            dtype = item.dtype if lows is not None else dtype_of(item, i, nominal, fallback)
             far = item if self.tape is not None else widen(item)
             results.append(Twin(item, far, Fate(True, fixed), dtype))
         return rebuild(given, iter(results))
@@ -283,8 +282,3 @@ def _written(known: Facts, args: Any, kwargs: Any) -> list[Twin]:
     places = [args[i] for i in known.mutated if i < len(args)]
     places += [kwargs[name] for name in known.mutated_names if name in kwargs]
     return twins(places, {})
-
-
-def _dtype_of(item: Tensor, i: int, nominal: Any, fallback: Any) -> torch.dtype:
-    dtype = nominal_at(nominal, i) if nominal else fallback
-    return dtype if dtype is not None and WIDE.get(dtype) == item.dtype else item.dtype

@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import LOW, flat
+from pytest_fp16.engine.emulation.scalars import is_number
 from pytest_fp16.engine.tracing.recorder import largest_magnitude
 from pytest_fp16.theory.rounding import FORMATS, ulp
 
@@ -167,9 +168,8 @@ def _scalars(func: OpOverload, args: Any, kwargs: Any) -> list[float]:
     found = []
     for i, argument in enumerate(func._schema.arguments):
         value = args[i] if i < len(args) else kwargs.get(argument.name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         takes = str(argument.type) in _SCALARS or str(argument.type) == "Tensor"
-        if number and takes and argument.name != "alpha":
+        if is_number(value) and takes and argument.name != "alpha":
             found.append(float(value))
     return found
 

@@ -16,9 +16,8 @@ from torch._ops import OpOverload
 
 from pytest_fp16.diagnosis.findings import Finding, Pair, examined
 from pytest_fp16.diagnosis.tape import Entry, Ref, Tape, part
-from pytest_fp16.diagnosis.twin import each
 from pytest_fp16.engine.emulation.emulate import widen
-from pytest_fp16.engine.emulation.operations import Facts, flat
+from pytest_fp16.engine.emulation.operations import Facts, each, flat
 from pytest_fp16.engine.emulation.wide import run_wide
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.interception import Carrier
-from pytest_fp16.engine.emulation.operations import LOW, tensors
+from pytest_fp16.engine.emulation.operations import LOW, each, tensors
 
 
 class Fate:
@@ -83,21 +83,12 @@ def constant(value: Tensor) -> Tensor:
 
 def low(value: Any) -> Any:
     """The tensors of the 16-bit program; lists element by element; the rest untouched."""
-    return each(value, lambda twin: twin.low)
+    return each(value, lambda twin: twin.low, Twin)
 
 
 def exact(value: Any) -> Any:
     """The float32 twins, and 16-bit dtypes as torch.float32."""
-    return widen(each(value, lambda twin: twin.exact))
-
-
-def each(value: Any, of: Callable[[Any], Any], kind: type = Twin) -> Any:
-    """`value` with every twin (or whatever is of that kind) replaced, lists element by element."""
-    if isinstance(value, kind):
-        return of(value)
-    if isinstance(value, (list, tuple)):
-        return [each(item, of, kind) for item in value]
-    return value
+    return widen(each(value, lambda twin: twin.exact, Twin))
 
 
 def twins(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Twin]:

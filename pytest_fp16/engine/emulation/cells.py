@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pytest_fp16.engine.emulation.operations import AUTOCAST, LOW
+from pytest_fp16.engine.emulation.operations import AUTOCAST, LOW, each
 
 _aten: Any = torch.ops.aten
 
@@ -64,17 +64,11 @@ def _cast(args: Sequence[Any]) -> tuple[Sequence[Any], bool]:
     """The arguments as autocast hands them on, and whether all that is floating has 16 bits."""
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
-        args = [_each(a, lambda t: t.to(dtype) if t.is_floating_point() else t) for a in args]
+        args = [each(a, lambda t: t.to(dtype) if t.is_floating_point() else t) for a in args]
     dtypes: set[torch.dtype] = set()
     for value in args:
-        _each(value, lambda t: dtypes.add(t.dtype))
+        each(value, lambda t: dtypes.add(t.dtype))
     return args, len(dtypes) == 1 and dtypes <= LOW
-
-
-def _each(value: Any, do: Callable[[Tensor], Any]) -> Any:
-    if isinstance(value, Tensor):
-        return do(value)
-    return [_each(v, do) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _one_step(cell: Cell, x: Tensor, state: Any, w_input: Tensor, w_hidden: Tensor, *b: Any) -> Any:

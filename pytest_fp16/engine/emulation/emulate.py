@@ -19,7 +19,7 @@ from pytest_fp16.engine.emulation.accumulators import accumulate
 from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.interception import wrapped
 from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dtype
-from pytest_fp16.engine.emulation.nominal import doubled, nominal_at, nominal_dtypes, promoted_low
+from pytest_fp16.engine.emulation.nominal import doubled, dtype_of, nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     ATTENTION,
     WIDE,
@@ -146,10 +146,9 @@ def _widened(func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict
         if id(item) in written:
             rounded.append(written[id(item)])
             continue
-        dtype = nominal_at(nominal, i) if nominal else fallback
-        if isinstance(item, Tensor) and dtype in WIDE and item.dtype == WIDE[dtype]:
-            item = item.to(dtype)
-        rounded.append(doubled(item, i, nominal) if isinstance(item, Tensor) else item)
+        if isinstance(item, Tensor):
+            item = doubled(item.to(dtype_of(item, i, nominal, fallback)), i, nominal)
+        rounded.append(item)
     return rebuild(out, iter(rounded))
 
 

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
-from pytest_fp16.engine.emulation.operations import LOW, flat, tensors
+from pytest_fp16.engine.emulation.operations import LOW, WIDE, flat, tensors
 
 _Signature = tuple[Any, ...]
 _NOMINAL: dict[_Signature, tuple[torch.dtype | None, ...] | None] = {}
@@ -42,6 +42,17 @@ def nominal_dtypes(
 def nominal_at(nominal: tuple[torch.dtype | None, ...], i: int) -> torch.dtype | None:
     """The dtype of result i; a list of results (split, chunk) may be longer than when asked."""
     return nominal[min(i, len(nominal) - 1)]
+
+
+def dtype_of(
+    item: Tensor,
+    i: int,
+    nominal: tuple[torch.dtype | None, ...] | None,
+    fallback: torch.dtype | None,
+) -> torch.dtype:
+    """The dtype that result i, computed in float32, has in the 16-bit program."""
+    dtype = nominal_at(nominal, i) if nominal else fallback
+    return dtype if dtype is not None and WIDE.get(dtype) == item.dtype else item.dtype
 
 
 def doubled(item: Tensor, i: int, nominal: tuple[torch.dtype | None, ...] | None) -> Tensor:

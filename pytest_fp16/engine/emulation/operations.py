@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -242,6 +242,15 @@ def seen_as(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype:
     if dtype == torch.complex32 and wide == torch.float32:
         return torch.float16
     return dtype if WIDE.get(dtype) == wide else wide
+
+
+def each(value: Any, change: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """An argument with every tensor (or whatever is of that kind) changed, lists item by item."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return [each(item, change, kind) for item in value]
+    return value
 
 
 def flat(out: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pytest_fp16.engine.emulation.scalars import is_number
 from pytest_fp16.engine.emulation.wording import first_line, is_missing_kernel
 
 _LOW = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
@@ -74,7 +75,7 @@ def require_own_agreement(func: Any, name: str, args: Any, kwargs: Any) -> None:
 
 def require_in_range(number: Any, dtype: torch.dtype) -> None:
     """Raise RefusedNumber for a finite number beyond the range of a 16-bit format."""
-    if dtype not in _LOW or isinstance(number, bool) or not isinstance(number, (int, float)):
+    if dtype not in _LOW or not is_number(number):
         return
     if torch.finfo(dtype).max < abs(number) < math.inf:
         raise RefusedNumber(number, dtype)

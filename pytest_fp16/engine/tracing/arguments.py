@@ -10,7 +10,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.interception import READ_ON_HOST
-from pytest_fp16.engine.emulation.nominal import nominal_at
 from pytest_fp16.engine.emulation.operations import (
     LOW,
     ON_THE_WAY,
@@ -19,6 +18,7 @@ from pytest_fp16.engine.emulation.operations import (
     facts,
     tensors,
 )
+from pytest_fp16.engine.emulation.scalars import is_number
 from pytest_fp16.engine.tracing.shadow import Shadow
 from pytest_fp16.theory.rounding import Format
 
@@ -79,17 +79,6 @@ def written_targets(
     return []
 
 
-def dtype_of(
-    item: Tensor,
-    i: int,
-    nominal: tuple[torch.dtype | None, ...] | None,
-    fallback: torch.dtype | None,
-) -> torch.dtype:
-    """The dtype a result has in the 16-bit program."""
-    dtype = nominal_at(nominal, i) if nominal else fallback
-    return dtype if dtype is not None and WIDE.get(dtype) == item.dtype else item.dtype
-
-
 def stays_plain(name: str, i: int, result: Tensor, depends: bool) -> bool:
     """Whether a result reaches the program as it is: composite kernels look into it.
 
@@ -148,11 +137,7 @@ def refuse_constants(func: OpOverload, args: Any, kwargs: Any, fmt: Format) -> N
 
     A CPU fills one element alone without a look at the scalar.
     """
-    scalars = [
-        v
-        for v in (*args, *kwargs.values())
-        if isinstance(v, (int, float)) and not isinstance(v, bool)
-    ]
+    scalars = filter(is_number, (*args, *kwargs.values()))
     if not any(fmt.largest < abs(v) < float("inf") for v in scalars):
         return
 

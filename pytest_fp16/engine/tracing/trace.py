@@ -23,7 +23,7 @@ from torch.overrides import enable_reentrant_dispatch
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.interception import Interception, place
 from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dtype
-from pytest_fp16.engine.emulation.nominal import doubled, nominal_dtypes, promoted_low
+from pytest_fp16.engine.emulation.nominal import doubled, dtype_of, nominal_dtypes, promoted_low
 from pytest_fp16.engine.emulation.operations import (
     AUTOCAST,
     DISCRETE,
@@ -40,7 +40,6 @@ from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes, bounds_as_
 from pytest_fp16.engine.emulation.scans import by_steps
 from pytest_fp16.engine.tracing.arguments import (
     as_native,
-    dtype_of,
     grid_of,
     narrows,
     refuse_constants,

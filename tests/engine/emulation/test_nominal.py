@@ -6,7 +6,7 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulation.emulate import Emulation
-from pytest_fp16.engine.emulation.nominal import nominal_at, nominal_dtypes, promoted_low
+from pytest_fp16.engine.emulation.nominal import dtype_of, nominal_at, nominal_dtypes, promoted_low
 
 aten = torch.ops.aten
 HALF = torch.ones(2, 3, dtype=torch.float16)
@@ -122,3 +122,19 @@ def test_counts_in_float64_meet_a_layer_of_16_bits(precision):
     assert [r.forecast.verdict for r in made] == ["not equivalent", "equivalent"]
     assert (made[0].culprit.module, made[0].culprit.operation) == ("head", "addmm")
     assert made[0].culprit.mechanism == "unsupported-op"
+
+
+@pytest.mark.parametrize(
+    ("item", "nominal", "fallback", "expected"),
+    [
+        (torch.ones(2), (torch.float16,), None, torch.float16),
+        (torch.ones(2), None, torch.float16, torch.float16),
+        (torch.ones(2), (torch.float32,), torch.float16, torch.float32),
+        (torch.ones(2), None, None, torch.float32),
+        # computed in more than float32
+        (torch.ones(2).double(), (torch.float16,), None, torch.float64),
+        (torch.ones(2).long(), (torch.float16,), torch.float16, torch.int64),
+    ],
+)
+def test_the_dtype_of_a_result(item, nominal, fallback, expected):
+    assert dtype_of(item, 0, nominal, fallback) == expected

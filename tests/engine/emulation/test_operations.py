@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.operations import (
     differentiable,
+    each,
     facts,
     flat,
     functional,
@@ -100,3 +101,8 @@ def test_results_are_flattened_and_rebuilt():
 
     assert flat(out) == [1, 2, 3, None]
     assert rebuild(out, iter("abcd")) == ("a", ["b", ("c",)], "d")
+
+
+def test_every_tensor_of_an_argument_is_changed_or_whatever_is_asked_for():
+    assert each((HALF, [WIDE, "text"]), id) == [id(HALF), [id(WIDE), "text"]]
+    assert each([HALF, 3, (4, "text")], str, int) == [HALF, "3", ["4", "text"]]

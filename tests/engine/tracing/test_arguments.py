@@ -6,7 +6,6 @@ import torch
 from pytest_fp16.engine.emulation.operations import facts
 from pytest_fp16.engine.tracing.arguments import (
     as_native,
-    dtype_of,
     flushes,
     grid_of,
     narrows,
@@ -86,21 +85,6 @@ def test_what_is_written_can_be_replaced():
     assert inner[1][1] is x.inner
     assert written_targets((x, [y, x], 3), inner, 2) == []
     assert written_targets((x,), inner, 5) == []
-
-
-@pytest.mark.parametrize(
-    ("item", "nominal", "fallback", "expected"),
-    [
-        (torch.ones(2), (HALF,), None, HALF),
-        (torch.ones(2), None, HALF, HALF),
-        (torch.ones(2), (WIDE,), HALF, WIDE),
-        (torch.ones(2), None, None, WIDE),
-        (torch.ones(2).double(), (HALF,), None, torch.float64),  # computed in more than float32
-        (torch.ones(2).long(), (HALF,), HALF, torch.int64),
-    ],
-)
-def test_the_dtype_of_a_result(item, nominal, fallback, expected):
-    assert dtype_of(item, 0, nominal, fallback) == expected
 
 
 def test_casts_and_copies_into_fewer_bits_narrow():

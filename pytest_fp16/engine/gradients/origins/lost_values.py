@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.composed import composition
-from pytest_fp16.engine.emulation.operations import facts, flat, tensors
+from pytest_fp16.engine.emulation.operations import each, facts, flat, tensors
 from pytest_fp16.report.model import Mechanism
 
 #: Infinite where their argument, or one more or less than it, is zero.
@@ -162,15 +162,11 @@ def _double(value: Any) -> Any:
 
 def copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """The arguments as they were before the operation, small tensors copied."""
-    return tuple(map(_copied, args)), {k: _copied(v) for k, v in kwargs.items()}
 
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if tensor.numel() <= 2**20 else tensor
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone() if value.numel() <= 2**20 else value
-    if isinstance(value, (list, tuple)):
-        return [_copied(item) for item in value]
-    return value
+    return tuple(each(a, copied) for a in args), {k: each(v, copied) for k, v in kwargs.items()}
 
 
 def has_nan(values: list[Any]) -> bool:
