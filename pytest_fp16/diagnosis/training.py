@@ -19,7 +19,7 @@ from pytest_fp16.engine.source import raised_at
 from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.report.model import Culprit, Cure
-from pytest_fp16.theory.budget import within
+from pytest_fp16.theory.budget import allowed_loss, within
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.check import GradientFindings
@@ -61,13 +61,6 @@ def diagnose_training(
     return culprit or _unexplained(pairs), None
 
 
-def _worst(pairs: Pairs) -> tuple[RunResult, RunResult]:
-    """The pair a cure has to mend: the one that broke, or else the one with the largest loss."""
-    if pairs.broke is not None:
-        return pairs.broke
-    return max(pairs.pairs, key=lambda pair: pair[0].metric - pair[1].metric)
-
-
 def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
     """The cure, if training passes with it: with the worst seed and another one, on average.
 
@@ -100,7 +93,7 @@ def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
 
 def _references(runs: Runs, pairs: Pairs) -> list[RunResult]:
     """The 32-bit runs a cure is held against: that of the worst seed, then one of another."""
-    worst, _ = _worst(pairs)
+    worst, _ = pairs.worst
     if runs.settings.seeds == 1:
         return [worst]
     known = next((r for r, _ in pairs.pairs if r.seed != worst.seed), None)
@@ -115,22 +108,17 @@ def _cured(runs: Runs, pairs: Pairs, proposal: Proposal, seed: int) -> RunResult
 
 
 def _allowed(runs: Runs, pairs: Pairs, reference: RunResult) -> float:
-    """The loss one seed may show; a default budget from too few runs is no less than 1 point."""
+    """The loss one seed may show: the budget of the last look; before any, twice the resolution."""
     if pairs.look is not None:
         return pairs.look.budget
-    given = runs.settings.budget
-    if isinstance(given, str):
-        return float(given.rstrip("%")) / 100 * abs(reference.metric)
-    if given is not None:
-        return float(given)
-    # Before there is a spread over seeds, twice the resolution is what one pair can show.
-    return 2 * reference.score.resolution if reference.score is not None else 0.0
+    usual = 2 * reference.score.resolution if reference.score is not None else 0.0
+    return allowed_loss(runs.settings.budget, reference.metric, usual)[0]
 
 
 def _silent(runs: Runs, pairs: Pairs) -> Culprit | None:
     """What left the range in the run that lost most, though it stayed finite."""
     try:
-        found = silently_lost(runs, pairs.precision, _worst(pairs)[1].seed)
+        found = silently_lost(runs, pairs.precision, pairs.worst[1].seed)
     except Exception:  # the verdict stands whether or not the run lets itself be watched
         return None
     if found is None:

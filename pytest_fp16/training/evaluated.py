@@ -27,7 +27,7 @@ def lost_when_evaluated(runs: Runs, pairs: Pairs) -> Culprit | None:
     """The culprit of the evaluation, where it alone costs half of what the training lost."""
     if pairs.broke is not None or pairs.look is None or not pairs.pairs:
         return None
-    seed = max(pairs.pairs, key=lambda pair: pair[0].metric - pair[1].metric)[0].seed
+    seed = pairs.worst[0].seed
     given = runs.subject_for(pairs.precision)  # with what a plan keeps in float32
     try:
         model = trained(given, REFERENCE, seed, runs.state(seed), runs.place)

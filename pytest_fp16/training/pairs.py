@@ -12,7 +12,7 @@ from pytest_fp16.errors import ModelError
 from pytest_fp16.metric import gained
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.settings import Settings
-from pytest_fp16.theory.budget import beyond_gain
+from pytest_fp16.theory.budget import allowed_loss, beyond_gain
 from pytest_fp16.theory.limits import largest
 from pytest_fp16.theory.seeds import Look, sequential
 from pytest_fp16.theory.seeds_ahead import further_runs, seeds_missing
@@ -56,6 +56,11 @@ class Pairs:
     def losses(self) -> list[float]:
         """Reference minus candidate, per pair."""
         return [r.metric - c.metric for r, c in self.pairs]
+
+    @property
+    def worst(self) -> tuple[RunResult, RunResult]:
+        """The pair a cure has to mend: the one that broke, or else that with the largest loss."""
+        return self.broke or max(self.pairs, key=lambda pair: pair[0].metric - pair[1].metric)
 
     @property
     def verdict(self) -> str:
@@ -210,9 +215,9 @@ def _look(pairs: Pairs, settings: Settings, further: int = 0) -> Look:
     references = [*(r for r, _ in pairs.pairs), *pairs.further]
     scores = [r.score for r in references if r.score is not None]
     metrics = [r.metric for r in references]
-    budget = settings.budget
-    if isinstance(budget, str):
-        budget = float(budget.rstrip("%")) / 100 * abs(sum(metrics) / len(metrics))
+    budget = None
+    if settings.budget is not None:
+        budget, _ = allowed_loss(settings.budget, sum(metrics) / len(metrics), 0.0)
     resolution = sum(s.resolution for s in scores) / len(scores)
     grain = max(s.grain for s in scores)
     return sequential(pairs.losses, metrics, resolution, settings.seeds, budget, grain, further)

@@ -9,7 +9,7 @@ import torch
 
 from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Report, Run
-from pytest_fp16.theory.budget import LARGEST
+from pytest_fp16.theory.budget import LARGEST, allowed_loss
 from pytest_fp16.theory.margin import (
     certified_by_lemma,
     classification_tolerance,
@@ -163,14 +163,9 @@ def _metric(runs: Runs, pairs: Pairs) -> Metric | None:
     candidate = sum(c.metric for _, c in compared) / len(compared)
     if pairs.broke is not None:
         reference, candidate = pairs.broke[0].metric, pairs.broke[1].metric
-    given = runs.settings.budget
+    budget, origin = allowed_loss(runs.settings.budget, reference, scores[0].resolution)
     if pairs.look is not None:
         budget = pairs.look.budget
-    elif isinstance(given, str):
-        budget = float(given.rstrip("%")) / 100 * abs(reference)
-    else:
-        budget = scores[0].resolution if given is None else float(given)
-    origin = "default" if given is None else "relative" if isinstance(given, str) else "absolute"
     return Metric(
         name=scores[0].name,
         reference=reference,

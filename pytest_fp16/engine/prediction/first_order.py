@@ -57,11 +57,8 @@ def require_first_order(
     inputs, n, indices, reference = part
     kept, task = len(reference), tracer.task
     generator = torch.Generator(device=tracer.device).manual_seed(seed)
-    held, tracer.totals = tracer.totals, {}  # which are of runs without noise
-    try:
+    with tracer.totals_apart():
         noisy = tracer.trace_part(inputs, n, indices, seed, noise=generator)[1].detach()[:kept]
-    finally:
-        tracer.totals = held
     trace, was = plain[0], plain[1].detach()[:kept]
     error = task.margins(noisy, reference) - task.margins(was, reference)
     expected = sigma.square() + (FLOAT32_NOISE * task.magnitude(was)).square()
@@ -115,16 +112,13 @@ def settle_steep(
     indices = (steep * FEWEST)[: max(len(steep), min(n, FEWEST))]
     rows, settled = reference[indices], said.sigma.clone()
     generator = torch.Generator(device=tracer.device).manual_seed(seed)
-    held, tracer.totals = tracer.totals, {}  # which are of runs without noise
-    try:
+    with tracer.totals_apart():
         plain = tracer.trace_part(inputs, n, indices, seed, adjoint=False)[1].detach()
         was = tracer.task.margins(plain, rows)
         squares = torch.zeros_like(was)
         for _ in range(NOISE_RUNS):
             run = tracer.trace_part(inputs, n, indices, seed, noise=generator)[1].detach()
             squares += (tracer.task.margins(run, rows) - was).square()
-    finally:
-        tracer.totals = held
     found = squares[: len(steep)] / NOISE_RUNS
     flat = found < LEAST_OF_RUNS * settled[steep].square()
     settled[steep] = torch.where(flat, found.sqrt(), settled[steep])

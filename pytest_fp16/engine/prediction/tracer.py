@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +109,15 @@ class Tracer:
         for name, count in trace.dtypes.items():
             self.dtypes[name] = max(self.dtypes.get(name, 0), count)
         return trace, canonical
+
+    @contextmanager
+    def totals_apart(self) -> Iterator[None]:
+        """Traces in here leave the totals alone, which are of runs without noise."""
+        held, self.totals = self.totals, {}
+        try:
+            yield
+        finally:
+            self.totals = held
 
     def trace_part(
         self, inputs: Any, n: int, indices: list[int], seed: int, **options: Any
