@@ -19,11 +19,13 @@ from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.gradients.evidence import (
     Broke,
     Evidence,
+    all_finite,
     count_in,
     float_tensors,
     lost_epsilon,
     lost_in_the_cast,
     note_copies,
+    trained_weights,
 )
 from pytest_fp16.engine.gradients.origins.lost_digits import lost_digits
 from pytest_fp16.engine.gradients.origins.lost_gradients import (
@@ -48,7 +50,6 @@ from pytest_fp16.engine.gradients.probes.late_failures import Outlook, late
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
-from pytest_fp16.engine.gradients.probes.trained import all_finite, trained_weights
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
 from pytest_fp16.engine.gradients.rules.asked import longer
 from pytest_fp16.engine.gradients.rules.rules import gradient_is_lost

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +20,8 @@ from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 from pytest_fp16.engine.gradients.probes.statistics_probe import Lag, StatisticsRecorder
 from pytest_fp16.engine.gradients.probes.sure_outputs import Solved
-from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.trainee import Trainee, as_real
 from pytest_fp16.engine.untouched import plain_tensors
-from pytest_fp16.errors import DataError
-from pytest_fp16.subject import Training
 from pytest_fp16.theory.gradient import Movement, extrapolated, movement, reached_at_the_end
 from pytest_fp16.theory.rounding import Format
 
@@ -200,27 +196,17 @@ def weight_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in every if parameter.requires_grad}
 
 
-def batches_per_epoch(subject: Training) -> int:
-    """How many batches an epoch has; at most 256 are counted where data has no length."""
-    try:
-        return max(len(subject.train_data), 1)  # type: ignore[arg-type]
-    except TypeError:
-        return sum(1 for _ in itertools.islice(iter(subject.train_data), 256))
+def trained_weights(model: nn.Module) -> list[str]:
+    """Names of the weights that are trained, in the model's order.
 
-
-def endless(subject: Training, seed: int) -> Iterator[Any]:
-    """The batches of epoch after epoch, in the order training takes them.
-
-    Raises:
-        DataError: there are none.
+    That of a set changes with the process, and so do sums.
     """
-    for epoch in itertools.count():
-        empty = True
-        for batch in ordered(subject.train_data, seed, epoch):
-            empty = False
-            yield batch
-        if empty:
-            raise DataError("train_data yields no batches")
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def all_finite(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the trained weights are finite, among tensors of the model by name."""
+    return all(bool(tensors[name].isfinite().all()) for name in trained_weights(model))
 
 
 def count_in(batch: Any) -> int:

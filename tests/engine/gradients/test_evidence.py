@@ -1,29 +1,26 @@
 """The small questions the gradient check asks of a training."""
 
 from functools import partial
-from itertools import islice
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 from pytest_fp16 import Training, check
 from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.gradients.evidence import (
     Evidence,
-    batches_per_epoch,
+    all_finite,
     count_in,
-    endless,
     float_tensors,
     lost_epsilon,
     lost_in_the_cast,
+    trained_weights,
     weight_names,
 )
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
-from pytest_fp16.errors import DataError
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
 from pytest_fp16.theory.rounding import FLOAT16
@@ -45,36 +42,6 @@ def trainee(name="16-true", **changes):
     subject = training(**changes)
     place = Place(torch.device("cpu"))
     return Trainee(subject, precision(name), 0, initial_state(subject, 0), place)
-
-
-class Lengthless:
-    def __init__(self, count):
-        self.count = count
-
-    def __iter__(self):
-        return ((X, Y) for _ in range(self.count))
-
-
-def test_batches_of_an_epoch_are_counted_where_nobody_tells():
-    assert batches_per_epoch(training()) == 2
-    assert batches_per_epoch(training(DataLoader(TensorDataset(X, Y), 5))) == 3
-    assert batches_per_epoch(training(Lengthless(7))) == 7
-    assert batches_per_epoch(training(Lengthless(10_000))) == 256
-
-
-def test_epochs_follow_each_other_in_the_order_of_the_training():
-    data = DataLoader(TensorDataset(X, Y), 4, shuffle=True)
-    first, second = (
-        torch.cat([x for x, _ in islice(endless(training(data), 3), 6)]).flatten() for _ in range(2)
-    )
-    assert first[:12].sort().values.tolist() == first[12:].sort().values.tolist() == list(range(12))
-    assert first[:12].tolist() != first[12:].tolist()
-    assert torch.equal(first, second)
-
-
-def test_no_batches_are_an_error_and_no_endless_wait():
-    with pytest.raises(DataError, match="no batches"):
-        next(endless(training([]), 0))
 
 
 def test_inputs_are_counted_by_the_first_tensor_that_has_rows():
@@ -212,3 +179,11 @@ def test_what_grows_evenly_out_of_the_range_is_noted(total_steps, cast, lost):
     ends = [state(3.0, 1.0), state(3.5, 1.5), state(4.0, 2.0)]
     evidence.compare(Averaging(), (state(3.0, 1.0), state(4.0, 2.0)), ends, ["body.weight"], 8)
     assert list(evidence.outgrown) == lost
+
+
+def test_a_frozen_weight_is_no_matter():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False).requires_grad_(False))
+    tensors = dict(model.named_parameters())
+    assert trained_weights(model) == ["0.weight", "0.bias"]
+    assert all_finite(model, tensors | {"1.weight": torch.tensor(torch.nan)})
+    assert not all_finite(model, tensors | {"0.bias": torch.tensor(torch.inf)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from pytest_fp16.engine.gradients.finding import Finding
 from pytest_fp16.engine.gradients.origins.zeros import Zeroed
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.rounding import Format
@@ -41,6 +42,15 @@ class Found(NamedTuple):
     divides: bool = False
     then: str = ""
     part: str = ""
+
+    @property
+    def where(self) -> str:
+        """The operation and its module, in words."""
+        return f"{self.operation} in {self.module or 'the model'}"
+
+    def finding(self, reason: str, evidence: str) -> Finding:
+        """The same as a rule says it."""
+        return Finding(reason, self.module, self.operation, self.mechanism, evidence, self.source)
 
     def detail(self, form: Format) -> str:
         """What happened, in words and numbers."""

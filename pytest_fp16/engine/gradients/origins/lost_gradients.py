@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.gradients.evidence import Evidence, float_tensors
+from pytest_fp16.engine.gradients.evidence import Evidence, float_tensors, trained_weights
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.points import gradients, scaled_gradients
 from pytest_fp16.engine.gradients.probes.course import SEED
 from pytest_fp16.engine.gradients.probes.second_look import applied_step
-from pytest_fp16.engine.gradients.probes.trained import trained_weights
 from pytest_fp16.engine.training.trainee import Trainee
 
 

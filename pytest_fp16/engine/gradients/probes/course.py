@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pytest_fp16.engine.gradients.evidence import batches_per_epoch, endless
 from pytest_fp16.engine.gradients.points import BATCHES
+from pytest_fp16.engine.training.order import ordered
+from pytest_fp16.errors import DataError
 from pytest_fp16.subject import Training
 
 SEED = 0
@@ -65,3 +66,26 @@ class Course:
             if self._tell is not None:
                 self._tell(self._taken)
             yield batch
+
+
+def batches_per_epoch(subject: Training) -> int:
+    """How many batches an epoch has; at most 256 are counted where data has no length."""
+    try:
+        return max(len(subject.train_data), 1)  # type: ignore[arg-type]
+    except TypeError:
+        return sum(1 for _ in itertools.islice(iter(subject.train_data), 256))
+
+
+def endless(subject: Training, seed: int) -> Iterator[Any]:
+    """The batches of epoch after epoch, in the order training takes them.
+
+    Raises:
+        DataError: there are none.
+    """
+    for epoch in itertools.count():
+        empty = True
+        for batch in ordered(subject.train_data, seed, epoch):
+            empty = False
+            yield batch
+        if empty:
+            raise DataError("train_data yields no batches")

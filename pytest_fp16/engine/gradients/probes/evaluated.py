@@ -18,6 +18,7 @@ from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.score import Score, score
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
+from pytest_fp16.subject import Training
 
 #: Batches of the evaluation data that are looked at.
 FEW = 4
@@ -53,24 +54,35 @@ class Evaluated:
 
 
 def evaluated(reference: Trainee, candidate: Trainee, steps: int) -> Evaluated | None:
-    """The reference's weights in both precisions; None where they cannot be evaluated.
+    """The reference's weights in both precisions; None where they cannot be evaluated."""
+    candidate.follow(reference)
+    found = scores(reference, candidate, FEW)
+    return None if found is None else Evaluated(*found, steps)
+
+
+def scores(
+    reference: Trainee, candidate: Trainee, most: int | None = None
+) -> tuple[Score, Score] | None:
+    """The scores of two trainees on at most so many batches; None where they cannot be taken.
 
     What is wrong with the evaluation itself is said where it is made, after the training.
     """
-    subject, found = reference.subject, []
+    subject = reference.subject
     try:
         with preserved_generators(subject.eval_data):
-            few = replace(subject, eval_data=list(itertools.islice(subject.eval_data, FEW)))
-            candidate.follow(reference)
-            for trainee in (reference, candidate):
-                with untouched(trainee.model):
-                    place, precision = trainee.place, trainee.precision
-                    found.append(score(few, trainee.model, precision, place, None)[0])
+            if most is not None:
+                few = list(itertools.islice(subject.eval_data, most))
+                subject = replace(subject, eval_data=few)
+            return _score(reference, subject), _score(candidate, subject)
     except torch.OutOfMemoryError:
         raise
     except Exception:
         return None
-    return Evaluated(found[0], found[1], steps)
+
+
+def _score(trainee: Trainee, subject: Training) -> Score:
+    with untouched(trainee.model):
+        return score(subject, trainee.model, trainee.precision, trainee.place, None)[0]
 
 
 def metric_lost(seen: Evaluated | None, digits: LostDigits | None = None) -> Finding | None:

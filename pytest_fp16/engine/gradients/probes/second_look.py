@@ -21,13 +21,13 @@ import torch
 from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.points import gradients
+from pytest_fp16.engine.gradients.probes.evaluated import scores
 from pytest_fp16.engine.gradients.probes.watched_steps import watched
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.guard import all_finite
-from pytest_fp16.engine.training.order import preserved_generators, step_seed
-from pytest_fp16.engine.training.score import score
+from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.trainee import Trainee
-from pytest_fp16.engine.untouched import carry_over, untouched
+from pytest_fp16.engine.untouched import carry_over
 from pytest_fp16.theory.gradient import learns_slowly, learnt
 
 _RETRIES = 40
@@ -245,18 +245,8 @@ def measured(look: SecondLook, trained: Trainee, candidate: Trainee) -> SecondLo
 
     Near its end a loss without noise is as small as 16 bits can tell, and the gradient with it.
     """
-    subject, found = trained.subject, []
-    try:
-        with preserved_generators(subject.eval_data):
-            for trainee in (trained, candidate):
-                with untouched(trainee.model):
-                    place, precision = trainee.place, trainee.precision
-                    found.append(score(subject, trainee.model, precision, place, None)[0])
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return look  # what is wrong with the evaluation is said where it is made
-    reference, low = found
-    if not (reference.finite and low.finite):
+    found = scores(trained, candidate)
+    if found is None or not all(score.finite for score in found):
         return look
+    reference, low = found
     return replace(look, metric=(reference.value, low.value, reference.resolution))

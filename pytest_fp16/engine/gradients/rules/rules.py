@@ -72,18 +72,16 @@ def _explained(evidence: Evidence, said: str, origin: Found | None) -> Finding:
     if unnamed and evidence.lost_weights:
         origin = None  # what was infinite was a weight
     if origin is not None:
-        module, operation, mechanism = origin.module, origin.operation, origin.mechanism
-        if operation == "_amp_foreach_non_finite_check_and_unscale":
-            operation = "unscale"
+        if origin.operation == "_amp_foreach_non_finite_check_and_unscale":
+            origin = origin._replace(operation="unscale")
         detail = origin.detail(evidence.format)
-        divides = mechanism == "eps-underflow" and module == "<optimizer>"
+        divides = origin.mechanism == "eps-underflow" and origin.module == "<optimizer>"
         if divides and evidence.epsilon is not None:
             zero = "{} {:g} is zero in {}".format(*evidence.epsilon, name)
             # A user's own step may divide by something else that is zero.
             detail = zero if origin.source is None else f"{detail}; {zero}"
         said = said if said.startswith(("the ", "a ")) else f"a step raised {said[:200]}"
-        reason = f"{said} in 16 bits: {operation} in {module or 'the model'} ({detail})"
-        return Finding(reason, module, operation, mechanism, detail, origin.source)
+        return origin.finding(f"{said} in 16 bits: {origin.where} ({detail})", detail)
     if evidence.lost_weights and said.startswith(("the ", "a ")):
         name = evidence.lost_weights[0]
         what = f"{name} leaves the range of {evidence.format.name} ({evidence.format.largest:.2e})"
@@ -162,11 +160,7 @@ def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
     if origin is None:
         return _digits(evidence, finding)
     detail = f"{origin.detail(evidence.format)}; {finding.evidence}"
-    where = f"{origin.operation} in {origin.module or 'the model'} leaves the range"
-    return Finding(
-        f"{finding.reason} ({where})",
-        *(origin.module, origin.operation, origin.mechanism, detail, origin.source),
-    )
+    return origin.finding(f"{finding.reason} ({origin.where} leaves the range)", detail)
 
 
 def _digits(evidence: Evidence, finding: Finding) -> Finding:

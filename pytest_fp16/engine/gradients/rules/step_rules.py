@@ -67,8 +67,7 @@ def optimizer(evidence: Evidence) -> Finding | None:
         if origin is None:
             return Finding(what, "<optimizer>", "step", "overflow", what)
         what += f": {origin.operation} ({origin.detail(evidence.format)})"
-        where = ("<optimizer>", origin.operation, origin.mechanism)
-        return Finding(what, *where, what, origin.source)
+        return origin.finding(what, what)
     sizes = {k: v for k, v in probe.states.items() if k in probe.magnitudes}
     large = [(v, k) for k, v in sizes.items() if v > STATE_DECADES]
     if large:
@@ -150,26 +149,19 @@ def slow(evidence: Evidence) -> Finding | None:
 def _lost(evidence: Evidence, origin: Found, said: str) -> Finding:
     """A loss that an operation made NaN or infinite in the longer look."""
     detail = origin.detail(evidence.format)
-    where = f"{origin.operation} in {origin.module or 'the model'}"
-    culprit = (origin.module, origin.operation, origin.mechanism)
-    return Finding(
-        f"{said} in 16 bits: {where} ({detail})", *culprit, f"{detail}; {said}", origin.source
-    )
+    return origin.finding(f"{said} in 16 bits: {origin.where} ({detail})", f"{detail}; {said}")
 
 
 def _beyond(evidence: Evidence, origin: Found, said: str) -> Finding:
     """Steps that are lost because something in them leaves the range."""
     what = f"{origin.operation} leaves the range ({origin.detail(evidence.format)})"
-    where = ("<optimizer>", origin.operation, origin.mechanism)
-    return Finding(f"{said}; {what}", *where, what, origin.source)
+    return origin.finding(f"{said}; {what}", what)
 
 
 def _skipping(evidence: Evidence, origin: Found, said: str) -> Finding:
     """Steps that a scaler skips one after another, as the loss is lost at any scale."""
-    where = f"{origin.operation} in {origin.module or 'the model'}"
     what = f"steps are skipped whatever the loss scale ({origin.detail(evidence.format)})"
-    culprit = (origin.module, origin.operation, origin.mechanism)
-    return Finding(f"{what}, by {where}; {said}", *culprit, what, origin.source)
+    return origin.finding(f"{what}, by {origin.where}; {said}", what)
 
 
 def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
