@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-#: The descriptor of torch's own class, which ``Tensor`` inherits.
-_OWN: Any = Tensor.data
+from pytest_fp16.engine.emulation.imported import replaced
 
 
 @contextmanager
@@ -37,14 +36,8 @@ def assigned(carried: type[Tensor], kept: dict[int, tuple[Tensor, Any]]) -> Iter
             kept.pop(id(self), None)
             before.__set__(self, value)
 
-    Tensor.data = property(read, write)  # type: ignore[assignment]
-    try:
+    with replaced(Tensor, data=property(read, write)):
         yield
-    finally:
-        if before is _OWN:
-            del Tensor.data
-        else:
-            Tensor.data = before
 
 
 def assigned_to(tensor: Tensor, kept: dict[int, tuple[Tensor, Any]]) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.composed import grid_cast_inside
+from pytest_fp16.engine.emulation.imported import replaced
 from pytest_fp16.engine.emulation.regions import (
     checkpoints_on_cuda,
     cuda_regions,
@@ -140,11 +141,8 @@ def own_regions(device: str, target: str) -> Iterator[None]:
 
     with cuda_regions():
         enter = torch.autocast.__enter__
-        torch.autocast.__enter__, torch.autocast.__exit__ = entered, left  # type: ignore
-        try:
+        with replaced(torch.autocast, __enter__=entered, __exit__=left):
             yield
-        finally:
-            torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from pytest_fp16.engine.emulation.imported import replaced
+
 
 @contextmanager
 def branches_as_python() -> Iterator[None]:
@@ -39,8 +41,5 @@ def branches_as_python() -> Iterator[None]:
             return own(pred, true_fn, false_fn, operands)
         return taken(*operands)
 
-    torch.cond = cond
-    try:
+    with replaced(torch, cond=cond):
         yield
-    finally:
-        torch.cond = own

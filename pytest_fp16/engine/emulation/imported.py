@@ -45,6 +45,27 @@ def instead(home: Any, functions: Mapping[str, Any]) -> Iterator[None]:
                 space[key] = own[name]
 
 
+@contextmanager
+def replaced(owner: Any, **members: Any) -> Iterator[None]:
+    """Give a class of torch's, or a module, other members; what it had inherited it inherits again.
+
+    Args:
+        owner: the class or module.
+        members: what takes the place of each, by name.
+    """
+    held = {name: vars(owner)[name] for name in members if name in vars(owner)}
+    for name, member in members.items():
+        setattr(owner, name, member)
+    try:
+        yield
+    finally:
+        for name in members:
+            if name in held:
+                setattr(owner, name, held[name])
+            else:
+                delattr(owner, name)
+
+
 def _loaded() -> tuple[int, int]:
     """Tells whether anything has been imported since: the number of modules, and the last one."""
     return len(sys.modules), id(next(reversed(sys.modules.values())))

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from pytest_fp16.engine.emulation.imported import replaced
+
 _depth = 0
 
 
@@ -22,8 +24,6 @@ def inference_as_no_grad() -> Iterator[None]:
     if _depth:
         yield
         return
-    kind: Any = torch.inference_mode
-    own = kind.__enter__, kind.__exit__
     before: list[bool] = []  # a stack: what is entered last is left first
 
     def enter(self: Any) -> None:
@@ -34,9 +34,8 @@ def inference_as_no_grad() -> Iterator[None]:
         torch.set_grad_enabled(before.pop())
 
     _depth += 1
-    kind.__enter__, kind.__exit__ = enter, leave
     try:
-        yield
+        with replaced(torch.inference_mode, __enter__=enter, __exit__=leave):
+            yield
     finally:
         _depth -= 1
-        kind.__enter__, kind.__exit__ = own

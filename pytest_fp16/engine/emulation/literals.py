@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pytest_fp16.engine.emulation.imported import instead
+from pytest_fp16.engine.emulation.imported import instead, replaced
 from pytest_fp16.engine.emulation.operations import LOW
 
 _MAKERS = ("tensor", "as_tensor")
@@ -37,18 +37,8 @@ def made_by_operations(carried: type[Tensor], said: list[Any]) -> Iterator[None]
         "new_tensor": _like(Tensor.new_tensor, carried, said),
         "__setitem__": _into(Tensor.__setitem__, carried, said),
     }
-    held = {name: vars(Tensor)[name] for name in methods if name in vars(Tensor)}
-    for name, method in methods.items():
-        setattr(Tensor, name, method)
-    try:
-        with instead(torch, makers):
-            yield
-    finally:
-        for name in methods:
-            if name in held:
-                setattr(Tensor, name, held[name])
-            else:  # it was inherited
-                delattr(Tensor, name)
+    with replaced(Tensor, **methods), instead(torch, makers):
+        yield
 
 
 def stated(value: Tensor, said: list[Any]) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.cells import as_on_cuda
+from pytest_fp16.engine.emulation.imported import replaced
 
 _WITHIN = ContextVar("within a layer", default=False)
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
@@ -29,15 +30,9 @@ def recurrent_by_steps(target: str | None = None) -> Iterator[None]:
         target: ``"cuda"``, or another one for ATen's own steps.
     """
     home: Any = torch._VF
-    held = {name: vars(home)[name] for name in _LAYERS if name in vars(home)}
-    for name in _LAYERS:
-        setattr(home, name, _in_steps(name, getattr(home, name), target))
-    try:
+    layers = {name: _in_steps(name, getattr(home, name), target) for name in _LAYERS}
+    with replaced(home, **layers):
         yield
-    finally:
-        for name in _LAYERS:
-            delattr(home, name)
-        vars(home).update(held)
 
 
 def _in_steps(name: str, own: Callable[..., Any], target: str | None) -> Callable[..., Any]:
@@ -85,15 +80,8 @@ def padded_by_operations() -> Iterator[None]:
     ATen's own ``_pad_packed_sequence`` writes the lengths through a raw pointer, into a tensor that
     has no memory while values are carried.
     """
-    home: Any = torch._VF
-    held = vars(home).get("_pad_packed_sequence")
-    home._pad_packed_sequence = _pad_packed_sequence
-    try:
+    with replaced(torch._VF, _pad_packed_sequence=_pad_packed_sequence):
         yield
-    finally:
-        del home._pad_packed_sequence
-        if held is not None:
-            home._pad_packed_sequence = held
 
 
 def _pad_packed_sequence(

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import DefaultDeviceType
 
+from pytest_fp16.engine.emulation.imported import replaced
+
 #: Frames from one that asks of a region up to the function that its decorator put around another.
 _NESTED = 5
 
@@ -62,13 +64,8 @@ def cuda_regions() -> Iterator[None]:
     if torch.cuda.is_available():
         yield
         return
-    torch.autocast.__init__ = made  # type: ignore[method-assign]
-    torch.autocast.__enter__ = entered  # type: ignore[method-assign]
-    try:
+    with replaced(torch.autocast, __init__=made, __enter__=entered):
         yield
-    finally:
-        torch.autocast.__init__ = own  # type: ignore[method-assign]
-        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -99,11 +96,8 @@ def regions_that_cast() -> Iterator[None]:
             if region is not None:
                 leave(region, *exception)
 
-    torch.autocast.__enter__, torch.autocast.__exit__ = entered, left  # type: ignore
-    try:
+    with replaced(torch.autocast, __enter__=entered, __exit__=left):
         yield
-    finally:
-        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore
 
 
 class LeftOff:
@@ -130,11 +124,8 @@ def regions_off() -> Iterator[LeftOff]:
         finally:
             self._enabled = was
 
-    torch.autocast.__enter__ = entered  # type: ignore[method-assign]
-    try:
+    with replaced(torch.autocast, __enter__=entered):
         yield seen
-    finally:
-        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
 def is_on(region: torch.autocast) -> bool:
@@ -184,8 +175,5 @@ def custom_inputs() -> Iterator[None]:
     def cast(value: Any, device_type: str, dtype: torch.dtype) -> Any:
         return own(value, "cpu" if device_type == "cuda" else device_type, dtype)
 
-    home._cast = cast
-    try:
+    with replaced(home, _cast=cast):
         yield
-    finally:
-        home._cast = own

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_fp16.engine.emulation.imported import replaced
 from pytest_fp16.engine.emulation.inference import inference_as_no_grad
 from pytest_fp16.engine.emulation.recurrent import recurrent_by_steps
 from pytest_fp16.engine.emulation.refusal import require_in_range
@@ -33,22 +34,18 @@ def assignments_as_on(target: str) -> Iterator[None]:
     if target != "cuda" or _depth:
         yield
         return
-    own, inherited = Tensor.__setitem__, "__setitem__" not in vars(Tensor)
+    own = Tensor.__setitem__
 
     def checked(self: Tensor, index: Any, value: Any) -> None:
         require_in_range(value, self.dtype)
         own(self, index, value)
 
     _depth += 1
-    Tensor.__setitem__ = checked  # type: ignore[method-assign,assignment]
     try:
-        yield
+        with replaced(Tensor, __setitem__=checked):
+            yield
     finally:
         _depth -= 1
-        if inherited:
-            del Tensor.__setitem__
-        else:
-            Tensor.__setitem__ = own  # type: ignore[method-assign]
 
 
 class OnTarget(TorchDispatchMode):

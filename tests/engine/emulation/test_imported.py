@@ -9,7 +9,7 @@ from torch.fft import irfft as back
 from torch.fft import rfft
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.emulation.imported import instead
+from pytest_fp16.engine.emulation.imported import instead, replaced
 
 
 def ours(*args, **kwargs):
@@ -18,6 +18,25 @@ def ours(*args, **kwargs):
 
 def others(*args, **kwargs):
     return "others"
+
+
+def test_members_are_given_back_and_inherited_ones_inherited_again():
+    class Parent:
+        def own(self):
+            return "own"
+
+        def inherited(self):
+            return "inherited"
+
+    class Child(Parent):
+        def own(self):
+            return "child's"
+
+    before = dict(vars(Child))
+    with replaced(Child, own=ours, inherited=others):
+        assert (Child().own(), Child().inherited()) == ("ours", "others")
+    assert dict(vars(Child)) == before
+    assert Child().inherited() == "inherited"
 
 
 def test_a_name_in_any_file_means_the_other_function_and_is_given_back():
