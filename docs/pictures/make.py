@@ -26,7 +26,7 @@ from pytest_fp16.engine.candidate import Candidate  # noqa: E402
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass  # noqa: E402
 from pytest_fp16.precision import precision  # noqa: E402
 from pytest_fp16.task import Task  # noqa: E402
-from pytest_fp16.theory.flips import distribution, flip_probability, flips_allowed  # noqa: E402
+from pytest_fp16.theory.flips import FlipCount, distribution, flip_probability  # noqa: E402
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16, ulp  # noqa: E402
 from pytest_fp16.theory.standardised import GRANTED_SPREAD  # noqa: E402
 
@@ -108,7 +108,9 @@ def flips(run: Run) -> None:
     """The number of flips that theory expects, and what happened."""
     chances = flip_probability(run.margin, run.sigma)
     granted = flip_probability(run.margin, GRANTED_SPREAD * run.sigma)
-    pmf, allowed = distribution(chances), flips_allowed(granted)
+    pmf, count = distribution(chances), FlipCount()
+    count.add(granted)
+    allowed = count.allowed()
     shown = range(max(allowed, run.flips) + 3)
     figure, axes = plt.subplots(figsize=(7, 3))
     heights = [pmf[k] if k < len(pmf) else 0.0 for k in shown]

@@ -185,7 +185,7 @@ def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[t
     if not module or module not in clinic.names:
         return
     tried: set[tuple[str, ...]] = set()
-    for keep in _larger(clinic, module, origin):
+    for keep in _larger(clinic, module):
         if keep in tried:
             continue
         tried.add(keep)
@@ -193,16 +193,16 @@ def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[t
             yield keep
 
 
-def _larger(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple[str, ...]]:
+def _larger(clinic: Clinic, module: str) -> Iterator[tuple[str, ...]]:
     """The culprit, more and more with it, then its parent; each is made when it is asked for."""
     yield (module,)
-    yield from _grown(clinic, module, origin)
+    yield from _grown(clinic, module)
     if parent := module.rpartition(".")[0]:
         yield (parent,)
-        yield from _grown(clinic, parent, origin)
+        yield from _grown(clinic, parent)
 
 
-def _grown(clinic: Clinic, module: str, origin: Origin | None) -> Iterator[tuple[str, ...]]:
+def _grown(clinic: Clinic, module: str) -> Iterator[tuple[str, ...]]:
     """The culprit and whatever is the origin once it is kept, with others of its kind."""
     keep: tuple[str, ...] = (module,)
     alike = _alike(clinic, module)

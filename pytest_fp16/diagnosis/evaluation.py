@@ -66,7 +66,7 @@ class Patient:
         """A few of the inputs that were kept (or every one), with a remedy; run as before."""
         kept = kept or self.kept
         if kept.whole or every:
-            few = Sample(kept.inputs, kept.n, kept.seed)
+            few = Sample(kept.inputs, kept.seed)
         else:
             few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong, self.few)
         candidate = self.candidate(remedy or Remedy(self.report.precision))
@@ -88,27 +88,15 @@ class Diagnosis:
     keep: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Where and why, before any cure is tried.
-
-    Attributes:
-        specimen: the inputs that were looked at.
-        found: the origin, as far as there is one.
-    """
-
-    specimen: Specimen
-    found: Origin | Raised | None
-    culprit: Culprit | None
+#: Where and why, before any cure is tried: the origin and the culprit, as far as there are any.
+Explanation = tuple[Origin | Raised | None, Culprit | None]
 
 
 def diagnose(patient: Patient) -> Diagnosis:
     """The culprit and a cure, as far as they can be told."""
-    explanation = explained(patient)
-    culprit, found = explanation.culprit, explanation.found
+    found, culprit = explained(patient)
     _let_go(patient.error)
     _let_go(found.error if isinstance(found, Raised) else None)
-    del explanation  # and with it the recording
     if culprit is None:
         return Diagnosis()
     clinic = Clinic(
@@ -164,7 +152,7 @@ def _explained(patient: Patient) -> Explanation:
     culprit = _culprit(patient, specimen, found)
     if culprit is not None and culprit.variant in _STORED and _casts_late(specimen):
         culprit = culprit.model_copy(update={"variant": None})
-    return Explanation(specimen, found, culprit)
+    return found, culprit
 
 
 def _casts_late(specimen: Specimen) -> bool:

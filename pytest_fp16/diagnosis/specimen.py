@@ -35,13 +35,11 @@ class Sample:
     """Inputs to look at.
 
     Attributes:
-        inputs: n of them, on the device, float32.
+        inputs: on the device, float32.
         seed: the random state of their runs.
-        wrong: how many of them, the first ones, are known to go wrong.
     """
 
     inputs: Any
-    n: int
     seed: int
 
 
@@ -49,7 +47,7 @@ def fewer(inputs: Any, n: int, seed: int, wrong: list[int], most: int = FEW) -> 
     """At most so many of n inputs, those that went wrong first."""
     rest = [i for i in range(n) if i not in set(wrong)]
     chosen = sorted([*wrong, *rest][:most])
-    return Sample(take(inputs, n, chosen), len(chosen), seed)
+    return Sample(take(inputs, n, chosen), seed)
 
 
 class Specimen:

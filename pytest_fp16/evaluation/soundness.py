@@ -21,7 +21,7 @@ _POOR = 0.1
 _SURE = 3.0
 
 
-def require_data(data: Any, name: str = "data") -> None:
+def require_data(data: Any) -> None:
     """Refuse data that can be drawn only once, or not at all.
 
     Raises:
@@ -32,11 +32,11 @@ def require_data(data: Any, name: str = "data") -> None:
     except TypeError:
         made = "; pass what it makes, if that yields more than once" if callable(data) else ""
         raise DataError(
-            f"{name} must yield batches (a DataLoader, a list); got {type(data).__name__}{made}"
+            f"data must yield batches (a DataLoader, a list); got {type(data).__name__}{made}"
         ) from None
     if iterator is data:
         raise DataError(
-            f"{name} yields its batches once only ({type(data).__name__}); pass a DataLoader, a "
+            f"data yields its batches once only ({type(data).__name__}); pass a DataLoader, a "
             "list, or an object whose __iter__ starts anew"
         )
 

@@ -62,12 +62,6 @@ def _convolve_all(p: Array) -> Array:
     return found
 
 
-def flips_allowed(p: Array, level: float = LEVEL) -> int:
-    """The smallest k with P(flips ≤ k) ≥ `level`."""
-    cumulative = np.cumsum(distribution(p))
-    return int(np.searchsorted(cumulative, level - 1e-12))
-
-
 class FlipCount:
     """The distribution of the number of flips, fed batch by batch.
 

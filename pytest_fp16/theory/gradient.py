@@ -33,6 +33,8 @@ GAIN_TENSOR = 0.25
 #: A tensor whose 32-bit gradient moves by this share when weights change in their last bits is
 #: zero but for rounding (a bias before a normalisation), and says nothing.
 MEANINGLESS = 0.01
+#: Growth is even where its second half differs from its first by no more than this share.
+EVENLY = 0.25
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,6 @@ class Noise:
         relative: ‖e‖/‖g‖.
         zeroed: share of non-zero entries that became zero.
         zeroed_norm: share of ‖g‖² in those entries.
-        finite: whether every 16-bit gradient was.
     """
 
     rho: float
@@ -57,16 +58,11 @@ class Noise:
     relative: float
     zeroed: float
     zeroed_norm: float
-    finite: bool
 
     @property
     def excess(self) -> float:
         """rho over what is allowed; above 1 is too much."""
         return self.rho / self.allowed if self.allowed else (math.inf if self.rho else 0.0)
-
-
-#: Growth is even where its second half differs from its first by no more than this share.
-EVENLY = 0.25
 
 
 def batch_variance(gradients: Sequence[Tensor]) -> float:
@@ -149,7 +145,7 @@ def noise(of: Sums, variance: float, unit_roundoff: float, share: float = RHO_TE
         share: largest part of the variance that rounding may add.
     """
     if not of.finite:
-        return Noise(math.inf, share, math.inf, math.nan, math.inf, 0.0, 0.0, False)
+        return Noise(math.inf, share, math.inf, math.nan, math.inf, 0.0, 0.0)
     error, n = of.error / of.count, of.count
     # The mean of n errors keeps a n-th of their variance even where they are unbiased.
     bias = max(of.mean_error - of.spread / (n * (n - 1)), 0.0) if n > 1 else 0.0
@@ -163,7 +159,6 @@ def noise(of: Sums, variance: float, unit_roundoff: float, share: float = RHO_TE
         relative=math.sqrt(of.error / of.size) if of.size else 0.0,
         zeroed=of.zeroed / max(of.nonzero, 1),
         zeroed_norm=of.zeroed_size / of.size if of.size else 0.0,
-        finite=True,
     )
 
 

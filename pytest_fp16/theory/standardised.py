@@ -34,11 +34,6 @@ def mean_allowed(n: int) -> float:
     return GRANTED_BIAS + GRANTED_SPREAD * float(norm.ppf(0.5 + LEVEL / 2)) / math.sqrt(n)
 
 
-def spread(errors: NDArray[np.float64]) -> float:
-    """Root mean square of the standardised errors."""
-    return float(np.sqrt(np.mean(np.square(errors))))
-
-
 class ErrorTotals:
     """Running totals of standardised errors; a histogram stands in for them for the median.
 

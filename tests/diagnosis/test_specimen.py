@@ -18,13 +18,13 @@ X = torch.arange(20.0).unsqueeze(1)
 def test_inputs_that_went_wrong_come_first(wrong, most):
     sample = fewer(X, 20, 7, sorted(wrong), most)
     rows = set(sample.inputs[:, 0].int().tolist())
-    assert sample.n == len(rows) == min(most, 20)
+    assert len(sample.inputs) == len(rows) == min(most, 20)
     assert sample.seed == 7
     assert len(rows & wrong) == min(most, len(wrong))
 
 
 def test_a_few_are_few():
-    assert fewer(X, 20, 0, []).n == FEW
+    assert len(fewer(X, 20, 0, []).inputs) == FEW
 
 
 def test_what_is_wanted_is_the_reference_on_inputs_of_its_own(make_net, specimen):

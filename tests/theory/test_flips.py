@@ -6,9 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_fp16.theory.flips import LEVEL, distribution, flip_probability, flips_allowed
+from pytest_fp16.theory.flips import LEVEL, FlipCount, distribution, flip_probability
 
 probability = st.floats(0, 1) | st.floats(0, 1e-8)
+
+
+def flips_allowed(p, *level):
+    count = FlipCount()
+    count.add(p)
+    return count.allowed(*level)
 
 
 def enumerated(p):

@@ -81,13 +81,12 @@ def test_underflow_and_what_it_costs():
     found = noise(sums(exact, low), 1.0, FLOAT16.unit_roundoff)
     assert found.zeroed == pytest.approx(2 / 3)
     assert found.zeroed_norm < 1e-15
-    assert found.finite
+    assert found.excess < 1
 
 
 def test_not_finite():
     exact = gradients(2, 4)
     found = noise(sums(exact, [exact[0], torch.full((4,), math.inf)]), 1.0, 2**-11)
-    assert not found.finite
     assert found.excess == math.inf
 
 

@@ -35,7 +35,7 @@ def made_by_operations(carried: type[Tensor], said: list[Any]) -> Iterator[None]
     methods = {
         "tensor_split": _at_numbers(Tensor.tensor_split, carried),
         "new_tensor": _like(Tensor.new_tensor, carried, said),
-        "__setitem__": _into(Tensor.__setitem__, carried, said),
+        "__setitem__": _into(Tensor.__setitem__, said),
     }
     with replaced(Tensor, **methods), instead(torch, makers):
         yield
@@ -66,7 +66,7 @@ def _saying(said: list[Any], data: Any) -> Iterator[None]:
         said.pop()
 
 
-def _into(own: Callable[..., None], carried: type[Tensor], said: list[Any]) -> Callable[..., None]:
+def _into(own: Callable[..., None], said: list[Any]) -> Callable[..., None]:
     def write(self: Tensor, index: Any, value: Any) -> None:
         if isinstance(value, (int, float)):
             with _saying(said, value):

@@ -199,9 +199,8 @@ class TheoryPass(Tracer):
 
     def record(self, sums: Sums) -> None:
         """Add a pass's sums to the running totals of the sites."""
-        for key, (square, absolute) in sums.by_site.items():
+        for key, square in sums.by_site.items():
             self.totals[key].variance += float(square.nan_to_num(0, 0, 0).sum()) / 12
-            self.totals[key].worst += float(absolute.nan_to_num(0, 0, 0).sum()) / 2
 
 
 def _beyond_first_order(said: TheoryBatch) -> bool:

@@ -99,7 +99,7 @@ class Recorder:
         key = (self.where(), operation)
         totals = self.totals.get(key)
         if totals is None:
-            totals = self.totals[key] = SiteTotals(order=len(self.totals))
+            totals = self.totals[key] = SiteTotals()
         self.values += y.numel()
         self.signature.append((key, y.shape))
         self._times[key] += 1

@@ -22,21 +22,17 @@ class SiteTotals:
 
     Attributes:
         variance: its part of the sum of σ², in units of the margin squared.
-        worst: its part of the sum of worst-case bounds.
         largest: its largest magnitude.
         subnormal, zeroed, values: counts of non-zero values below the normal range, of those that
             round to zero, and of all (taken on the first chunk only).
-        order: when it first ran; the earlier of two sites is nearer to an origin.
         lines: of the user's code, all that ran it on the first chunk.
     """
 
     variance: float = 0.0
-    worst: float = 0.0
     largest: float = 0.0
     subnormal: int = 0
     zeroed: int = 0
     values: int = 0
-    order: int = 0
     lines: set[Line] = field(default_factory=set)
 
     @property
@@ -104,21 +100,19 @@ class Owners:
 
 @dataclass
 class Sums:
-    """Σ (∂g/∂y · ulp)² and Σ |∂g/∂y · ulp| per input, shape [B], and the same per site."""
+    """Σ (∂g/∂y · ulp)² and Σ |∂g/∂y · ulp| per input, shape [B], and the former per site."""
 
     square: Tensor
     absolute: Tensor
-    by_site: dict[SiteKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    by_site: dict[SiteKey, Tensor] = field(default_factory=dict)
 
     def add(self, rows: Tensor, key: SiteKey) -> None:
         """Add a site's rows of ∂g/∂y · ulp, [B, elements]; they are used up."""
         square = torch.linalg.vector_norm(rows, dim=1).square_()
-        absolute = rows.abs_().sum(1)  # a third of the time of the norm with p = 1
         self.square += square
-        self.absolute += absolute
+        self.absolute += rows.abs_().sum(1)  # a third of the time of the norm with p = 1
         was = self.by_site.get(key)
-        both = (square, absolute)
-        self.by_site[key] = both if was is None else (was[0] + square, was[1] + absolute)
+        self.by_site[key] = square if was is None else was + square
 
     @property
     def sigma(self) -> Tensor:

@@ -165,12 +165,12 @@ def test_batches_that_are_accumulated_share_their_noise():
     ],
 )
 def test_a_loss_is_off_by_half_of_itself(pair, off):
-    point = Point(0, [(1.0, 1.0), pair], Noise(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, True))
+    point = Point(0, [(1.0, 1.0), pair], Noise(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0))
     assert loss_is_off(point, FLOAT16.unit_roundoff) is off
 
 
 def test_a_loss_that_differs_as_much_from_batch_to_batch_is_not_off():
-    still = Noise(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, True)
+    still = Noise(0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
     for pair, spread, off in (
         ((0.01, 0.05), 0.0, True),
         ((0.01, 0.05), 0.03, False),

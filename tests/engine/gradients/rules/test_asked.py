@@ -11,7 +11,7 @@ from pytest_fp16.engine.gradients.rules.rules import RULES
 from pytest_fp16.theory.gradient import Movement, Noise
 from pytest_fp16.theory.rounding import BFLOAT16
 
-BENT = Noise(25.0, 1.0, 0.0, 0.26, 0.8, 0.0, 0.0, True)
+BENT = Noise(25.0, 1.0, 0.0, 0.26, 0.8, 0.0, 0.0)
 #: Losses of 32 bits: before, after half of the steps and after all.
 LEARNT = [0.4, 0.41], [0.05, 0.06], [0.02, 0.03]
 

@@ -18,7 +18,7 @@ MOVED = Movement(0.9, 1.0, 1.0)
 
 
 def noise(rho, allowed=1.0):
-    return Noise(rho, allowed, 0.0, 1.0, 0.01, 0.0, 0.0, True)
+    return Noise(rho, allowed, 0.0, 1.0, 0.01, 0.0, 0.0)
 
 
 def point(rho=1e-4, **more):

@@ -18,7 +18,7 @@ from pytest_fp16.theory.rounding import FLOAT16
 
 
 def noise(rho=1e-4, gain=1.0, relative=0.01, zeroed=0.0, zeroed_norm=0.0):
-    return Noise(rho, 1.0, 0.0, gain, relative, zeroed, zeroed_norm, True)
+    return Noise(rho, 1.0, 0.0, gain, relative, zeroed, zeroed_norm)
 
 
 LOUD = noise(rho=3.0, relative=0.5)

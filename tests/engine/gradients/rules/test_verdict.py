@@ -18,7 +18,7 @@ from pytest_fp16.theory.rounding import FLOAT16
 
 
 def point(rho, step=0):
-    return Point(step, [(1.0, 1.0)], Noise(rho, 1.0, 0.0, 1.0, 0.01, 0.0, 0.0, True))
+    return Point(step, [(1.0, 1.0)], Noise(rho, 1.0, 0.0, 1.0, 0.01, 0.0, 0.0))
 
 
 def test_no_finding_is_equivalent_and_says_how_little_rounding_adds():
@@ -53,7 +53,7 @@ def test_what_a_longer_look_let_pass_is_suspected():
     assert (said.verdict, said.culprit) == ("equivalent", None)
     assert (said.suspect.module, said.suspect.operation) == ("<optimizer>", "exp_avg_sq")
     assert said.suspect.mechanism == "underflow"
-    loud = Noise(3.0, 1.0, 0.0, 1.0, 0.5, 0.0, 0.0, True)
+    loud = Noise(3.0, 1.0, 0.0, 1.0, 0.5, 0.0, 0.0)
     bent = Point(4, [(1.0, 1.0)], loud, {"head.weight": loud})
     said = conclude(Evidence(FLOAT16, points=[bent], second=look), precision("16-true"))
     assert (said.verdict, said.suspect.operation) == ("equivalent", "backward")
