@@ -1,4 +1,4 @@
-"""The plan in a check: what it keeps in float32, what it no longer need, what it gains."""
+"""The plan in a check: what it keeps in float32, what it no longer needs, what it gains."""
 
 from __future__ import annotations
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.why import Why
+from pytest_fp16.engine.emulation.scalars import rounded
 from pytest_fp16.report.model import Variant
 from pytest_fp16.theory.rounding import Format
 
@@ -132,15 +131,15 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
     # cosine_similarity hands on.
     handed = (float(f"{m.largest:.7g}") for m in finding.operands if m.fixed and m.count == 1)
     for constant in (*finding.scalars, *handed):
-        rounded = _nearest(constant, fmt)
-        if constant != 0 and rounded == 0 and wrong:
+        nearest = rounded(constant, fmt.dtype)
+        if constant != 0 and nearest == 0 and wrong:
             return Why(
                 "eps-underflow",
                 born,
                 f"the constant {constant:.3g} rounds to zero in {fmt.name}, whose smallest number "
                 f"is {fmt.smallest_subnormal:.2g}",
             )
-        if constant != 1 and rounded == 1 and wrong:
+        if constant != 1 and nearest == 1 and wrong:
             return Why(
                 "eps-underflow",
                 born,
@@ -163,10 +162,6 @@ def _ends_at_one(finding: Finding, fmt: Format) -> bool:
     """Whether what is scaled is bounded by one and comes up to it, as what a tangent gives."""
     bounded = [m.largest for m in finding.operands if not m.fixed]
     return len(bounded) == 1 and 1 - fmt.unit_roundoff <= bounded[0] <= 1
-
-
-def _nearest(value: float, fmt: Format) -> float:
-    return float(torch.tensor(value, dtype=torch.float64).to(fmt.dtype))
 
 
 def vanished(born: Operation, finding: Finding, fmt: Format, few: bool = False) -> Why | None:

@@ -150,14 +150,11 @@ def _explained(patient: Patient) -> Explanation:
             # Nor does whatever follows a program, which takes layers of theirs apart.
             found = raised(patient.error, specimen, entered(native))
     culprit = _culprit(patient, specimen, found)
-    if culprit is not None and culprit.variant in _STORED and _casts_late(specimen):
+    # Of a mixed precision inputs come in float32, and the operation that takes them casts them.
+    mixed = specimen.candidate.precision.mixed
+    if culprit is not None and culprit.variant in _STORED and mixed:
         culprit = culprit.model_copy(update={"variant": None})
     return found, culprit
-
-
-def _casts_late(specimen: Specimen) -> bool:
-    """Whether inputs come in float32, and what casts them is the operation that takes them."""
-    return specimen.candidate.precision.mixed
 
 
 def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:

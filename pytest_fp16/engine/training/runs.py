@@ -27,7 +27,7 @@ class Runs:
     """Makes training runs, and remembers them.
 
     Args:
-        sound: the training, as `training_input.sound` found it.
+        sound: the training, as `sound` found it.
         settings: device, target, emulation, seeds.
         device: where models run.
         progress: told where a run is.

@@ -17,6 +17,19 @@ from pytest_fp16.engine.source import Line, user_line
 #: them an operation of the backward pass has the line that called it.
 _NEXT: Any = getattr(torch.autograd, "_get_sequence_nr", None)
 _CURRENT: Any = getattr(torch._C, "_current_autograd_node", None)
+#: The number of the backward pass that is running. Without it, all would seem to run forwards.
+_PASS: Any = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+
+def backward_pass() -> int:
+    """The number of the backward pass that is running; -1 where none is."""
+    number: int = _PASS()
+    return number
+
+
+def goes_backwards() -> bool:
+    """Whether what runs is part of a backward pass."""
+    return backward_pass() >= 0
 
 
 class ForwardLines:

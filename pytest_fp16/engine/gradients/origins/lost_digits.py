@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import facts, tensors
 from pytest_fp16.engine.gradients.finding import Finding
+from pytest_fp16.engine.gradients.origins.forward_lines import goes_backwards
 from pytest_fp16.engine.gradients.origins.own_checks import witnessed
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.source import user_line
@@ -118,8 +119,7 @@ class Digits(TorchDispatchMode):
         given = list(tensors(args, kwargs or {}))
         watched = name in _DIFFERENCES or name in _STEEP
         # Torch's own slopes add up what may nearly cancel; a slope by hand is the program's.
-        backwards = torch._C._current_graph_task_id() >= 0
-        watched = watched and not (backwards and user_line() is None)
+        watched = watched and not (goes_backwards() and user_line() is None)
         watched = watched and not any(t.is_complex() or t.is_sparse for t in given)
         given = [_kept(t) for t in given] if watched else []
         out = func(*args, **(kwargs or {}))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.emulation.composed import composition
 from pytest_fp16.engine.emulation.operations import each, facts, flat, tensors
+from pytest_fp16.engine.gradients.origins.forward_lines import goes_backwards
 from pytest_fp16.report.model import Mechanism
 
 #: Infinite where their argument, or one more or less than it, is zero.
@@ -102,7 +103,7 @@ def mask_constant(name: str, args: tuple[Any, ...], lost: list[Tensor]) -> float
 
     None on the way backwards, where a slope of one is no mask.
     """
-    if torch._C._current_graph_task_id() >= 0:
+    if goes_backwards():
         return None
     scalars = [a for a in args if isinstance(a, (int, float))]
     beyond = [s for s in scalars if any(abs(s) > torch.finfo(t.dtype).max for t in lost)]

@@ -8,13 +8,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import facts, flat, tensors
 from pytest_fp16.engine.emulation.wording import mechanism_of, told
-from pytest_fp16.engine.gradients.origins.forward_lines import ForwardLines
+from pytest_fp16.engine.gradients.origins.forward_lines import (
+    ForwardLines,
+    backward_pass,
+    goes_backwards,
+)
 from pytest_fp16.engine.gradients.origins.found import Found, traced
 from pytest_fp16.engine.gradients.origins.lost_values import (
     DIVIDES,
@@ -131,7 +134,7 @@ class Origin(TorchDispatchMode):
         return hook
 
     def _entered(self, name: str) -> None:
-        self._last = self._backward_of[torch._C._current_graph_task_id()] = name
+        self._last = self._backward_of[backward_pass()] = name
 
     @property
     def place(self) -> str:
@@ -144,7 +147,7 @@ class Origin(TorchDispatchMode):
         if known is not None:
             return known
         # A loss may have a backward pass of its own (a gradient penalty): each pass begins in it.
-        return self._backward_of.get(torch._C._current_graph_task_id(), "<loss>")
+        return self._backward_of.get(backward_pass(), "<loss>")
 
     @property
     def cause(self) -> Found | None:
@@ -173,7 +176,7 @@ class Origin(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         self._entered_any |= bool(self.location.stack)
-        if torch._C._current_graph_task_id() < 0:  # forwards
+        if not goes_backwards():
             self._last = "<loss>"
         elif (ran_by := self._lines.place) is not None:
             self._last = ran_by

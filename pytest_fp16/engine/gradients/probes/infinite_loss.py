@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import flat
+from pytest_fp16.engine.gradients.origins.forward_lines import goes_backwards
 from pytest_fp16.engine.gradients.points import Point, gradients
 from pytest_fp16.engine.gradients.probes.course import Course
 from pytest_fp16.engine.gradients.probes.late_failures import numbers
@@ -93,7 +93,7 @@ class Reach(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if torch._C._current_graph_task_id() < 0:
+        if not goes_backwards():
             made = [t for t in flat(out) if isinstance(t, Tensor) and t.is_floating_point()]
             self.largest = max([self.largest, *map(largest_magnitude, made)])
         return out

@@ -5,7 +5,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.gradients.origins import forward_lines
-from pytest_fp16.engine.gradients.origins.forward_lines import ForwardLines, forward_name
+from pytest_fp16.engine.gradients.origins.forward_lines import (
+    ForwardLines,
+    backward_pass,
+    forward_name,
+    goes_backwards,
+)
 from pytest_fp16.engine.source import Line
 
 
@@ -72,3 +77,13 @@ def test_each_is_in_the_module_of_its_forward():
         x.exp().sin().sum().backward()
     assert watch.places["exp"] is None  # it runs forwards
     assert (watch.places["cos"], watch.places["expand"]) == ("in sin", "in sum")
+
+
+def test_a_backward_pass_has_a_number_of_its_own():
+    x, seen = torch.ones(3, requires_grad=True), []
+    x.register_hook(lambda grad: seen.append((backward_pass(), goes_backwards())))
+    x.exp().sum().backward()
+    x.exp().sum().backward()
+    assert (backward_pass(), goes_backwards()) == (-1, False)
+    assert [backwards for _, backwards in seen] == [True, True]
+    assert -1 < seen[0][0] != seen[1][0]
