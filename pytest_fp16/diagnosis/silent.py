@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_fp16.diagnosis.made_again import culprit_of, made_again
+from pytest_fp16.diagnosis.watched_run import culprit_of, watched_run
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.report.model import Culprit
 
@@ -24,11 +24,11 @@ def silently_lost(runs: Runs, precision: Precision, seed: int) -> Culprit | None
     """
     if precision.mixed and precision.dtype_name == "float16":
         return None
-    seen = made_again(runs, precision, seed, lambda _: True, None)
+    seen = watched_run(runs, precision, seed, lambda _: True, None)
     found = seen.origin.found if seen is not None else None
     if seen is None or found is None:
         return None
-    twin = made_again(runs, REFERENCE, seed, lambda at: at == seen.at, seen.at)
+    twin = watched_run(runs, REFERENCE, seed, lambda at: at == seen.at, seen.at)
     known = twin.origin.found if twin is not None else None
     if known is not None and (known.module, known.operation) == (found.module, found.operation):
         return None

@@ -7,11 +7,11 @@ import math
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_fp16.diagnosis.made_again import culprit_of, made_again, when
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.silent import silently_lost
 from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.diagnosis.training_price import price_of
+from pytest_fp16.diagnosis.watched_run import culprit_of, watched_run, when
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.wording import mechanism_of, of_the_step, variant_where
 from pytest_fp16.engine.gradients.origins.found import Found
@@ -159,7 +159,7 @@ def _replayed(
         return None
     failed = result.failed_at
     whole_epoch = failed[0] if whole else None
-    seen = made_again(
+    seen = watched_run(
         runs, pairs.precision, result.seed, lambda at: at == failed or at[0] == whole_epoch, failed
     )
     if seen is None:

@@ -75,7 +75,7 @@ def refused(
     return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
 
 
-def sing(
+def run_canary(
     candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness, count: int = INPUTS
 ) -> CanaryFindings:
     """Run a few inputs natively and emulated, and compare.
@@ -93,7 +93,7 @@ def sing(
     alone = error or emulation_error
     if count < n and alone is not None and _lacks_kernel(alone):
         # A larger batch may take other kernels, as that of cdist does: it is what counts.
-        whole = sing(candidate, inputs, n, seed, witness, n)
+        whole = run_canary(candidate, inputs, n, seed, witness, n)
         if whole.error is None and whole.emulation_error is None:
             text = f"{whole.text}; {count} inputs alone raised: {first_line(alone)[:160]}"
             return replace(whole, text=text)

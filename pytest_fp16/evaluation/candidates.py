@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.candidate import Candidate, fresh_model
-from pytest_fp16.engine.marks import Marks
+from pytest_fp16.engine.checksums import Checksums
 from pytest_fp16.engine.models import has_modes, require_float32
 from pytest_fp16.engine.untouched import Habits, State, untouched
 from pytest_fp16.mixing import keep_in_float32
@@ -49,7 +49,7 @@ class Candidates:
         require_float32(source)
         self.was_training = source.training and has_modes(source) and has_modes(subject.model)
         self.reference = self._candidate(REFERENCE.name, source)
-        self._before = Marks(self.reference.model)
+        self._before = Checksums(self.reference.model)
         self._lent: WeakSet[nn.Module] = WeakSet()  # models that read another's
 
     def made(
@@ -86,11 +86,11 @@ class Candidates:
         Args:
             begun: what models kept before the data, which then is to hold their weights as well.
         """
-        if self.habits.writes or Marks(self.reference.model) == self._before:
+        if self.habits.writes or Checksums(self.reference.model) == self._before:
             return
         self.habits.writes = True
         source = fresh_model(self.subject.model).to(self.device)
-        if not torch.equal(Marks(source).sums, self._before.sums):
+        if not torch.equal(Checksums(source).sums, self._before.sums):
             source = self.reference.model  # of a function that makes another each time
         for state in begun:
             state.remember(source)

@@ -18,7 +18,7 @@ from pytest_fp16.task import Task
 _ASTRAY = 0.1
 
 
-def few_of(batch: Batch, wrong: list[int]) -> Kept:
+def few_inputs(batch: Batch, wrong: list[int]) -> Kept:
     """A few inputs of a batch, those that went wrong among them."""
     rest = [i for i in range(batch.n) if i not in set(wrong)]
     indices = sorted([*wrong, *rest[: KEPT - len(wrong)]])
@@ -26,7 +26,7 @@ def few_of(batch: Batch, wrong: list[int]) -> Kept:
     return Kept(take(batch.inputs, batch.n, indices), len(indices), places, batch.seed)
 
 
-def enough_of(
+def enough_inputs(
     batch: Batch, wrong: list[int], output: Tensor, candidate: Candidate, task: Task, emulated: bool
 ) -> Kept:
     """A few inputs if they go wrong without the others, too; otherwise the batch.
@@ -36,7 +36,7 @@ def enough_of(
     """
     if not wrong and not task.decides:
         wrong = _astray(Damage(task, batch.output, output))
-    few = few_of(batch, wrong)
+    few = few_inputs(batch, wrong)
     whole = replace(few, inputs=batch.inputs, n=batch.n, wrong=wrong, whole=True)
     if not wrong or batch.n <= KEPT or candidate.habits.lasting:
         return few

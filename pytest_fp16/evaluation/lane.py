@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pytest_fp16.engine.canary import INPUTS, CanaryFindings, sing
+from pytest_fp16.engine.canary import INPUTS, CanaryFindings, run_canary
 from pytest_fp16.engine.candidate import Candidate, Witness
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulation.autocast import held_policy
@@ -25,7 +25,7 @@ from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.untouched import State, carry_over, untouched
 from pytest_fp16.evaluation.batch import Batch, in_halves
 from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
-from pytest_fp16.evaluation.kept import enough_of, few_of
+from pytest_fp16.evaluation.kept import enough_inputs, few_inputs
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
@@ -196,7 +196,9 @@ class Lane:
         if self.mode == "native":
             return
         few = batch.n if self.whole else min(batch.n, INPUTS)
-        self.canary = sing(self.candidate, batch.inputs, batch.n, batch.seed, self.witness, few)
+        self.canary = run_canary(
+            self.candidate, batch.inputs, batch.n, batch.seed, self.witness, few
+        )
         on_target = self.candidate.target == self.candidate.device.type
         refused = self.canary.mixed_dtypes and not self.precision.mixed
         error, emulation_error = self.canary.error, self.canary.emulation_error
@@ -264,10 +266,10 @@ class Lane:
             self.outcome.kept = Kept(batch.inputs, batch.n, wrong, batch.seed, whole=True)
             return
         if output is None:
-            self.outcome.kept = few_of(batch, wrong)
+            self.outcome.kept = few_inputs(batch, wrong)
             return
         emulated = self.mode == "emulated"
-        self.outcome.kept = enough_of(batch, wrong, output, self.candidate, self.task, emulated)
+        self.outcome.kept = enough_inputs(batch, wrong, output, self.candidate, self.task, emulated)
 
     # -- a second look ------------------------------------------------------------------------
 

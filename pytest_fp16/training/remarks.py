@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
     """Everything worth a warning, of the data, the runs, the canary and the forecast."""
-    warnings = [*runs.sound.notes, *pairs.notes]
+    warnings = [*runs.valid.notes, *pairs.notes]
     warnings += _of_canary(runs, pairs)
     if runs.settings.seeds == 1 and pairs.broke is None:
         warnings.append(

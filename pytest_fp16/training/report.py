@@ -40,7 +40,7 @@ def report_of(
     runs: Runs, pairs: Pairs, forecast: GradientFindings | None, culprit: Any, cure: Any
 ) -> Report:
     """The report of one precision."""
-    task = runs.sound.task
+    task = runs.valid.task
     paper = _paper(pairs) if task.kind == "classification" else {}
     first = pairs.broke or (pairs.pairs[0] if pairs.pairs else None)
     error = pairs.broke[1].error if pairs.broke else None

@@ -11,10 +11,10 @@ from pytest_fp16.engine.device import is_out_of_memory, resolve_device
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.store import open_store
+from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.plan import Plan
 from pytest_fp16.planned import extended, kept_by, plan_of, remarks, with_kept
@@ -42,7 +42,7 @@ def examine_training(
     require_room(settings.budget)
     device = resolve_device(settings.device)
     with preserved_state(), preserved_generators(subject.train_data, subject.eval_data):
-        found = sound(subject, device)
+        found = validated(subject, device)
         if found.task.decides and subject.metric is None:
             require_meaning(settings.budget)
         store = open_store(found.subject, settings, device)

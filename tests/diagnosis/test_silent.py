@@ -11,8 +11,8 @@ from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.silent import silently_lost
 from pytest_fp16.diagnosis.training import _attributed
 from pytest_fp16.engine.gradients.check import GradientFindings
-from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.runs import Runs
+from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.training.pairs import Pairs
 
@@ -40,7 +40,7 @@ class Rms(nn.Module):
 
 
 def found(training, precision="16-true"):
-    runs = Runs(sound(training, CPU), Settings().with_(seeds=2), CPU)
+    runs = Runs(validated(training, CPU), Settings().with_(seeds=2), CPU)
     return silently_lost(runs, PRECISIONS[precision], 0)
 
 

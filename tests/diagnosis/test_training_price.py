@@ -10,9 +10,9 @@ from pytest_fp16 import Settings
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.engine.training.runs import Runs
+from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS
 
@@ -23,7 +23,7 @@ HALF = PRECISIONS["16-true"]
 @pytest.fixture
 def runs(digits_training):
     with preserved_state():
-        yield Runs(sound(digits_training(), CPU), Settings().with_(device="cpu"), CPU)
+        yield Runs(validated(digits_training(), CPU), Settings().with_(device="cpu"), CPU)
 
 
 def price(runs, **cure):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.canary import INPUTS, LARGE_DIFFERENCE, refused, sing
+from pytest_fp16.engine.canary import INPUTS, LARGE_DIFFERENCE, refused, run_canary
 from pytest_fp16.engine.candidate import Candidate, Witness, fresh_model
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.randomness import preserved_state
@@ -21,7 +21,7 @@ def sung(model, x, name="16-true", target="cpu", n=None):
     )
     witness = Witness(ours.where)
     with preserved_state():
-        return sing(ours, x, n or len(x), 0, witness, count=INPUTS), witness
+        return run_canary(ours, x, n or len(x), 0, witness, count=INPUTS), witness
 
 
 @pytest.fixture

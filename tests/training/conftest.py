@@ -7,10 +7,10 @@ import torch
 
 from pytest_fp16 import Settings
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.score import Score
 from pytest_fp16.engine.training.train import RunResult
+from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.theory.seeds import Look
 from pytest_fp16.training.pairs import Pairs
@@ -26,7 +26,7 @@ def runs(digits_training):
     def make(canary=None, **settings):
         with preserved_state():
             given = Settings().with_(device="cpu", precisions=("16-true",), **settings)
-            made = Runs(sound(digits_training(), CPU), given, CPU)
+            made = Runs(validated(digits_training(), CPU), given, CPU)
         made.canary = lambda precision: canary
         return made
 

@@ -177,7 +177,7 @@ def test_bad_input_is_refused_before_the_first_run(digits_training, monkeypatch)
 
 
 def test_a_budget_of_nothing_is_refused_before_the_first_run(digits_training, monkeypatch):
-    monkeypatch.setattr("pytest_fp16.training.run.sound", None)
+    monkeypatch.setattr("pytest_fp16.training.run.validated", None)
     with pytest.raises(SettingError, match="budget 0 could not pass"):
         check(digits_training(), budget=0, seeds=1)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.composed import grid_cast_inside
-from pytest_fp16.engine.emulation.imported import replaced
+from pytest_fp16.engine.emulation.patching import replaced
 from pytest_fp16.engine.emulation.regions import (
     checkpoints_on_cuda,
     cuda_regions,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from pytest_fp16.engine.emulation.imported import replaced
+from pytest_fp16.engine.emulation.patching import replaced
 
 
 @contextmanager

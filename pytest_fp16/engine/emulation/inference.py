@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pytest_fp16.engine.emulation.imported import replaced
+from pytest_fp16.engine.emulation.patching import replaced
 
 _depth = 0
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pytest_fp16.engine.emulation.imported import instead, replaced
 from pytest_fp16.engine.emulation.operations import LOW
+from pytest_fp16.engine.emulation.patching import replaced, replaced_everywhere
 
 _MAKERS = ("tensor", "as_tensor")
 
@@ -37,7 +37,7 @@ def made_by_operations(carried: type[Tensor], said: list[Any]) -> Iterator[None]
         "new_tensor": _like(Tensor.new_tensor, carried, said),
         "__setitem__": _into(Tensor.__setitem__, said),
     }
-    with replaced(Tensor, **methods), instead(torch, makers):
+    with replaced(Tensor, **methods), replaced_everywhere(torch, makers):
         yield
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.cells import as_on_cuda
-from pytest_fp16.engine.emulation.imported import replaced
+from pytest_fp16.engine.emulation.patching import replaced
 
 _WITHIN = ContextVar("within a layer", default=False)
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import DefaultDeviceType
 
-from pytest_fp16.engine.emulation.imported import replaced
+from pytest_fp16.engine.emulation.patching import replaced
 
 #: Frames from one that asks of a region up to the function that its decorator put around another.
 _NESTED = 5

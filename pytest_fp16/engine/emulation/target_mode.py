@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_fp16.engine.emulation.imported import replaced
 from pytest_fp16.engine.emulation.inference import inference_as_no_grad
+from pytest_fp16.engine.emulation.patching import replaced
 from pytest_fp16.engine.emulation.recurrent import recurrent_by_steps
 from pytest_fp16.engine.emulation.refusal import require_in_range
 from pytest_fp16.engine.emulation.transforms import transforms_as_on

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from pytest_fp16.engine.emulation.imported import instead
 from pytest_fp16.engine.emulation.operations import WIDE
+from pytest_fp16.engine.emulation.patching import replaced_everywhere
 from pytest_fp16.engine.emulation.refusal import RefusedSizes
 
 #: Whether each is the forward transform. Those of Hermitian signals are left to refuse.
@@ -55,7 +55,7 @@ def transforms_as_on(
     taking = {name: _taking_halves(name, getattr(torch.fft, name), as_one) for name in _FORWARD}
     _depth += 1
     try:
-        with instead(torch.fft, taking):
+        with replaced_everywhere(torch.fft, taking):
             yield
     finally:
         _depth -= 1

@@ -46,13 +46,13 @@ from pytest_fp16.engine.gradients.probes.course import SEED, Course, Tell
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated, metric_lost
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
 from pytest_fp16.engine.gradients.probes.infinite_loss import returns_into_range
-from pytest_fp16.engine.gradients.probes.late_failures import Outlook, late
+from pytest_fp16.engine.gradients.probes.late_failures import Outlook, late_failure
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
-from pytest_fp16.engine.gradients.rules.asked import longer
 from pytest_fp16.engine.gradients.rules.rules import gradient_is_lost
+from pytest_fp16.engine.gradients.rules.second_look_rules import needs_longer_look
 from pytest_fp16.engine.gradients.rules.step_rules import stuck
 from pytest_fp16.engine.gradients.rules.verdict import GradientFindings, conclude
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
@@ -240,7 +240,9 @@ class _Check:
 
     def _sure(self, candidate: Trainee, batches: list[Any]) -> None:
         """The gradient of outputs that the model gives only once it has learned."""
-        found = late(self.exact, candidate, batches, self.outlook, self.evidence.total_steps)
+        found = late_failure(
+            self.exact, candidate, batches, self.outlook, self.evidence.total_steps
+        )
         if found is not None:
             outputs, sure, self.evidence.solved = found
             origin = self.replays.here(batches[:1], sure).cause
@@ -280,7 +282,7 @@ class _Check:
 
     def _second_look(self, extra: list[Any]) -> None:
         """Where weights or gradients go another way, and nothing else is wrong: do they learn?"""
-        evidence, doubt = self.evidence, longer(self.evidence)
+        evidence, doubt = self.evidence, needs_longer_look(self.evidence)
         if doubt is None:
             return
         fresh = Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)

@@ -13,10 +13,10 @@ import torch
 from pytest_fp16.engine.canary import CanaryFindings
 from pytest_fp16.engine.device import effective_target, run_mode
 from pytest_fp16.engine.training.canary import one_step
-from pytest_fp16.engine.training.input import Sound
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.train import RunResult, train, untrained
 from pytest_fp16.engine.training.trainee import initial_state
+from pytest_fp16.engine.training.validation import ValidTraining
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings
@@ -27,7 +27,7 @@ class Runs:
     """Makes training runs, and remembers them.
 
     Args:
-        sound: the training, as `sound` found it.
+        valid: the training, as `validated` found it.
         settings: device, target, emulation, seeds.
         device: where models run.
         progress: told where a run is.
@@ -44,15 +44,15 @@ class Runs:
 
     def __init__(
         self,
-        sound: Sound,
+        valid: ValidTraining,
         settings: Settings,
         device: torch.device,
         progress: Progress | None = None,
         store: Any = None,
         planned: Mapping[str, tuple[Training, tuple[str, ...]]] | None = None,
     ) -> None:
-        self.sound, self.settings, self.device = sound, settings, device
-        self.subject = sound.subject
+        self.valid, self.settings, self.device = valid, settings, device
+        self.subject = valid.subject
         self.progress, self.store = progress, store
         self.planned = planned or {}
         self.mode = run_mode(settings, device)
@@ -67,7 +67,7 @@ class Runs:
     @property
     def total(self) -> int | None:
         """Steps there would be, were the whole allowance of seeds spent on what is not settled."""
-        if self.sound.steps is None:
+        if self.valid.steps is None:
             return None
         made = Counter(name for name, _ in self._done)
         wanted = dict.fromkeys(self._open, self.settings.seeds)
@@ -83,7 +83,7 @@ class Runs:
     @property
     def steps_per_run(self) -> int:
         """Batches of one run; 0 where nobody knows."""
-        return (self.sound.steps or 0) * self.subject.epochs
+        return (self.valid.steps or 0) * self.subject.epochs
 
     def subject_for(self, precision: Precision) -> Training:
         """The training as it is made in a precision: with what the plan keeps in float32."""
@@ -104,7 +104,7 @@ class Runs:
     @cached_property
     def start(self) -> float | None:
         """The metric of the weights that seed 0 starts from, in 32 bits; None where it has none."""
-        found = untrained(self.subject, 0, self.state(0), self.place, self.sound.task)
+        found = untrained(self.subject, 0, self.state(0), self.place, self.valid.task)
         return None if found is None else found.value
 
     def run(self, precision: Precision, seed: int) -> RunResult:
@@ -154,7 +154,7 @@ class Runs:
             seed,
             self.state(seed),
             self.place,
-            self.sound.task,
+            self.valid.task,
             self._teller(precision, seed),
             amendment,
             self._usual(precision, seed),
@@ -172,7 +172,7 @@ class Runs:
         if not self.place.emulated or precision.dtype_name == "float32":
             return None
         if precision.name not in self._canaries:
-            self._canaries[precision.name] = self._sung(precision, 0)
+            self._canaries[precision.name] = self._run_canary(precision, 0)
         return self._canaries[precision.name]
 
     def _refused(
@@ -182,12 +182,12 @@ class Runs:
         if canary is None or canary.error is None:
             return None
         if amendment is not None or subject is not None:
-            canary = self._sung(precision, seed, amendment, subject)
+            canary = self._run_canary(precision, seed, amendment, subject)
         on_target = self.place.target == self.device.type
         nowhere = canary.mixed_dtypes and not precision.mixed
         return canary.text if nowhere or (canary.unsupported and on_target) else None
 
-    def _sung(
+    def _run_canary(
         self,
         precision: Precision,
         seed: int,
@@ -208,7 +208,7 @@ class Runs:
                 f"{self.subject.name}: seed {seed}, {precision.name}, epoch {epoch + 1}/{epochs}, "
                 f"loss {loss:.4g}"
             )
-            done = base + epoch * (self.sound.steps or 0) + step + 1
+            done = base + epoch * (self.valid.steps or 0) + step + 1
             total = self.total
             # A cure's run comes when everything is settled, and is work nevertheless.
             report(what, done, total and max(total, base + self.steps_per_run))

@@ -25,7 +25,7 @@ from pytest_fp16.subject import Training
 from pytest_fp16.task import Task
 
 
-class Told(Protocol):
+class StepCallback(Protocol):
     """Told after every step: epoch, step within it, loss."""
 
     def __call__(self, epoch: int, step: int, loss: float) -> None:
@@ -78,7 +78,7 @@ class RunResult:
         return math.nan if self.score is None else self.score.value
 
 
-class Witness(TorchDispatchMode):
+class DtypeCounter(TorchDispatchMode):
     """Counts the dtypes of floating results: the proof of what a step really ran in."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ def train(
     state: Mapping[str, Any],
     place: Place,
     task: Task | None = None,
-    tell: Told | None = None,
+    tell: StepCallback | None = None,
     amendment: Amendment | None = None,
     usual: float | None = None,
 ) -> RunResult:
@@ -166,7 +166,7 @@ def untrained(
 
 
 def _epochs(
-    trainee: Trainee, seed: int, result: RunResult, tell: Told | None, guard: Guard
+    trainee: Trainee, seed: int, result: RunResult, tell: StepCallback | None, guard: Guard
 ) -> None:
     for epoch in range(trainee.subject.epochs):
         trainee.model.train()
@@ -184,12 +184,12 @@ def _epoch(
     epoch: int,
     result: RunResult,
     guard: Guard,
-    tell: Told | None,
+    tell: StepCallback | None,
 ) -> list[float]:
     losses: list[float] = []
     batches = with_last(ordered(trainee.subject.train_data, seed, epoch))
     for step, (batch, last) in enumerate(batches):
-        witness = Witness() if epoch == 0 and step == 0 else None
+        witness = DtypeCounter() if epoch == 0 and step == 0 else None
         try:
             loss = trainee.step(batch, last, witness)
         except Exception:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from pytest_fp16 import check
-from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.repeats import FirstStep
+from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.errors import SettingError
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ LOSS = nn.functional.cross_entropy
 
 
 def first_step(training):
-    opening = sound(training, CPU).opening
+    opening = validated(training, CPU).opening
     assert isinstance(opening, FirstStep)
     return opening
 
@@ -88,7 +88,7 @@ def test_draws_of_a_generator_of_its_own_are_told_and_are_no_drift(digits_traini
         return LOSS(model(batch[0] + 0.3 * noise), batch[1])
 
     training = digits_training(loss=None, training_step=step)
-    found = sound(training, CPU)
+    found = validated(training, CPU)
     assert found.opening.draws
     assert any("draws from a generator of its own" in note for note in found.notes)
     run(training)
@@ -130,7 +130,7 @@ def test_parameters_that_are_not_the_models_are_refused(digits_training, beside)
         rf"holds {1 if beside else 2} parameter\(s\) that are not the model's \(of shape \(10, "
     )
     with pytest.raises(SettingError, match=message):
-        sound(digits_training(optimizer=optimizer), CPU)
+        validated(digits_training(optimizer=optimizer), CPU)
 
 
 def test_copies_that_each_optimizer_makes_are_its_own(digits_training):
@@ -155,4 +155,4 @@ def test_copies_that_each_optimizer_makes_are_its_own(digits_training):
                     p.copy_(master)
 
     training = digits_training(optimizer=lambda params: Masters(params, 0.1))
-    assert sound(training, CPU).opening.drift() is None
+    assert validated(training, CPU).opening.drift() is None

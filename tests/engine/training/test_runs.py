@@ -11,9 +11,9 @@ from torch import nn
 from pytest_fp16 import Settings
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training import runs as home
-from pytest_fp16.engine.training.input import sound
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.train import RunResult
+from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.precision import REFERENCE, precision
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def _state():
 
 def runs(subject, shelf=None, planned=None, progress=None, **settings):
     made = Settings().with_(device="cpu", **{"precisions": ("16-true",), **settings})
-    return Runs(sound(subject, CPU), made, CPU, progress, shelf, planned)
+    return Runs(validated(subject, CPU), made, CPU, progress, shelf, planned)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ _FILLS = frozenset(
 CLIPPING = "clip_grad_norm_"
 
 
-class Origin(TorchDispatchMode):
+class OriginWatch(TorchDispatchMode):
     """Remembers the first operation that makes NaN or infinity of finite arguments.
 
     Entered inside an emulation it sees the results as the 16-bit program has them. A module's

@@ -82,7 +82,7 @@ class Outlook:
         self.gaps.append((step, gaps_to_one(reference, batches)))
 
 
-def late(
+def late_failure(
     reference: Trainee,
     candidate: Trainee,
     batches: Sequence[Any],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.gradients.origins.found import Found
-from pytest_fp16.engine.gradients.origins.origin import Origin
+from pytest_fp16.engine.gradients.origins.origin import OriginWatch
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.engine.training.optimizer_copy import copied_over
 from pytest_fp16.engine.training.trainee import Trainee, gradient_of
@@ -189,7 +189,7 @@ def _origin(
     optimizer: Any, recorder: Recorder, dtype: torch.dtype, steps: int, target: str
 ) -> Found | None:
     """The operation that made the first value that is not finite, up to some step."""
-    low, origin = _Run(optimizer, recorder, dtype), Origin(nn.Module())
+    low, origin = _Run(optimizer, recorder, dtype), OriginWatch(nn.Module())
     origin.phase = "<optimizer>"
     for step in range(steps + 1):
         with Emulation(target), origin if step > steps - _WATCHED else nullcontext():

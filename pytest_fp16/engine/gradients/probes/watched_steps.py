@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pytest_fp16.engine.gradients.origins.found import Found
-from pytest_fp16.engine.gradients.origins.origin import CLIPPING, Origin
+from pytest_fp16.engine.gradients.origins.origin import CLIPPING, OriginWatch
 from pytest_fp16.engine.gradients.probes.confidence import Changed, scaling
 from pytest_fp16.engine.gradients.probes.memory import follow
 from pytest_fp16.engine.randomness import seed_everything
@@ -25,7 +25,7 @@ def watched(
     sure: Changed | None = None,
     drawn: int = 0,
     since: int = 0,
-) -> Origin:
+) -> OriginWatch:
     """What saw the steps of a trainee, up to what broke them. It has made them afterwards.
 
     Args:
@@ -36,7 +36,7 @@ def watched(
         drawn: the seed of what is drawn at a point: each batch of it has its own.
         since: the number of the first of the training's own steps.
     """
-    origin = Origin(trainee.model)
+    origin = OriginWatch(trainee.model)
     nn.Module.register_forward_hook(trainee.model, scaling(sure))
     origin.watch(trainee)
     every = trainee.subject.accumulate
@@ -80,7 +80,7 @@ class Replays:
     def _fresh(self) -> Trainee:
         return Trainee(self.reference.subject, self.precision, self.seed, self.state, self.place)
 
-    def here(self, batches: list[Any], sure: Changed | None = None, drawn: int = 0) -> Origin:
+    def here(self, batches: list[Any], sure: Changed | None = None, drawn: int = 0) -> OriginWatch:
         """Steps from where the reference is now."""
         fresh = self._fresh()
         fresh.follow(self.reference)
@@ -91,7 +91,7 @@ class Replays:
         causes = (self.here([batch], drawn=seed).cause for seed, batch in enumerate(batches))
         return next((cause for cause in causes if cause is not None), None)
 
-    def first(self, batches: list[Any]) -> Origin:
+    def first(self, batches: list[Any]) -> OriginWatch:
         """The first steps of the training, from its first weights."""
         return watched(self._fresh(), batches, self.seed)
 

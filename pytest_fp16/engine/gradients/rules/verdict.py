@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_fp16.engine.gradients.rules.asked import suspected
 from pytest_fp16.engine.gradients.rules.figures import figures, loss_scale, notes
 from pytest_fp16.engine.gradients.rules.rules import RULES
+from pytest_fp16.engine.gradients.rules.second_look_rules import suspected
 from pytest_fp16.precision import Precision
 from pytest_fp16.report.model import Culprit
 

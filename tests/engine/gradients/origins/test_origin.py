@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.emulation.emulate import Emulation
-from pytest_fp16.engine.gradients.origins.origin import Origin
+from pytest_fp16.engine.gradients.origins.origin import OriginWatch
 from pytest_fp16.theory.rounding import FORMATS
 
 
@@ -14,7 +14,7 @@ def half(*values):
 
 
 def found(operation, *arguments):
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     with Emulation("cuda"), origin:
         operation(*arguments)
     assert origin.found is not None
@@ -71,14 +71,14 @@ class Careful(nn.Module):
 
 def test_where_an_error_was_raised():
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(Broken()))
-    origin = Origin(model)
+    origin = OriginWatch(model)
     with pytest.raises(ValueError, match="no"), origin:
         model(torch.zeros(1, 2))
     assert origin.failed_in == "1.0"
 
 
 def test_the_operation_that_raised_and_none_where_a_statement_did():
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     with pytest.raises(IndexError), origin:
         torch.zeros(3)[torch.tensor([3])]
     assert origin.raised_by == "index"
@@ -88,7 +88,7 @@ def test_the_operation_that_raised_and_none_where_a_statement_did():
 
 
 def test_what_is_behind_a_check_that_failed_and_nothing_behind_a_refusal():
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     with Emulation("cuda"), origin:
         half(6e4) * 2
     assert origin.behind(RuntimeError("all elements of input should be between 0 and 1"))
@@ -100,7 +100,7 @@ def test_an_error_that_was_handled_is_nobodys():
     try:
         raise KeyError("one that the caller is handling")
     except KeyError:
-        origin = Origin(model)
+        origin = OriginWatch(model)
         with origin:
             model(torch.zeros(1, 2))
     assert origin.failed_in == "<loss>"
@@ -123,7 +123,7 @@ class Custom(nn.Module):
 
 def test_an_error_of_a_backward_pass_is_the_innermost_modules():
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(Custom()), nn.Linear(2, 2))
-    origin = Origin(model)
+    origin = OriginWatch(model)
     with pytest.raises(ValueError, match="no"), origin:
         model(torch.zeros(1, 2)).sum().backward()
     assert origin.failed_in == "1.0"
@@ -152,7 +152,7 @@ class Penalised(nn.Module):
 
 def test_a_backward_pass_that_follows_another_begins_in_the_loss():
     model = Penalised()
-    origin = Origin(model)
+    origin = OriginWatch(model)
     with origin:
         z, x = model(torch.ones(2, 3))
         (slope,) = torch.autograd.grad(z.sum(), x, create_graph=True)
@@ -166,7 +166,7 @@ def root_of_half(x, w):
 
 def test_an_operation_of_a_backward_pass_has_the_line_of_its_forward():
     w = torch.zeros(2, dtype=torch.float16, requires_grad=True)
-    origin = Origin(nn.Module())
+    origin = OriginWatch(nn.Module())
     with origin:
         root_of_half(torch.ones(2), w).backward()
     seen = origin.found
@@ -181,7 +181,7 @@ def test_an_infinite_constant_that_gives_nan_is_to_blame_where_nothing_else_is()
         log = z.log_softmax(-1)
         return log.exp() * log
 
-    origin = Origin(nn.Module())
+    origin = OriginWatch(nn.Module())
     with origin:
         entropy(half(1.0, 2.0))
     assert origin.found is None
@@ -191,7 +191,7 @@ def test_an_infinite_constant_that_gives_nan_is_to_blame_where_nothing_else_is()
 
 def test_a_mask_that_is_scaled_to_an_infinite_constant():
     def scaled(mask):
-        origin = Origin(nn.Identity())
+        origin = OriginWatch(nn.Identity())
         with Emulation("cuda"), origin:
             half(1.0, 2.0) + mask * -1e9
         return origin.found
@@ -202,14 +202,14 @@ def test_a_mask_that_is_scaled_to_an_infinite_constant():
     assert found.detail(FORMATS[torch.float16]) == said
     assert scaled(half(1.0, 0.0) - 1).mechanism == "mask-inf"
     assert scaled(half(0.5, 2.0)).mechanism == "overflow"  # numbers that are scaled, no mask
-    origin, x = Origin(nn.Identity()), half(0.5, 0.25).requires_grad_()
+    origin, x = OriginWatch(nn.Identity()), half(0.5, 0.25).requires_grad_()
     with Emulation("cuda"), origin:
         (x * 1e5).sum().backward()  # the slope of the sum is one
     assert (origin.found.operation, origin.found.mechanism) == ("mul", "overflow")
 
 
 def test_a_quotient_by_a_constant_that_is_infinite_is_remembered():
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     count = half(2.0).new_tensor(80000.0)
     with Emulation("cuda"), origin:
         torch.div(half(2.0), count)
@@ -234,7 +234,7 @@ class Between(nn.Module):
 def test_what_a_model_computes_between_its_layers_is_its_own_on_the_way_back():
     """The last module entered backwards is the layer behind it, whose backward pass is over."""
     model = Between().half()
-    origin = Origin(model)
+    origin = OriginWatch(model)
     with Emulation("cuda"), origin:
         model(half(0.0, 0.0)[None]).sum().backward()
     assert (origin.found.module, origin.found.backward_of) == ("", "sqrt")
@@ -261,7 +261,7 @@ class Outer(nn.Module):
 
 def test_a_backward_pass_that_raises_is_of_the_module_that_ran_it_forwards():
     model = Outer()
-    origin = Origin(model)
+    origin = OriginWatch(model)
     origin.begin()
     with origin, pytest.raises(RuntimeError, match="cannot be multiplied"):
         model(torch.ones(2, 2)).square().sum().backward()
@@ -269,7 +269,7 @@ def test_a_backward_pass_that_raises_is_of_the_module_that_ran_it_forwards():
 
 
 def test_an_infinity_that_is_asked_for_is_no_loss():
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     with Emulation("cuda"), origin:
         half(1.0).new_full((3,), float("inf")).amin()
         assert origin.found is None

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.emulation.emulate import Emulation
-from pytest_fp16.engine.gradients.origins.origin import Origin
+from pytest_fp16.engine.gradients.origins.origin import OriginWatch
 
 
 def watched(step):
     large = torch.full((64,), 3e3, dtype=torch.float16, requires_grad=True)
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     with Emulation("cuda"), origin:
         step(large)
     return origin

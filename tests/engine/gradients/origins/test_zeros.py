@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.emulation.emulate import Emulation
-from pytest_fp16.engine.gradients.origins.origin import Origin
+from pytest_fp16.engine.gradients.origins.origin import OriginWatch
 from pytest_fp16.theory.rounding import FORMATS
 
 HALF = torch.tensor([0.5, 0.9999, 2e-3], dtype=torch.float16)
@@ -13,7 +13,7 @@ SAME = torch.tensor([2.0, 2.0], dtype=torch.float16)
 
 
 def lost(operation, given=HALF):
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     with Emulation("cuda"), origin:
         operation(given)
     assert origin.found is not None
@@ -47,7 +47,7 @@ def test_mechanism_of_a_zero_divisor(operation, mechanism):
 
 
 def test_sparse_tensors_are_left_alone():
-    with Emulation("cuda"), Origin(nn.Identity()) as origin:
+    with Emulation("cuda"), OriginWatch(nn.Identity()) as origin:
         table = nn.Embedding(4, 2, sparse=True, dtype=torch.float16)
         (table(torch.tensor([1, 1])) * 0).sum().backward()
         table.weight.grad.coalesce() * 0
@@ -65,7 +65,7 @@ def test_words():
 
 
 def test_a_zero_of_another_step_is_forgotten():
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     with Emulation("cuda"), origin:
         difference = SAME - SAME.clone()
         origin.begin()
@@ -97,7 +97,7 @@ class Chained(nn.Module):
 
 def test_the_module_that_made_it_is_named():
     model = nn.Sequential(Chained())
-    origin = Origin(model)
+    origin = OriginWatch(model)
     with Emulation("cuda"), origin:
         model(torch.full((2, 4), 1e-3, dtype=torch.float16)).log()
     assert (origin.found.module, origin.found.operation) == ("0", "pow")
@@ -112,7 +112,7 @@ def test_the_module_that_made_it_is_named():
     ],
 )
 def test_what_is_zero_at_zero_carries_the_cause(then):
-    origin = Origin(nn.Identity())
+    origin = OriginWatch(nn.Identity())
     with Emulation("cuda"), origin:
         x = torch.ones(3, dtype=torch.bfloat16)
         then(x - x).square().reciprocal()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.engine.gradients.origins.found import Found
-from pytest_fp16.engine.gradients.origins.origin import Origin
+from pytest_fp16.engine.gradients.origins.origin import OriginWatch
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.train import with_last
 from pytest_fp16.engine.training.trainee import Trainee
@@ -25,11 +25,11 @@ class Seen(NamedTuple):
     """Where a run was left: the step, what had been seen until then, and what it raised."""
 
     at: Step
-    origin: Origin
+    origin: OriginWatch
     error: Exception | None
 
 
-def made_again(
+def watched_run(
     runs: Runs, precision: Precision, seed: int, watch: Callable[[Step], bool], end: Step | None
 ) -> Seen | None:
     """The run of a seed up to where something is seen, an error, or `end`; None at its own end.
@@ -43,7 +43,7 @@ def made_again(
     """
     subject = runs.subject_for(precision)
     trainee = Trainee(subject, precision, seed, runs.state(seed), runs.place)
-    origin = Origin(trainee.model)
+    origin = OriginWatch(trainee.model)
     origin.watch(trainee)
     with trainee.installed():
         for epoch in range(subject.epochs):

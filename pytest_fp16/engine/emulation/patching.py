@@ -1,4 +1,4 @@
-"""Functions of torch's that mean something else for a while, wherever a program has their names.
+"""Parts of torch that are others for a while: members of its classes, and functions by any name.
 
 ``torch.fft.rfft`` is looked up when it is called; of ``from torch.fft import rfft`` a file holds
 the function itself.
@@ -19,7 +19,7 @@ _found: dict[str, tuple[tuple[int, int], list[_Place]]] = {}
 
 
 @contextmanager
-def instead(home: Any, functions: Mapping[str, Any]) -> Iterator[None]:
+def replaced_everywhere(home: Any, functions: Mapping[str, Any]) -> Iterator[None]:
     """Put functions in place of those of the same name, and into every file that imported these.
 
     Args:

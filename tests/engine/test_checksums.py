@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.engine.marks import Marks
+from pytest_fp16.engine.checksums import Checksums
 
 
 def counted(weight):
@@ -36,28 +36,28 @@ def test_every_write_is_seen(write, dtype):
     model = nn.Linear(64, 64).to(dtype)
     with torch.no_grad():
         model.weight[1, 0] = 1e6
-    before = Marks(model)
+    before = Checksums(model)
     model(torch.ones(2, 64, dtype=dtype))
-    assert Marks(model) == before
+    assert Checksums(model) == before
     write(model.weight)
-    assert Marks(model) != before
+    assert Checksums(model) != before
 
 
 def test_another_parameter_is_another_weight():
     model = nn.Linear(3, 3)
-    before = Marks(model)
+    before = Checksums(model)
     model.weight = nn.Parameter(model.weight.detach().clone())
-    assert Marks(model) != before
+    assert Checksums(model) != before
 
 
 def test_weights_without_memory_and_models_without_weights_have_none():
     model = nn.ReLU()
-    assert Marks(model) == Marks(model)
+    assert Checksums(model) == Checksums(model)
     model.weight = nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)
-    assert Marks(model) == Marks(model)
+    assert Checksums(model) == Checksums(model)
 
 
 def test_equal_weights_have_equal_sums_wherever_they_lie():
     model, other = nn.Linear(3, 3), nn.Linear(3, 3)
     other.load_state_dict(model.state_dict())
-    assert torch.equal(Marks(model).sums, Marks(other).sums)
+    assert torch.equal(Checksums(model).sums, Checksums(other).sums)

@@ -11,7 +11,7 @@ from pytest_fp16.engine.untouched import memory
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Marks:
+class Checksums:
     """What tells that a weight has been written to, once another is made of the same model.
 
     Autograd counts writes in place, but none through `.data` or NumPy and none of a kernel that
@@ -33,7 +33,7 @@ class Marks:
         self.sums = torch.stack(sums) if sums else torch.zeros(0)
 
     def __eq__(self, other: object) -> bool:
-        assert isinstance(other, Marks), "unreachable: marks are compared with marks"
+        assert isinstance(other, Checksums), "unreachable: checksums are compared with checksums"
         return self._seen == other._seen and torch.equal(self.sums, other.sums)
 
     __hash__ = None  # type: ignore[assignment]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.engine.training.input import sound
+from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.errors import DataError, ModelError, SettingError
 
 CPU = torch.device("cpu")
@@ -128,12 +128,12 @@ def test_bad_input_is_refused(digits_training, case):
     change, error, words = BAD[case]
     subject = digits_training(**change(digits_training()))
     with pytest.raises(error, match=words):
-        sound(subject, CPU)
+        validated(subject, CPU)
 
 
 def test_a_healthy_training_is_sound(digits_training):
     subject = digits_training()
-    found = sound(subject, CPU)
+    found = validated(subject, CPU)
     assert found.subject is subject
     assert found.task.kind == "classification"
     assert found.steps == len(subject.train_data)
@@ -145,26 +145,26 @@ def test_data_without_a_length_has_no_known_number_of_steps(digits_training):
         def __iter__(self):
             return iter(digits_training().train_data)
 
-    assert sound(digits_training(train_data=Lengthless()), CPU).steps is None
+    assert validated(digits_training(train_data=Lengthless()), CPU).steps is None
 
 
 def test_an_epoch_that_is_shorter_than_a_step_is_said(digits_training):
     count = len(digits_training().train_data)
-    assert sound(digits_training(accumulate=count), CPU).notes == []
-    (note,) = sound(digits_training(accumulate=count + 1), CPU).notes
+    assert validated(digits_training(accumulate=count), CPU).notes == []
+    (note,) = validated(digits_training(accumulate=count + 1), CPU).notes
     assert f"accumulate={count + 1}, and an epoch of train_data has {count} batch(es)" in note
 
 
 def test_an_evaluation_of_what_is_trained_on_is_said(digits_training):
     data = digits_training().train_data
-    (note,) = sound(digits_training(train_data=data, eval_data=data), CPU).notes
+    (note,) = validated(digits_training(train_data=data, eval_data=data), CPU).notes
     assert "eval_data is train_data" in note
 
 
 def test_a_function_that_returns_one_module_means_that_module(digits_training):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = model[1].weight.detach().clone()
-    found = sound(digits_training(model=lambda: model), CPU)
+    found = validated(digits_training(model=lambda: model), CPU)
     assert found.subject.model is model
     (note,) = found.notes
     assert "returns the same module each time" in note
@@ -183,7 +183,7 @@ def test_data_that_does_not_repeat_is_named(digits_training):
                 yield x + torch.rand(x.shape, generator=self.own), y
 
     data = Restless(digits_training().train_data)
-    (note,) = sound(digits_training(train_data=data), CPU).notes
+    (note,) = validated(digits_training(train_data=data), CPU).notes
     assert "does not repeat under the same seed" in note
 
 
@@ -198,7 +198,7 @@ def test_an_order_that_does_not_repeat_is_named(digits_training):
             return (self.batches[i] for i in next(self.orders))
 
     data = Shuffled(digits_training().train_data)
-    (note,) = sound(digits_training(train_data=data), CPU).notes
+    (note,) = validated(digits_training(train_data=data), CPU).notes
     assert "does not repeat under the same seed" in note
 
 
@@ -207,7 +207,7 @@ def test_what_the_users_code_raises_says_what_was_being_done(digits_training):
         raise KeyError("no such label")
 
     with pytest.raises(ModelError, match=r"raised KeyError.*test_input\.py:\d") as told:
-        sound(digits_training(loss=broken), CPU)
+        validated(digits_training(loss=broken), CPU)
     assert isinstance(told.value.__cause__, KeyError)
 
     def only_in_training(model, x):
@@ -216,7 +216,7 @@ def test_what_the_users_code_raises_says_what_was_being_done(digits_training):
         return model(x)
 
     with pytest.raises(ModelError, match="evaluating a batch of eval_data in float32 raised Value"):
-        sound(digits_training(forward=only_in_training), CPU)
+        validated(digits_training(forward=only_in_training), CPU)
 
 
 def test_the_users_own_errors_stay_as_they_are(digits_training):
@@ -224,12 +224,12 @@ def test_the_users_own_errors_stay_as_they_are(digits_training):
         raise DataError("these labels are for another model")
 
     with pytest.raises(DataError, match="for another model"):
-        sound(digits_training(loss=own), CPU)
+        validated(digits_training(loss=own), CPU)
 
 
 def test_a_models_gradient_mode_is_no_matter(digits_training):
     with torch.no_grad():
-        assert sound(digits_training(), CPU).notes == []
+        assert validated(digits_training(), CPU).notes == []
 
 
 def test_a_loss_beside_a_step_of_ones_own_is_said_to_be_left_out(digits_training):
@@ -237,5 +237,7 @@ def test_a_loss_beside_a_step_of_ones_own_is_said_to_be_left_out(digits_training
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
     said = "loss= is not used"
-    assert said in " ".join(sound(digits_training(training_step=step), CPU).notes)
-    assert said not in " ".join(sound(digits_training(training_step=step, loss=None), CPU).notes)
+    assert said in " ".join(validated(digits_training(training_step=step), CPU).notes)
+    assert said not in " ".join(
+        validated(digits_training(training_step=step, loss=None), CPU).notes
+    )

@@ -6,8 +6,8 @@ from pytest_fp16.engine.gradients.evidence import Evidence
 from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.probes.second_look import SecondLook
-from pytest_fp16.engine.gradients.rules.asked import longer, suspected
 from pytest_fp16.engine.gradients.rules.rules import RULES
+from pytest_fp16.engine.gradients.rules.second_look_rules import needs_longer_look, suspected
 from pytest_fp16.theory.gradient import Movement, Noise
 from pytest_fp16.theory.rounding import BFLOAT16
 
@@ -25,17 +25,17 @@ def test_a_longer_look_is_for_what_nothing_else_explains():
     stands = Evidence(BFLOAT16, weights=Movement(0.05, 0.1, 1.0), first_losses=losses)
     turns = Evidence(BFLOAT16, weights=Movement(0.5, 2.0, 1.0), first_losses=losses)
     bent = Point(0, [(1.0, 1.0)], BENT, {"gate": BENT})
-    assert longer(Evidence(BFLOAT16)) is None
-    assert longer(stands) is False
-    assert longer(turns) is False
-    assert longer(Evidence(BFLOAT16, points=[bent])) is True
+    assert needs_longer_look(Evidence(BFLOAT16)) is None
+    assert needs_longer_look(stands) is False
+    assert needs_longer_look(turns) is False
+    assert needs_longer_look(Evidence(BFLOAT16, points=[bent])) is True
     stands.lost_buffers = ["mean"]
-    assert longer(stands) is None
+    assert needs_longer_look(stands) is None
 
 
 @pytest.mark.parametrize(("gain", "asked"), [(0.9, None), (0.47, False), (0.05, None)])
 def test_weights_that_go_some_of_their_way_ask_for_one(gain, asked):
-    assert longer(Evidence(BFLOAT16, optimizer=moved(gain))) is asked
+    assert needs_longer_look(Evidence(BFLOAT16, optimizer=moved(gain))) is asked
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch.fft import irfft as back
 from torch.fft import rfft
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.emulation.imported import instead, replaced
+from pytest_fp16.engine.emulation.patching import replaced, replaced_everywhere
 
 
 def ours(*args, **kwargs):
@@ -41,7 +41,7 @@ def test_members_are_given_back_and_inherited_ones_inherited_again():
 
 def test_a_name_in_any_file_means_the_other_function_and_is_given_back():
     own = torch.fft.rfft
-    with instead(torch.fft, {"rfft": ours, "irfft": others}):
+    with replaced_everywhere(torch.fft, {"rfft": ours, "irfft": others}):
         assert (rfft(), back(), torch.fft.rfft()) == ("ours", "others", "ours")
     assert rfft is own
     assert torch.fft.rfft is own
@@ -50,8 +50,8 @@ def test_a_name_in_any_file_means_the_other_function_and_is_given_back():
 
 def test_it_nests():
     own = rfft
-    with instead(torch.fft, {"rfft": ours, "irfft": ours}):
-        with instead(torch.fft, {"rfft": others, "irfft": others}):
+    with replaced_everywhere(torch.fft, {"rfft": ours, "irfft": ours}):
+        with replaced_everywhere(torch.fft, {"rfft": others, "irfft": others}):
             assert rfft() == "others"
         assert rfft() == "ours"
     assert rfft is own
@@ -61,11 +61,11 @@ def test_a_file_imported_before_or_meanwhile_is_seen(monkeypatch):
     own, before, meanwhile = rfft, types.ModuleType("before"), types.ModuleType("meanwhile")
     before.transform = torch.fft.rfft
     monkeypatch.setitem(sys.modules, "before", before)
-    with instead(torch.fft, {"rfft": ours, "irfft": lambda: "mine"}):
+    with replaced_everywhere(torch.fft, {"rfft": ours, "irfft": lambda: "mine"}):
         assert before.transform() == "ours"
         meanwhile.transform = torch.fft.rfft
         monkeypatch.setitem(sys.modules, "meanwhile", meanwhile)
-        with instead(torch.fft, {"rfft": others, "irfft": lambda: "theirs"}):
+        with replaced_everywhere(torch.fft, {"rfft": others, "irfft": lambda: "theirs"}):
             assert (before.transform(), meanwhile.transform()) == ("others", "others")
     assert before.transform is own
     assert meanwhile.transform is own
@@ -75,7 +75,7 @@ def test_what_a_program_puts_there_itself_stays(monkeypatch):
     file = types.ModuleType("file")
     file.transform = torch.fft.rfft
     monkeypatch.setitem(sys.modules, "file", file)
-    with instead(torch.fft, {"rfft": ours, "irfft": ours}):
+    with replaced_everywhere(torch.fft, {"rfft": ours, "irfft": ours}):
         file.transform = others
     assert file.transform is others
 

@@ -30,7 +30,7 @@ _COMPARED = 4
 
 
 @dataclass(frozen=True)
-class Sound:
+class ValidTraining:
     """A training that was tried: the subject, how to read its outputs, and what to warn of."""
 
     subject: Training
@@ -40,7 +40,7 @@ class Sound:
     opening: FirstStep
 
 
-def sound(subject: Training, device: torch.device) -> Sound:
+def validated(subject: Training, device: torch.device) -> ValidTraining:
     """Try one float32 step and the evaluation of one batch.
 
     Raises:
@@ -87,7 +87,7 @@ def sound(subject: Training, device: torch.device) -> Sound:
         )
     if subject.metric is None and subject.task == "auto":
         notes += of_labels(task, split_batch(batch, labelled=True)[1])
-    return Sound(subject, task, steps, notes, opening)
+    return ValidTraining(subject, task, steps, notes, opening)
 
 
 def _of_training(subject: Training, trainee: Trainee, steps: int | None) -> list[str]:

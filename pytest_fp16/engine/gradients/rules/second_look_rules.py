@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.evidence import Evidence
 
 
-def longer(evidence: Evidence) -> bool | None:
+def needs_longer_look(evidence: Evidence) -> bool | None:
     """Whether a longer look asks for the metric; None where none is called for."""
     doubt = doubtful(evidence)
     stands, lags_behind = still(evidence), lagging(evidence)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Settings
-from pytest_fp16.diagnosis.made_again import culprit_of, made_again, when
-from pytest_fp16.engine.training.input import sound
+from pytest_fp16.diagnosis.watched_run import culprit_of, watched_run, when
 from pytest_fp16.engine.training.runs import Runs
+from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.precision import PRECISIONS
 
 CPU = torch.device("cpu")
@@ -34,14 +34,14 @@ class Late(nn.Module):
 def runs(digits_training):
     def make(raises=False):
         model = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Late(raises))  # noqa: E731
-        found = sound(digits_training(model=model), CPU)
+        found = validated(digits_training(model=model), CPU)
         return Runs(found, Settings().with_(seeds=2), CPU)
 
     return make
 
 
 def test_it_ends_where_a_watched_step_shows_something(runs):
-    seen = made_again(runs(), HALF, 0, lambda _: True, None)
+    seen = watched_run(runs(), HALF, 0, lambda _: True, None)
     assert (seen.at, seen.error) == ((0, 4), None)
     culprit = culprit_of(seen.origin.found, HALF, 0, seen.at)
     assert (culprit.module, culprit.mechanism) == ("2", "overflow")
@@ -49,13 +49,13 @@ def test_it_ends_where_a_watched_step_shows_something(runs):
 
 
 def test_it_ends_where_it_is_asked_to_and_unwatched_steps_show_nothing(runs):
-    seen = made_again(runs(), HALF, 0, lambda _: False, (1, 2))
+    seen = watched_run(runs(), HALF, 0, lambda _: False, (1, 2))
     assert (seen.at, seen.error, seen.origin.found) == ((1, 2), None, None)
-    assert made_again(runs(), PRECISIONS["32-true"], 0, lambda _: True, None) is None
+    assert watched_run(runs(), PRECISIONS["32-true"], 0, lambda _: True, None) is None
 
 
 def test_it_ends_where_the_program_raises(runs):
-    seen = made_again(runs(raises=True), HALF, 0, lambda _: False, None)
+    seen = watched_run(runs(raises=True), HALF, 0, lambda _: False, None)
     assert seen.at == (0, 4)
     assert "the fifth step" in str(seen.error)
 
