@@ -42,11 +42,11 @@ def kept_by(plan: Plan, test: str, precision: str, model: nn.Module) -> tuple[st
 
 def with_kept(subject: Training, keep: tuple[str, ...]) -> Training:
     """A training whose models keep modules in float32."""
-    if isinstance(subject.model, nn.Module):
-        return replace(subject, model=keep_in_float32(make_model(subject.model), keep, quiet=True))
-    return replace(
-        subject, model=lambda: keep_in_float32(make_model(subject.model), keep, quiet=True)
-    )
+
+    def made() -> nn.Module:
+        return keep_in_float32(make_model(subject.model), keep, quiet=True)
+
+    return replace(subject, model=made() if isinstance(subject.model, nn.Module) else made)
 
 
 def remarks(

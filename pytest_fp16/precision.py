@@ -39,6 +39,16 @@ class Precision:
         dtype: torch.dtype = getattr(torch, self.dtype_name)
         return dtype
 
+    @property
+    def low(self) -> bool:
+        """Whether its format has 16 bits."""
+        return self.dtype_name != "float32"
+
+    @property
+    def casts(self) -> bool:
+        """Whether the whole model is cast to 16 bits."""
+        return self.low and not self.mixed
+
 
 REFERENCE = Precision("32-true", "float32")
 

@@ -214,7 +214,7 @@ def pass_of(
     """
     inputs, _ = split_batch(first_batch(subject.data, "the data"), subject.holds_labels)
     inputs = copied(to_device(inputs, device))
-    if precision != REFERENCE and not precision.mixed:
+    if precision.casts:
         inputs = cast_floating(inputs, precision.dtype)
 
     forward = subject.forward

@@ -19,6 +19,8 @@ def test_a_precision_is_a_format_and_who_brings_it(name, dtype, mixed):
     found = precision(name)
 
     assert (found.name, found.dtype, found.mixed) == (name, dtype, mixed)
+    assert found.low == (dtype != torch.float32)
+    assert found.casts == (found.low and name.endswith("true"))
 
 
 def test_aliases_are_accelerates():

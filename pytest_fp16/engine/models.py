@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
 from pytest_fp16.engine.emulation.autocast import own_regions, target_autocast
 from pytest_fp16.engine.emulation.branches import branches_as_python
+from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.emulation.regions import regions_off
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.source import entrance
@@ -43,7 +44,7 @@ def require_float32(model: nn.Module) -> None:
             "the model is in float64; pass it in float32, as model.float() makes it, and its "
             "inputs likewise"
         )
-    low = [n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+    low = [n for n, p in model.named_parameters() if p.dtype in LOW]
     if low:
         raise ModelError(
             f"the model is in 16 bits already ({low[0]} is {model.get_parameter(low[0]).dtype}, "
@@ -102,7 +103,7 @@ def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.
     with torch.no_grad():  # a traced module's parameters would get a history
         _without_gradient(model)
         model = evaluating(model.to(device))
-        if precision.dtype_name != "float32" and not precision.mixed:
+        if precision.casts:
             model = cast_module(model, precision.dtype)
     _without_gradient(model)
     return model
@@ -122,7 +123,7 @@ def autocast(precision: Precision, device: torch.device, target: str) -> Any:
     """The context a model of that precision runs in; float32's tells of the model's own regions."""
     if precision.mixed:
         return target_autocast(device.type, precision.dtype, target)
-    if precision.dtype_name != "float32":
+    if precision.low:
         return own_regions(device.type, target)
     return regions_off()
 
@@ -135,7 +136,7 @@ def call(
 ) -> Any:
     """The model's outputs on a copy of the inputs, cast first where the whole model is."""
     inputs = copied(inputs)
-    if precision.dtype_name != "float32" and not precision.mixed:
+    if precision.casts:
         inputs = cast_floating(inputs, precision.dtype)
     return call_as_is(model, inputs, forward)
 

@@ -220,7 +220,7 @@ class EvaluationRun:
             for name in self.settings.precisions:  # each begins as the reference began
                 lane = self._lane(name)
                 lane.whole = whole
-                if lane.precision.dtype_name != "float32" and not lane.precision.mixed:
+                if lane.precision.casts:
                     lane.warnings += handed_on(inputs)
                 self.lanes.append(lane)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
@@ -228,7 +228,7 @@ class EvaluationRun:
             leader.followers = theories[i + 1 :]
 
     def _lane(self, name: str) -> Lane:
-        rounds = precision(name).dtype_name != "float32"
+        rounds = precision(name).low
         candidate = self.candidates.made(name)
         predicted = rounds and self.predict
         return Lane.start(

@@ -52,7 +52,7 @@ def _treated(
         found: Diagnosis = diagnose(patient)
     except Exception as error:
         said = f"no diagnosis: {type(error).__name__}: {first_line(error)}"
-        return report.model_copy(update={"warnings": [*report.warnings, said]}), ()
+        return report.remarked([said]), ()
     return report.model_copy(update={"culprit": found.culprit, "cure": found.cure}), found.keep
 
 

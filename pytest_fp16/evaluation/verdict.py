@@ -43,7 +43,7 @@ def checks(lane: Lane, metric: Metric | None, reference: MetricTotals) -> list[C
 def _sixteen_bit_ran(lane: Lane) -> Check | None:
     """Autocast may find nothing to cast, and a model may cast all it reads; but read it must."""
     precision, witness = lane.precision, lane.witness
-    if witness is None or precision.dtype_name == "float32":
+    if witness is None or not precision.low:
         return None
     low, wide = witness.dtypes[precision.dtype_name], witness.dtypes["float32"]
     detail = f"{low} operations gave {precision.dtype_name}, {wide} float32"

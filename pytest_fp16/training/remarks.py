@@ -34,7 +34,7 @@ def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> 
             f"the 16-bit runs score higher by {-pairs.look.mean:.3g}, more than the budget: their "
             "steps are others than those of 32 bits, which may be trained too briefly"
         )
-    if runs.place.emulated and pairs.precision.dtype_name != "float32":
+    if runs.place.emulated and pairs.precision.low:
         warnings += _skipped(pairs)
     metrics = [r.metric for r, _ in pairs.pairs]
     if len(metrics) > 1 and all(r.losses == pairs.pairs[0][0].losses for r, _ in pairs.pairs):

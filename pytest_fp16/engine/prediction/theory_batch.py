@@ -56,21 +56,7 @@ def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
         values = [getattr(p, name) for p in parts]
         return None if values[0] is None else torch.cat(values)
 
-    return TheoryBatch(
-        *(
-            join(n)
-            for n in (
-                "logits",
-                "margin",
-                "sigma",
-                "bound",
-                "bounded",
-                "probable",
-                "overflowed",
-                "undecided",
-            )
-        )
-    )
+    return TheoryBatch(**{f.name: join(f.name) for f in fields(TheoryBatch)})
 
 
 def differ(alone: Tensor, together: Tensor, unsure: Tensor) -> bool:

@@ -32,8 +32,9 @@ class Place:
 
     def arithmetic(self, precision: Precision) -> Any:
         """The context a step of that precision computes in."""
-        low = precision.dtype_name != "float32"
-        return Emulation(self.kernels or self.target) if self.emulated and low else nullcontext()
+        if not self.emulated or not precision.low:
+            return nullcontext()
+        return Emulation(self.kernels or self.target)
 
 
 @dataclass

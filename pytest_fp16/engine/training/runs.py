@@ -169,7 +169,7 @@ class Runs:
 
     def canary(self, precision: Precision) -> CanaryFindings | None:
         """What one native step showed, made once; None where runs are native, or in 32 bits."""
-        if not self.place.emulated or precision.dtype_name == "float32":
+        if not self.place.emulated or not precision.low:
             return None
         if precision.name not in self._canaries:
             self._canaries[precision.name] = self._run_canary(precision, 0)

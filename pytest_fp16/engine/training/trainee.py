@@ -86,8 +86,7 @@ class Trainee:
     ) -> None:
         self.subject, self.precision, self.place = subject, precision, place
         self.amendment = amendment or Amendment()
-        self.low = precision.dtype_name != "float32"
-        self.cast = precision.dtype if self.low and not precision.mixed else None
+        self.cast = precision.dtype if precision.casts else None
         seed_everything(seed)
         model = make_model(subject.model)
         self.base = widened(model)

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import split_batch
+from pytest_fp16.engine.gradients.probes.confidence import outputs
 from pytest_fp16.engine.gradients.probes.sure_outputs import (
     LIKELY,
     Solved,
     gradients_of,
     is_lost,
 )
-from pytest_fp16.engine.models import call_as_is
-from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.training.guard import COLLAPSED
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
@@ -137,17 +136,3 @@ def _decisions(trainee: Trainee, batch: Any) -> Tensor | None:
     """What the model returns, where it has a row for each decision; None if not."""
     found = outputs(trainee, batch)
     return found if found is not None and found.dim() > 1 else None
-
-
-def outputs(trainee: Trainee, batch: Any) -> Tensor | None:
-    """What the model returns in training mode, if it is a floating tensor, in float32."""
-    training, model = trainee.model.training, trainee.model
-    with torch.no_grad(), untouched(model):
-        try:
-            inputs = trainee.placed(split_batch(batch, labelled=True)[0])
-            found = main_output(call_as_is(model, inputs, trainee.subject.forward))
-        except Exception:
-            return None  # the user's own step calls the model, or reads the batch, in its own way
-        finally:
-            model.train(training)
-    return found.float() if found.is_floating_point() else None

@@ -152,6 +152,20 @@ def scaled_outputs(model: nn.Module, confidence: Changed) -> Iterator[None]:
         handle.remove()
 
 
+def outputs(trainee: Trainee, batch: Any) -> Tensor | None:
+    """What the model returns in training mode, if it is a floating tensor, in float32."""
+    training, model = trainee.model.training, trainee.model
+    with torch.no_grad(), untouched(model):
+        try:
+            inputs = trainee.placed(split_batch(batch, labelled=True)[0])
+            found = main_output(call_as_is(model, inputs, trainee.subject.forward))
+        except Exception:
+            return None  # the user's own step calls the model, or reads the batch, in its own way
+        finally:
+            model.train(training)
+    return found.float() if found.is_floating_point() else None
+
+
 def confidence_of(
     trainee: Trainee, batch: Any, wanted: float = TRAINED_MARGIN, solved: bool = False
 ) -> Confidence | None:
@@ -169,20 +183,17 @@ def confidence_of(
         solved: whether wrong decisions are turned into right ones, too.
     """
     try:
-        inputs, targets = split_batch(batch, labelled=True)
+        _, targets = split_batch(batch, labelled=True)
     except DataError:
         return None
     if not isinstance(targets, Tensor) or not bool(
         ((targets == 0) | (targets == 1)).all() or not targets.is_floating_point()
     ):
         return None
-    with torch.no_grad(), untouched(trainee.model):
-        try:
-            placed = trainee.placed(inputs)
-            logits = main_output(call_as_is(trainee.model, placed, trainee.subject.forward))
-        except Exception:
-            return None  # the user's own step calls the model in its own way
-    logits, targets = logits.float(), targets.to(logits.device)
+    logits = outputs(trainee, batch)
+    if logits is None:
+        return None
+    targets = targets.to(logits.device)
     kind = _probabilities(logits, targets)
     if kind is not None:
         logits = torch.logit(logits) if kind == "each" else logits.log()

@@ -20,9 +20,8 @@ from pytest_fp16.engine.gradients.probes.bounded import (
     are_cosines,
     at_bound,
     gaps_to_one,
-    outputs,
 )
-from pytest_fp16.engine.gradients.probes.confidence import Changed
+from pytest_fp16.engine.gradients.probes.confidence import Changed, outputs
 from pytest_fp16.engine.gradients.probes.sure_outputs import (
     LIKELY,
     Solved,
