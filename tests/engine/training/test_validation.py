@@ -110,7 +110,7 @@ BAD = {
     "an optimizer of the model": (
         lambda t: {"optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.1)},
         ModelError,
-        r"making optimizer and scheduler .* 'parameters' \(at .*test_input\.py:\d+\)",
+        r"making optimizer and scheduler .* 'parameters' \(at .*test_validation\.py:\d+\)",
     ),
     "a scheduler that goes by epochs": (
         lambda t: {
@@ -206,7 +206,7 @@ def test_what_the_users_code_raises_says_what_was_being_done(digits_training):
     def broken(z, y):
         raise KeyError("no such label")
 
-    with pytest.raises(ModelError, match=r"raised KeyError.*test_input\.py:\d") as told:
+    with pytest.raises(ModelError, match=r"raised KeyError.*test_validation\.py:\d") as told:
         validated(digits_training(loss=broken), CPU)
     assert isinstance(told.value.__cause__, KeyError)
 
