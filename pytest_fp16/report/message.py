@@ -207,8 +207,7 @@ def place(module: str) -> str:
 
 def _where(report: Report) -> str:
     culprit = report.culprit
-    if culprit is None:
-        raise AssertionError("unreachable: asked only where there is a culprit")
+    assert culprit is not None, "unreachable: asked only where there is a culprit"
     operation = f", operation {culprit.operation}" if culprit.operation else ""
     source = f" ({culprit.source})" if culprit.source else ""
     evidence = f": {culprit.evidence}" if culprit.evidence else ""
@@ -278,7 +277,6 @@ def _with_the_cure(metric: Metric, cure: Cure, value: float) -> str:
 
 def _forecast(report: Report) -> str:
     forecast = report.forecast
-    if forecast is None:
-        raise AssertionError("unreachable: asked only where there is a forecast")
+    assert forecast is not None, "unreachable: asked only where there is a forecast"
     reason = f": {forecast.reason}" if forecast.reason else ""
     return f"{forecast.verdict} ({forecast.method}, from 32-bit arithmetic alone){reason}"

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from pytest_fp16.engine.canary import CanaryFindings
 from pytest_fp16.engine.gradients.check import GradientFindings
 from pytest_fp16.engine.training.canary import LARGE_DIFFERENCE
+from pytest_fp16.report.model import Culprit
+from pytest_fp16.training.remarks import surprises
+
+WHERE = Culprit(
+    module="", operation="sub", mechanism="cancellation", evidence="", source="model.py:7"
+)
+ALARM = GradientFindings("not equivalent", "the gradient is bent", culprit=WHERE)
+SILENT = GradientFindings("equivalent", "nothing found")
 
 
 @pytest.mark.parametrize(("mean", "told"), [(-0.02, False), (-0.05, True), (0.05, False)])
@@ -74,3 +84,32 @@ def test_seeds_that_were_left_out_are_told(made, runs):
     pairs = made.settled(made.pair())
     pairs.notes.append("seed 1 was left out")
     assert made.report(runs(), pairs).warnings == ["seed 1 was left out"]
+
+
+def surprised(verdict, forecast):
+    return surprises(SimpleNamespace(verdict=verdict), forecast)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "forecast", "words"),
+    [
+        ("equivalent", ALARM, "no run over seeds showed: the gradient is bent"),
+        ("not equivalent", SILENT, "did not foresee this: it followed 0 of 0 steps"),
+        ("inconclusive", ALARM, "expects a failure, for sub in the model itself (model.py:7)"),
+    ],
+)
+def test_what_is_said(verdict, forecast, words):
+    assert words in surprised(verdict, forecast)[0]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "forecast"),
+    [
+        ("equivalent", SILENT),
+        ("not equivalent", ALARM),
+        ("inconclusive", SILENT),
+        ("inconclusive", None),
+    ],
+)
+def test_where_they_do_not_part_nothing_is(verdict, forecast):
+    assert surprised(verdict, forecast) == []

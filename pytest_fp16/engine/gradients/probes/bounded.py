@@ -24,7 +24,7 @@ from pytest_fp16.engine.gradients.probes.sure_outputs import (
 from pytest_fp16.engine.training.guard import COLLAPSED
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
-from pytest_fp16.theory.bound import expected_at_bound
+from pytest_fp16.theory.expected_steps import expected_at_bound
 from pytest_fp16.theory.rounding import FORMATS
 
 #: Weights so many times as large make any logit large, and no cosine.

@@ -33,7 +33,7 @@ from pytest_fp16.engine.gradients.probes.sure_outputs import (
 )
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.errors import DataError
-from pytest_fp16.theory.met import expected_met
+from pytest_fp16.theory.expected_steps import expected_met
 from pytest_fp16.theory.rounding import FORMATS, ulp
 
 #: Ulps by which an output may miss a target and be as good as met, as a square underflows.

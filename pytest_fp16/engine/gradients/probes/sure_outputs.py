@@ -28,7 +28,7 @@ from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
-from pytest_fp16.theory.solved import expected_solved, share
+from pytest_fp16.theory.expected_steps import expected_solved, share
 
 #: So many steps are expected where one is more likely than none.
 LIKELY = math.log(2)
