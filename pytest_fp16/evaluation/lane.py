@@ -192,21 +192,20 @@ class Lane:
 
     def _first(self, batch: Batch) -> None:
         """Before the first full batch: the canary, and the record of what dtypes run."""
-        self.witness = Witness(self.candidate.where)
+        candidate = self.candidate
+        self.witness = Witness(candidate.where)
         if self.mode == "native":
             return
         few = batch.n if self.whole else min(batch.n, INPUTS)
-        self.canary = run_canary(
-            self.candidate, batch.inputs, batch.n, batch.seed, self.witness, few
-        )
-        on_target = self.candidate.target == self.candidate.device.type
-        refused = self.canary.mixed_dtypes and not self.precision.mixed
-        error, emulation_error = self.canary.error, self.canary.emulation_error
+        canary = run_canary(candidate, batch.inputs, batch.n, batch.seed, self.witness, few)
+        self.canary, error, emulation_error = canary, canary.error, canary.emulation_error
+        on_target = candidate.target == candidate.device.type
+        refused = canary.mixed_dtypes and not self.precision.mixed
         stopped = error is not None and is_trouble_with_dtypes(error)
         lacking = isinstance(emulation_error, UnsupportedOperation) and not on_target
-        if refused or ((self.canary.unsupported or stopped) and on_target):
+        if refused or ((canary.unsupported or stopped) and on_target):
             self._fail(error)
-        elif lacking or self.canary.on_target:  # this device has the kernel, or other values
+        elif lacking or canary.on_target:  # this device has the kernel, or other values
             self._fail(emulation_error)
         elif emulation_error is not None and error is None:
             # The device's own kernels run what emulation cannot: they are what counts.
@@ -277,9 +276,8 @@ class Lane:
         errors = self.outcome.errors
         if not errors.count:
             return False
-        if errors.spread > spread_allowed(errors.inputs):
-            return True
-        if abs(errors.mean) > mean_allowed(errors.inputs):
+        wide = errors.spread > spread_allowed(errors.inputs)
+        if wide or abs(errors.mean) > mean_allowed(errors.inputs):
             return True
         return self.task.decides and self.outcome.flips > self.prediction.flips.allowed()
 

@@ -19,13 +19,12 @@ from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.gradients.evidence import (
     Broke,
     Evidence,
-    all_finite,
     count_in,
     float_tensors,
     lost_epsilon,
     lost_in_the_cast,
     note_copies,
-    trained_weights,
+    weights_finite,
 )
 from pytest_fp16.engine.gradients.origins.lost_digits import lost_digits
 from pytest_fp16.engine.gradients.origins.lost_gradients import (
@@ -46,7 +45,7 @@ from pytest_fp16.engine.gradients.probes.course import SEED, Course, Tell
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated, metric_lost
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
 from pytest_fp16.engine.gradients.probes.infinite_loss import returns_into_range
-from pytest_fp16.engine.gradients.probes.late_failures import Outlook, late_failure
+from pytest_fp16.engine.gradients.probes.late_failures import Outlook, fails_late
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
 from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
@@ -240,9 +239,7 @@ class _Check:
 
     def _sure(self, candidate: Trainee, batches: list[Any]) -> None:
         """The gradient of outputs that the model gives only once it has learned."""
-        found = late_failure(
-            self.exact, candidate, batches, self.outlook, self.evidence.total_steps
-        )
+        found = fails_late(self.exact, candidate, batches, self.outlook, self.evidence.total_steps)
         if found is not None:
             outputs, sure, self.evidence.solved = found
             origin = self.replays.here(batches[:1], sure).cause
@@ -264,17 +261,16 @@ class _Check:
         except Exception as error:
             self._note(error, batches[-1])
             watch = self.replays.first(first)
-            if not all_finite(candidate.model, float_tensors(candidate)):  # it raises for the step
+            if not weights_finite(candidate.model, float_tensors(candidate)):  # for the step
                 return _LOST_WEIGHT, watch.cause
             self.evidence.raised_in, self.evidence.raised_by = watch.failed_in, watch.raised_by
             return told(error), watch.behind(error)
         reached = float_tensors(candidate)  # before it is watched, which may be a step more
         if candidate.scaler is not None and stuck(self.evidence.first_losses):
             self.evidence.stuck = watched(candidate, batches, SEED, since=steps - 1).cause
-        trained = trained_weights(candidate.model)
-        if not all_finite(candidate.model, reached):
+        if not weights_finite(candidate.model, reached):
             return _LOST_WEIGHT, self.replays.first(first).cause
-        self.evidence.compare(self.exact.model, (start, reached), snapshots, trained, steps)
+        self.evidence.compare(self.exact.model, (start, reached), snapshots, steps)
         if candidate.scaler is not None and candidate.by_hand is not None:
             fresh = Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
             self.evidence.scaled_steps = changed_by_scaled_steps(fresh, first, every, snapshots)

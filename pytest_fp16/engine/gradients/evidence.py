@@ -116,7 +116,6 @@ class Evidence:
         model: nn.Module,
         candidate: tuple[dict[str, Tensor], dict[str, Tensor]],
         snapshots: list[dict[str, Tensor]],
-        trained: list[str],
         steps: int,
     ) -> None:
         """Hold the way of the candidate's state over its first steps against the reference's.
@@ -125,11 +124,10 @@ class Evidence:
             model: the reference's.
             candidate: its state before and after `steps` steps.
             snapshots: the reference's state before, half-way and after.
-            trained: names of the weights, in the model's order.
         """
         start, reached = candidate
         begin, middle, end = snapshots
-        names = [n for n in trained if n in end]
+        names = [n for n in trained_weights(model) if n in end]
         self.weights = movement(
             torch.cat([(end[n] - begin[n]).flatten() for n in names]),
             torch.cat([(reached[n] - start[n]).flatten() for n in names]),
@@ -204,7 +202,7 @@ def trained_weights(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if p.requires_grad]
 
 
-def all_finite(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+def weights_finite(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     """Whether the trained weights are finite, among tensors of the model by name."""
     return all(bool(tensors[name].isfinite().all()) for name in trained_weights(model))
 

@@ -81,7 +81,7 @@ class Outlook:
         self.gaps.append((step, gaps_to_one(reference, batches)))
 
 
-def late_failure(
+def fails_late(
     reference: Trainee,
     candidate: Trainee,
     batches: Sequence[Any],

@@ -19,6 +19,7 @@ from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.origin import OriginWatch
 from pytest_fp16.engine.source import entrance
+from pytest_fp16.engine.training.guard import all_finite
 from pytest_fp16.engine.training.optimizer_copy import copied_over
 from pytest_fp16.engine.training.trainee import Trainee, gradient_of
 from pytest_fp16.theory.gradient import Movement, movement
@@ -146,26 +147,22 @@ def probe(
         length = _both(low, twin, block[:1], target)
         after, wide_after = low.weights(), twin.weights()
         recorded = first < len(recorder.steps)
-        if not recorded and length > _AWAY * longest and _all_finite(before):
+        if not recorded and length > _AWAY * longest and all_finite([before]):
             after, wide_after = before, wide
             break
         moving = wide_after != wide
         lost += float(((after == before) & moving).sum())
         counted += int(moving.sum())
-        if not _all_finite(after):
+        if not all_finite([after]):
             broke, origin = first, _origin(trainee.optimizer, recorder, dtype, first, target)
             break
         length = max(length, _both(low, twin, block[1:], target))
         longest = max(longest, length) if recorded else longest
         after, wide_after = low.weights(), twin.weights()
-    moved, finite = movement(wide_after - twin.start, after - low.start), _all_finite(after)
+    moved, finite = movement(wide_after - twin.start, after - low.start), all_finite([after])
     states, zeroed = _compare_states(twin, low)
     sizes = _magnitudes(trainee.optimizer, recorder)
     return Probe(moved, finite, broke, states, zeroed, lost / max(counted, 1), sizes, origin)
-
-
-def _all_finite(weights: Tensor) -> bool:
-    return bool(weights.isfinite().all())
 
 
 def _both(low: _Run, twin: _Run, block: list[dict[int, Tensor]], target: str) -> float:
