@@ -126,7 +126,7 @@ def _run(forward: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> An
     inputs = list(_tensors((args, kwargs)))
     floating = [tensor.dtype for tensor in inputs if tensor.is_floating_point()]
     device = _device_type(inputs, module)
-    if device is not None and _autocasts(device):
+    if device is not None and autocasts(device):
         with torch.autocast(device, enabled=False):
             args, kwargs = _widened((args, kwargs))
             return forward(module, *args, **kwargs)
@@ -140,7 +140,8 @@ def _run(forward: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> An
     return _changed(output, lambda t: t.to(back) if t.dtype == torch.float32 else t)
 
 
-def _autocasts(device: str) -> bool:
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device; some have none."""
     if device == "meta":  # torch.compile can trace this, but not the error below
         return False
     try:  # nor is_autocast_available, up to torch 2.11

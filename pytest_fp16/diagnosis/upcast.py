@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.engine.containers import all_tensors, map_tensors
+from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import WIDE, seen_as
 from pytest_fp16.engine.emulation.wording import is_missing_kernel, mixes_dtypes
 from pytest_fp16.engine.source import calling_line
 from pytest_fp16.errors import ModelError
+from pytest_fp16.mixing import autocasts
 from pytest_fp16.variants import Variant, variant
 
 _IN_PLACE = frozenset(
@@ -168,16 +170,16 @@ class Upcast(TorchFunctionMode):
         if "out" in kwargs:
             return func(*args, **kwargs)
         device = given[0].device.type if given else "cpu"
-        casts = _autocasts(device)
+        casts = autocasts(device)
         asked = next((v for v in (*args, *kwargs.values()) if _is_low(v)), None)
         low = low or asked
         if low is None and not casts:
             return func(*args, **kwargs)
-        wide = map_tensors(tuple(_float32_for(a) for a in args), _widened)
+        wide = map_tensors(tuple(_float32_for(a) for a in args), widen)
         named = {k: _float32_for(v) for k, v in kwargs.items()}
         with torch.autocast(device, enabled=False):
             try:
-                out = func(*wide, **map_tensors(named, _widened))
+                out = func(*wide, **map_tensors(named, widen))
             except RuntimeError as error:
                 if writes or not mixes_dtypes(str(error)):
                     raise
@@ -197,10 +199,6 @@ class Upcast(TorchFunctionMode):
                 self.raised[id(tensor)] = (tensor, low)
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.to(WIDE[tensor.dtype]) if tensor.dtype in WIDE else tensor
-
-
 def _single(tensor: Tensor) -> Tensor:
     """What ``.float()`` makes of it."""
     return tensor.float() if tensor.is_floating_point() else tensor
@@ -216,7 +214,3 @@ def _is_low(value: Any) -> bool:
 
 def _float32_for(value: Any) -> Any:
     return WIDE[value] if _is_low(value) else value
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

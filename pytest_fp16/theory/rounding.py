@@ -13,6 +13,9 @@ from functools import cached_property
 import torch
 
 _EXPONENT_BITS = 0x7F800000  # of float32
+#: float32's smallest normal number. A format that goes as far down, as bfloat16 does, loses nothing
+#: there that float32 does not lose, too.
+FLOAT32_NORMAL = 2.0**-126
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ BFLOAT16 = Format(torch.bfloat16, significand=8, min_exponent=-126, largest=3.38
 FORMATS = {f.dtype: f for f in (FLOAT16, BFLOAT16)}
 
 
+def binade(x: torch.Tensor) -> torch.Tensor:
+    """The power of two at or below the magnitude of each float32 value, a new tensor of its shape.
+
+    Zero below float32's normal range, infinity where `x` is infinite or NaN.
+    """
+    # Masking away sign and significand: one pass, no frexp.
+    return x.contiguous().view(torch.int32).bitwise_and(_EXPONENT_BITS).view(torch.float32)
+
+
 def ulp(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     """The spacing of `fmt` at each float32 value of `x`, true below the normal range too.
 
@@ -74,9 +86,7 @@ def ulp(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     Returns:
         Same shape, float32; infinity where `x` is infinite or NaN.
     """
-    # Masking away sign and significand leaves 2**floor(log2|x|): one pass, no frexp.
-    power = x.contiguous().view(torch.int32).bitwise_and(_EXPONENT_BITS).view(torch.float32)
-    return power.clamp_(min=fmt.smallest_normal).mul_(2.0 ** (1 - fmt.significand))
+    return binade(x).clamp_(min=fmt.smallest_normal).mul_(2.0 ** (1 - fmt.significand))
 
 
 def ulp_at(x: float, fmt: Format) -> float:

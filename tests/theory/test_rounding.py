@@ -10,6 +10,7 @@ from pytest_fp16.theory.rounding import (
     BFLOAT16,
     FLOAT16,
     FORMATS,
+    binade,
     flush_to_one,
     flush_underflow,
     overflow,
@@ -133,3 +134,10 @@ def test_what_a_format_cannot_tell_from_one_is_one():
     assert flush_to_one(x, FLOAT16).tolist() == [1.0, x[1].item(), -1.0, x[3].item()]
     flush_to_one(x, FLOAT16).sum().backward()
     assert x.grad.tolist() == [1.0] * 4
+
+
+def test_a_binade_begins_with_a_power_of_two():
+    x = torch.tensor([1.0, -1.5, 0.3, 65504.0, 0.0, 1e-40, torch.inf, torch.nan])
+    expected = [1.0, 1.0, 0.25, 32768.0, 0.0, 0.0, torch.inf, torch.inf]
+    assert binade(x).tolist() == expected
+    assert x[1] == -1.5

@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.tracing.sites import FLOAT32_NORMAL, spacing
-from pytest_fp16.theory.rounding import Format, round_to
+from pytest_fp16.engine.tracing.sites import spacing
+from pytest_fp16.theory.rounding import FLOAT32_NORMAL, Format, round_to
 
 #: Steps of the format from zero, or from an operand, up to which a value's own error leaves its
 #: rounding to whole ones alone.

@@ -12,13 +12,12 @@ from torch import Tensor
 from pytest_fp16.engine.source import user_line
 from pytest_fp16.engine.tracing.noise import rounded_at_random
 from pytest_fp16.engine.tracing.sites import (
-    FLOAT32_NORMAL,
     Contributions,
     Owners,
     SiteKey,
     SiteTotals,
 )
-from pytest_fp16.theory.rounding import FLOAT16, Format, overflow, round_to
+from pytest_fp16.theory.rounding import FLOAT16, FLOAT32_NORMAL, Format, overflow, round_to
 
 #: A share of values this small that round for certain leaves no trace beside ordinary rounding.
 WORTHWHILE = 0.01

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.source import Line
-from pytest_fp16.theory.rounding import Format
-
-_EXPONENT_BITS = 0x7F800000  # of float32
-#: bfloat16 shares float32's exponents: what lies below them is lost to both.
-FLOAT32_NORMAL = 2.0**-126
+from pytest_fp16.theory.rounding import FLOAT32_NORMAL, Format, binade
 
 
 @dataclass
@@ -63,8 +59,7 @@ def spacing(values: Tensor, fmt: Format, finite: bool = False) -> Tensor:
         fmt: the format whose grid is meant.
         finite: whether all values are known to be.
     """
-    bits = values.contiguous().view(torch.int32).bitwise_and(_EXPONENT_BITS)
-    power = bits.view(torch.float32)
+    power = binade(values)
     if fmt.smallest_normal > FLOAT32_NORMAL:
         # Arithmetic instead of masks: comparisons cost ten times as much on a CPU.
         smallest = (power * 2.0 ** (fmt.significand + 1)).clamp_(max=fmt.smallest_normal)

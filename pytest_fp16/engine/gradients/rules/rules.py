@@ -26,12 +26,11 @@ from pytest_fp16.engine.training.guard import COLLAPSED
 from pytest_fp16.report.model import Mechanism
 from pytest_fp16.theory.decline import arrives
 from pytest_fp16.theory.gradient import GAIN_TENSOR, GAIN_TOTAL, Noise
+from pytest_fp16.theory.rounding import FLOAT32_NORMAL
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.evidence import Evidence
 
-#: float32's smallest normal number: a format that goes as far down loses no gradient by it.
-FLOAT32_LEAST = 2.0**-126
 #: Noise is judged only where the gradient itself is off by a quarter.
 RELATIVE = 0.25
 
@@ -165,7 +164,7 @@ def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
 
 def _digits(evidence: Evidence, finding: Finding) -> Finding:
     """Digits are lost before anything is too small, where the format has float32's range."""
-    if evidence.format.smallest_subnormal < FLOAT32_LEAST:
+    if evidence.format.smallest_subnormal < FLOAT32_NORMAL:
         finding = replace(finding, mechanism="precision-loss")
     digits = evidence.digits
     if digits is None:
