@@ -30,8 +30,8 @@ GRANTED = 16.0
 GAIN_TOTAL = (0.5, 2.0)
 #: A tensor that keeps less than this share of its gradient no longer learns.
 GAIN_TENSOR = 0.25
-#: A tensor whose 32-bit gradient moves by this share when weights change in their last bits is
-#: zero but for rounding (a bias before a normalisation), and says nothing.
+#: A tensor whose 32-bit gradient moves by a tenth (of its squared size by this share) when weights
+#: change in their last bits is zero but for rounding (a bias before a normalisation).
 MEANINGLESS = 0.01
 #: Growth is even where its second half differs from its first by no more than this share.
 EVENLY = 0.25
