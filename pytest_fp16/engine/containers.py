@@ -11,6 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+#: The containers around a value, by their ids: one may hold itself, as a tree does whose nodes know
+#: their parents.
+Around = tuple[int, ...]
+
 _NO_HOLDERS = (nn.Module, ModuleType, FunctionType, type)
 
 
@@ -18,19 +22,22 @@ def map_tensors(
     value: Any,
     change: Callable[[Tensor], Any],
     packed: Callable[[PackedSequence], Any] | None = None,
+    around: Around = (),
 ) -> Any:
     """`value` with every tensor in it changed, in containers of the same types.
 
-    What required a gradient still does: the model may ask for one with respect to its inputs.
+    What required a gradient still does: the model may ask for one with respect to its inputs. A
+    container within itself is left there as it is.
 
     Args:
         value: anything.
         change: what becomes of a tensor.
         packed: what becomes of a packed sequence; None changes its tensors.
+        around: the containers around it.
     """
 
     def inner(part: Any) -> Any:
-        return map_tensors(part, change, packed)
+        return map_tensors(part, change, packed, (*around, id(value)))
 
     if isinstance(value, Tensor):
         changed = change(value)
@@ -38,13 +45,15 @@ def map_tensors(
         return changed.requires_grad_() if keeps else changed
     if isinstance(value, PackedSequence):
         return packed(value) if packed is not None else _packed_with(value, change)
+    if id(value) in around:
+        return value
     if isinstance(value, Mapping):
         return mapping_like(value, {k: inner(v) for k, v in value.items()})
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(map(inner, value))
     if isinstance(value, (list, tuple)):
         return type(value)(map(inner, value))
-    held = held_tensors(value)
+    held = held_tensors(value, around)
     if not held:
         return value
     made = copy.copy(value)
@@ -72,26 +81,28 @@ def mapping_like(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     return made
 
 
-def leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any, around: Around = ()) -> Iterator[Any]:
     """What is in the containers: tensors, packed sequences, and all that is neither."""
     if isinstance(value, (Tensor, PackedSequence)):
         yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from leaves(part)
+        return
+    if id(value) in around:
+        return
+    if isinstance(value, Mapping):
+        parts = list(value.values())
     elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from leaves(part)
-    elif held := held_tensors(value):
-        for part in held.values():
-            yield from leaves(part)
+        parts = list(value)
     else:
-        yield value
+        parts = list(held_tensors(value, around).values())
+        if not parts:
+            yield value
+    for part in parts:
+        yield from leaves(part, (*around, id(value)))
 
 
-def all_tensors(value: Any) -> list[Tensor]:
+def all_tensors(value: Any, around: Around = ()) -> list[Tensor]:
     """Every tensor in nested containers."""
-    data = (v.data if isinstance(v, PackedSequence) else v for v in leaves(value))
+    data = (v.data if isinstance(v, PackedSequence) else v for v in leaves(value, around))
     return [v for v in data if isinstance(v, Tensor)]
 
 
@@ -101,7 +112,7 @@ def foreign(value: Any) -> list[str]:
     return sorted({type(v).__name__ for v in others if callable(getattr(v, "to", None))})
 
 
-def held_tensors(value: Any) -> dict[str, Any]:
+def held_tensors(value: Any, around: Around = ()) -> dict[str, Any]:
     """The attributes of an object that are tensors, or containers with some in them.
 
     Empty for a module, and for whatever else has tensors that are no part of a batch.
@@ -112,9 +123,10 @@ def held_tensors(value: Any) -> dict[str, Any]:
         own = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
     else:
         own = getattr(value, "__dict__", {})
-    return {name: part for name, part in own.items() if _holds(part)}
+    path = (*around, id(value))
+    return {name: part for name, part in own.items() if _holds(part, path)}
 
 
-def _holds(part: Any) -> bool:
+def _holds(part: Any, around: Around) -> bool:
     known = isinstance(part, (Tensor, Mapping, list, tuple)) or dataclasses.is_dataclass(part)
-    return known and bool(all_tensors(part))
+    return known and bool(all_tensors(part, around))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.containers import all_tensors, held_tensors, map_tensors
+from pytest_fp16.engine.containers import Around, all_tensors, held_tensors, map_tensors
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 #: Types that hold nothing: most of what a module has.
@@ -175,37 +175,39 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in found.items() if not t.requires_grad and memory(t) not in owned}
 
 
-def _named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+def _named(name: str, value: Any, around: Around = ()) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
+        return
+    if id(value) in around:
         return
     if isinstance(value, Mapping):
         parts: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, (list, tuple, deque)):
         parts = enumerate(value)
     else:
-        parts = held_tensors(value).items()
+        parts = held_tensors(value, around).items()
     for key, part in parts:
         if type(part) not in _BARE:
-            yield from _named(f"{name}[{key}]", part)
+            yield from _named(f"{name}[{key}]", part, (*around, id(value)))
 
 
-def _helpers(value: Any) -> Iterator[Any]:
+def _helpers(value: Any, around: Around = ()) -> Iterator[Any]:
     """It, where it is an object of a program's own that keeps tensors; those in a container."""
     kind = type(value)
-    if kind in _CONTAINERS:
+    if kind in _CONTAINERS and id(value) not in around:
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _helpers(part)
+            yield from _helpers(part, (*around, id(value)))
     elif kind not in _BARE and not isinstance(value, Tensor) and held_tensors(value):
         yield value
 
 
-def _containers(value: Any) -> Iterator[Any]:
+def _containers(value: Any, around: Around = ()) -> Iterator[Any]:
     """It and the containers in it, where it is one."""
-    if type(value) in _CONTAINERS:
+    if type(value) in _CONTAINERS and id(value) not in around:
         yield value
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _containers(part)
+            yield from _containers(part, (*around, id(value)))
 
 
 def carry_over(

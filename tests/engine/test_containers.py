@@ -133,3 +133,40 @@ def test_an_object_that_cannot_be_cast_is_said():
     assert any("type Graph" in w and "stay float32" in w for w in check(evaluation).warnings)
     mixed = check(evaluation, precision="16-mixed")
     assert not any("Graph" in w for w in mixed.warnings)
+
+
+class Node:
+    """Of a tree, as people keep it: it knows its children and its parents."""
+
+    def __init__(self, x=None):
+        self.x, self.children, self.parents = x, [], []
+
+    @classmethod
+    def pair(cls, *held):
+        root, child = map(cls, held)
+        root.children.append(child)
+        child.parents.append(root)
+        return root
+
+
+def test_what_holds_itself_is_walked_once():
+    root, loop = Node.pair(X, Y), [X]
+    loop.append(loop)
+    assert [id(t) for t in all_tensors(root)] == [id(X), id(Y)]
+    assert [id(t) for t in leaves(loop)] == [id(X)]
+    changed = map_tensors(root, lambda t: t + 1)
+    assert torch.equal(changed.x, X + 1)
+    assert torch.equal(changed.children[0].x, Y + 1)
+    assert torch.equal(root.x, X)
+
+
+def test_a_model_may_keep_a_tree_whose_nodes_know_their_parents():
+    class Keeps(nn.Linear):
+        def __init__(self, *held):
+            super().__init__(3, 2)
+            self.tree, self.log = Node.pair(*held), []
+            self.log.append(self.log)
+
+    torch.manual_seed(0)
+    for model in (Keeps(None, None).eval(), lambda: Keeps(torch.ones(2), torch.ones(2))):
+        assert check(Evaluation(model, [torch.randn(16, 3)], labelled=False)).equivalent
