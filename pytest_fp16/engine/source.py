@@ -71,6 +71,12 @@ def user_line() -> Line | None:
     return None
 
 
+def user_source() -> str | None:
+    """`user_line` in words; None where there is none."""
+    line = user_line()
+    return None if line is None else str(line)
+
+
 def calling_line() -> Line | None:
     """`user_line`, or None where one of torch's modules runs in between."""
     for frame in _frames():

@@ -6,6 +6,8 @@ import math
 
 from pytest_fp16.report.model import Certified, Metric, Price, Report, Run
 
+#: Methods of a forecast that count flips.
+_COUNTING = ("adjoint", "random rounding")
 _SHARES = ("accuracy", "agreement", "share", "precision", "recall")
 
 
@@ -105,13 +107,19 @@ def dtype_name(precision: str) -> str:
     return "bfloat16" if precision.startswith("bf16") else "float16"
 
 
+def flips_allowed(report: Report) -> int | None:
+    """How many theory allows; None where it has not counted them."""
+    said = report.forecast
+    return said.flips_allowed if said is not None and said.method in _COUNTING else None
+
+
 def flips(report: Report) -> str:
     """``"3 flips of 360 (2 allowed), 1 tie"``; empty for tasks without decisions."""
     if report.flips is None:
         return ""
     text = f"{plural(report.flips, 'flip')} of {report.decisions}"
-    if report.forecast is not None and report.forecast.method in ("adjoint", "random rounding"):
-        text += f" ({report.forecast.flips_allowed} allowed)"
+    if (allowed := flips_allowed(report)) is not None:
+        text += f" ({allowed} allowed)"
     return text + (f", {plural(report.ties, 'tie')}" if report.ties else "")
 
 

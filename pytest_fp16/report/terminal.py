@@ -107,9 +107,8 @@ def _metric(report: Report) -> str:
 def _flips(report: Report) -> str:
     if report.flips is None:
         return ""
-    forecast = report.forecast
-    known = forecast is not None and forecast.method in ("adjoint", "random rounding")
-    return f"{report.flips}/{forecast.flips_allowed}" if known and forecast else str(report.flips)
+    allowed = figures.flips_allowed(report)
+    return str(report.flips) if allowed is None else f"{report.flips}/{allowed}"
 
 
 def _certified(report: Report) -> str:

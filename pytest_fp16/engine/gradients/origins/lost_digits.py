@@ -20,7 +20,7 @@ from pytest_fp16.engine.gradients.finding import Finding
 from pytest_fp16.engine.gradients.origins.forward_lines import goes_backwards
 from pytest_fp16.engine.gradients.origins.own_checks import witnessed
 from pytest_fp16.engine.models import Location
-from pytest_fp16.engine.source import user_line
+from pytest_fp16.engine.source import user_line, user_source
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.report.model import Mechanism
 
@@ -125,8 +125,7 @@ class Digits(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if watched and isinstance(out, Tensor) and out.is_floating_point():
             module = self.location() if self.location.stack else "<loss>"
-            line = user_line()
-            place = module, name, str(line) if line else None
+            place = module, name, user_source()
             self.made.append(_Made(place, out.shape, out.dtype, _kept(out), given))
         return out
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_fp16.engine.emulation.operations import LOW, facts
 from pytest_fp16.engine.gradients.finding import Finding
 from pytest_fp16.engine.models import Location
-from pytest_fp16.engine.source import user_line
+from pytest_fp16.engine.source import user_source
 from pytest_fp16.theory.rounding import Format
 
 #: The share of the whole numbers made at one place that may be others.
@@ -98,8 +98,7 @@ class WholeNumbers(TorchDispatchMode):
             self.changed = _differing(self._place(), source.double(), out.double())
 
     def _place(self) -> tuple[str, str | None]:
-        line = user_line()
-        return self.location(), str(line) if line else None
+        return self.location(), user_source()
 
 
 def _differing(place: tuple[str, str | None], exact: Tensor, low: Tensor) -> Miscount | None:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import facts, flat
 from pytest_fp16.engine.models import Location
-from pytest_fp16.engine.source import user_line
+from pytest_fp16.engine.source import user_source
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.theory.rounding import Format
 
@@ -95,11 +95,11 @@ class Guards(TorchDispatchMode):
         return term.dtype == wanted and not float(torch.tensor(constant).to(self.dtype))
 
     def _met(self, name: str, constant: float, term: Tensor) -> Any:
-        line = user_line()
+        line = user_source()
         module = self.location() if self.location.stack else "<loss>"
-        key = module, str(line), name, constant
+        key = module, line, name, constant
         if not self.following:
-            self.found.setdefault(key, Guard(module, str(line) if line else None, constant))
+            self.found.setdefault(key, Guard(module, line, constant))
         elif key not in self.found:
             return None
         size = term.detach().clamp(min=0) if name in _CLAMPS else term.detach().abs()
