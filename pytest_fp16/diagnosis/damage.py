@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pytest_fp16.diagnosis.measure import all_finite
 from pytest_fp16.task import Task
+from pytest_fp16.theory.margin import flips_and_ties
+from pytest_fp16.theory.rounding import Format, round_to
 
 #: Part of the damage that a run must show by itself to be taken for what did it.
 ENOUGH = 0.4
@@ -20,16 +22,29 @@ class Damage:
     Where outputs were lost to NaN or infinity, it is the share of those inputs that are lost
     again; otherwise the root mean square error, relative to the failing run's, or to the spread of
     the outputs over the inputs where that is less: beyond it nothing is left to lose. A shift
-    common to all classes changes no decision and counts for nothing.
+    common to all classes changes no decision and counts for nothing. Where most decisions that are
+    lost are of classes whose outputs are one number in the format (a sigmoid that saturates), it is
+    the share of those that are lost again: an error of one ulp costs as many as any.
 
     Args:
         task: how outputs are read.
         wanted: the reference's raw outputs.
         failing: those of the run that fails.
         apart: whether lost outputs are a damage of their own; else they are as wrong as any.
+        fmt: the format of the failing run, where decisions are told apart from errors.
+
+    Attributes:
+        merged: the decisions lost to classes that are one number, bool [N, P]; None where few are.
     """
 
-    def __init__(self, task: Task, wanted: Tensor, failing: Tensor, apart: bool = True) -> None:
+    def __init__(
+        self,
+        task: Task,
+        wanted: Tensor,
+        failing: Tensor,
+        apart: bool = True,
+        fmt: Format | None = None,
+    ) -> None:
         self.task = task
         self.wanted = wanted
         self.lost = self._lost(failing) & apart
@@ -38,6 +53,7 @@ class Damage:
         self.spread = float(about_mean.square_().mean().sqrt())
         self.full = self._errors(failing)
         self.error = self.full.clamp(max=self.spread) if self.spread > 0 else self.full
+        self.merged = None if fmt is None or self.lost.any() else self._merged(failing, fmt)
 
     @property
     def shown(self) -> bool:
@@ -50,6 +66,8 @@ class Damage:
             return 1.0
         if bool(self.lost.any()):
             return float(self._lost(output)[self.lost].double().mean())
+        if self.merged is not None:
+            return float(self._undecided(output)[self.merged].double().mean())
         lost = self._lost(output)
         error = torch.minimum(self._errors(output), self.error)
         error = torch.where(lost, self.error, error)
@@ -78,6 +96,21 @@ class Damage:
         if output.shape != self.wanted.shape:
             return torch.ones(n, dtype=torch.bool)
         return (self.wanted.isfinite() & ~output.isfinite()).reshape(n, -1).any(1)
+
+    def _undecided(self, output: Tensor) -> Tensor:
+        """Decisions that are none, or others, where the reference decides, [N, P]."""
+        logits, own = self.task.canonical(output), self.task.canonical(self.wanted)
+        top = own.nan_to_num(nan=-torch.inf).argmax(-1)
+        flips, ties = flips_and_ties(logits, top)
+        return (flips | ties) & ~flips_and_ties(own, top)[1]
+
+    def _merged(self, failing: Tensor, fmt: Format) -> Tensor | None:
+        """Decisions that are lost although outputs are as near as the format has any."""
+        if not self.task.decides or failing.shape != self.wanted.shape:
+            return None
+        lost = self._undecided(failing)
+        merged = lost & self._undecided(round_to(self.wanted, fmt))
+        return merged if 2 * int(merged.sum()) > int(lost.sum()) else None
 
     def _errors(self, output: Tensor) -> Tensor:
         """Root mean square error per input, [N]."""

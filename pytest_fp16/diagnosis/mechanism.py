@@ -143,7 +143,13 @@ def explain(
     sound = bool(measured) and not any(m.lost or m.error for m in measured)
     if born.finding is None or (first == 0 and sound):
         return None  # what the program does for its dtype is no error of its first operation
-    return _why(born, watched, bool(origin.damage.lost.any()), carries).culprit()
+    culprit = _why(born, watched, bool(origin.damage.lost.any()), carries).culprit()
+    merged = origin.damage.merged
+    if merged is None or culprit.mechanism != "precision-loss":
+        return culprit
+    what = f"{int(merged.sum())} of {merged.numel()} decisions looked at are between numbers that "
+    what += f"{format_of(born.finding).name} cannot tell apart; {culprit.evidence}"
+    return culprit.model_copy(update={"evidence": what, "variant": "merged outputs"})
 
 
 def because(born: Operation, watched: list[Operation]) -> Culprit | None:

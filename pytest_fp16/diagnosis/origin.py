@@ -19,9 +19,12 @@ from pytest_fp16.diagnosis.search import Search
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.stop import Raised, stopped
 from pytest_fp16.engine.device import is_out_of_memory
+from pytest_fp16.theory.rounding import FORMATS
 
 #: Part of the squared damage that must be born in the origin's module, or nobody is to blame.
 CONCENTRATED = 0.1
+#: Part of the decisions lost to equal numbers that 16 bits may lose before these become equal.
+SOUND = 0.1
 #: Error of outputs, as a part of their spread, beyond which hardly anything is left to lose.
 RUINED = 0.7
 
@@ -72,9 +75,15 @@ def find_origin(
         if is_out_of_memory(error):  # of ours, as the candidate ran on more inputs
             raise
         return stopped(specimen, error)
-    damage = Damage(specimen.task, specimen.wanted, failing)
+    fmt = FORMATS[specimen.candidate.precision.dtype]
+    damage = Damage(specimen.task, specimen.wanted, failing, fmt=fmt)
     if not damage.shown or not specimen.operations:
         return None
+    if damage.merged is not None:
+        found = _born(specimen, damage, shares or {}, module_alone)
+        if damage.of(specimen.healed(found.operation.index)) <= SOUND:
+            return found
+        damage.merged = None  # errors before it lose them too: a close decision, as there are some
     return _born(specimen, damage, shares or {}, module_alone)
 
 

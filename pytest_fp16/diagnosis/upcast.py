@@ -22,7 +22,7 @@ from pytest_fp16.engine.containers import all_tensors, map_tensors
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import WIDE, seen_as
 from pytest_fp16.engine.emulation.wording import is_missing_kernel, mixes_dtypes
-from pytest_fp16.engine.source import calling_line
+from pytest_fp16.engine.source import calling_line, user_line
 from pytest_fp16.errors import ModelError
 from pytest_fp16.mixing import autocasts
 from pytest_fp16.variants import Variant, variant
@@ -125,7 +125,7 @@ class Upcast(TorchFunctionMode):
         given = [t for t in every if t.is_floating_point() or t.is_complex()]
         low = next((t.dtype for t in given if t.dtype in WIDE), None)
         raised = [self.raised[id(t)][1] for t in given if id(t) in self.raised]
-        if self._here(getattr(func, "__name__", "")):
+        if self._here(getattr(func, "__name__", ""), given):
             return self._in_float32(func, args, kwargs, given, low or next(iter(raised), None))
         if not raised:
             try:
@@ -152,9 +152,11 @@ class Upcast(TorchFunctionMode):
             self._remember(out, known[1])
         return out
 
-    def _here(self, name: str) -> bool:
-        """Whether one of the lines itself calls, rather than a module of torch's that it runs."""
+    def _here(self, name: str, given: list[Tensor]) -> bool:
+        """Whether one of the lines calls: itself, or by a module of torch's without weights."""
         line = calling_line()
+        if line is None and not any(isinstance(t, nn.Parameter) for t in given):
+            line = user_line()
         if line is None or line.number not in self.numbers:
             return False
         if line.filename not in self.files:

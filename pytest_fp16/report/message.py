@@ -43,6 +43,7 @@ _WHY_VARIANT: dict[Variant, str] = {
     "there or before",
     "own statement": "a statement of the program's own stops it in {format}: for the dtype, or for "
     "values that were rounded",
+    "merged outputs": "outputs that float32 tells apart are one number in {format}",
     "no room": "a mask of the smallest number that {format} has, and what it is added to, are "
     "infinite",
 }

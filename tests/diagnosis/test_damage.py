@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pytest_fp16.diagnosis.damage import Damage
 from pytest_fp16.task import Task
+from pytest_fp16.theory.rounding import FORMATS
 
 
 def damage(failing, wanted=None, kind="classification"):
@@ -95,3 +96,30 @@ def test_a_masked_class_is_infinite_on_purpose_and_counts_for_nothing():
     assert found.error.tolist() == pytest.approx([(2 * 0.25**2 / 3) ** 0.5, 0.0])
     assert found.of(wanted) == 0.0
     assert found.of(failing) == pytest.approx(1.0)
+
+
+def test_decisions_between_outputs_that_are_one_number_count_whatever_their_error():
+    """Next to one float16 has steps of 0.0005: the layer before errs a hundred times as far."""
+    wanted = torch.tensor([[0.9999, 0.9998, 0.1], [0.9, 0.2, 0.1]])
+    failing = torch.tensor([[1.0, 1.0, 0.15], [0.9, 0.2, 0.15]])
+    found = Damage(Task("classification"), wanted, failing, fmt=FORMATS[torch.float16])
+    assert found.merged.tolist() == [[True], [False]]
+    assert found.of(failing) == 1.0
+    before = torch.tensor([[0.9999, 0.9998, 0.15], [0.9, 0.2, 0.15]])
+    assert found.of(before) == 0.0
+    flipped = torch.tensor([[0.9998, 0.9999, 0.1], [0.9, 0.2, 0.1]])
+    assert found.of(flipped) == 1.0
+    by_size, _ = damage(failing, wanted)
+    assert by_size.merged is None
+    assert by_size.of(before) > 0.9
+
+
+def test_few_decisions_between_equal_numbers_leave_damage_to_the_size_of_errors():
+    near, sure = [0.9999, 0.9998, 0.1], [0.9, 0.2, 0.1]
+    wanted = torch.tensor([near, sure, sure])
+    failing = torch.tensor([[1.0, 1.0, 0.1], [0.2, 0.9, 0.1], [0.1, 0.2, 0.9]])
+    for values in (failing, failing[:, :2] * torch.nan):
+        found = Damage(Task("classification"), wanted, values, fmt=FORMATS[torch.float16])
+        assert found.merged is None
+    values = Damage(Task("regression"), wanted, failing, fmt=FORMATS[torch.float16])
+    assert values.merged is None

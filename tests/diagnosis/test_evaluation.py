@@ -376,3 +376,40 @@ def test_a_lost_constant_is_at_fault_only_where_there_is_need_of_it(
     culprit = report.culprit
     assert (culprit.module, culprit.operation, culprit.mechanism) == ("0", operation, mechanism)
     assert report.cure.verified
+
+
+class Saturating(nn.Module):
+    """Sure of several classes at once: probabilities of one, each by itself."""
+
+    def __init__(self, last, bias):
+        super().__init__()
+        self.lin, self.last = nn.Linear(64, 10), last
+        with torch.no_grad():
+            self.lin.bias.fill_(bias)
+
+    def forward(self, x):
+        return self.last(self.lin(x.flatten(1)))
+
+
+@pytest.mark.parametrize("last", [(nn.Sigmoid, 10), (nn.Tanh, 5)])
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_decisions_between_outputs_that_saturate_are_laid_to_what_saturates(
+    last, precision, digits
+):
+    """The layer before errs far more, and loses no decision."""
+    torch.manual_seed(0)
+    model = Saturating(last[0](), last[1]).eval()
+    x = digits[1][0]
+    with torch.no_grad():
+        best = model.lin(x.flatten(1)).topk(2)
+        sure = best.values.diff().squeeze(1).abs() > 0.3
+        x, y = x[sure], best.indices[sure, 0]
+    report = check(Evaluation(model=model, data=[(x, y)]), precision=precision)
+    assert report.verdict == "not equivalent"
+    culprit = report.culprit
+    assert culprit.module == "last", culprit
+    assert (culprit.mechanism, culprit.variant) == ("precision-loss", "merged outputs")
+    assert "decisions looked at are between numbers that" in culprit.evidence
+    assert report.cure.verified
+    assert report.cure.kind == "upcast"  # kept in float32, its result would be cast back
+    assert "outputs that float32 tells apart are one number in" in str(report)
