@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from operator import length_hint
 from typing import Any
 
@@ -23,6 +24,7 @@ from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.candidates import Candidates
 from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.passes import Passes
 from pytest_fp16.evaluation.soundness import (
     handed_on,
     require_better_than_chance,
@@ -70,7 +72,7 @@ class EvaluationRun:
         self.keep = dict(keep or {})
         self.subject = subject
         self.settings = settings
-        self.progress = progress
+        self.passes = Passes(progress, subject.name)
         self.predict = predict
         self.device = resolve_device(settings.device)
         self.mode = run_mode(settings, self.device)
@@ -92,13 +94,12 @@ class EvaluationRun:
             for name in self.settings.precisions:
                 self.keep[name] = kept_by(self.plan, self.subject.name, name, model)
         self.candidates.keep = self.keep
-        total = length_hint(self.subject.data) or None
+        self.passes.total = length_hint(self.subject.data) or None
         for number, batch in enumerate(advice.explained(self._batches(), self.subject.data)):
             for lane in self.lanes:
                 lane.take(batch)
             self.inputs += batch.n
-            if self.progress is not None:
-                self.progress(f"evaluating {self.subject.name}", number + 1, total)
+            self.passes.done(number + 1)
         if not self.inputs:
             raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
         if self.left_out:
@@ -230,14 +231,12 @@ class EvaluationRun:
     def _lane(self, name: str) -> Lane:
         rounds = precision(name).low
         candidate = self.candidates.made(name)
-        predicted = rounds and self.predict
-        return Lane.start(
-            candidate,
-            self.candidates.made(name, like=candidate) if predicted else None,
-            self.task,
-            self.mode if rounds else "native",
-            self.by_margin,
-        )
+        predicted = self.candidates.made(name, like=candidate) if rounds and self.predict else None
+        mode = self.mode if rounds else "native"
+        lane = Lane.start(candidate, predicted, self.task, mode, self.by_margin)
+        if lane.theory is not None:
+            lane.theory.tell = partial(self.passes.passed, name)
+        return lane
 
     def _repeat(self, inputs: Any, output: Tensor, seed: int) -> None:
         """Whether the reference repeats itself; or would, if it had not carried something along."""

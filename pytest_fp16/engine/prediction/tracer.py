@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +59,7 @@ class Tracer:
         self.where = Location(self.model)
         self.constants: dict[int, tuple[Tensor, Tensor]] = {}
         self.row: torch.Size | None = None  # of canonical logits, for one input
+        self.tell: Callable[[], object] = lambda: None  # called after each trace
 
     @property
     def format(self) -> Format:
@@ -108,6 +109,7 @@ class Tracer:
         self.opaque |= trace.opaque
         for name, count in trace.dtypes.items():
             self.dtypes[name] = max(self.dtypes.get(name, 0), count)
+        self.tell()
         return trace, canonical
 
     @contextmanager
