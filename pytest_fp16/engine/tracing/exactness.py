@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.tracing.recorder import SAMPLE, WORTHWHILE, sampled
 from pytest_fp16.engine.tracing.shadow import Shadow
-from pytest_fp16.theory.rounding import Format
+from pytest_fp16.theory.rounding import Format, round_to
 
 _SUMS = frozenset({"add", "sub", "rsub"})
 _FRACTION_BITS = 0x007FFFFF  # of float32
@@ -53,6 +53,8 @@ def exact_results(
             scaled(args[1], y) if first is not None else None,
             scaled(args[0], y) if second is not None and name == "mul" else None,
         )
+    elif name in ("fmod", "remainder") and first is not None:
+        exact = left_over(name, first.inner.detach(), args[1], formats)
     elif name in ("mm", "bmm") and first is not None and second is not None:
         exact = selected(first.inner.detach(), second.inner.detach())
     if exact is None:
@@ -115,6 +117,24 @@ def scaled(factor: Any, y: Tensor) -> Tensor | None:
     if _share(powers(sampled(values, SAMPLE))) < WORTHWHILE:
         return None
     return powers(values).to(y.dtype).expand(y.shape)
+
+
+def left_over(name: str, values: Tensor, divisor: Any, formats: Sequence[Format]) -> Tensor | None:
+    """Where what a division leaves is exact, expanded to the results' shape.
+
+    It is a whole number of the steps of the smaller operand, and no larger than either (IEEE 754,
+    section 5.3.1), unless `remainder` adds the divisor to give it the divisor's sign.
+    """
+    if isinstance(divisor, Shadow):
+        if divisor.dtype != formats[0].dtype:
+            return None
+        by = divisor.inner.detach()
+    else:
+        by = torch.as_tensor(divisor, dtype=torch.float32, device=values.device)
+        if any(float(round_to(by, fmt)) != float(by) for fmt in formats):
+            return None
+    exact = torch.ones_like(values * by)
+    return exact if name == "fmod" else exact * (values * by >= 0)
 
 
 def selected(a: Tensor, b: Tensor) -> Tensor | None:

@@ -153,3 +153,42 @@ def test_what_is_computed_of_inputs_without_errors_is_known():
     loss = report.metric.loss
     assert loss > 0.01
     assert abs(report.forecast.metric_loss - loss) < 0.1 * loss
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("name", ["fmod", "remainder"])
+@pytest.mark.parametrize("divisor", [257.0, 0.1, "tensor"])
+def test_what_a_division_leaves_is_exact(fmt, name, divisor):
+    divided = getattr(torch, name)
+    x = round_to(900 * drawn(400), fmt)
+    by = round_to(30 * drawn(400) + 0.5, fmt) if divisor == "tensor" else divisor
+    y = divided(x, by)
+    given = shadow(by, fmt.dtype) if divisor == "tensor" else by
+    exact = exact_results(name, [shadow(x, fmt.dtype), given], {}, y, [fmt])
+    if divisor == 0.1 or (divisor == 257.0 and fmt is BFLOAT16):  # is no number of the format
+        assert exact is None
+        return
+    assert float(exact.mean()) > (0.9 if name == "fmod" else 0.4)
+    assert torch.equal(round_to(y, fmt)[exact == 1], y[exact == 1])
+    if name == "remainder" and divisor == 257.0:  # there the divisor is added
+        assert not torch.equal(round_to(y, fmt), y)
+
+
+def test_an_index_taken_by_a_remainder_stays_in_its_table():
+    """Off by half a step at random it would be 257 now and then, and stop the program."""
+
+    class Hashed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(257, 10)
+
+        def forward(self, x):
+            return self.table(((x * 13 + 700) % 257).long())
+
+    torch.manual_seed(0)
+    x = torch.rand(50000) * 400
+    model = Hashed().eval()
+    subject = Evaluation(model=model, data=[(x, model(x).argmax(-1))])
+    report = check(subject, precision="16-true")
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert "expected loss" in report.forecast.reason
