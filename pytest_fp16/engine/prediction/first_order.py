@@ -19,6 +19,7 @@ from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.engine.tracing.trace import Trace
+from pytest_fp16.theory.margin import lost_values
 from pytest_fp16.theory.standardised import FLOAT32_NOISE, spread_allowed
 
 #: Mean square of errors over that predicted, at most. Of independent normal errors it is one on
@@ -52,7 +53,8 @@ def require_first_order(
         sigma: what the reverse pass predicts for their margins, [kept, 1].
 
     Raises:
-        NotDifferentiableError: errors are much larger than predicted, or much smaller.
+        NotDifferentiableError: errors are much larger than predicted, or much smaller, or outputs
+            are lost: a variance of two sums may be negative, and has no root.
     """
     inputs, n, indices, reference = part
     kept, task = len(reference), tracer.task
@@ -60,6 +62,8 @@ def require_first_order(
     with tracer.totals_apart():
         noisy = tracer.trace_part(inputs, n, indices, seed, noise=generator)[1].detach()[:kept]
     trace, was = plain[0], plain[1].detach()[:kept]
+    if bool(lost_values(was, noisy).any()):
+        raise NotDifferentiableError("a run rounded at random loses outputs")
     error = task.margins(noisy, reference) - task.margins(was, reference)
     expected = sigma.square() + (FLOAT32_NOISE * task.magnitude(was)).square()
     usable = error.isfinite() & expected.isfinite() & ~trace.doubts.undecided[:kept, None]

@@ -132,3 +132,30 @@ def test_a_slope_that_no_error_follows_is_told_by_runs_rounded_at_random():
     assert said.method == "random rounding"
     assert any(SAID in note for note in said.notes)
     assert said.verdict == report.verdict == "equivalent"
+
+
+class Spread(nn.Module):
+    """A spread by two sums, far from zero: no slope tells that rounding makes it negative."""
+
+    def __init__(self, offset):
+        super().__init__()
+        self.first, self.last, self.offset = nn.Linear(12, 24), nn.Linear(24, 4), offset
+
+    def forward(self, x):
+        h = 0.2 * self.first(x) + self.offset
+        variance = h.square().mean(-1, keepdim=True) - h.mean(-1, keepdim=True).square()
+        return self.last((h - self.offset) / (variance + 1e-5).sqrt())
+
+
+@pytest.mark.parametrize(("offset", "method"), [(30.0, "random rounding"), (0.1, "adjoint")])
+def test_outputs_that_rounding_makes_nan_are_lost_in_runs_rounded_at_random(offset, method):
+    torch.manual_seed(2)
+    model, x = Spread(offset).eval(), torch.randn(120, 12)
+    with torch.no_grad():
+        data = [(x, model(x).argmax(-1))]
+    (report,) = examine(Evaluation(model, data), Settings(precisions=("16-true",)))
+    said = report.forecast
+    assert said.method == method
+    assert said.verdict == report.verdict
+    lost = "a run rounded at random loses outputs"
+    assert any(lost in note for note in said.notes) == (offset == 30.0)
