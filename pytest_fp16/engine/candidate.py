@@ -24,6 +24,7 @@ from pytest_fp16.engine.models import (
 from pytest_fp16.engine.outputs import Others, main_output, others
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.untouched import Habits
+from pytest_fp16.engine.use import ignores
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
@@ -130,6 +131,16 @@ class Candidate:
             predictions = main_output(output)
             self.beside = others(output, predictions)
             return predictions.detach().to(torch.float32)
+
+    def ignored(self, inputs: Any, seed: int) -> bool:
+        """Whether `forward` of the subject comes to its end without this model."""
+
+        def run(given: Any) -> None:
+            seed_everything(seed)
+            with torch.no_grad(), quiet(), autocast(self.precision, self.device, self.target):
+                call(given, inputs, self.precision, self.subject.forward)
+
+        return ignores(self.model, run)
 
 
 class Witness(TorchDispatchMode):

@@ -20,6 +20,7 @@ from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
 from pytest_fp16.engine.models import taking_gradients
 from pytest_fp16.engine.untouched import State, untouched
+from pytest_fp16.engine.use import called
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.candidates import Candidates
@@ -31,7 +32,9 @@ from pytest_fp16.evaluation.soundness import (
     require_data,
     require_finite,
     require_label_each,
+    require_no_nan,
     require_same_kind,
+    require_use,
     unsteady,
 )
 from pytest_fp16.evaluation.totals import MetricTotals
@@ -194,11 +197,7 @@ class EvaluationRun:
             raise DataError("metric= needs labels; yield batches (inputs, labels)")
         self.task = task_of(subject, output, labels, n)
         self.classes = self.task.canonical(output).shape[-1]
-        if bool(output.isnan().any()):
-            raise ModelError(
-                f"the reference itself returns NaN in float32 ({int(output.isnan().sum())} of "
-                f"{output.numel()} outputs of the first batch); mend the model or its inputs first"
-            )
+        require_no_nan(output)
         if subject.metric is None:
             self.warnings += advice.of_task(subject.task, self.task, labels, output)
         self.labelled = labels is not None and self.task.kind != "embedding"
@@ -241,8 +240,9 @@ class EvaluationRun:
     def _repeat(self, inputs: Any, output: Tensor, seed: int) -> None:
         """Whether the reference repeats itself; or would, if it had not carried something along."""
         model, habits = self.reference.model, self.candidates.habits
-        with untouched(model, weights=habits.writes):
+        with untouched(model, weights=habits.writes), called(model) as calls:
             again = self._reference_output(inputs, seed)
+        require_use(self.reference, calls, inputs, seed)
         self.deterministic = bool(torch.equal(again, output))
         if self.deterministic:
             return

@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import all_tensors, foreign
-from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.errors import DataError, ModelError, SettingError
 from pytest_fp16.metric import Accuracy, user_scores
 from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, guessed
@@ -51,6 +52,41 @@ def require_finite(score: float) -> None:
         raise DataError(
             f"metric= is {score} on the float32 outputs already (a mean over nothing, a logarithm "
             "of no error?); clamp what it returns, one finite score per input"
+        )
+
+
+def require_no_nan(output: Tensor) -> None:
+    """Refuse a reference whose outputs of the first batch are no numbers.
+
+    Raises:
+        ModelError: some are NaN.
+    """
+    if bool(output.isnan().any()):
+        raise ModelError(
+            f"the reference itself returns NaN in float32 ({int(output.isnan().sum())} of "
+            f"{output.numel()} outputs of the first batch); mend the model or its inputs first"
+        )
+
+
+def require_use(reference: Candidate, calls: list[None], inputs: Any, seed: int) -> None:
+    """Refuse a `forward` that runs another model than the one it is given.
+
+    Args:
+        reference: in float32.
+        calls: of it in its run of the first batch. Those of a model that a function gave out may
+            be of the very one that `forward` knows from outside.
+        inputs, seed: of the first batch.
+
+    Raises:
+        SettingError: every precision would run that other model.
+    """
+    subject = reference.subject
+    if subject.forward is None or (calls and isinstance(subject.model, nn.Module)):
+        return
+    if reference.ignored(inputs, seed):
+        raise SettingError(
+            "forward= never uses the model that it is given, so every precision would run another "
+            "one, in float32; call its first argument: forward=lambda model, inputs: model(inputs)"
         )
 
 

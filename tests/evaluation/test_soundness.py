@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.errors import DataError, ModelError, SettingError
 from pytest_fp16.evaluation.soundness import (
     guesses,
     handed_on,
@@ -156,3 +156,46 @@ def test_a_metric_that_draws_is_remarked(draws):
     report = check(Evaluation(nn.Linear(4, 2).eval(), [(x, x[:, :2])], metric=metric))
     said = [w for w in report.warnings if "metric= is not deterministic" in w]
     assert len(said) == draws
+
+
+OUTSIDE = nn.Linear(4, 3)
+
+
+@pytest.mark.parametrize("given", [OUTSIDE, lambda: OUTSIDE, lambda: nn.Linear(4, 3)])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: OUTSIDE(x.float()),
+        lambda net, x: OUTSIDE(x.to(next(net.parameters()).device)),
+    ],
+)
+def test_a_forward_that_runs_a_model_from_outside_is_refused(given, forward):
+    """It would run the same float32 model in every precision."""
+    subject = Evaluation(model=given, data=[torch.randn(32, 4)], labelled=False, forward=forward)
+    with pytest.raises(SettingError, match="forward= never uses the model that it is given"):
+        check(subject)
+
+
+class Method(nn.Module):
+    """A model by another name than forward, and one that computes with no parameter."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.layer = nn.Linear(4, 3) if parts else None
+
+    def encode(self, x):
+        return x * 2 if self.layer is None else self.layer(x)
+
+
+@pytest.mark.parametrize("given", [lambda model: model, lambda model: lambda: model])
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_forward_that_calls_a_method_is_none_of_these(given, parts):
+    torch.manual_seed(0)
+    model = Method(parts).eval()
+    subject = Evaluation(
+        model=given(model),
+        data=[torch.randn(32, 4)],
+        labelled=False,
+        forward=lambda net, x: net.encode(x),
+    )
+    assert check(subject).verdict == "equivalent"
