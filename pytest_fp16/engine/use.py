@@ -23,6 +23,11 @@ _ITSELF = ("eval", "train", "to", "cpu", "cuda", "float", "requires_grad_")
 #: Methods that yield its tensors, which may be asked for their device alone.
 _TENSORS = ("parameters", "named_parameters", "buffers", "named_buffers")
 
+IGNORED = (
+    "forward= never uses the model that it is given, so every precision would run another one, in "
+    "float32; call its first argument: forward=lambda model, inputs: model(inputs)"
+)
+
 
 @contextmanager
 def called(model: nn.Module) -> Iterator[list[None]]:
@@ -49,6 +54,28 @@ def ignores(model: nn.Module, run: Callable[[Any], Any]) -> bool:
         except Exception:
             return False
     return not state.used
+
+
+def reaches(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
+    """Whether a loss depends on one of the parameters.
+
+    What its graph does not show (a reentrant checkpoint hides a part), a backward pass does.
+    """
+    own = {id(p) for p in parameters}
+    seen, left = set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in own:
+            return True
+        seen.add(node)
+        left += [earlier for earlier, _ in node.next_functions]
+    try:
+        loss.backward()
+    except Exception:  # the training itself tells of it
+        return True
+    return any(p.grad is not None for p in parameters)
 
 
 class _State(TorchDispatchMode):

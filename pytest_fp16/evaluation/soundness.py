@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import all_tensors, foreign
+from pytest_fp16.engine.use import IGNORED
 from pytest_fp16.errors import DataError, ModelError, SettingError
 from pytest_fp16.metric import Accuracy, user_scores
 from pytest_fp16.task import Task
@@ -84,10 +85,7 @@ def require_use(reference: Candidate, calls: list[None], inputs: Any, seed: int)
     if subject.forward is None or (calls and isinstance(subject.model, nn.Module)):
         return
     if reference.ignored(inputs, seed):
-        raise SettingError(
-            "forward= never uses the model that it is given, so every precision would run another "
-            "one, in float32; call its first argument: forward=lambda model, inputs: model(inputs)"
-        )
+        raise SettingError(IGNORED)
 
 
 def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pytest_fp16.engine.copies import make_model
-from pytest_fp16.engine.use import called, ignores
+from pytest_fp16.engine.use import called, ignores, reaches
 
 OUTSIDE = nn.Linear(4, 3)
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -123,3 +123,29 @@ def test_a_call_of_every_kind_of_module_is_seen(made):
         pass
     model(X)
     assert not calls  # it has no hook any more
+
+
+class Checkpointed(torch.autograd.Function):
+    """Runs a part anew on the way back: its parameters are not in the graph."""
+
+    @staticmethod
+    def forward(ctx, x, part):
+        ctx.part = part
+        ctx.save_for_backward(x)
+        return part(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            ctx.part(x).backward(grad)
+        return grad @ ctx.part.weight, None
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_loss_reaches_what_it_depends_on(hidden):
+    model = nn.Linear(4, 3)
+    x = X.clone().requires_grad_()
+    loss = (Checkpointed.apply(x, model) if hidden else model(x)).sum()
+    assert reaches(loss, [model.weight])
+    assert not reaches(OUTSIDE(x).sum(), list(nn.Linear(4, 3).parameters()))

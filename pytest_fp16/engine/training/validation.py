@@ -20,6 +20,7 @@ from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.repeats import FirstStep, foreign, require_own_parameters
 from pytest_fp16.engine.training.score import score
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
+from pytest_fp16.engine.use import IGNORED, called, ignores, reaches
 from pytest_fp16.errors import DataError, ModelError, SettingError
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Training
@@ -80,14 +81,21 @@ def validated(subject: Training, device: torch.device) -> ValidTraining:
         )
     batch = first_batch(subject.eval_data, "eval_data")
     part = replace(subject, eval_data=[batch])
-    with on_data(subject.eval_data):
+    with on_data(subject.eval_data), called(trainee.model) as calls:
         _, task = guarded(
             lambda: score(part, trainee.model, REFERENCE, place, None),
             "evaluating a batch of eval_data in float32",
         )
+    if subject.forward is not None and not calls:
+        _require_use(part, trainee.model, place)
     if subject.metric is None and subject.task == "auto":
         notes += of_labels(task, split_batch(batch, labelled=True)[1])
     return ValidTraining(subject, task, steps, notes, opening)
+
+
+def _require_use(subject: Training, model: torch.nn.Module, place: Place) -> None:
+    if ignores(model, lambda given: score(subject, given, REFERENCE, place, None)):
+        raise SettingError(IGNORED)
 
 
 def _of_training(subject: Training, trainee: Trainee, steps: int | None) -> list[str]:
@@ -188,6 +196,13 @@ def _try_step(trainee: Trainee, batch: Any) -> None:
             "the loss does not depend on the model's parameters: it requires no gradient; check "
             "for .detach(), .item() or torch.no_grad() in the model or the loss"
         )
+    if not reaches(loss, trainee.parameters()):
+        given = [n for n in ("training_step", "forward") if getattr(trainee.subject, n)]
+        raise ModelError(
+            "the loss does not depend on the model's parameters: no gradient reaches one; does "
+            f"{(*given, 'loss')[0]}= use what it is given? A model from outside is not trained"
+        )
+    trainee.optimizer.zero_grad()
     if not bool(loss.detach().isfinite()):
         raise ModelError(
             f"the reference is no reference: the loss of the untrained float32 model is "

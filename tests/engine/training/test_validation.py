@@ -21,6 +21,9 @@ def _state():
         yield
 
 
+OUTSIDE = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
 def _once(data):
     yield from data
 
@@ -64,6 +67,29 @@ BAD = {
         lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o.detach(), t)},
         ModelError,
         "requires no gradient",
+    ),
+    "a step with a model from outside": (
+        lambda t: {"training_step": lambda model, batch: t.loss(OUTSIDE(batch[0]), batch[1])},
+        ModelError,
+        r"no gradient reaches one; does training_step= use what it is given",
+    ),
+    "a forward with a model from outside": (
+        lambda t: {"forward": lambda model, x: OUTSIDE(x)},
+        ModelError,
+        "does forward= use what it is given",
+    ),
+    "a loss of something from outside": (
+        lambda t: {"loss": lambda o, t: OUTSIDE[1].weight.square().sum()},
+        ModelError,
+        "does loss= use what it is given",
+    ),
+    "a model from outside that is evaluated": (
+        lambda t: {
+            "training_step": lambda model, batch: t.loss(model(batch[0]), batch[1]),
+            "forward": lambda model, x: OUTSIDE(x),
+        },
+        SettingError,
+        "forward= never uses the model that it is given",
     ),
     "a loss that is NaN": (
         lambda t: {"loss": lambda o, t: o.sum() * float("nan")},
