@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pytest_fp16.errors import DataError
+from pytest_fp16.engine.advice import of_warning, raised
+from pytest_fp16.errors import DataError, FP16Error
 from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, mean_error
 
@@ -141,13 +143,33 @@ class Scores:
         return abs(self.value) or 1.0
 
 
-def user_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
+def user_scores(
+    metric: Any, outputs: Tensor, labels: Any, n: int, reference: bool = True
+) -> Tensor:
     """What a user's metric says of one batch, checked.
 
+    Args:
+        metric: the user's.
+        outputs, labels: what it is given.
+        n: how many inputs there are.
+        reference: these outputs are float32's own. Of others some may be lost, and a metric that
+            raises on those scores nothing.
+
     Raises:
-        DataError: it does not return one number per input.
+        DataError: it raises, or does not return one number per input.
     """
-    returned = metric(outputs.clone(), labels)  # it may write into them, and flips are read later
+    try:
+        returned = metric(outputs.clone(), labels)  # it may write in them, and flips are read later
+    except FP16Error:
+        raise
+    except Exception as error:
+        if not reference and not bool(outputs.isfinite().all()):
+            return torch.full((n,), math.nan, dtype=torch.float64)
+        warned = of_warning(error)
+        raise DataError(
+            f"metric= raised {raised(error)}; it is called with (outputs, labels), here "
+            f"{_described(outputs)} and {_described(labels)}" + (f"; {warned}" if warned else "")
+        ) from error
     try:
         scores = torch.as_tensor(returned)
     except (TypeError, ValueError, RuntimeError):
@@ -159,6 +181,13 @@ def user_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
             "higher is better"
         )
     return scores.reshape(n).to(torch.float64)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    kind = type(value).__name__
+    return f"{kind} of {len(value)}" if isinstance(value, Sized) else kind
 
 
 def gained(name: str, gain: float, budget: float) -> str:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.errors import DataError
 from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
 
@@ -85,6 +86,44 @@ def test_a_metric_that_gives_no_number_is_refused(returned):
     said = f"metric returned {type(returned).__name__} for 3 inputs; it must return one score"
     with pytest.raises(DataError, match=said):
         user_scores(lambda outputs, labels: returned, torch.ones(3), None, 3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (lambda o, y: o.nope, r"AttributeError: 'Tensor' object has no attribute 'nope' \(at"),
+        (lambda o, y: y[7], r"IndexError: .*\(at .*test_metric\.py:\d+\)"),
+    ],
+)
+def test_a_metric_that_raises_is_told_with_what_it_was_given(metric, said):
+    given = (
+        r"; it is called with \(outputs, labels\), here a tensor of shape \(3, 2\) and list of 3"
+    )
+    with pytest.raises(DataError, match=f"metric= raised {said}.*{given}"):
+        user_scores(metric, torch.ones(3, 2), ["a", "b", "c"], 3)
+
+
+def of_finite(outputs, labels):
+    assert outputs.isfinite().all(), "NaN in the input"
+    return outputs.sum(1)
+
+
+def test_a_metric_that_raises_on_lost_outputs_scores_nothing():
+    """Such as scikit-learn's: what was lost in 16 bits is the model's, not the metric's."""
+    lost = torch.tensor([[1.0, math.inf]])
+    assert user_scores(of_finite, lost, None, 1, reference=False).isnan().all()
+    with pytest.raises(DataError, match="NaN in the input"):
+        user_scores(of_finite, lost, None, 1)
+
+
+def test_lost_outputs_are_a_verdict_whatever_the_metric_raises():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Linear(2, 2)).requires_grad_(False)
+    model[0].weight.fill_(3e4)
+    x = torch.rand(16, 4) + 1
+    subject = Evaluation(model=model, data=[(x, torch.zeros(16))], metric=of_finite)
+    report = check(subject, budget=1e9)
+    assert report.verdict == "not equivalent"
+    assert "finite" in [c.name for c in report.checks if not c.passed]
 
 
 def test_a_metric_may_write_into_its_outputs():

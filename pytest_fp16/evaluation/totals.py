@@ -48,7 +48,9 @@ class MetricTotals:
     def add(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
         """Add what one run made of a batch: its raw and its canonical output."""
         if isinstance(self.tally, Scores):
-            self.tally.add(user_scores(self.custom, output, batch.raw_labels, batch.n))
+            reference = output is batch.output
+            scores = user_scores(self.custom, output, batch.raw_labels, batch.n, reference)
+            self.tally.add(scores)
         elif isinstance(self.tally, Agreement):
             self._add_flips(self.tally, batch, [flips_of(batch.logits, logits)])
         elif isinstance(self.tally, Accuracy):
@@ -74,7 +76,7 @@ class MetricTotals:
         else:
             raw = self.task.raw(noisy(theory, self.task, batch.seed), batch.output.shape)
             if raw is not None:
-                self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n))
+                self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n, False))
 
     def _add_flips(self, tally: Agreement, batch: Batch, flips: Iterable[Flips]) -> None:
         tally.add(margin(batch.logits, *top_two(batch.logits)), batch.top, batch.valid)

@@ -134,7 +134,7 @@ def _add(
         sums.keep(logits)
     if subject.metric is not None:
         sums.tally = sums.tally or Scores()
-        sums.tally.add(user_scores(subject.metric, output, labels, n))
+        sums.tally.add(user_scores(subject.metric, output, labels, n, not precision.low))
         return task
     targets = task.canonical_labels(labels, n)
     assert targets is not None, "unreachable: labels were required"
