@@ -86,9 +86,14 @@ def canonical_name(name: object) -> str:
     """The canonical name of a precision.
 
     Raises:
-        PrecisionError: an unknown name, or a bare ``16``, which means 16-mixed to some tools and
+        PrecisionError: several names, an unknown one, or a bare ``16``, which means 16-mixed to some tools and
             16-true to others.
     """
+    if isinstance(name, (list, tuple, set, frozenset)):
+        raise PrecisionError(
+            f"a precision is one name (got {name!r}); several are checked by the decorator, or by "
+            "examine(subject, Settings(precisions=[…])) of pytest_fp16.conformance"
+        )
     text = str(name).strip()
     text = ALIASES.get(text, text)
     if text in PRECISIONS:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.errors import FP16Error, PrecisionError, SettingError
 from pytest_fp16.precision import ALIASES, PRECISIONS, canonical_name, precision
 
@@ -58,6 +59,16 @@ def test_another_name_of_a_format_is_answered_with_ours(name, meant):
 def test_what_is_near_no_name_gets_no_guess():
     with pytest.raises(PrecisionError, match="unknown precision 'exact'; known are"):
         canonical_name("exact")
+
+
+@pytest.mark.parametrize("names", [["16-true", "bf16-true"], ("16-true",)])
+def test_several_names_are_for_examine(names):
+    with pytest.raises(
+        PrecisionError, match=r"one name \(got .*16-true.*examine\(subject, Settings"
+    ):
+        canonical_name(names)
+    with pytest.raises(PrecisionError, match="one name"):
+        check(Evaluation(model=torch.nn.Linear(2, 2), data=[torch.ones(3, 2)]), precision=names)
 
 
 def test_an_unknown_name_lists_the_known_ones():
