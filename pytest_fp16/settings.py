@@ -6,6 +6,7 @@ keyword of `check`.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -141,7 +142,7 @@ def parse_budget(value: float | str | None) -> float | str | None:
     Points (``"0.5pt"``, ``"0.5 points"``), as reports print them, are hundredths of the metric.
 
     Raises:
-        SettingError: negative, not a number, or with a unit that is none.
+        SettingError: negative, infinite, not a number, or with a unit that is none.
     """
     if value is None:
         return None
@@ -159,6 +160,11 @@ def parse_budget(value: float | str | None) -> float | str | None:
     if number < 0:
         raise SettingError(
             f"budget {value!r} is negative; it is what you are willing to lose, so >= 0"
+        )
+    if math.isinf(number):
+        raise SettingError(
+            f"budget {value!r} is infinite, so that nothing could fail; give what you are willing "
+            'to lose, such as 0.005 or "0.5pt"'
         )
     if match["unit"] == "%":
         return f"{number:g}%"

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -83,10 +84,17 @@ def test_budgets_that_parse(value, expected):
 
 
 @pytest.mark.parametrize(
-    "value", ["much", "0.5 pounds", "%", "pt", "0.5 p", "1,5", True, "nan", float("inf")]
+    "value",
+    ["much", "0.5 pounds", "%", "pt", "0.5 p", "1,5", True, "nan", math.nan, math.inf, "inf"],
 )
 def test_budgets_that_do_not_parse(value):
     with pytest.raises(SettingError, match="does not parse"):
+        parse_budget(value)
+
+
+@pytest.mark.parametrize("value", ["1e999", "1e999%", "1e999 pt"])
+def test_budgets_beyond_all_numbers_are_refused(value):
+    with pytest.raises(SettingError, match="infinite, so that nothing could fail"):
         parse_budget(value)
 
 
