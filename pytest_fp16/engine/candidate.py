@@ -23,11 +23,13 @@ from pytest_fp16.engine.models import (
 )
 from pytest_fp16.engine.outputs import Others, main_output, others
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.stored import BeforeCast, Stored
 from pytest_fp16.engine.untouched import Habits
 from pytest_fp16.engine.use import ignores
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
+from pytest_fp16.theory.rounding import FORMATS
 
 _MAKER_SEED = 20230510
 
@@ -68,6 +70,7 @@ class Candidate:
         target: whose autocast policy and kernels an emulated run follows.
 
     Attributes:
+        stored: what it stores in 16 bits, where it was cast.
         habits: what the model does to itself.
         beside: what was returned beside the predictions of the batch that ran last.
     """
@@ -84,7 +87,9 @@ class Candidate:
         self.subject = subject
         self.device = device
         self.target = target
+        before = BeforeCast(model, FORMATS[precision.dtype]) if precision.casts else None
         self.model = prepare(model, precision, device)
+        self.stored: list[Stored] = before.cast(self.model) if before is not None else []
         self.habits = Habits()
         self.beside = Others()
         self.own_autocast = False  # the model enters one, which was left off

@@ -10,6 +10,7 @@ from pytest_fp16.engine.canary import LARGE_DIFFERENCE
 from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
 from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.ranges import beyond_range, sites_of
 from pytest_fp16.evaluation.soundness import guesses
 from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Check, Report, Run, Verdict
@@ -75,7 +76,7 @@ def report_of(run: EvaluationRun, lane: Lane) -> Report:
         loss_reference=losses[0],
         loss_candidate=losses[1],
         standardised=rules.standardised_of(lane),
-        sites=rules.sites_of(lane),
+        sites=sites_of(lane),
         least_robust=rules.least_robust(lane),
         warnings=_warnings(run, lane, verdict, measured),
         error=lane.failure or lane.no_memory,
@@ -101,7 +102,7 @@ def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> 
             f"{', '.join(names)} stays complex, as with model.half() or model.bfloat16(); "
             f"model.to({precision_.dtype}) would make it real and lose the imaginary part"
         )
-    said += lane.outcome.beside.warnings()
+    said += [*lane.outcome.beside.warnings(), *beyond_range(lane)]
     wide = generous(metric, rules.usual(run.totals)) if metric is not None else None
     said += [wide] if wide is not None else []
     if verdict == "equivalent":

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 
-import torch
-
 from pytest_fp16.evaluation.agreement import Agreement
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric import Scores, gained, metric_name
 from pytest_fp16.report.figures import plural
-from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Site, Standardised, Verdict
+from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.theory.budget import allowed_loss, beyond_gain, clamp, within
-from pytest_fp16.theory.rounding import FORMATS
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
 #: A candidate whose errors exceed an ideal emulation's by this factor has more than correlation.
@@ -235,30 +232,6 @@ def standardised_of(lane: Lane) -> Standardised | None:
         bound_exceeded=errors.exceeded,
         median_abs=errors.median_abs,
     )
-
-
-def sites_of(lane: Lane) -> list[Site]:
-    """Every rounding site, the largest contribution first."""
-    if lane.theory is None:
-        return []
-    totals = lane.theory.totals
-    whole = sum(t.variance for t in totals.values())
-    dtype = lane.precision.dtype
-    largest_value = FORMATS[dtype].largest if dtype in FORMATS else torch.finfo(dtype).max
-    sites = [
-        Site(
-            module=module,
-            operation=operation,
-            share=t.variance / whole if whole > 0 else 0.0,
-            largest=t.largest,
-            headroom=math.log2(largest_value / t.largest) if t.largest > 0 else math.inf,
-            subnormal=t.subnormal / t.values if t.values else None,
-            zeroed=t.zeroed / t.values if t.values else None,
-            source=t.source,
-        )
-        for (module, operation), t in totals.items()
-    ]
-    return sorted(sites, key=lambda s: -s.share)
 
 
 def least_robust(lane: Lane) -> list[int]:

@@ -1,0 +1,87 @@
+"""How close an evaluation came to the limits of the format: what was computed, and what is stored.
+
+An operation's row says nothing of a buffer that it reads, so that the tensors of the model have
+rows of their own where they are what counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pytest_fp16.engine.stored import Stored
+from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.report.figures import plural, significant
+from pytest_fp16.report.model import Site
+from pytest_fp16.theory.rounding import FORMATS
+
+#: Tensors that are warned of by name.
+_NAMED = 3
+
+
+def sites_of(lane: Lane) -> list[Site]:
+    """Every rounding site, the largest contribution first; then what is stored near the limit."""
+    if lane.theory is None:
+        return []
+    totals = lane.theory.totals
+    whole = sum(t.variance for t in totals.values())
+    most = _largest(lane)
+    sites = [
+        Site(
+            module=module,
+            operation=operation,
+            share=t.variance / whole if whole > 0 else 0.0,
+            largest=t.largest,
+            headroom=_headroom(most, t.largest),
+            subnormal=t.subnormal / t.values if t.values else None,
+            zeroed=t.zeroed / t.values if t.values else None,
+            source=t.source,
+        )
+        for (module, operation), t in totals.items()
+    ]
+    return [*sorted(sites, key=lambda s: -s.share), *_stored_sites(lane, sites, most)]
+
+
+def _stored_sites(lane: Lane, sites: list[Site], most: float) -> list[Site]:
+    """The tensors that left the range, and the one that is nearest to it of all there is."""
+    rows = [_site(stored, most) for stored in lane.candidate.stored if not stored.meant]
+    rows.sort(key=lambda site: site.headroom)
+    nearest = min((site.headroom for site in sites), default=math.inf)
+    return [r for i, r in enumerate(rows) if r.headroom < 0 or (not i and r.headroom < nearest)]
+
+
+def _site(stored: Stored, most: float) -> Site:
+    module, _, name = stored.name.rpartition(".")
+    headroom = _headroom(most, stored.largest)
+    return Site(module=module, operation=name, share=0.0, largest=stored.largest, headroom=headroom)
+
+
+def _largest(lane: Lane) -> float:
+    dtype = lane.precision.dtype
+    return FORMATS[dtype].largest if dtype in FORMATS else torch.finfo(dtype).max
+
+
+def _headroom(most: float, largest: float) -> float:
+    return math.log2(most / largest) if largest > 0 else math.inf
+
+
+def beyond_range(lane: Lane) -> list[str]:
+    """The warning of each tensor of the model that the cast has made infinite in part."""
+    lost = [stored for stored in lane.candidate.stored if stored.surprising]
+    said = [_told(stored, lane) for stored in lost[:_NAMED]]
+    if len(lost) > _NAMED:
+        said.append(f"{plural(len(lost) - _NAMED, 'more tensor')} of the model are infinite so")
+    return said
+
+
+def _told(stored: Stored, lane: Lane) -> str:
+    most = _largest(lane)
+    largest, holds = significant(stored.largest), significant(most)
+    if f"{stored.largest:.3g}" == f"{most:.3g}":
+        largest = f"{stored.largest:.6g}"
+    of = f"{stored.infinite} of {plural(stored.count, 'value')}"
+    return (
+        f"stored in {lane.precision.dtype_name}, {stored.name} has {of} that are infinite "
+        f"(largest {largest}, {lane.precision.dtype_name} holds {holds})"
+    )
