@@ -155,13 +155,16 @@ def full(report: Report, top: int = 10) -> str:
     if not report.sites:
         return "\n".join([*lines, "  no ranges or shares: the theory pass gave none"])
     lines += [f"  {text}" for text in _extremes(report.sites)]
-    shown = sorted(report.sites, key=_rank)[:top]
+    ranked = sorted(report.sites, key=_rank)
+    nearest = min(ranked, key=lambda s: s.headroom)
+    # A buffer has no share, and is shown all the same where it is what left the range.
+    shown = [s for i, s in enumerate(ranked) if i < top or (s is nearest and s.headroom < 0)]
     lines += [f"  {text}" for text in _sites(shown).splitlines()]
-    if len(report.sites) > top:
+    if len(report.sites) > len(shown):
         rest = sum(s.share for s in report.sites) - sum(s.share for s in shown)
         rest_text = figures.percent(max(rest, 0.0))
         lines.append(
-            f"  … and {len(report.sites) - top} more sites with {rest_text} of σ² together"
+            f"  … and {len(report.sites) - len(shown)} more sites with {rest_text} of σ² together"
         )
     return "\n".join(lines)
 

@@ -163,6 +163,17 @@ def test_full_shows_how_close_a_model_is_to_the_limits(passed, site):
     ]
 
 
+def test_full_always_shows_what_is_farthest_beyond_the_range(passed, site):
+    stored = [
+        site(module="norm", operation=name, share=0.0, largest=largest, headroom=headroom)
+        for name, largest, headroom in (("bias", 7e4, -0.1), ("running_var", 9.9e4, -0.6))
+    ]
+    many = [site(module=f"m{i}", share=0.05, headroom=12.0) for i in range(20)]
+    lines = full(passed(sites=[*many, *stored]), top=4).splitlines()
+    assert any(line.split()[:2] == ["norm", "running_var"] for line in lines)
+    assert lines[-1] == "  … and 17 more sites with 80.0 % of σ² together"
+
+
 def test_full_says_how_much_it_leaves_out(passed, site):
     text = full(passed(sites=[site(module=f"m{i}", share=0.05) for i in range(20)]), top=4)
     assert text.splitlines()[-1] == "  … and 16 more sites with 80.0 % of σ² together"
