@@ -53,7 +53,7 @@ def remarks(
     plan: Plan,
     report: Report,
     model: nn.Module,
-    again: Callable[[str], Report] | None = None,
+    again: Callable[[str], bool] | None = None,
 ) -> list[str]:
     """What the plan did for a report: what it kept, and entries that have lost their point.
 
@@ -61,12 +61,12 @@ def remarks(
         plan: as it was read.
         report: what came out with the plan.
         model: the float32 model.
-        again: checks a precision without the plan; None where that would take too long, so that
-            nobody knows whether what is kept is still needed.
+        again: whether a precision passes without the plan, and not by luck; None where that would
+            take too long, so that nobody knows whether what is kept is still needed.
     """
     kept = kept_by(plan, report.name, report.precision, model)
     needed = None
-    if kept and again is not None and report.equivalent and again(report.precision).equivalent:
+    if kept and again is not None and report.equivalent and again(report.precision):
         needed = ()
     said = stale(plan, report.name, report.precision, model, needed)
     if kept and needed is None:

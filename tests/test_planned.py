@@ -74,6 +74,29 @@ def test_stale_entries_are_warnings(digits, tmp_path):
     assert path.read_text(encoding="utf-8") == "\n".join(lines)
 
 
+def normalised(gain):
+    """A batch norm whose running variance is infinite in float16, which few decisions show."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
+    model[0].running_var[0] = gain
+    model[1].weight.data[:, 0] = 0.0  # none, so that it is no luck either
+    data = torch.randn(64, 4)
+    data[:, 0] *= gain**0.5
+    return Evaluation(model=model, data=[data], labelled=False, name="tests/test_it.py::test")
+
+
+@pytest.mark.parametrize(("gain", "stale"), [(9.0, True), (99_123.4, False)])
+def test_what_would_be_stored_as_infinite_is_no_stale_entry(tmp_path, gain, stale):
+    path = tmp_path / "plan.txt"
+    path.write_text("tests/test_it.py::test[16-true]: 0\n", encoding="utf-8")
+    without = check(normalised(gain))
+    assert without.equivalent
+    assert without.culprit is None, "it decides nothing"
+    (said,) = check(normalised(gain), plan=str(path)).warnings
+    assert ("stale entry" in said) is stale
+    assert stale or said == f"kept in float32 by the plan {path}: 0"
+
+
 def test_no_file_for_a_test_that_needs_none(digits, tmp_path):
     path = tmp_path / "plan.txt"
     assert check(subject(digits, 1.0), plan=str(path)).equivalent

@@ -24,10 +24,17 @@ class Recheck:
 
     Attributes:
         kept: inputs to look at, where some went wrong though the remedy was applied; or None.
+        doubtful: where it passed, it did so by luck, or stores values that became infinite.
     """
 
     report: Report
     kept: Kept | None = None
+    doubtful: bool = False
+
+    @property
+    def sound(self) -> bool:
+        """Whether it passed, and not by luck."""
+        return self.report.equivalent and not self.doubtful
 
 
 #: Checks in full what comes of a remedy.

@@ -32,6 +32,11 @@ def needs_diagnosis(report: Report) -> bool:
     return report.verdict == "equivalent" and close
 
 
+def is_doubtful(lane: Lane) -> bool:
+    """Whether a pass says little: its decisions were lucky, or it stores what it cannot hold."""
+    return rules.luck(lane) is not None or bool(beyond_range(lane))
+
+
 def _losses(totals: list[float], decisions: int) -> tuple[float | None, float | None]:
     if not decisions or not any(totals):
         return None, None

@@ -16,7 +16,7 @@ from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.price import price_of
-from pytest_fp16.evaluation.report import needs_diagnosis, report_of
+from pytest_fp16.evaluation.report import is_doubtful, needs_diagnosis, report_of
 from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.planned import extended, remarks
 from pytest_fp16.report.model import Report
@@ -36,7 +36,7 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
                 run.plan,
                 report,
                 run.reference.model,
-                lambda name: _judged(run, Remedy(name), {}).report,
+                lambda name: _judged(run, Remedy(name), {}).sound,
             )
             report = report.remarked(said)
         done.append(report)
@@ -111,4 +111,4 @@ def _rechecked(
     again = EvaluationRun(subject, settings, None, {remedy.precision: keep}, predict=predict)
     again.execute()
     lane = again.lanes[0]
-    return Recheck(report_of(again, lane), lane.outcome.kept), lane.ideal
+    return Recheck(report_of(again, lane), lane.outcome.kept, is_doubtful(lane)), lane.ideal
