@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 SPENT = 0.5
 
 
-def needs_diagnosis(report: Report) -> bool:
-    """Whether a report fails, or only just passes."""
+def needs_diagnosis(report: Report, lucky: bool = False) -> bool:
+    """Whether a report fails, only just passes, or passes by luck."""
     if report.verdict == "not equivalent":
         return True
     metric = report.metric
     close = metric is not None and metric.loss > SPENT * metric.budget
-    return report.verdict == "equivalent" and close
+    return report.verdict == "equivalent" and (close or lucky)
+
+
+def is_due(lane: Lane, report: Report) -> bool:
+    """Whether the report of a lane needs a diagnosis."""
+    return needs_diagnosis(report, rules.luck(lane) is not None)
 
 
 def is_doubtful(lane: Lane) -> bool:

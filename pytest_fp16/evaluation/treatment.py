@@ -16,7 +16,7 @@ from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.price import price_of
-from pytest_fp16.evaluation.report import is_doubtful, needs_diagnosis, report_of
+from pytest_fp16.evaluation.report import is_doubtful, is_due, report_of
 from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.planned import extended, remarks
 from pytest_fp16.report.model import Report
@@ -29,7 +29,7 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
     done = []
     run.rewind()
     for lane, report in zip(run.lanes, reports, strict=True):
-        if needs_diagnosis(report) and lane.outcome.kept is not None:
+        if is_due(lane, report) and lane.outcome.kept is not None:
             report, found[report.precision] = _treated(run, lane, report, siblings)
         if run.plan is not None:
             said = remarks(
@@ -73,8 +73,16 @@ def patient_of(
         error=lane.failure_error,
         emulated=lane.mode == "emulated",
         price=lambda remedy: price_of(run, lane, remedied(run, remedy)),
-        judge=lambda remedy: _judged(run, remedy, run.keep),
+        judge=lambda remedy: _cured(run, remedy, report.equivalent and is_doubtful(lane)),
     )
+
+
+def _cured(run: EvaluationRun, remedy: Remedy, lucky: bool) -> Recheck:
+    """What came of a remedy; where all passed by luck, what does so again has mended nothing."""
+    again = _judged(run, remedy, run.keep)
+    if lucky and again.report.equivalent and not again.sound:
+        return replace(again, report=again.report.model_copy(update={"verdict": "inconclusive"}))
+    return again
 
 
 def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:

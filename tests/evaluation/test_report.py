@@ -36,3 +36,11 @@ def a_report(verdict, loss=None, budget=0.01):
 )
 def test_a_failure_and_a_narrow_pass_are_looked_into(verdict, loss, due):
     assert needs_diagnosis(a_report(verdict, loss)) is due
+
+
+@pytest.mark.parametrize(
+    ("verdict", "due"),
+    [("equivalent", True), ("not equivalent", True), ("inconclusive", False)],
+)
+def test_what_passes_by_luck_is_looked_into(verdict, due):
+    assert needs_diagnosis(a_report(verdict, 0.0), lucky=True) is due

@@ -120,3 +120,43 @@ def test_a_patient_brings_its_siblings_and_its_own_candidate(make_net, digits):
     assert patient.candidate(Remedy("16-true")) is lane.candidate
     assert patient.candidate(Remedy("16-true", ("core.part",))) is not lane.candidate
     assert patient.emulated
+
+
+def lucky(scale=1.0):
+    """One input of five is lost for good, and leads no decision elsewhere."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
+    model[0].running_var[0] = 99_123.4 * scale
+    model[1].weight.data = torch.tensor([[0.3, 2, 0, 0], [0.3, 0, 2, 0], [0.3, 0, 0, 2.0]])
+    data = torch.randn(64, 4)
+    data[:, 0] *= (99_123.4 * scale) ** 0.5
+    return Evaluation(model=model, data=[data], labelled=False)
+
+
+def test_what_passes_by_luck_is_diagnosed_and_cured():
+    report = check(lucky())
+    assert report.equivalent
+    assert report.flips == 0
+    assert any("survived by luck" in w for w in report.warnings)
+    assert report.culprit is not None
+    assert (report.culprit.module, report.culprit.mechanism) == ("0", "overflow")
+    assert report.cure is not None
+    assert report.cure.verified
+
+
+def test_what_passes_by_luck_pays_only_where_it_does(monkeypatch):
+    monkeypatch.setattr(treatment, "treated", lambda *_: pytest.fail("diagnosed a healthy model"))
+    assert check(lucky(1e-3)).equivalent
+
+
+def test_a_cure_that_passes_by_luck_again_is_none(monkeypatch):
+    offered = []
+
+    def watched(patient):
+        offered.append(patient.judge(Remedy("16-true", ("1",))))
+        offered.append(patient.judge(Remedy("16-true", ("0",))))
+        return treatment.Diagnosis()
+
+    monkeypatch.setattr(treatment, "diagnose", watched)
+    check(lucky())
+    assert [again.report.verdict for again in offered] == ["inconclusive", "equivalent"]
