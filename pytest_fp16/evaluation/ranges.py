@@ -12,9 +12,10 @@ import torch
 
 from pytest_fp16.engine.stored import Stored
 from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.precision import Precision
 from pytest_fp16.report.figures import plural, significant
 from pytest_fp16.report.model import Site
-from pytest_fp16.theory.rounding import FORMATS
+from pytest_fp16.theory.rounding import FORMATS, Format
 
 #: Tensors that are warned of by name.
 _NAMED = 3
@@ -26,7 +27,8 @@ def sites_of(lane: Lane) -> list[Site]:
         return []
     totals = lane.theory.totals
     whole = sum(t.variance for t in totals.values())
-    most = _largest(lane)
+    dtype = lane.precision.dtype
+    most = FORMATS[dtype].largest if dtype in FORMATS else torch.finfo(dtype).max
     sites = [
         Site(
             module=module,
@@ -57,31 +59,25 @@ def _site(stored: Stored, most: float) -> Site:
     return Site(module=module, operation=name, share=0.0, largest=stored.largest, headroom=headroom)
 
 
-def _largest(lane: Lane) -> float:
-    dtype = lane.precision.dtype
-    return FORMATS[dtype].largest if dtype in FORMATS else torch.finfo(dtype).max
-
-
 def _headroom(most: float, largest: float) -> float:
     return math.log2(most / largest) if largest > 0 else math.inf
 
 
-def beyond_range(lane: Lane) -> list[str]:
-    """The warning of each tensor of the model that the cast has made infinite in part."""
-    lost = [stored for stored in lane.candidate.stored if stored.surprising]
-    said = [_told(stored, lane) for stored in lost[:_NAMED]]
+def beyond_range(found: list[Stored], precision: Precision) -> list[str]:
+    """The warning of each tensor of a model that its cast has made infinite in part."""
+    lost = [stored for stored in found if stored.surprising]
+    said = [_told(stored, FORMATS[precision.dtype]) for stored in lost[:_NAMED]]
     if len(lost) > _NAMED:
         said.append(f"{plural(len(lost) - _NAMED, 'more tensor')} of the model are infinite so")
     return said
 
 
-def _told(stored: Stored, lane: Lane) -> str:
-    most = _largest(lane)
-    largest, holds = significant(stored.largest), significant(most)
-    if f"{stored.largest:.3g}" == f"{most:.3g}":
+def _told(stored: Stored, fmt: Format) -> str:
+    largest = significant(stored.largest)
+    if f"{stored.largest:.3g}" == f"{fmt.largest:.3g}":
         largest = f"{stored.largest:.6g}"
     of = f"{stored.infinite} of {plural(stored.count, 'value')}"
     return (
-        f"stored in {lane.precision.dtype_name}, {stored.name} has {of} that are infinite "
-        f"(largest {largest}, {lane.precision.dtype_name} holds {holds})"
+        f"stored in {fmt.name}, {stored.name} has {of} that are infinite "
+        f"(largest {largest}, {fmt.name} holds {significant(fmt.largest)})"
     )

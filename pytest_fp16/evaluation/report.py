@@ -39,7 +39,7 @@ def is_due(lane: Lane, report: Report) -> bool:
 
 def is_doubtful(lane: Lane) -> bool:
     """Whether a pass says little: its decisions were lucky, or it stores what it cannot hold."""
-    return rules.luck(lane) is not None or bool(beyond_range(lane))
+    return rules.luck(lane) is not None or any(s.surprising for s in lane.candidate.stored)
 
 
 def _losses(totals: list[float], decisions: int) -> tuple[float | None, float | None]:
@@ -112,7 +112,8 @@ def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> 
             f"{', '.join(names)} stays complex, as with model.half() or model.bfloat16(); "
             f"model.to({precision_.dtype}) would make it real and lose the imaginary part"
         )
-    said += [*lane.outcome.beside.warnings(), *beyond_range(lane)]
+    said += lane.outcome.beside.warnings()
+    said += beyond_range(lane.candidate.stored, lane.precision)
     wide = generous(metric, rules.usual(run.totals)) if metric is not None else None
     said += [wide] if wide is not None else []
     if verdict == "equivalent":

@@ -6,16 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_fp16.diagnosis.training import diagnose_training
+from pytest_fp16.engine.batching import cast_module
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.device import is_out_of_memory, resolve_device
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.stored import BeforeCast
 from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.store import open_store
 from pytest_fp16.engine.training.validation import validated
 from pytest_fp16.errors import FP16Error
+from pytest_fp16.evaluation.ranges import beyond_range
 from pytest_fp16.plan import Plan
 from pytest_fp16.planned import extended, kept_by, plan_of, remarks, with_kept
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
@@ -23,6 +26,7 @@ from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
 from pytest_fp16.settings import Settings, require_meaning, require_room
 from pytest_fp16.subject import Training
+from pytest_fp16.theory.rounding import FORMATS
 from pytest_fp16.training.evaluated import lost_when_evaluated, vague
 from pytest_fp16.training.pairs import Pairs, compare
 from pytest_fp16.training.report import report_of
@@ -58,8 +62,22 @@ def examine_training(
         reports = []
         for forecast, pairs in zip(forecasts, every, strict=True):
             culprit, cure = _diagnosis(runs, pairs, forecast)
-            reports.append(report_of(runs, pairs, forecast, culprit, cure))
+            report = report_of(runs, pairs, forecast, culprit, cure)
+            kept_so = (planned or {}).get(pairs.precision.name, (found.subject,))[0]
+            reports.append(report.remarked(_stored(kept_so, pairs.precision)))
         return reports if plan is None else _held_against(plan, reports, found.subject)
+
+
+def _stored(subject: Training, precision: Precision) -> list[str]:
+    """Of what the model begins with: what its cast made infinite, which no step makes finite."""
+    if not precision.casts:
+        return []
+    try:
+        model = make_model(subject.model)
+        before = BeforeCast(model, FORMATS[precision.dtype])
+        return beyond_range(before.cast(cast_module(model, precision.dtype)), precision)
+    except FP16Error:
+        return []  # of a model that cannot be cast the runs have told
 
 
 def _planned(plan: Plan, subject: Training) -> dict[str, tuple[Training, tuple[str, ...]]]:

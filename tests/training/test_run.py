@@ -37,6 +37,24 @@ def test_a_healthy_training_is_equivalent(digits_training):
     }
 
 
+def test_what_a_training_stores_as_infinite_from_the_first_step_is_told(digits_training):
+    norm = nn.BatchNorm1d(64, momentum=0.0)  # what it was given stays
+    norm.running_var[5] = 99_123.4
+    model = nn.Sequential(nn.Flatten(), norm, nn.Linear(64, 10))
+    settings = Settings(precisions=("16-true", "16-mixed"), seeds=1)
+    said = [
+        [w for w in report.warnings if w.startswith("stored in")]
+        for report in examine(digits_training(model=model, epochs=1), settings)
+    ]
+    assert said == [
+        [
+            "stored in float16, 1.running_var has 1 of 64 values that are infinite "
+            "(largest 9.91e+04, float16 holds 65504)"
+        ],
+        [],
+    ]
+
+
 def test_one_reference_serves_every_precision(digits_training, monkeypatch):
     from pytest_fp16.engine.training import runs
 
