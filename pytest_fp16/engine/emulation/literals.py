@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ def _saying(said: list[Any], data: Any) -> Iterator[None]:
 
 
 def _into(own: Callable[..., None], said: list[Any]) -> Callable[..., None]:
+    @wraps(own)
     def write(self: Tensor, index: Any, value: Any) -> None:
         if isinstance(value, (int, float)):
             with _saying(said, value):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -36,6 +37,7 @@ def assignments_as_on(target: str) -> Iterator[None]:
         return
     own = Tensor.__setitem__
 
+    @wraps(own)  # a mode for torch functions tells them by their names
     def checked(self: Tensor, index: Any, value: Any) -> None:
         require_in_range(value, self.dtype)
         own(self, index, value)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.emulation.interception import Interception
 from pytest_fp16.engine.emulation.refusal import RefusedNumber
 from pytest_fp16.engine.emulation.target_mode import assignments_as_on
 
@@ -23,6 +25,28 @@ def test_an_assignment_is_refused_as_on_cuda_and_everything_is_as_before_afterwa
         x.float()[0] = 1e9
     assert torch.Tensor.__setitem__ is own
     assert x.tolist() == [-torch.inf, 0, 0]
+
+
+class Names(TorchFunctionMode):
+    """Remembers what was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("following", [Emulation, Interception])
+def test_an_assignment_keeps_its_name(following):
+    """A mode of torch functions would else take it for one that writes nothing."""
+    with following("cuda"):
+        assert torch.Tensor.__setitem__.__name__ == "__setitem__"
+    with Emulation("cuda"), Names() as seen:
+        torch.zeros(3)[0] = 2.0
+    assert "__setitem__" in seen.names
 
 
 def one_assigned():
