@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pytest_fp16.diagnosis.advice import advice, in_float32
 from pytest_fp16.diagnosis.branches import branched
@@ -124,6 +125,11 @@ def _candidates(
     clinic: Clinic, culprit: Culprit, origin: Origin | None
 ) -> Iterator[tuple[CureKind, Remedy]]:
     kept = None
+    meeting = Remedy(clinic.precision, lines=_line(culprit), meeting=True)
+    if culprit.variant == "mixed dtypes" and meeting.lines:
+        narrow = replace(meeting, narrow=True)  # it leaves everything in 16 bits
+        if _heals(clinic, narrow, origin):
+            yield "upcast", narrow
     for keep in _sets(clinic, culprit, origin):
         kept = keep
         yield "keep_in_float32", Remedy(clinic.precision, keep)
@@ -151,7 +157,7 @@ def _lines(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[
 
     Several leave an allowance for other precisions.
     """
-    lines: tuple[str, ...] = (culprit.source,) if culprit.source else ()
+    lines = _line(culprit)
     if lines and culprit.variant == "mixed dtypes":
         remedy = Remedy(clinic.precision, lines=lines, meeting=True)
         if _heals(clinic, remedy, origin):
@@ -167,6 +173,10 @@ def _lines(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[
         if more is None or more in lines:
             return
         lines = (*lines, more)
+
+
+def _line(culprit: Culprit) -> tuple[str, ...]:
+    return (culprit.source,) if culprit.source else ()
 
 
 def _next_line(clinic: Clinic, remedy: Remedy) -> str | None:
@@ -249,10 +259,23 @@ def _left(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> float:
     return 0.0 if origin is None else origin.damage.of(output)
 
 
+#: Operations into whose first operand the others are written.
+_INTO = frozenset("index_put index_copy index_fill copy masked_scatter scatter put".split())
+
+
+def _brought(remedy: Remedy, culprit: Culprit) -> str:
+    """Which dtype the tensors that met were brought to."""
+    if not remedy.narrow:
+        return "to float32, all of them"
+    if culprit.operation in _INTO:
+        return "what is written to that of what it is written into"
+    return "the wider one to that of the other, x.to(y.dtype)"
+
+
 def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> str:
     names = ", ".join(remedy.keep)
     if remedy.meeting:
-        return hint
+        return f"{hint}: {_brought(remedy, culprit)}"
     if remedy.lines:
         first, *others = remedy.lines
         more = f", and what is computed at {' and '.join(others)}" * bool(others)

@@ -14,6 +14,7 @@ from pytest_fp16.diagnosis.clinic import Clinic, Judge, Pricer
 from pytest_fp16.diagnosis.cures import find_cure
 from pytest_fp16.diagnosis.loops import repeated
 from pytest_fp16.diagnosis.mechanism import carrier, explain, misled, stopped, worth_watching
+from pytest_fp16.diagnosis.meeting import widened
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, unneeded, vanishing
@@ -159,9 +160,7 @@ def _explained(patient: Patient) -> Explanation:
 
 def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:
     if isinstance(found, Raised):
-        return _led(patient, specimen, found) or stopped(
-            found, specimen.candidate.precision.dtype_name
-        )
+        return _led(patient, specimen, found) or _refused(specimen, found)
     if _strays(patient.report):
         culprit = defective(specimen.side_by_side(lambda i: True))
         if culprit is not None:
@@ -190,6 +189,15 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     if not found.concentrated and spread is not None and not certain:
         return spread  # an overflow is a fact, though a clamp behind it may limit the damage
     return culprit or spread
+
+
+def _refused(specimen: Specimen, found: Raised) -> Culprit:
+    """The operation that stopped the program; of dtypes that met, with where one came from."""
+    culprit = stopped(found, specimen.candidate.precision.dtype_name)
+    came = widened(specimen) if culprit.variant == "mixed dtypes" else None
+    if came is None:
+        return culprit
+    return culprit.model_copy(update={"evidence": f"{culprit.evidence}; {came}"})
 
 
 def _led(patient: Patient, specimen: Specimen, found: Raised) -> Culprit | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ _PRODUCTS = frozenset(
 )
 
 
-def lines_in_float32(model: nn.Module, lines: Sequence[str], meeting: bool = False) -> nn.Module:
+def lines_in_float32(
+    model: nn.Module, lines: Sequence[str], meeting: bool = False, narrow: bool = False
+) -> nn.Module:
     """Make lines run in float32 wherever `model` runs them.
 
     Args:
         model: changed in place.
         lines, meeting: as of `Upcast`.
+        narrow: nothing is widened; instead, as of `Narrowed`.
 
     Returns:
         The same model.
@@ -54,7 +58,8 @@ def lines_in_float32(model: nn.Module, lines: Sequence[str], meeting: bool = Fal
     if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
         raise ModelError("the forward of this model cannot be watched line by line")
     model.__class__ = variant(_Watched, type(model))
-    vars(model)["_fp16_lines"] = tuple(lines), meeting
+    mode = Narrowed if narrow else partial(Upcast, tuple(lines), meeting)
+    vars(model)["_fp16_mode"] = mode
     return model
 
 
@@ -86,10 +91,10 @@ class _Watched(Variant):
     """A module whose forward is watched."""
 
     _fp16_prefix = "Watched"
-    _fp16_lines: tuple[tuple[str, ...], bool]
+    _fp16_mode: Callable[[], TorchFunctionMode]
 
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        with Upcast(*self._fp16_lines):
+        with self._fp16_mode():
             return own(self, *args, **kwargs)
 
 
@@ -168,7 +173,7 @@ class Upcast(TorchFunctionMode):
         self, func: Any, args: Any, kwargs: Any, given: list[Tensor], low: torch.dtype | None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        writes = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+        writes = _writes(name)
         if "out" in kwargs:
             return func(*args, **kwargs)
         device = given[0].device.type if given else "cpu"
@@ -199,6 +204,35 @@ class Upcast(TorchFunctionMode):
         for tensor in all_tensors(out):
             if tensor.dtype in WIDE.values():
                 self.raised[id(tensor)] = (tensor, low)
+
+
+class Narrowed(TorchFunctionMode):
+    """Casts the wider of tensors that a function refuses to take together, as ``.to`` would.
+
+    What is written into cannot be cast: there, what is written takes its dtype.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            given = [t for t in all_tensors((args, kwargs)) if t.is_floating_point()]
+            if not given or not mixes_dtypes(str(error)):
+                raise
+        target = args[0] if _writes(getattr(func, "__name__", "")) and args else None
+        if not (isinstance(target, Tensor) and target.is_floating_point()):
+            target = min(given, key=lambda t: t.dtype.itemsize)
+        dtype = target.dtype
+        cast = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
+        return func(*map_tensors(args, cast), **map_tensors(kwargs, cast))
+
+
+def _writes(name: str) -> bool:
+    """Whether a function writes into its first argument."""
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 def _single(tensor: Tensor) -> Tensor:

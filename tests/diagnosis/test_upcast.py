@@ -3,12 +3,14 @@
 import copy
 import pickle
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from pytest_fp16.diagnosis.upcast import lines_in_float32
+from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.errors import ModelError
 
 
@@ -103,6 +105,61 @@ def test_in_place_and_out(model):
     exact = inputs() + (inputs() * 300).pow(2) * 1e-9
     assert (watched.float() - exact).abs().max() < 2e-3
     assert not torch.equal(watched, out)
+
+
+class Placed(nn.Module):
+    line = ""
+
+    def forward(self, x):
+        out = torch.zeros_like(x)
+        Placed.line = here()
+        out[torch.arange(len(x))] = x * 2
+        return out
+
+
+def test_what_is_assigned_on_the_line_is_there_where_16_bits_are_emulated():
+    low = inputs().half()
+    model = Placed()
+    model(low)
+    upcast = lines_in_float32(model, [Placed.line])
+    with Emulation("cuda"):
+        got = upcast(low)
+    torch.testing.assert_close(got, low * 2, rtol=0, atol=0)
+
+
+class Mixing(nn.Module):
+    """Its layer, and a place that it writes into, meet tensors of another dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        out = torch.zeros(len(x), 8)
+        out[torch.arange(len(x))] = x
+        return self.last(out)
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_the_wider_is_narrowed_and_what_is_written_takes_the_dtype_of_its_place(emulated):
+    torch.manual_seed(0)
+    model = Mixing()
+    exact = model(inputs())
+    narrow = lines_in_float32(model.half(), ["elsewhere.py:1"], meeting=True, narrow=True)
+    with torch.no_grad(), Emulation("cuda") if emulated else nullcontext():
+        got = narrow(inputs().half())
+    assert got.dtype == torch.float16
+    torch.testing.assert_close(got.float(), exact, atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [lambda s, x: s.last(x[:, :3]), lambda s, x: x.missing])
+def test_what_is_refused_for_anything_else_is_refused_as_before(wrong):
+    class Wrong(Mixing):
+        forward = wrong
+
+    narrow = lines_in_float32(Wrong().half(), ["elsewhere.py:1"], meeting=True, narrow=True)
+    with pytest.raises((RuntimeError, AttributeError), match=r"shapes|missing"):
+        narrow(inputs().half())
 
 
 def test_layers_on_the_same_line_stay_in_16_bits():

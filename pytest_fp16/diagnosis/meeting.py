@@ -1,0 +1,134 @@
+"""Where the wider dtype came from that a 16-bit tensor met in an operation that takes one dtype."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from torch import Tensor, nn
+
+from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.diagnosis.tape import Entry, Ref
+from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.engine.emulation.operations import LOW, flat
+
+#: What a module holds of its own that its casts do reach.
+_CAST = ("_parameters", "_buffers", "_modules")
+
+
+def widened(specimen: Specimen) -> str | None:
+    """Where a recorded program, which raised for dtypes, came to the wider one; in words.
+
+    It is followed back from the wider tensor of the operation that raised, to the first operation
+    that made one of a 16-bit and a wider tensor, and to whatever the latter was. None where the
+    program raised before an operation of its own was known.
+    """
+    recorded, tape = specimen.recorded, specimen.tape
+    if recorded is None or recorded.raised is None or not tape.starts:
+        return None
+    last = tape.entries[tape.starts[-1]]
+    if last.index != recorded.raised.index:
+        return None
+    made = _producers(tape.entries)
+    taken = _wide(last)
+    if not taken or not any(ref.twin.dtype in LOW for ref in _floats(last)):
+        return None
+    entered, source = _followed(_likeliest(taken, made), made)
+    wide = _named(taken[0])
+    what = _told(specimen, source)
+    if entered is None:
+        return f"the {wide} tensor there is {what}"
+    low = next(_named(ref) for ref in _floats(entered) if ref.twin.dtype in LOW)
+    return f"{wide} comes in at {_name(specimen, entered)}, where {low} meets {what}"
+
+
+def _producers(entries: list[Entry]) -> dict[int, Entry]:
+    """What made each tensor; what only writes into one has not."""
+    made: dict[int, Entry] = {}
+    for entry in entries:
+        taken = {id(ref.twin) for ref in _refs(entry)}
+        for result in entry.results:
+            if isinstance(result, Ref) and id(result.twin) not in taken:
+                made.setdefault(id(result.twin), entry)
+    return made
+
+
+def _followed(ref: Ref, made: dict[int, Entry]) -> tuple[Entry | None, Ref | Entry]:
+    """The first operation of 16-bit and wider tensors on the way, and the wider one's origin."""
+    entered = None
+    while (entry := made.get(id(ref.twin))) is not None:
+        wide = _wide(entry)
+        if not wide:
+            return entered, entry
+        if entry.index is not None and any(r.twin.dtype in LOW for r in _floats(entry)):
+            entered = entry
+        ref = _likeliest(wide, made)
+    return entered, ref
+
+
+def _likeliest(wide: list[Ref], made: dict[int, Entry]) -> Ref:
+    """One that the program made, rather than a weight that is meant to be so."""
+    return next((ref for ref in wide if id(ref.twin) in made), wide[0])
+
+
+def _refs(entry: Entry) -> list[Ref]:
+    given = flat([*entry.args, *entry.kwargs.values()])
+    return [value for value in given if isinstance(value, Ref)]
+
+
+def _floats(entry: Entry) -> list[Ref]:
+    return [ref for ref in _refs(entry) if ref.twin.dtype.is_floating_point]
+
+
+def _wide(entry: Entry) -> list[Ref]:
+    return [ref for ref in _floats(entry) if ref.twin.dtype not in LOW]
+
+
+def _named(ref: Ref) -> str:
+    return str(ref.twin.dtype).removeprefix("torch.")
+
+
+def _name(specimen: Specimen, entry: Entry) -> str:
+    """An operation, with its line."""
+    if entry.index is None:
+        return "a view"
+    operation = specimen.operations[entry.index]
+    name = "a cast" if operation.name == "_to_copy" else operation.name
+    return f"{name} ({operation.source})" if operation.source else name
+
+
+def _told(specimen: Specimen, source: Ref | Entry) -> str:
+    """What the wider tensor is."""
+    if isinstance(source, Ref):
+        if source.fixed:
+            return _held(specimen.candidate.model, source)
+        mixed = specimen.candidate.precision.mixed
+        return "an input" if mixed else f"an input that the program casts to {_named(source)}"
+    if _floats(source):
+        low = _named(_floats(source)[0])
+        return f"what {_name(specimen, source)} made of {low}"
+    without = " without a dtype" if source.kwargs.get("dtype") is None else ""
+    return f"what {_name(specimen, source)} made{without}"
+
+
+def _held(model: nn.Module, ref: Ref) -> str:
+    """A constant that no operation has made, by the name a module has for it."""
+    place = _memory(ref.low)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if _memory(tensor) == place:
+            return f"{name}, a weight or buffer that stays so"
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in _CAST and place in map(_memory, all_tensors(value)):
+                whose = path or "the model"
+                return (
+                    f"{name} of {whose}, a plain attribute that no cast reaches: register it as a "
+                    "buffer"
+                )
+    return f"a {_named(ref)} tensor that the program has, or casts, and does not compute"
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Where its memory is; None of one without."""
+    with suppress(RuntimeError, NotImplementedError):
+        return tensor.untyped_storage().data_ptr() or None
+    return None
