@@ -48,6 +48,7 @@ _OTHERWISE = {
     "merged outputs": "decide by what enters {operation}, as it orders classes alike, or "
     "{in_float32}",
     "another program": "do for 16 bits what is done for float32",
+    "another constant": "use a constant of one's own, the same whatever the dtype,",
 }
 
 

@@ -8,6 +8,7 @@ right as it goes, so that each place where they part is found, and not what lies
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from pytest_fp16.diagnosis.replay import Replay
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.tape import Entry, Ref
 from pytest_fp16.engine.emulation.emulate import widen
+from pytest_fp16.engine.emulation.operations import flat
+from pytest_fp16.engine.emulation.scalars import is_number
 from pytest_fp16.report.model import Culprit
 
-#: Root mean square difference, relative, that no float32 arithmetic explains.
+#: Root mean square difference, relative, that no float32 arithmetic explains; of constants, too.
 _APART = 1e-3
 #: Operations that only one of the two programs may have, as casts, in a row.
 _AHEAD = 12
@@ -65,30 +68,46 @@ def _branched(low: Specimen, wide: Specimen) -> Culprit | None:
                 last = middle
     if not points:
         return None
-    mine, theirs = followed.parted[points[first]]
+    parted = followed.parted[points[first]]
     at = low.operations[points[first]]
-    dtype = low.candidate.precision.dtype_name
+    other = parted.constants is not None
+    mine, theirs = parted.constants or parted.sizes
+    what = "its constant is" if other else "without any rounding it gives values of"
+    measure, of = ("", "") if other else (" (root mean square)", "of ")
     return Culprit(
         module=at.module,
         operation=at.name,
         mechanism="precision-loss",
-        evidence=f"without any rounding it gives values of {mine:.3g} (root mean square) in the "
-        f"program that {dtype} runs, and of {theirs:.3g} in that of float32",
+        evidence=f"{what} {mine:.3g}{measure} in the program that "
+        f"{low.candidate.precision.dtype_name} runs, and {of}{theirs:.3g} in that of float32",
         source=at.source,
-        variant="another program",
+        variant="another constant" if other else "another program",
     )
+
+
+@dataclass(frozen=True)
+class _Parted:
+    """Where the two programs part: root mean squares of both, and the constants that differ.
+
+    Attributes:
+        sizes: of what either gives.
+        constants: None where they are the same, or the operation is in one of the programs only.
+    """
+
+    sizes: tuple[float, float]
+    constants: tuple[float, float] | None
 
 
 class _Followed:
     """The 16-bit program without rounding, beside the float32 program.
 
     Attributes:
-        parted: by the index of each operation where they part, the root mean squares of both.
+        parted: by the index of each operation where they part, how they do.
     """
 
     def __init__(self, low: Specimen, wide: Specimen) -> None:
         self.low = low
-        self.parted: dict[int, tuple[float, float]] = {}
+        self.parted: dict[int, _Parted] = {}
         tape = wide.tape
         self.there = [
             (o, _first(tape.entries[p]), p + 1)
@@ -145,10 +164,30 @@ class _Followed:
         if left is None:
             if not _apart(mine, wanted):
                 return
-            self.parted[index] = (_size(mine), _size(wanted))
+            given = self.wide.entries[position - 1]
+            constants = _constants(entry, given) if alone is None else None
+            self.parted[index] = _Parted((_size(mine), _size(wanted)), constants)
         elif index in left or index not in self.parted:
             return
         mine.copy_(wanted)
+
+
+def _constants(mine: Entry, theirs: Entry) -> tuple[float, float] | None:
+    """The first number that the same operation is given in the one program, and in the other."""
+    pairs = zip(_numbers(mine), _numbers(theirs), strict=False)
+    differ = (pair for pair in pairs if abs(pair[0] - pair[1]) > _APART * max(map(abs, pair)))
+    return next(differ, None)
+
+
+def _numbers(entry: Entry) -> list[float]:
+    """The numbers that an operation is given, as such or in constant tensors of one."""
+    found = []
+    for value in flat([*entry.args, *entry.kwargs.values()]):
+        if is_number(value):
+            found.append(float(value))
+        elif isinstance(value, Ref) and value.fixed and not value.made and not value.low.dim():
+            found.append(float(value.exact))
+    return found
 
 
 def _first(entry: Entry) -> Ref | None:

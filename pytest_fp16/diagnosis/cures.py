@@ -279,9 +279,10 @@ def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> s
     if remedy.lines:
         first, *others = remedy.lines
         more = f", and what is computed at {' and '.join(others)}" * bool(others)
+        instead = f" (or {hint})" * (culprit.variant == "another constant")
         return (
             f"{in_float32(culprit)} at {first}{more}, and cast back only where a layer takes the "
-            "result"
+            f"result{instead}"
         )
     several = len(remedy.keep) > 1 and culprit.module in remedy.keep
     instead = f"{culprit.module} alone is not enough; there, {hint}" if several else f"or {hint}"

@@ -74,16 +74,21 @@ def test_an_epsilon_of_its_own_is_found_and_not_called_rounding(precision):
     report = checked(lambda: Once(lambda: Norm(False)), precision)
     assert report.verdict == report.forecast.verdict == "not equivalent"
     culprit = report.culprit
-    assert (culprit.module, culprit.operation, culprit.variant) == ("one", "add", "another program")
+    assert (culprit.module, culprit.operation) == ("one", "add")
+    assert culprit.variant == "another constant"
+    dtype = "bfloat16" if precision.startswith("bf16") else "float16"
+    assert culprit.evidence == (
+        f"its constant is 0.003 in the program that {dtype} runs, and 1e-05 in that of float32"
+    )
     assert "test_branches.py:20" in culprit.source
-    assert "does something else for" in str(report)
+    assert "takes another constant for" in str(report)
     assert report.cure.verified
-    assert "do for 16 bits what is done for float32" in str(report)
+    assert "use a constant of one's own, the same whatever the dtype, at " in str(report)
 
 
 def test_one_of_several_is_named():
     report = checked(lambda: Layers(lambda: Norm(False)), "16-true")
-    assert report.culprit.variant == "another program"
+    assert report.culprit.variant == "another constant"
     assert report.culprit.module in ("one", "two")
 
 
@@ -93,12 +98,43 @@ def test_an_operation_that_only_one_of_the_programs_has():
     assert (culprit.module, culprit.operation, culprit.variant) == (
         "one", "clamp", "another program",
     )  # fmt: skip
+    assert "does something else for" in str(report)
+    assert "do for 16 bits what is done for float32" in str(report)
     assert checked(lambda: Once(Clipped), "bf16-true").equivalent
+
+
+class Logarithm(nn.Module):
+    """Of probabilities and the spacing of their dtype at one; on lines of the model's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(12, 10)
+
+    def forward(self, x):
+        p = self.last(4 * x).softmax(-1)
+        q = p + torch.finfo(p.dtype).eps
+        return q.log()
+
+
+def test_the_spacing_of_a_dtype_is_told_in_numbers_whatever_is_tried():
+    torch.manual_seed(0)
+    model, x = Logarithm().eval(), torch.randn(300, 12)
+    with torch.no_grad():
+        subject = Evaluation(model, [(x, model(x))], task="regression")
+    report = check(subject, precision="16-true", emulate="always")
+    low, wide = (torch.finfo(d).eps for d in (torch.float16, torch.float32))
+    assert f"its constant is {low:.3g} in " in report.culprit.evidence
+    assert f"and {wide:.3g} in that of float32" in report.culprit.evidence
+    assert (report.cure.kind, report.cure.verified) == ("upcast", True)
+    assert "(or use a constant of one's own" in report.cure.description
 
 
 def test_the_same_program_is_not_said_to_be_another():
     report = checked(lambda: Once(lambda: Norm(True)), "bf16-true")
-    assert report.culprit is None or report.culprit.variant != "another program"
+    assert report.culprit is None or report.culprit.variant not in (
+        "another program",
+        "another constant",
+    )
 
 
 class Meets(nn.Module):

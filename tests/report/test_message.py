@@ -276,6 +276,7 @@ def test_no_number_has_more_digits_than_anybody_reads(failed, passed, metric):
         ("infinite values", "a weight or a buffer leaves the range of float16"),
         ("stored digits", "a weight or a buffer loses digits as the model is cast to float16"),
         ("near one", "a bound just below one is one in float16"),
+        ("another constant", "the program takes another constant for float16"),
         ("own statement", "a statement of the program's own stops it in float16"),
         ("no room", "a mask of the smallest number that float16 has"),
         ("whole numbers", "large whole numbers become one in float16"),
