@@ -19,6 +19,8 @@ CANCELS = 4.0
 CANCELS_ELSEWHERE = 16.0
 #: Share of ruined differences, of operands that were sound, that is no chance.
 RUINED = 0.02
+#: A share of less is told as none.
+_A_SHARE = 0.0005
 #: Operations behind the origin that are looked at.
 AHEAD = 40
 
@@ -122,13 +124,25 @@ def cancelled_in_places(born: Operation, watched: list[Operation]) -> Why | None
         entered, left = max(m.ruined for m in finding.operands), finding.results[0].ruined
         itself = max((m.ruined for m in finding.own), default=0.0)
         if left >= RUINED and left > 10 * max(entered, itself):
-            return Why(
-                "cancellation",
-                operation,
-                f"{left:.1%} of the differences are wrong by a quarter or more, of operands of "
-                f"which {entered:.1%} are",
-            )
+            name = format_of(finding).name
+            return Why("cancellation", operation, _in_places(finding.results[0], entered, name))
     return None
+
+
+def _in_places(left: Measure, entered: float, name: str) -> str:
+    """What is wrong with some of the differences; `entered` is the share of operands that are."""
+    equal = left.zeroed / left.count
+    if equal >= left.ruined / 2:
+        return (
+            f"{equal:.1%} of the differences are 0 and should be up to {left.largest_zeroed:.2g}: "
+            f"there, both numbers are one once they are rounded to {name}, as p is 1 in 1 - p"
+        )
+    sound = f"{entered:.1%}" if entered >= _A_SHARE else "none"
+    return (
+        f"{left.ruined:.1%} of the differences are off by a quarter of their value or more, though "
+        f"{sound} of the numbers subtracted are: these are so nearly equal there that what is left "
+        "is for the most part their rounding errors"
+    )
 
 
 #: What brings most of an error that no operation made.

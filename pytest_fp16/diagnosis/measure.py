@@ -149,6 +149,11 @@ class Measure:
         return int(((self._actual == 0) & (self._values != 0)).sum())
 
     @cached_property
+    def largest_zeroed(self) -> float:
+        """The largest exact magnitude among them."""
+        return largest_magnitude(torch.where(self._actual == 0, self._values, 0.0))
+
+    @cached_property
     def small(self) -> int:
         """Elements below the format's normal range, zeros not counted."""
         return 0 if self._small is None else int(self._small.sum())

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from pytest_fp16.diagnosis.autopsy import Operation
-from pytest_fp16.diagnosis.digits import absorbed, cancelled, counting, imprecise
+from pytest_fp16.diagnosis.digits import (
+    absorbed,
+    cancelled,
+    cancelled_in_places,
+    counting,
+    imprecise,
+)
 from pytest_fp16.diagnosis.findings import Addition, Finding, Pair
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.theory.rounding import FORMATS
@@ -103,6 +109,42 @@ def test_what_a_loop_adds_to_an_error_is_no_cancellation():
     """Places brought to a half either way, again and again; the errors grow on the way."""
     loop = [sides((0.58, 0.001), (0.29, 0.001)), sides((0.58, 0.002), (0.29, 0.0025))]
     assert cancelled(loop[0], loop) is None
+
+
+def test_where_one_operand_rounds_to_the_other_nothing_is_said_to_be_left():
+    p = torch.tensor([0.2, 0.4, 0.6, 0.9, 1 - 2.0**-13])
+    low = p.half()
+    finding = Finding(
+        operands=[Measure(low, p, torch.float16)],
+        results=[Measure(1 - low, 1 - p, torch.float16)],
+        own=[Measure(1 - low, 1 - low.float(), torch.float16)],
+    )
+    found = Operation(0, "rsub", "m", finding=finding)
+    assert cancelled_in_places(found, [found]).evidence == (
+        "20.0% of the differences are 0 and should be up to 0.00012: there, both numbers are one "
+        "once they are rounded to float16, as p is 1 in 1 - p"
+    )
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(0, "none"), (1, "0.5%")])
+def test_where_operands_are_only_nearly_equal_their_rounding_errors_are_said_to_be_left(
+    wrong, told
+):
+    p = torch.full((200,), 0.5)
+    p[:40] = 1 - 1.4 * 2.0**-11
+    low = p.half()
+    off = low.clone()
+    off[199 : 199 + wrong] = 0.9
+    finding = Finding(
+        operands=[Measure(off, p, torch.float16)],
+        results=[Measure(1 - low, 1 - p, torch.float16)],
+        own=[Measure(1 - low, 1 - low.float(), torch.float16)],
+    )
+    found = Operation(0, "rsub", "m", finding=finding)
+    evidence = cancelled_in_places(found, [found]).evidence
+    assert evidence.startswith("20.0% of the differences are off by a quarter of their value or ")
+    assert f"more, though {told} of the numbers subtracted are: " in evidence
+    assert evidence.endswith("what is left is for the most part their rounding errors")
 
 
 def test_too_few_digits_is_what_remains():
