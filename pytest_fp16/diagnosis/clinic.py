@@ -58,6 +58,7 @@ class Clinic:
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
         line_failed: the culprit's line in float32 was tried, and is not enough.
+        error: what the first remedy of lines raised that does not run; or None.
         short: the re-checks that failed, by their remedy; what goes wrong there is another fault's.
     """
 
@@ -69,6 +70,7 @@ class Clinic:
     siblings: dict[str, Report] = field(default_factory=dict)
     budget: int = field(init=False)
     line_failed: bool = False
+    error: BaseException | None = None
     short: dict[Remedy, Recheck] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.clinic import Clinic
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.untried import untried
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report import figures
 from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report, Verdict
@@ -62,7 +63,10 @@ def find_cure(
         else:
             vain = " (what was tried passes only with the whole model in float32)"
         passed.append(remedy)
-    return dear or (_advised(clinic, hint, vain), ())
+    advised = _advised(clinic, hint, vain)
+    if advised.verdict is None:
+        advised = advised.model_copy(update={"untried": untried(clinic, culprit, advised.kind)})
+    return dear or (advised, ())
 
 
 def _verified(
@@ -254,7 +258,9 @@ def _left(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> float:
     """The damage left on the few inputs; infinite where the remedy cannot be applied."""
     try:
         output = clinic.rerun(remedy, None).run()
-    except Exception:  # or does not run
+    except Exception as error:  # or does not run
+        if remedy.lines and clinic.error is None:
+            clinic.error = error.with_traceback(None)  # whose frames hold tensors
         return math.inf
     return 0.0 if origin is None else origin.damage.of(output)
 

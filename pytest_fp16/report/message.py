@@ -242,7 +242,7 @@ def _cure(report: Report, cure: Cure) -> str:
     if not description:
         description = f"{cure.kind}: {', '.join(cure.modules)}" if cure.modules else cure.kind
     if cure.verdict is None and not cure.verified:
-        return f"{description}; not tried"
+        return f"{description}; not tried" + f": {cure.untried}" * bool(cure.untried)
     numbers = []
     if cure.metric is not None and report.metric is not None:
         numbers.append(_with_the_cure(report.metric, cure, cure.metric))

@@ -195,7 +195,8 @@ class Cure(Part):
 
     `precision` is the one to run in, where the cure is another one than failed (None: the same).
     A training's is tried with a few `seeds`, that of the worst pair first: `metric` and `reference`
-    are the means over them, and `budget` what may be lost.
+    are the means over them, and `budget` what may be lost. Of one that was not tried `untried` says
+    why.
     """
 
     kind: CureKind
@@ -210,6 +211,7 @@ class Cure(Part):
     budget: Real | None = None
     seeds: list[int] = []
     price: Price | None = None
+    untried: str = ""
 
 
 class Run(Part):

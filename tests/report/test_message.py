@@ -200,6 +200,7 @@ def _cure(**changes):
     [
         (_cure(), "raise the epsilon to 1e-4; not tried"),
         (_cure(description=""), "epsilon; not tried"),
+        (_cure(untried="no line"), "raise the epsilon to 1e-4; not tried: no line"),
         (
             _cure(kind="keep_in_float32", description="", modules=["a", "b"]),
             "keep_in_float32: a, b; not tried",
