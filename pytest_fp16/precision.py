@@ -86,8 +86,8 @@ def canonical_name(name: object) -> str:
     """The canonical name of a precision.
 
     Raises:
-        PrecisionError: several names, an unknown one, or a bare ``16``, which means 16-mixed to some tools and
-            16-true to others.
+        PrecisionError: several names, an unknown one, or a bare ``16``, which means 16-mixed to
+            some tools and 16-true to others.
     """
     if isinstance(name, (list, tuple, set, frozenset)):
         raise PrecisionError(
