@@ -45,8 +45,7 @@ _OTHERWISE = {
     "own statement": "let it take 16-bit tensors, or compute what it looks at in float32",
     "no room": "fill the masked places (masked_fill) instead of adding to them, or mask with half "
     "of torch.finfo(x.dtype).min, x being what is masked,",
-    "merged outputs": "decide by what enters {operation}, as it orders classes alike, or "
-    "{in_float32}",
+    "merged outputs": "{in_float32} and leave its result so",
     "another program": "do for 16 bits what is done for float32",
     "another constant": "use a constant of one's own, the same whatever the dtype,",
 }
