@@ -47,8 +47,8 @@ class Evaluation:
         data: anything that yields batches more than once: a DataLoader, a list. A batch is
             ``(inputs, labels)``, or ``inputs`` alone when ``labelled`` is False; inputs are a
             tensor, or a tuple, list or dict of them (a tuple or list becomes positional
-            arguments, a dict keyword arguments). A dict that holds a key ``"labels"`` or
-            ``"label"`` is a labelled batch.
+            arguments, a dict keyword arguments). A dict that holds a key ``"labels"``,
+            ``"label"``, ``"targets"`` or ``"target"`` is a labelled batch.
         labelled: True, False, or None to tell from the first batch.
         task: one of ``"auto"``, ``"classification"`` (also per token and per pixel),
             ``"multilabel"``, ``"regression"``, ``"embedding"``.

@@ -1,9 +1,11 @@
 import dataclasses
 import inspect
 import pickle
+import re
 
 import pytest
 
+from pytest_fp16.engine.batching import _LABEL_KEYS
 from pytest_fp16.errors import SettingError
 from pytest_fp16.subject import TASKS, Evaluation, Training, of_trainer, require_subject
 
@@ -20,6 +22,11 @@ def test_an_unknown_task_lists_the_known_ones(make):
     assert make().task == "auto"
     with pytest.raises(dataclasses.FrozenInstanceError):
         make().task = "regression"
+
+
+def test_the_names_of_labels_are_told():
+    told = re.search(r"holds a key (.*?) is a labelled", Evaluation.__doc__, re.DOTALL)[1]
+    assert set(re.findall(r'"(\w+)"', told)) == set(_LABEL_KEYS)
 
 
 @pytest.mark.parametrize("name", ["epochs", "accumulate"])
