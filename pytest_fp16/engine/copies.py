@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.errors import ModelError
@@ -24,11 +25,12 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
             that only read it (one may cast its own); None for its own.
 
     Raises:
-        ModelError: neither a module nor a function that makes one, or a module that cannot be
-            copied.
+        ModelError: neither a module nor a function that makes one, one without weights yet, or a
+            module that cannot be copied.
     """
     if isinstance(source, nn.Module):
         source = own_module(source)
+        _require_weights(source)
         try:
             return _copy(source, weights)
         except Exception as error:
@@ -47,7 +49,9 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
         raise ModelError(
             f"the model function returned {type(made).__name__}, not a torch.nn.Module"
         )
-    return own_module(made)
+    made = own_module(made)
+    _require_weights(made)
+    return made
 
 
 def own_module(module: nn.Module) -> nn.Module:
@@ -63,6 +67,17 @@ def own_module(module: nn.Module) -> nn.Module:
             module = inner
         else:
             return module
+
+
+def _require_weights(model: nn.Module) -> None:
+    """Refuse a model whose weights are not there yet; some of those cannot even be copied."""
+    for name, module in model.named_modules():
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(map(is_lazy, own)):
+            raise ModelError(
+                f"{name or 'the model itself'} is a lazy module without weights yet; call the "
+                "model on one batch first"
+            )
 
 
 def _copy(source: nn.Module, weights: nn.Module | None) -> nn.Module:

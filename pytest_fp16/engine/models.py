@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
 from pytest_fp16.engine.batching import cast_floating, cast_module, copied
@@ -34,7 +33,7 @@ def require_float32(model: nn.Module) -> None:
     """Refuse a model that cannot be a 32-bit reference.
 
     Raises:
-        ModelError: parameters in 16 bits already, all in float64, not there yet, quantised, or
+        ModelError: parameters in 16 bits already, all in float64, on no device, quantised, or
             frozen in a graph.
     """
     _require_castable(model)
@@ -57,10 +56,6 @@ def _require_castable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         what = name or "the model itself"
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        if any(map(is_lazy, own)):
-            raise ModelError(
-                f"{what} is a lazy module without weights yet; call the model on one batch first"
-            )
         if any(tensor.is_meta for tensor in own):
             raise ModelError(
                 f"{what} lies on the meta device, where there are no values; load its weights first"

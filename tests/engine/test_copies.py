@@ -54,6 +54,20 @@ def test_a_module_that_cannot_be_copied_says_what_to_do():
         make_model(model)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+@pytest.mark.parametrize(
+    "lazy", [lambda: nn.LazyLinear(4), nn.LazyBatchNorm1d, nn.LazyInstanceNorm1d]
+)
+def test_a_lazy_module_without_weights_is_refused(lazy):
+    """Statistics that are not there yet cannot even be copied."""
+    model = nn.Sequential(lazy(), nn.ReLU())
+    for source in (model, lambda: model):
+        with pytest.raises(ModelError, match=r"^0 is a lazy module without weights yet"):
+            make_model(source)
+    model(torch.randn(2, 4, 4))
+    assert make_model(model) is not model
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_scripted_function_in_a_model_is_shared_by_its_copies():
     @torch.jit.script

@@ -75,16 +75,6 @@ def test_a_frozen_graph_is_refused():
         check(Evaluation(model=model, data=[torch.randn(2, 4)], labelled=False))
 
 
-@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
-def test_a_lazy_module_without_weights_is_refused():
-    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
-    data = [torch.randn(2, 4)]
-    with pytest.raises(ModelError, match=r"^0 is a lazy module without weights yet"):
-        check(Evaluation(model=model, data=data, labelled=False))
-    model(*data)
-    assert check(Evaluation(model=model, data=data, labelled=False)).verdict == "equivalent"
-
-
 def test_a_model_on_the_meta_device_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3, device="meta"))
     with pytest.raises(ModelError, match=r"^1 lies on the meta device.*load its weights first"):
