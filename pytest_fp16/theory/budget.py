@@ -34,9 +34,12 @@ def accuracy_error(total: float, total_of_squares: float, n: int) -> float:
 
 
 def guessed(classes: int, n: int) -> float:
-    """The accuracy that guesses among equal classes may reach: chance and a standard error of n."""
+    """The accuracy that guesses among equal classes may reach: chance and two standard errors of n.
+
+    One time in forty they reach more; beyond a single standard error, one time in six.
+    """
     chance = 1 / classes
-    return chance + math.sqrt(chance * (1 - chance) / max(n, 1))
+    return chance + 2 * math.sqrt(chance * (1 - chance) / max(n, 1))
 
 
 def mean_error(total: float, total_of_squares: float, n: int) -> float:

@@ -103,9 +103,9 @@ def test_a_budget_that_is_given_is_taken_as_it_is():
 
 
 @given(st.integers(2, 1000), st.integers(1, 10_000))
-def test_guesses_reach_chance_and_the_deviation_of_their_count(classes, n):
+def test_guesses_reach_chance_and_two_deviations_of_their_count(classes, n):
     over = n * (guessed(classes, n) - 1 / classes)
-    assert over == pytest.approx(binom.std(n, 1 / classes), rel=1e-6)
+    assert over == pytest.approx(2 * binom.std(n, 1 / classes), rel=1e-6)
 
 
 @pytest.mark.parametrize(
