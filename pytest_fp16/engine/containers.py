@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-#: The containers around a value, by their ids: one may hold itself, as a tree does whose nodes know
-#: their parents.
-Around = tuple[int, ...]
+#: The containers that were met, by their ids (and kept, so that ids stay theirs). One may hold
+#: itself, as a tree does whose nodes know their parents, and be held in more ways than can be gone.
+Met = dict[int, Any]
 
 _NO_HOLDERS = (nn.Module, ModuleType, FunctionType, type)
 
@@ -22,7 +22,7 @@ def map_tensors(
     value: Any,
     change: Callable[[Tensor], Any],
     packed: Callable[[PackedSequence], Any] | None = None,
-    around: Around = (),
+    done: Met | None = None,
 ) -> Any:
     """`value` with every tensor in it changed, in containers of the same types.
 
@@ -33,11 +33,12 @@ def map_tensors(
         value: anything.
         change: what becomes of a tensor.
         packed: what becomes of a packed sequence; None changes its tensors.
-        around: the containers around it.
+        done: the containers before it, each with what became of it.
     """
+    done = {} if done is None else done
 
     def inner(part: Any) -> Any:
-        return map_tensors(part, change, packed, (*around, id(value)))
+        return map_tensors(part, change, packed, done)
 
     if isinstance(value, Tensor):
         changed = change(value)
@@ -45,19 +46,25 @@ def map_tensors(
         return changed.requires_grad_() if keeps else changed
     if isinstance(value, PackedSequence):
         return packed(value) if packed is not None else _packed_with(value, change)
-    if id(value) in around:
-        return value
+    if id(value) in done:
+        return done[id(value)][1]
+    if isinstance(value, (Mapping, list, tuple)) or held_tensors(value):
+        done[id(value)] = value, value  # while it is being made
+        done[id(value)] = value, _with_parts(value, inner)
+        return done[id(value)][1]
+    return value
+
+
+def _with_parts(value: Any, inner: Callable[[Any], Any]) -> Any:
+    """A container of the same type, with what becomes of its parts."""
     if isinstance(value, Mapping):
         return mapping_like(value, {k: inner(v) for k, v in value.items()})
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(map(inner, value))
     if isinstance(value, (list, tuple)):
         return type(value)(map(inner, value))
-    held = held_tensors(value, around)
-    if not held:
-        return value
     made = copy.copy(value)
-    for name, part in held.items():
+    for name, part in held_tensors(value).items():
         object.__setattr__(made, name, inner(part))  # a dataclass may be frozen
     return made
 
@@ -81,28 +88,34 @@ def mapping_like(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     return made
 
 
-def leaves(value: Any, around: Around = ()) -> Iterator[Any]:
-    """What is in the containers: tensors, packed sequences, and all that is neither."""
+def leaves(value: Any, met: Met | None = None) -> Iterator[Any]:
+    """What is in the containers: tensors, packed sequences, and all that is neither.
+
+    A container that is there more than once is gone through once.
+    """
+    met = {} if met is None else met
     if isinstance(value, (Tensor, PackedSequence)):
         yield value
         return
-    if id(value) in around:
+    if id(value) in met:
         return
     if isinstance(value, Mapping):
         parts = list(value.values())
     elif isinstance(value, (list, tuple)):
         parts = list(value)
     else:
-        parts = list(held_tensors(value, around).values())
+        parts = list(held_tensors(value).values())
         if not parts:
             yield value
+            return
+    met[id(value)] = value
     for part in parts:
-        yield from leaves(part, (*around, id(value)))
+        yield from leaves(part, met)
 
 
-def all_tensors(value: Any, around: Around = ()) -> list[Tensor]:
+def all_tensors(value: Any) -> list[Tensor]:
     """Every tensor in nested containers."""
-    data = (v.data if isinstance(v, PackedSequence) else v for v in leaves(value, around))
+    data = (v.data if isinstance(v, PackedSequence) else v for v in leaves(value))
     return [v for v in data if isinstance(v, Tensor)]
 
 
@@ -112,21 +125,37 @@ def foreign(value: Any) -> list[str]:
     return sorted({type(v).__name__ for v in others if callable(getattr(v, "to", None))})
 
 
-def held_tensors(value: Any, around: Around = ()) -> dict[str, Any]:
+def held_tensors(value: Any) -> dict[str, Any]:
     """The attributes of an object that are tensors, or containers with some in them.
 
     Empty for a module, and for whatever else has tensors that are no part of a batch.
     """
+    return {n: part for n, part in _attributes(value).items() if _holds(part, {id(value): value})}
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object that may be tensors, or hold some."""
     if isinstance(value, _NO_HOLDERS):
         return {}
     if dataclasses.is_dataclass(value):
         own = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
     else:
         own = getattr(value, "__dict__", {})
-    path = (*around, id(value))
-    return {name: part for name, part in own.items() if _holds(part, path)}
+    return {name: part for name, part in own.items() if _may_hold(part)}
 
 
-def _holds(part: Any, around: Around) -> bool:
-    known = isinstance(part, (Tensor, Mapping, list, tuple)) or dataclasses.is_dataclass(part)
-    return known and bool(all_tensors(part, around))
+def _may_hold(part: Any) -> bool:
+    return isinstance(part, (Tensor, Mapping, list, tuple)) or dataclasses.is_dataclass(part)
+
+
+def _holds(part: Any, met: Met) -> bool:
+    """Whether there is a tensor in it; what was met has shown none so far."""
+    if isinstance(part, (Tensor, PackedSequence)):
+        return True
+    if id(part) in met:
+        return False
+    met[id(part)] = part
+    parts: Iterable[Any] = part
+    if not isinstance(part, (list, tuple)):
+        parts = (part if isinstance(part, Mapping) else _attributes(part)).values()
+    return any(_holds(one, met) for one in parts)

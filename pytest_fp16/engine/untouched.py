@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.containers import Around, all_tensors, held_tensors, map_tensors
+from pytest_fp16.engine.containers import Met, all_tensors, held_tensors, map_tensors
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 #: Types that hold nothing: most of what a module has.
@@ -175,39 +175,47 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in found.items() if not t.requires_grad and memory(t) not in owned}
 
 
-def _named(name: str, value: Any, around: Around = ()) -> Iterator[tuple[str, Tensor]]:
+def _named(name: str, value: Any, met: Met | None = None) -> Iterator[tuple[str, Tensor]]:
+    met = {} if met is None else met
     if isinstance(value, Tensor):
         yield name, value
         return
-    if id(value) in around:
+    if id(value) in met:
         return
+    met[id(value)] = value
     if isinstance(value, Mapping):
         parts: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, (list, tuple, deque)):
         parts = enumerate(value)
     else:
-        parts = held_tensors(value, around).items()
+        parts = held_tensors(value).items()
     for key, part in parts:
         if type(part) not in _BARE:
-            yield from _named(f"{name}[{key}]", part, (*around, id(value)))
+            yield from _named(f"{name}[{key}]", part, met)
 
 
-def _helpers(value: Any, around: Around = ()) -> Iterator[Any]:
+def _helpers(value: Any, met: Met | None = None) -> Iterator[Any]:
     """It, where it is an object of a program's own that keeps tensors; those in a container."""
+    met = {} if met is None else met
     kind = type(value)
-    if kind in _CONTAINERS and id(value) not in around:
+    if id(value) in met:
+        return
+    if kind in _CONTAINERS:
+        met[id(value)] = value
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _helpers(part, (*around, id(value)))
+            yield from _helpers(part, met)
     elif kind not in _BARE and not isinstance(value, Tensor) and held_tensors(value):
         yield value
 
 
-def _containers(value: Any, around: Around = ()) -> Iterator[Any]:
+def _containers(value: Any, met: Met | None = None) -> Iterator[Any]:
     """It and the containers in it, where it is one."""
-    if type(value) in _CONTAINERS and id(value) not in around:
+    met = {} if met is None else met
+    if type(value) in _CONTAINERS and id(value) not in met:
+        met[id(value)] = value
         yield value
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _containers(part, (*around, id(value)))
+            yield from _containers(part, met)
 
 
 def carry_over(

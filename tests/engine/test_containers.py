@@ -170,3 +170,28 @@ def test_a_model_may_keep_a_tree_whose_nodes_know_their_parents():
     torch.manual_seed(0)
     for model in (Keeps(None, None).eval(), lambda: Keeps(torch.ones(2), torch.ones(2))):
         assert check(Evaluation(model, [torch.randn(16, 3)], labelled=False)).equivalent
+
+
+def doubled(inner, depth):
+    for _ in range(depth):
+        inner = [inner, inner]
+    return inner
+
+
+def test_what_is_held_in_two_ways_is_gone_through_once():
+    """Ways to a part double with each level: beyond some twenty no walk along each comes back."""
+    held = Graph(deep=doubled([X], 8), other=doubled([], 8))
+    assert len(all_tensors(held)) == 1
+    made = map_tensors(held, lambda t: t + 1)
+    assert made.deep[0] is made.deep[1] is not held.deep[0]
+    assert len(all_tensors(made)) == 1
+    assert torch.equal(all_tensors(made)[0], X + 1)
+    assert made.other is held.other
+
+
+def test_a_model_may_keep_the_same_list_in_very_many_ways():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3)
+    model.empty, model.deep = doubled([], 60), doubled([X], 60)
+    model.kept = Graph(deep=doubled([X.clone()], 60))
+    assert check(Evaluation(model=model, data=[X], labelled=False)).verdict == "equivalent"
