@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,26 +20,34 @@ def widened(specimen: Specimen) -> str | None:
     """Where a recorded program, which raised for dtypes, came to the wider one; in words.
 
     It is followed back from the wider tensor of the operation that raised, to the first operation
-    that made one of a 16-bit and a wider tensor, and to whatever the latter was. None where the
-    program raised before an operation of its own was known.
+    that made one of a 16-bit and a wider tensor, and to whatever the latter was. Where torch
+    raised before it came to an operation, from the last wider tensor that was made. None where
+    there is no such tensor.
     """
-    recorded, tape = specimen.recorded, specimen.tape
-    if recorded is None or recorded.raised is None or not tape.starts:
-        return None
-    last = tape.entries[tape.starts[-1]]
-    if last.index != recorded.raised.index:
-        return None
-    made = _producers(tape.entries)
-    taken = _wide(last)
-    if not taken or not any(ref.twin.dtype in LOW for ref in _floats(last)):
+    entries = specimen.tape.entries
+    made = _producers(entries)
+    taken, known = _taken(specimen), True
+    if not taken:
+        taken, known = [r for e in entries[::-1] for r in e.results if _is_wide(r)][:1], False
+    if not taken:
         return None
     entered, source = _followed(_likeliest(taken, made), made)
     wide = _named(taken[0])
     what = _told(specimen, source)
     if entered is None:
-        return f"the {wide} tensor there is {what}"
+        return f"the {wide} tensor there is {what}" if known else None
     low = next(_named(ref) for ref in _floats(entered) if ref.twin.dtype in LOW)
     return f"{wide} comes in at {_name(specimen, entered)}, where {low} meets {what}"
+
+
+def _taken(specimen: Specimen) -> list[Ref]:
+    """The wider tensors that the operation takes which raised, where it is known."""
+    recorded, tape = specimen.recorded, specimen.tape
+    if recorded is None or recorded.raised is None or not tape.starts:
+        return []
+    last = tape.entries[tape.starts[-1]]
+    mixes = last.index == recorded.raised.index and any(r.twin.dtype in LOW for r in _floats(last))
+    return _wide(last) if mixes else []
 
 
 def _producers(entries: list[Entry]) -> dict[int, Entry]:
@@ -80,7 +89,12 @@ def _floats(entry: Entry) -> list[Ref]:
 
 
 def _wide(entry: Entry) -> list[Ref]:
-    return [ref for ref in _floats(entry) if ref.twin.dtype not in LOW]
+    return [ref for ref in _refs(entry) if _is_wide(ref)]
+
+
+def _is_wide(value: Any) -> bool:
+    wide = isinstance(value, Ref) and value.twin.dtype not in LOW
+    return wide and value.twin.dtype.is_floating_point
 
 
 def _named(ref: Ref) -> str:
@@ -106,8 +120,13 @@ def _told(specimen: Specimen, source: Ref | Entry) -> str:
     if _floats(source):
         low = _named(_floats(source)[0])
         return f"what {_name(specimen, source)} made of {low}"
-    without = " without a dtype" if source.kwargs.get("dtype") is None else ""
-    return f"what {_name(specimen, source)} made{without}"
+    how = " of whole numbers" if _refs(source) else ""
+    asked = source.func is not None and any(
+        a.name == "dtype" for a in source.func._schema.arguments
+    )
+    if asked and source.kwargs.get("dtype") is None:
+        how = " without a dtype"
+    return f"what {_name(specimen, source)} made{how}"
 
 
 def _held(model: nn.Module, ref: Ref) -> str:

@@ -63,6 +63,26 @@ class Cast(nn.Module):
         return self.head(x)
 
 
+class Convolved(Shifted):
+    """What torch refuses before it comes to an operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.tap = nn.Conv1d(1, 1, 1)
+
+    def forward(self, x):
+        x = x + self.mean
+        return self.tap(x[:, None]).flatten(1)
+
+
+class Waves(Shifted):
+    """Frequencies of whole numbers."""
+
+    def forward(self, x):
+        waves = torch.arange(16) * 0.1
+        return self.head(self.body(x * waves))
+
+
 def checked(model, **settings):
     data = [(torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))]
     return check(Evaluation(model.eval(), data, labelled=False), precision="16-true", **settings)
@@ -85,6 +105,14 @@ def on(code):
         (
             Filled,
             ["the float32 tensor there is what zeros (", on("(len(x), 16)"), " without a dtype"],
+        ),
+        (
+            Convolved,
+            ["float32 comes in at add (", on("x + self.mean"), "meets mean of the model, a"],
+        ),
+        (
+            Waves,
+            ["comes in at mul (", "float16 meets what mul (", on("arange(16)"), " of whole num"],
         ),
         (Cast, ["comes in at div (", on("x / size"), "float16 meets an input that the program"]),
     ],
