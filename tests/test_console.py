@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_fp16 import console
-from pytest_fp16.report.model import Culprit, Report, Run, Speed
+from pytest_fp16.report.model import Culprit, Metric, Report, Run, Speed
 from pytest_fp16.settings import Settings
 
 
@@ -74,7 +74,11 @@ def test_a_log_has_names_whole(monkeypatch, columns, whole):
 
 def test_where_a_passing_test_has_spent_its_budget_is_told():
     culprit = Culprit(module="norm", operation="pow", mechanism="overflow", evidence="9e4")
-    reports = [("f.py::t[16-true]", a_report(culprit=culprit))]
+    metric = Metric(
+        name="accuracy", reference=0.97, candidate=0.963, loss=0.007, budget=0.01,
+        budget_origin="default", labelled=True,
+    )  # fmt: skip
+    reports = [("f.py::t[16-true]", a_report(culprit=culprit, metric=metric))]
     (line,) = [s for s in console.summary(reports, Settings(), None) if s.startswith("warning")]
     assert line.startswith("warning: t[16-true]: More than half of the budget is spent")
     assert "norm, operation pow" in line

@@ -142,13 +142,14 @@ def generous(metric: Metric, usual: float) -> str | None:
 
 
 def spent(report: Report) -> list[str]:
-    """Where a passing report has spent most of its budget, and how to win it back; sentences."""
-    said = []
-    if report.equivalent and report.culprit is not None:
-        said.append(f"More than half of the budget is spent, most of it at {_where(report)}")
-    if said and report.cure is not None:
-        said.append(f"To win it back: {_cure(report, report.cure)}")
-    return said
+    """Where a report that only just passes, or by luck, comes near to failing; sentences."""
+    if not report.equivalent or report.culprit is None:
+        return []
+    what, cure = "It passes by luck: most of what moved the outputs comes from", "To be safe"
+    if report.metric is not None and report.metric.loss > report.metric.budget / 2:
+        what, cure = "More than half of the budget is spent, most of it at", "To win it back"
+    said = [f"{what} {_where(report)}"]
+    return said if report.cure is None else [*said, f"{cure}: {_cure(report, report.cure)}"]
 
 
 def _passed(report: Report) -> str:

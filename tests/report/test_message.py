@@ -67,11 +67,20 @@ def test_warnings_follow_one_a_line(passed):
     ]
 
 
-def test_a_pass_that_spent_most_of_its_budget_says_where(passed, failed):
-    report = passed(culprit=failed().culprit, cure=failed().cure)
+@pytest.mark.parametrize(
+    ("loss", "said", "cure"),
+    [
+        (0.7, "More than half of the budget is spent, most of it at", "To win it back"),
+        (-1, "It passes by luck: most of what moved the outputs comes from", "To be safe"),
+    ],
+)
+def test_a_pass_that_is_near_to_failing_says_where(passed, failed, metric, loss, said, cure):
+    own = metric()
+    own = metric(loss=loss * own.budget)
+    report = passed(culprit=failed().culprit, cure=failed().cure, metric=own)
     assert (
-        "More than half of the budget is spent, most of it at blocks.1.norm, operation pow "
-        "(norms.py:12): largest value 9.0e+04, float16 holds 6.55e+04. To win it back: keep "
+        f"{said} blocks.1.norm, operation pow "
+        f"(norms.py:12): largest value 9.0e+04, float16 holds 6.55e+04. {cure}: keep "
         "blocks.1.norm in float32; tried: accuracy 97.1 %, 0 flips of 360, passes."
     ) in message(report)
 
