@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.tape import Entry, Ref
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.emulation.operations import LOW, flat
+from pytest_fp16.engine.untouched import memory
 
 #: What a module holds of its own that its casts do reach.
 _CAST = ("_parameters", "_buffers", "_modules")
@@ -131,23 +131,16 @@ def _told(specimen: Specimen, source: Ref | Entry) -> str:
 
 def _held(model: nn.Module, ref: Ref) -> str:
     """A constant that no operation has made, by the name a module has for it."""
-    place = _memory(ref.low)
+    place = memory(ref.low)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if _memory(tensor) == place:
+        if memory(tensor) == place:
             return f"{name}, a weight or buffer that stays so"
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if name not in _CAST and place in map(_memory, all_tensors(value)):
+            if name not in _CAST and place in map(memory, all_tensors(value)):
                 whose = path or "the model"
                 return (
                     f"{name} of {whose}, a plain attribute that no cast reaches: register it as a "
                     "buffer"
                 )
     return f"a {_named(ref)} tensor that the program has, or casts, and does not compute"
-
-
-def _memory(tensor: Tensor) -> int | None:
-    """Where its memory is; None of one without."""
-    with suppress(RuntimeError, NotImplementedError):
-        return tensor.untyped_storage().data_ptr() or None
-    return None
