@@ -81,7 +81,7 @@ class Spectrum(nn.Module):
         return torch.fft.rfft2(x[:, 0, :7, :7]).abs().flatten(1)
 
 
-@planted("unsupported-op", "first", "_fft_r2c", fails=TRUE, family="spectral")
+@planted("unsupported-op", "first", "_fft_r2c fft_rfft2", fails=TRUE, family="spectral")
 def fourier_7x7() -> Built:
     """FFTs have no bfloat16 kernel, and a float16 one on CUDA only, for powers of two."""
     train, test = data.digits()

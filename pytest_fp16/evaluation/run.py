@@ -18,6 +18,7 @@ from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
+from pytest_fp16.engine.hard_coded import hard_coded
 from pytest_fp16.engine.models import taking_gradients
 from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.engine.use import called
@@ -223,6 +224,8 @@ class EvaluationRun:
                 if lane.precision.casts:
                     lane.warnings += handed_on(inputs)
                 self.lanes.append(lane)
+            few = inputs if whole else take(inputs, n, list(range(min(n, INPUTS))))
+            self.warnings += hard_coded(self.reference, few, seed)
         theories = [lane.theory for lane in self.lanes if lane.theory is not None]
         for i, leader in enumerate(theories if not self.candidates.habits.lasting else ()):
             leader.followers = theories[i + 1 :]

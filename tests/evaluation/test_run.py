@@ -849,3 +849,27 @@ def test_the_run_that_misses_a_gradient_carries_nothing_along():
     report = check(Evaluation(model, [x, x * 2], task="regression"))
     assert report.verdict == "equivalent"
     assert not [w for w in report.warnings if "not deterministic" in w]
+
+
+class CountsInHalf(nn.Module):
+    """Casts to float16 by itself, and is another model after more than one call of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x.half().to(x.dtype) * self.calls
+
+
+def test_16_bits_in_the_reference_are_told_by_a_run_that_leaves_no_trace():
+    data = 2 * [(4 * torch.eye(3).repeat(20, 1), torch.arange(3).repeat(20))]
+    model = CountsInHalf()
+    report = check(Evaluation(model=model, data=data), precision="bf16-true")
+    told = [w for w in report.warnings if "32-true itself computes in float16" in w]
+    assert len(told) == 1
+    assert "test_run.py:" in told[0]
+    assert report.verdict == "equivalent"
+    assert float(model.calls) == 0
+    assert report.delta_max == 0  # the candidate's count is the reference's

@@ -13,7 +13,8 @@ import torch
 from pytest_fp16.engine.advice import guarded, of_labels, on_data
 from pytest_fp16.engine.batching import first_batch, split_batch
 from pytest_fp16.engine.copies import make_model
-from pytest_fp16.engine.models import require_float32
+from pytest_fp16.engine.hard_coded import HardCoded
+from pytest_fp16.engine.models import Location, require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, unheard
 from pytest_fp16.engine.training.order import ordered, same_batch
 from pytest_fp16.engine.training.place import Place
@@ -71,7 +72,7 @@ def validated(subject: Training, device: torch.device) -> ValidTraining:
     steps = length_hint(subject.train_data) or None
     notes += _of_training(subject, trainee, steps)
     with on_data(subject.train_data):
-        _try_step(trainee, first)
+        notes += _try_step(trainee, first)
     opening = FirstStep(subject, first, place)
     if opening.draws:
         notes.append(
@@ -178,11 +179,13 @@ def _require_loss(subject: Training, trainee: Trainee) -> None:
         )
 
 
-def _try_step(trainee: Trainee, batch: Any) -> None:
+def _try_step(trainee: Trainee, batch: Any) -> list[str]:
+    """What to say of a first step that can be made."""
     trainee.model.train()
+    seen = HardCoded(Location(trainee.model))
 
     def attempt() -> torch.Tensor:
-        with torch.enable_grad(), trainee.installed():
+        with torch.enable_grad(), trainee.installed(), seen:
             return trainee.loss(trainee.placed(batch))
 
     loss = guarded(attempt, "the first training step in float32")
@@ -208,3 +211,4 @@ def _try_step(trainee: Trainee, batch: Any) -> None:
             f"the reference is no reference: the loss of the untrained float32 model is "
             f"{float(loss.detach())}; repair the float32 training first"
         )
+    return seen.remarks

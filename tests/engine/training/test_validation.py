@@ -267,3 +267,14 @@ def test_a_loss_beside_a_step_of_ones_own_is_said_to_be_left_out(digits_training
     assert said not in " ".join(
         validated(digits_training(training_step=step, loss=None), CPU).notes
     )
+
+
+def _cast_loss(dtype):
+    return lambda outputs, targets: nn.functional.cross_entropy(outputs.to(dtype).float(), targets)
+
+
+def test_a_step_that_casts_to_16_bits_by_itself_is_told(digits_training):
+    (note,) = validated(digits_training(loss=_cast_loss(torch.float16)), CPU).notes
+    assert note.startswith("32-true itself computes in float16, as the program asks: a cast (")
+    assert "test_validation.py:" in note
+    assert validated(digits_training(loss=_cast_loss(torch.float64)), CPU).notes == []
