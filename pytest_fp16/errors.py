@@ -28,3 +28,7 @@ class DataError(FP16Error, ValueError):
 
 class ModelError(FP16Error, ValueError):
     """The model cannot serve as a 32-bit reference: 16-bit already, uncopyable, no logits, NaN."""
+
+
+class TorchError(FP16Error, RuntimeError):
+    """The torch that is installed lacks something a run needs."""

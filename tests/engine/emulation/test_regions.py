@@ -83,6 +83,12 @@ def test_inputs_for_cuda_are_cast_where_they_are():
     assert torch.amp.autocast_mode._cast(x, "cuda", torch.float16).dtype == torch.float32
 
 
+def test_a_torch_that_casts_inputs_otherwise_is_left_as_it_is(monkeypatch):
+    monkeypatch.delattr(torch.amp.autocast_mode, "_cast")
+    with custom_inputs():
+        assert not hasattr(torch.amp.autocast_mode, "_cast")
+
+
 FLAG = True
 
 with warnings.catch_warnings():

@@ -1,5 +1,7 @@
 """The line of an operation of a backward pass is that of the forward one it belongs to."""
 
+import runpy
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,3 +89,12 @@ def test_a_backward_pass_has_a_number_of_its_own():
     assert (backward_pass(), goes_backwards()) == (-1, False)
     assert [backwards for _, backwards in seen] == [True, True]
     assert -1 < seen[0][0] != seen[1][0]
+
+
+def test_where_torch_does_not_number_its_backward_passes_all_run_forwards(monkeypatch):
+    monkeypatch.delattr(torch._C, "_current_graph_task_id")
+    anew = runpy.run_path(forward_lines.__file__)
+    seen, x = [], torch.ones(3, requires_grad=True)
+    x.register_hook(lambda grad: seen.append((anew["goes_backwards"](), goes_backwards())))
+    x.exp().sum().backward()
+    assert seen == [(False, True)]
