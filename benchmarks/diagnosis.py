@@ -27,9 +27,9 @@ from benchmarks.forecast import OPTIONS, Labels, by_case, chosen
 from pytest_fp16 import Evaluation, Settings
 from pytest_fp16.diagnosis import evaluation
 from pytest_fp16.engine.models import call_as_is
+from pytest_fp16.evaluation.diagnosed import request_of
 from pytest_fp16.evaluation.report import report_of
 from pytest_fp16.evaluation.run import EvaluationRun
-from pytest_fp16.evaluation.treatment import patient_of
 from pytest_fp16.report.model import Report
 
 #: Runs of which the quickest counts, of explanations of real models as of plain passes.
@@ -94,21 +94,21 @@ class Price:
     def __exit__(self, *exception: object) -> None:
         evaluation.explained = self.explained
 
-    def timed(self, patient: Any, repeats: int = 1) -> Any:
+    def timed(self, request: Any, repeats: int = 1) -> Any:
         """An explanation, the quickest of several, and then plain passes of its inputs."""
-        taken, make = [], patient.specimen
+        taken, make = [], request.comparison
         for _ in range(repeats):
             made: list[Any] = []
-            patient.specimen = lambda *a, made=made, **k: made.append(make(*a, **k)) or made[-1]
+            request.comparison = lambda *a, made=made, **k: made.append(make(*a, **k)) or made[-1]
             start = time.process_time()
-            found = self.explained(patient)
+            found = self.explained(request)
             taken.append(time.process_time() - start)
-        patient.specimen = make
+        request.comparison = make
         looked_at = made[1 if len(made) == 2 else 0]  # of every input where it takes every one
         inputs, forward = looked_at.sample.inputs, looked_at.candidate.subject.forward
         with torch.no_grad():
-            plain = min(seconds_of(lambda: call_as_is(patient.reference, inputs, forward)))
-        self.costs[patient.report.precision] = (min(taken), plain)
+            plain = min(seconds_of(lambda: call_as_is(request.reference, inputs, forward)))
+        self.costs[request.report.precision] = (min(taken), plain)
         return found
 
     def of(self, precision: str) -> str:
@@ -137,7 +137,7 @@ def real_models(price: Price) -> list[tuple[str, str]]:
         run = EvaluationRun(subject, Settings(precisions=("bf16-true",)), None)
         run.execute()
         lane = run.lanes[0]
-        price.timed(patient_of(run, lane, report_of(run, lane), {}), REPEATS)
+        price.timed(request_of(run, lane, report_of(run, lane), {}), REPEATS)
         rows.append((name, price.of("bf16-true")))
     return rows
 

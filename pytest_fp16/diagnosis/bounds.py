@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.diagnosis.why import Why
 from pytest_fp16.engine.emulation.scalars import rounded
 from pytest_fp16.report.model import Variant

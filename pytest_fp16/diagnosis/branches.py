@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.damage import ENOUGH, Damage
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.replay import Replay
-from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.tape import Entry, Ref
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import flat
 from pytest_fp16.engine.emulation.scalars import is_number
@@ -31,7 +31,7 @@ _AHEAD = 12
 _CASTS = frozenset("_to_copy clone alias detach lift_fresh copy".split())
 
 
-def branched(low: Specimen, rerun: Callable[[Remedy], Specimen]) -> Culprit | None:
+def branched(low: Comparison, rerun: Callable[[Remedy], Comparison]) -> Culprit | None:
     """The operation by which the 16-bit program parts from the float32 program.
 
     None where they do not part, or one of them cannot be played in this way.
@@ -46,7 +46,7 @@ def branched(low: Specimen, rerun: Callable[[Remedy], Specimen]) -> Culprit | No
         return None
 
 
-def _branched(low: Specimen, wide: Specimen) -> Culprit | None:
+def _branched(low: Comparison, wide: Comparison) -> Culprit | None:
     if low.recorded is None:
         return None
     damage = Damage(low.task, low.wanted, low.healed(0))
@@ -105,7 +105,7 @@ class _Followed:
         parted: by the index of each operation where they part, how they do.
     """
 
-    def __init__(self, low: Specimen, wide: Specimen) -> None:
+    def __init__(self, low: Comparison, wide: Comparison) -> None:
         self.low = low
         self.parted: dict[int, _Parted] = {}
         tape = wide.tape

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from pytest_fp16.diagnosis.advice import advice, in_float32
 from pytest_fp16.diagnosis.branches import branched
-from pytest_fp16.diagnosis.clinic import Clinic
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.trials import Trials
 from pytest_fp16.diagnosis.untried import untried
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report import figures
@@ -33,7 +33,7 @@ _DIGITS = ("cancellation", "absorption", "precision-loss")
 
 
 def find_cure(
-    clinic: Clinic, culprit: Culprit, origin: Origin | None
+    trials: Trials, culprit: Culprit, origin: Origin | None
 ) -> tuple[Cure, tuple[str, ...]]:
     """The first cure that passes a full re-check and leaves enough in 16 bits to be worth it.
 
@@ -45,32 +45,32 @@ def find_cure(
     hint, vain = advice(culprit), ""
     passed: list[Remedy] = []
     dear: tuple[Cure, tuple[str, ...]] | None = None
-    for kind, remedy in _candidates(clinic, culprit, origin):
+    for kind, remedy in _candidates(trials, culprit, origin):
         if any(_includes(remedy, other) for other in passed):
             continue  # no cheaper: the allowance is for others
-        report = clinic.judged(remedy)
+        report = trials.judged(remedy)
         if report is None or not report.equivalent:
-            clinic.line_failed |= bool(remedy.lines) and report is not None
+            trials.line_failed |= bool(remedy.lines) and report is not None
             continue
-        price = clinic.price(remedy)
+        price = trials.price(remedy)
         share = 0.0 if price is None else price.float32_share
         if share < _EVERYTHING:
-            said = _described(clinic, remedy, culprit, hint[1])
-            found = _verified(clinic, kind, remedy, report, said, price)
+            said = _described(trials, remedy, culprit, hint[1])
+            found = _verified(trials, kind, remedy, report, said, price)
             if share < _DEAR:
                 return found
             dear = dear or found
         else:
             vain = " (what was tried passes only with the whole model in float32)"
         passed.append(remedy)
-    advised = _advised(clinic, hint, vain)
+    advised = _advised(trials, hint, vain)
     if advised.verdict is None:
-        advised = advised.model_copy(update={"untried": untried(clinic, culprit, advised.kind)})
+        advised = advised.model_copy(update={"untried": untried(trials, culprit, advised.kind)})
     return dear or (advised, ())
 
 
 def _verified(
-    clinic: Clinic,
+    trials: Trials,
     kind: CureKind,
     remedy: Remedy,
     report: Report,
@@ -78,7 +78,7 @@ def _verified(
     price: Price | None,
 ) -> tuple[Cure, tuple[str, ...]]:
     """A cure that passed, and the modules that a plan may keep for it."""
-    own = remedy.precision == clinic.precision
+    own = remedy.precision == trials.precision
     cure = Cure(
         kind=kind,
         modules=list(remedy.keep),
@@ -93,17 +93,17 @@ def _verified(
     return cure, remedy.keep if own else ()
 
 
-def _advised(clinic: Clinic, hint: tuple[CureKind, str], vain: str) -> Cure:
+def _advised(trials: Trials, hint: tuple[CureKind, str], vain: str) -> Cure:
     """Advice, and what came of what was tried: how far it falls short."""
-    known = clinic.line_failed and hint[0] == "upcast"
+    known = trials.line_failed and hint[0] == "upcast"
     vain = vain or " (by itself not enough)" * known
-    kept = clinic.shortfall(lambda remedy: bool(remedy.keep))
+    kept = trials.shortfall(lambda remedy: bool(remedy.keep))
     if not vain and kept is not None:
         names = ", ".join(kept[0].keep)
         vain = f" ({names} in float32 alone is not enough{_won(kept[1])})"
     verdict: Verdict | None = "not equivalent" if known else None
     advised = Cure(kind=hint[0], verified=False, description=hint[1] + vain, verdict=verdict)
-    line = clinic.shortfall(lambda remedy: len(remedy.lines) == 1) if known else None
+    line = trials.shortfall(lambda remedy: len(remedy.lines) == 1) if known else None
     if line is None:  # on a few inputs alone, or with others
         return advised
     metric = line[1].metric
@@ -126,20 +126,20 @@ def _includes(remedy: Remedy, other: Remedy) -> bool:
 
 
 def _candidates(
-    clinic: Clinic, culprit: Culprit, origin: Origin | None
+    trials: Trials, culprit: Culprit, origin: Origin | None
 ) -> Iterator[tuple[CureKind, Remedy]]:
     kept = None
-    meeting = Remedy(clinic.precision, lines=_line(culprit), meeting=True)
+    meeting = Remedy(trials.precision, lines=_line(culprit), meeting=True)
     if culprit.variant == "mixed dtypes" and meeting.lines:
         narrow = replace(meeting, narrow=True)  # it leaves everything in 16 bits
-        if _heals(clinic, narrow, origin):
+        if _heals(trials, narrow, origin):
             yield "upcast", narrow
-    for keep in _sets(clinic, culprit, origin):
+    for keep in _sets(trials, culprit, origin):
         kept = keep
-        yield "keep_in_float32", Remedy(clinic.precision, keep)
-    for remedy in _lines(clinic, culprit, origin):
+        yield "keep_in_float32", Remedy(trials.precision, keep)
+    for remedy in _lines(trials, culprit, origin):
         yield "upcast", remedy
-    name, _, mode = clinic.precision.partition("-")
+    name, _, mode = trials.precision.partition("-")
     mixed = f"{name}-mixed"
     if mode == "true":
         yield "mixed", Remedy(mixed)
@@ -156,24 +156,24 @@ def _candidates(
             yield "float16", Remedy("16-mixed")
 
 
-def _lines(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[Remedy]:
+def _lines(trials: Trials, culprit: Culprit, origin: Origin | None) -> Iterator[Remedy]:
     """The culprit's line, and with it whatever line is the origin once that is in float32.
 
     Several leave an allowance for other precisions.
     """
     lines = _line(culprit)
     if lines and culprit.variant == "mixed dtypes":
-        remedy = Remedy(clinic.precision, lines=lines, meeting=True)
-        if _heals(clinic, remedy, origin):
+        remedy = Remedy(trials.precision, lines=lines, meeting=True)
+        if _heals(trials, remedy, origin):
             yield remedy
             return
-    while lines and len(lines) <= ROUNDS and (len(lines) == 1 or clinic.budget > _OTHERS):
-        remedy = Remedy(clinic.precision, lines=lines)
-        left = _left(clinic, remedy, origin)
+    while lines and len(lines) <= ROUNDS and (len(lines) == 1 or trials.budget > _OTHERS):
+        remedy = Remedy(trials.precision, lines=lines)
+        left = _left(trials, remedy, origin)
         if left < HEALED:
             yield remedy
-        clinic.line_failed |= HEALED <= left < math.inf
-        more = _next_line(clinic, remedy)
+        trials.line_failed |= HEALED <= left < math.inf
+        more = _next_line(trials, remedy)
         if more is None or more in lines:
             return
         lines = (*lines, more)
@@ -183,9 +183,9 @@ def _line(culprit: Culprit) -> tuple[str, ...]:
     return (culprit.source,) if culprit.source else ()
 
 
-def _next_line(clinic: Clinic, remedy: Remedy) -> str | None:
+def _next_line(trials: Trials, remedy: Remedy) -> str | None:
     try:
-        found = find_origin(clinic.focused(remedy)(remedy))
+        found = find_origin(trials.focused(remedy)(remedy))
     except Exception:  # it does not run so
         return None
     if found is None:
@@ -193,36 +193,36 @@ def _next_line(clinic: Clinic, remedy: Remedy) -> str | None:
     return found.operation.source if isinstance(found, Origin) else found.source
 
 
-def _sets(clinic: Clinic, culprit: Culprit, origin: Origin | None) -> Iterator[tuple[str, ...]]:
+def _sets(trials: Trials, culprit: Culprit, origin: Origin | None) -> Iterator[tuple[str, ...]]:
     """Sets of modules that heal the few inputs, small ones first."""
     module = culprit.module
-    if not module or module not in clinic.names:
+    if not module or module not in trials.names:
         return
     tried: set[tuple[str, ...]] = set()
-    for keep in _larger(clinic, module):
+    for keep in _larger(trials, module):
         if keep in tried:
             continue
         tried.add(keep)
-        if _heals(clinic, Remedy(clinic.precision, keep), origin):
+        if _heals(trials, Remedy(trials.precision, keep), origin):
             yield keep
 
 
-def _larger(clinic: Clinic, module: str) -> Iterator[tuple[str, ...]]:
+def _larger(trials: Trials, module: str) -> Iterator[tuple[str, ...]]:
     """The culprit, more and more with it, then its parent; each is made when it is asked for."""
     yield (module,)
-    yield from _grown(clinic, module)
+    yield from _grown(trials, module)
     if parent := module.rpartition(".")[0]:
         yield (parent,)
-        yield from _grown(clinic, parent)
+        yield from _grown(trials, parent)
 
 
-def _grown(clinic: Clinic, module: str) -> Iterator[tuple[str, ...]]:
+def _grown(trials: Trials, module: str) -> Iterator[tuple[str, ...]]:
     """The culprit and whatever is the origin once it is kept, with others of its kind."""
     keep: tuple[str, ...] = (module,)
-    alike = _alike(clinic, module)
+    alike = _alike(trials, module)
     for _ in range(ROUNDS):
-        remedy = Remedy(clinic.precision, keep)
-        rerun = clinic.focused(remedy)
+        remedy = Remedy(trials.precision, keep)
+        rerun = trials.focused(remedy)
         try:
             remedied = rerun(remedy)
             found = find_origin(remedied, module_alone=True)
@@ -234,7 +234,7 @@ def _grown(clinic: Clinic, module: str) -> Iterator[tuple[str, ...]]:
         unrounded = isinstance(found, Origin) and found.unrounded
         branch = branched(remedied, rerun) if unrounded else None
         if branch is not None:
-            at, alike = branch.module, _alike(clinic, branch.module)  # all of its kind do that
+            at, alike = branch.module, _alike(trials, branch.module)  # all of its kind do that
         if not at or at in keep:
             return
         more = [n for n in alike if n not in keep] if at in alike else []
@@ -242,25 +242,25 @@ def _grown(clinic: Clinic, module: str) -> Iterator[tuple[str, ...]]:
         yield keep
 
 
-def _alike(clinic: Clinic, module: str) -> list[str]:
-    kind = type(clinic.names[module])
+def _alike(trials: Trials, module: str) -> list[str]:
+    kind = type(trials.names[module])
     if kind.__module__.startswith("torch."):
         return []
-    return [name for name, other in clinic.names.items() if type(other) is kind]
+    return [name for name, other in trials.names.items() if type(other) is kind]
 
 
-def _heals(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> bool:
+def _heals(trials: Trials, remedy: Remedy, origin: Origin | None) -> bool:
     """Whether the few inputs come out (nearly) right; where that is not known, yes."""
-    return _left(clinic, remedy, origin) < HEALED
+    return _left(trials, remedy, origin) < HEALED
 
 
-def _left(clinic: Clinic, remedy: Remedy, origin: Origin | None) -> float:
+def _left(trials: Trials, remedy: Remedy, origin: Origin | None) -> float:
     """The damage left on the few inputs; infinite where the remedy cannot be applied."""
     try:
-        output = clinic.rerun(remedy, None).run()
+        output = trials.rerun(remedy, None).run()
     except Exception as error:  # or does not run
-        if remedy.lines and clinic.error is None:
-            clinic.error = error.with_traceback(None)  # whose frames hold tensors
+        if remedy.lines and trials.error is None:
+            trials.error = error.with_traceback(None)  # whose frames hold tensors
         return math.inf
     return 0.0 if origin is None else origin.damage.of(output)
 
@@ -278,7 +278,7 @@ def _brought(remedy: Remedy, culprit: Culprit) -> str:
     return "the wider one to that of the other, x.to(y.dtype)"
 
 
-def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> str:
+def _described(trials: Trials, remedy: Remedy, culprit: Culprit, hint: str) -> str:
     names = ", ".join(remedy.keep)
     if remedy.meeting:
         return f"{hint}: {_brought(remedy, culprit)}"
@@ -292,7 +292,7 @@ def _described(clinic: Clinic, remedy: Remedy, culprit: Culprit, hint: str) -> s
         )
     several = len(remedy.keep) > 1 and culprit.module in remedy.keep
     instead = f"{culprit.module} alone is not enough; there, {hint}" if several else f"or {hint}"
-    if remedy.precision == clinic.precision:
+    if remedy.precision == trials.precision:
         return f"keep {names} in float32 ({instead})"
     kept = f" with {names} kept in float32" if names else ""
     return f"run in {remedy.precision}{kept} ({instead})"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import ADDITIONS, RUNNING, STEPWISE, Finding
 from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.diagnosis.why import Why, format_of, low_format
 from pytest_fp16.report.model import Variant
 from pytest_fp16.theory.rounding import Format, ulp_at

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.diagnosis.branches import branched
-from pytest_fp16.diagnosis.clinic import Clinic, Judge, Pricer
+from pytest_fp16.diagnosis.comparison import FEW, Comparison, Sample, fewer
 from pytest_fp16.diagnosis.cures import find_cure
 from pytest_fp16.diagnosis.loops import repeated
 from pytest_fp16.diagnosis.mechanism import carrier, explain, misled, stopped, worth_watching
@@ -18,8 +18,8 @@ from pytest_fp16.diagnosis.meeting import widened
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, unneeded, vanishing
-from pytest_fp16.diagnosis.specimen import FEW, Sample, Specimen, fewer
 from pytest_fp16.diagnosis.stop import Raised, entered, raised
+from pytest_fp16.diagnosis.trials import Judge, Pricer, Trials
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.evaluation.evidence import Kept
@@ -31,7 +31,7 @@ _STORED = ("stored inputs", "stored digits", "infinite inputs", "infinite values
 
 
 @dataclass
-class Patient:
+class DiagnosisRequest:
     """What a diagnosis is handed.
 
     Attributes:
@@ -57,13 +57,13 @@ class Patient:
     price: Pricer
     few: int = FEW
 
-    def specimen(
+    def comparison(
         self,
         remedy: Remedy | None = None,
         kept: Kept | None = None,
         emulated: bool | None = None,
         every: bool = False,
-    ) -> Specimen:
+    ) -> Comparison:
         """A few of the inputs that were kept (or every one), with a remedy; run as before."""
         kept = kept or self.kept
         if kept.whole or every:
@@ -72,7 +72,7 @@ class Patient:
             few = fewer(kept.inputs, kept.n, kept.seed, kept.wrong, self.few)
         candidate = self.candidate(remedy or Remedy(self.report.precision))
         how = self.emulated if emulated is None else emulated
-        return Specimen(candidate, self.reference, self.task, few, how)
+        return Comparison(candidate, self.reference, self.task, few, how)
 
 
 @dataclass(frozen=True)
@@ -93,22 +93,22 @@ class Diagnosis:
 Explanation = tuple[Origin | Raised | None, Culprit | None]
 
 
-def diagnose(patient: Patient) -> Diagnosis:
+def diagnose(request: DiagnosisRequest) -> Diagnosis:
     """The culprit and a cure, as far as they can be told."""
-    found, culprit = explained(patient)
-    _let_go(patient.error)
+    found, culprit = explained(request)
+    _let_go(request.error)
     _let_go(found.error if isinstance(found, Raised) else None)
     if culprit is None:
         return Diagnosis()
-    clinic = Clinic(
-        model=patient.reference,
-        precision=patient.report.precision,
-        judge=patient.judge,
-        rerun=patient.specimen,
-        price=patient.price,
-        siblings=patient.siblings,
+    trials = Trials(
+        model=request.reference,
+        precision=request.report.precision,
+        judge=request.judge,
+        rerun=request.comparison,
+        price=request.price,
+        siblings=request.siblings,
     )
-    cure, keep = find_cure(clinic, culprit, found if isinstance(found, Origin) else None)
+    cure, keep = find_cure(trials, culprit, found if isinstance(found, Origin) else None)
     return Diagnosis(culprit, cure, keep)
 
 
@@ -122,68 +122,70 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def explained(patient: Patient) -> Explanation:
+def explained(request: DiagnosisRequest) -> Explanation:
     """The culprit, as far as it can be told; from one input where memory holds no more."""
     try:
-        return _explained(patient)
+        return _explained(request)
     except Exception as error:
-        if not is_out_of_memory(error) or patient.few == 1 or patient.kept.whole:
+        if not is_out_of_memory(error) or request.few == 1 or request.kept.whole:
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    patient.few = 1
-    return _explained(patient)
+    request.few = 1
+    return _explained(request)
 
 
-def _explained(patient: Patient) -> Explanation:
-    specimen = patient.specimen()
-    found = find_origin(specimen, _shares(patient.report))
-    if patient.error is not None and not isinstance(found, Raised):
-        every = patient.specimen(every=True)  # one of the others may be what stops the program
+def _explained(request: DiagnosisRequest) -> Explanation:
+    comparison = request.comparison()
+    found = find_origin(comparison, _shares(request.report))
+    if request.error is not None and not isinstance(found, Raised):
+        every = request.comparison(every=True)  # one of the others may be what stops the program
         again = find_origin(every)
         if isinstance(again, Raised):
-            specimen, found = every, again
-    if patient.error is not None and not isinstance(found, Raised):
+            comparison, found = every, again
+    if request.error is not None and not isinstance(found, Raised):
         # Emulation runs what this device's own kernels do not.
-        native = patient.specimen(emulated=False)
+        native = request.comparison(emulated=False)
         found = find_origin(native)
         if not isinstance(found, Raised):
             # Nor does whatever follows a program, which takes layers of theirs apart.
-            found = raised(patient.error, specimen, entered(native))
-    culprit = _culprit(patient, specimen, found)
+            found = raised(request.error, comparison, entered(native))
+    culprit = _culprit(request, comparison, found)
     # Of a mixed precision inputs come in float32, and the operation that takes them casts them.
-    mixed = specimen.candidate.precision.mixed
+    mixed = comparison.candidate.precision.mixed
     if culprit is not None and culprit.variant in _STORED and mixed:
         culprit = culprit.model_copy(update={"variant": None})
     return found, culprit
 
 
-def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None) -> Culprit | None:
+def _culprit(
+    request: DiagnosisRequest, comparison: Comparison, found: Origin | Raised | None
+) -> Culprit | None:
     if isinstance(found, Raised):
-        return _led(patient, specimen, found) or _refused(specimen, found)
-    if _strays(patient.report):
-        culprit = defective(specimen.side_by_side(lambda i: True))
+        return _led(request, comparison, found) or _refused(comparison, found)
+    if _strays(request.report):
+        culprit = defective(comparison.side_by_side(lambda i: True))
         if culprit is not None:
             return culprit
-    spread = _largest_share(patient.report)
+    spread = _largest_share(request.report)
     if found is None:
         return spread
     if found.unrounded:
-        lost = None if found.lossless else overflowing(specimen.side_by_side(lambda i: True))
-        culprit = lost or branched(specimen, patient.specimen)
+        lost = None if found.lossless else overflowing(comparison.side_by_side(lambda i: True))
+        culprit = lost or branched(comparison, request.comparison)
         if culprit is not None:
             return culprit
     if found.lossless and not found.concentrated and spread is not None:
         return spread  # what a measurement could add is an overflow, and there is none
     watched = worth_watching(found)
-    operations = specimen.side_by_side(watched.__contains__)
-    culprit = explain(found, operations, carrier(specimen, found))
+    operations = comparison.side_by_side(watched.__contains__)
+    culprit = explain(found, operations, carrier(comparison, found))
     if culprit is not None and culprit.source == found.operation.source:
-        culprit = repeated(specimen, found, operations) or culprit
+        culprit = repeated(comparison, found, operations) or culprit
     index = found.operation.index
     lost_guard = culprit is not None and culprit.mechanism == "eps-underflow"
     if inflated(operations, index) or (lost_guard and unneeded(operations, index)):
-        whole = specimen.side_by_side(lambda i: True)[:index]
+        whole = comparison.side_by_side(lambda i: True)[:index]
         culprit = vanishing(whole) or culprit
     certain = culprit is not None and culprit.mechanism == "overflow"
     if not found.concentrated and spread is not None and not certain:
@@ -191,22 +193,22 @@ def _culprit(patient: Patient, specimen: Specimen, found: Origin | Raised | None
     return culprit or spread
 
 
-def _refused(specimen: Specimen, found: Raised) -> Culprit:
+def _refused(comparison: Comparison, found: Raised) -> Culprit:
     """The operation that stopped the program; of dtypes that met, with where one came from."""
-    culprit = stopped(found, specimen.candidate.precision.dtype_name)
-    came = widened(specimen) if culprit.variant == "mixed dtypes" else None
+    culprit = stopped(found, comparison.candidate.precision.dtype_name)
+    came = widened(comparison) if culprit.variant == "mixed dtypes" else None
     if came is None:
         return culprit
     return culprit.model_copy(update={"evidence": f"{culprit.evidence}; {came}"})
 
 
-def _led(patient: Patient, specimen: Specimen, found: Raised) -> Culprit | None:
+def _led(request: DiagnosisRequest, comparison: Comparison, found: Raised) -> Culprit | None:
     """The operation whose rounding led the program where it raised."""
     if found.misled is None:
         return None
-    born, before = found.misled.index, len(specimen.operations) - 1  # the last one has no result
-    watched = specimen.side_by_side(lambda i: born <= i < max(before, born + 1))
-    return misled(found, patient.error or found.error, watched)
+    born, before = found.misled.index, len(comparison.operations) - 1  # the last one has no result
+    watched = comparison.side_by_side(lambda i: born <= i < max(before, born + 1))
+    return misled(found, request.error or found.error, watched)
 
 
 def _shares(report: Report) -> dict[tuple[str, str], float]:

@@ -12,13 +12,13 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
-from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.mechanism import because
 from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.replay import Replay
-from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.tape import Ref, Tape
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import LOW, flat
 from pytest_fp16.report.model import Culprit
@@ -37,12 +37,12 @@ def inherited(finding: Finding) -> bool:
     return bool(finding.own) and own < 0.25 * sum(m.error**2 for m in finding.results)
 
 
-def repeated(specimen: Specimen, origin: Origin, operations: list[Operation]) -> Culprit | None:
+def repeated(comparison: Comparison, origin: Origin, operations: list[Operation]) -> Culprit | None:
     """What the loop that the origin is a step of does, or None where it is no such step."""
     born = operations[origin.operation.index]
     if origin.damage.lost.any() or born.finding is None or not inherited(born.finding):
         return None
-    tape = specimen.tape
+    tape = comparison.tape
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for o in operations:
         if o.module == born.module:
@@ -50,18 +50,18 @@ def repeated(specimen: Specimen, origin: Origin, operations: list[Operation]) ->
     asked = [found for found in groups.values() if len(found) >= _LOOP][:_MOST]
     if not any(born.index in group for group in asked):
         return None
-    with specimen.replaying():
+    with comparison.replaying():
         rounds = [(_done(origin, tape, set(g), None), g) for g in asked]
         stored = [
             (_done(origin, tape, set(), place), index)
             for place, index in _stored(tape, {i for g in asked for i in g})
         ]
     kept, taker = max(stored, default=(0.0, 0))
-    most, group, found = _worst(specimen, rounds)
+    most, group, found = _worst(comparison, rounds)
     if max(most, kept) < _BY_ITSELF:
         return None
     if kept > most:
-        return _coarse(specimen, taker, len(asked[0]))
+        return _coarse(comparison, taker, len(asked[0]))
     culprit = because(found[group[-1]], found)
     if culprit is None:
         return None
@@ -70,7 +70,7 @@ def repeated(specimen: Specimen, origin: Origin, operations: list[Operation]) ->
 
 
 def _worst(
-    specimen: Specimen, rounds: list[tuple[float, list[int]]]
+    comparison: Comparison, rounds: list[tuple[float, list[int]]]
 ) -> tuple[float, list[int], list[Operation]]:
     """The operations that do most by themselves, of those that round in the program as it is.
 
@@ -81,7 +81,7 @@ def _worst(
         if most < _BY_ITSELF:
             break
         few = set(group[-_LOOP:])
-        found = specimen.side_by_side(few.__contains__)
+        found = comparison.side_by_side(few.__contains__)
         findings = [found[i].finding for i in few]
         if any(m.error > 0 for f in findings if f is not None for m in f.own):
             return most, group, found
@@ -140,9 +140,9 @@ def _stored(tape: Tape, loop: set[int]) -> list[tuple[int, int]]:
     return found[:_MOST]
 
 
-def _coarse(specimen: Specimen, taker: int, times: int) -> Culprit | None:
+def _coarse(comparison: Comparison, taker: int, times: int) -> Culprit | None:
     """The culprit where a stored value is taken at every step."""
-    at = specimen.side_by_side(taker.__eq__)[taker]
+    at = comparison.side_by_side(taker.__eq__)[taker]
     if at.finding is None:
         return None
     kept = [m for m in at.finding.operands if m.fixed and not m.made]

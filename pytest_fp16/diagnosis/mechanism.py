@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.bounds import came_small, out_of_range, vanished, vanishing_constant
+from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.digits import (
     AHEAD,
     absorbed,
@@ -17,8 +17,8 @@ from pytest_fp16.diagnosis.digits import (
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.replay import Diverged
-from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.stop import Raised
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.engine.emulation.wording import first_line, mechanism_of, told, variant_of
 from pytest_fp16.engine.source import raised_by_program
@@ -90,7 +90,7 @@ def _after_casts(operations: list[Operation], first: int) -> int:
     return next((i for i in following if operations[i].name not in _ON_THE_WAY), first)
 
 
-def carrier(specimen: Specimen, origin: Origin) -> Callable[[Sequence[Operation]], bool]:
+def carrier(comparison: Comparison, origin: Origin) -> Callable[[Sequence[Operation]], bool]:
     """Tells whether what was born at the origin does its damage through results of operations.
 
     It does not where the program goes round it: what is left of a difference may be all wrong, and
@@ -103,9 +103,12 @@ def carrier(specimen: Specimen, origin: Origin) -> Callable[[Sequence[Operation]
         if any(o.index <= born for o in operations):
             return True
         try:
-            came = damage.of(specimen.healed(born + 1)) ** 2 - damage.of(specimen.healed(born)) ** 2
+            came = (
+                damage.of(comparison.healed(born + 1)) ** 2
+                - damage.of(comparison.healed(born)) ** 2
+            )
             those = {o.index for o in operations}
-            before, after = specimen.healed(min(those) + 1), specimen.repaired(those)
+            before, after = comparison.healed(min(those) + 1), comparison.repaired(those)
             return damage.of(before) ** 2 - damage.of(after) ** 2 >= _THROUGH * came
         except Diverged:
             return decides(operations[0].index)
@@ -115,7 +118,7 @@ def carrier(specimen: Specimen, origin: Origin) -> Callable[[Sequence[Operation]
     def decides(index: int) -> bool:
         """Whether what that result leads to, such as the end of a loop, does the damage."""
         try:
-            return 1 - damage.of(specimen.but_for(index)) ** 2 >= _THROUGH
+            return 1 - damage.of(comparison.but_for(index)) ** 2 >= _THROUGH
         except Exception:
             return True
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.tape import Entry, Ref
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.emulation.operations import LOW, flat
@@ -16,7 +16,7 @@ from pytest_fp16.engine.untouched import memory
 _CAST = ("_parameters", "_buffers", "_modules")
 
 
-def widened(specimen: Specimen) -> str | None:
+def widened(comparison: Comparison) -> str | None:
     """Where a recorded program, which raised for dtypes, came to the wider one; in words.
 
     It is followed back from the wider tensor of the operation that raised, to the first operation
@@ -24,25 +24,25 @@ def widened(specimen: Specimen) -> str | None:
     raised before it came to an operation, from the last wider tensor that was made. None where
     there is no such tensor.
     """
-    entries = specimen.tape.entries
+    entries = comparison.tape.entries
     made = _producers(entries)
-    taken, known = _taken(specimen), True
+    taken, known = _taken(comparison), True
     if not taken:
         taken, known = [r for e in entries[::-1] for r in e.results if _is_wide(r)][:1], False
     if not taken:
         return None
     entered, source = _followed(_likeliest(taken, made), made)
     wide = _named(taken[0])
-    what = _told(specimen, source)
+    what = _told(comparison, source)
     if entered is None:
         return f"the {wide} tensor there is {what}" if known else None
     low = next(_named(ref) for ref in _floats(entered) if ref.twin.dtype in LOW)
-    return f"{wide} comes in at {_name(specimen, entered)}, where {low} meets {what}"
+    return f"{wide} comes in at {_name(comparison, entered)}, where {low} meets {what}"
 
 
-def _taken(specimen: Specimen) -> list[Ref]:
+def _taken(comparison: Comparison) -> list[Ref]:
     """The wider tensors that the operation takes which raised, where it is known."""
-    recorded, tape = specimen.recorded, specimen.tape
+    recorded, tape = comparison.recorded, comparison.tape
     if recorded is None or recorded.raised is None or not tape.starts:
         return []
     last = tape.entries[tape.starts[-1]]
@@ -101,32 +101,32 @@ def _named(ref: Ref) -> str:
     return str(ref.twin.dtype).removeprefix("torch.")
 
 
-def _name(specimen: Specimen, entry: Entry) -> str:
+def _name(comparison: Comparison, entry: Entry) -> str:
     """An operation, with its line."""
     if entry.index is None:
         return "a view"
-    operation = specimen.operations[entry.index]
+    operation = comparison.operations[entry.index]
     name = "a cast" if operation.name == "_to_copy" else operation.name
     return f"{name} ({operation.source})" if operation.source else name
 
 
-def _told(specimen: Specimen, source: Ref | Entry) -> str:
+def _told(comparison: Comparison, source: Ref | Entry) -> str:
     """What the wider tensor is."""
     if isinstance(source, Ref):
         if source.fixed:
-            return _held(specimen.candidate.model, source)
-        mixed = specimen.candidate.precision.mixed
+            return _held(comparison.candidate.model, source)
+        mixed = comparison.candidate.precision.mixed
         return "an input" if mixed else f"an input that the program casts to {_named(source)}"
     if _floats(source):
         low = _named(_floats(source)[0])
-        return f"what {_name(specimen, source)} made of {low}"
+        return f"what {_name(comparison, source)} made of {low}"
     how = " of whole numbers" if _refs(source) else ""
     asked = source.func is not None and any(
         a.name == "dtype" for a in source.func._schema.arguments
     )
     if asked and source.kwargs.get("dtype") is None:
         how = " without a dtype"
-    return f"what {_name(specimen, source)} made{how}"
+    return f"what {_name(comparison, source)} made{how}"
 
 
 def _held(model: nn.Module, ref: Ref) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from pytest_fp16.diagnosis.autopsy import Operation
+from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.damage import ENOUGH, Damage
 from pytest_fp16.diagnosis.search import Search
-from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.stop import Raised, stopped
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.theory.rounding import FORMATS
 
@@ -53,14 +53,14 @@ class Origin:
 
 
 def find_origin(
-    specimen: Specimen,
+    comparison: Comparison,
     shares: Mapping[tuple[str, str], float] | None = None,
     module_alone: bool = False,
 ) -> Origin | Raised | None:
     """The origin, or None where the failure does not show on these inputs.
 
     Args:
-        specimen: the candidate on a few inputs.
+        comparison: the candidate on a few inputs.
         shares: what theory expects each (module, operation) to contribute to the error; a guess
             that only decides where the search looks first, and the answer where damage is spread
             over many modules and nothing was lost.
@@ -70,34 +70,34 @@ def find_origin(
         Exception: there is no memory to record the program on these inputs.
     """
     try:
-        failing = specimen.record()
+        failing = comparison.record()
     except Exception as error:
         if is_out_of_memory(error):  # of ours, as the candidate ran on more inputs
             raise
-        return stopped(specimen, error)
-    fmt = FORMATS[specimen.candidate.precision.dtype]
-    damage = Damage(specimen.task, specimen.wanted, failing, fmt=fmt)
-    if not damage.shown or not specimen.operations:
+        return stopped(comparison, error)
+    fmt = FORMATS[comparison.candidate.precision.dtype]
+    damage = Damage(comparison.task, comparison.wanted, failing, fmt=fmt)
+    if not damage.shown or not comparison.operations:
         return None
     if damage.merged is not None:
-        found = _born(specimen, damage, shares or {}, module_alone)
-        if damage.of(specimen.healed(found.operation.index)) <= SOUND:
+        found = _born(comparison, damage, shares or {}, module_alone)
+        if damage.of(comparison.healed(found.operation.index)) <= SOUND:
             return found
         damage.merged = None  # errors before it lose them too: a close decision, as there are some
-    return _born(specimen, damage, shares or {}, module_alone)
+    return _born(comparison, damage, shares or {}, module_alone)
 
 
 def _born(
-    specimen: Specimen,
+    comparison: Comparison,
     damage: Damage,
     shares: Mapping[tuple[str, str], float],
     module_alone: bool,
 ) -> Origin:
     """Cut the recorded program until the operation is known, or nobody is to blame."""
-    operations = specimen.operations
-    done = _told(specimen, damage)
-    lost = specimen.tape.first_lost()
-    expected = _expected(operations, shares, specimen.tape.entered())
+    operations = comparison.operations
+    done = _told(comparison, damage)
+    lost = comparison.tape.first_lost()
+    expected = _expected(operations, shares, comparison.tape.entered())
     search = Search(expected, ENOUGH**2, lost)
     told = lost is None and any(expected) and not module_alone
 
@@ -112,44 +112,44 @@ def _born(
     found = operations[search.harmful - 1]
     unrounded = search.harmless == 0 and done(0) >= ENOUGH
     if not unrounded and bool(damage.lost.any()):
-        ruin = _ruin(specimen, damage, found.index)
+        ruin = _ruin(comparison, damage, found.index)
         if ruin is not None:
-            damage, found = ruin, _ruining(specimen, ruin, expected[: found.index])
+            damage, found = ruin, _ruining(comparison, ruin, expected[: found.index])
     return Origin(found, operations, damage, concentrated, unrounded, lossless=lost is None)
 
 
-def _told(specimen: Specimen, damage: Damage) -> Callable[[int], float]:
+def _told(comparison: Comparison, damage: Damage) -> Callable[[int], float]:
     """The damage of cuts, each asked for once."""
 
     @cache
     def done(until: int) -> float:
         try:
-            return damage.of(specimen.healed(until))
+            return damage.of(comparison.healed(until))
         except Exception:  # exact values lead elsewhere: nothing can be said of this cut
             return 1.0
 
     return done
 
 
-def _ruin(specimen: Specimen, damage: Damage, until: int) -> Damage | None:
+def _ruin(comparison: Comparison, damage: Damage, until: int) -> Damage | None:
     """What had become of the outputs before an operation made NaN of them; None where little.
 
     An infinite count leaves no variance; an epsilon of zero makes NaN of it, any other no better.
     Outputs that are so with nothing rounded were ruined by a dtype, not by an operation.
     """
     try:
-        ruin = Damage(damage.task, damage.wanted, specimen.healed(until), apart=False)
-        ruined = ruin.part >= RUINED and ruin.of(specimen.healed(0)) < ENOUGH
+        ruin = Damage(damage.task, damage.wanted, comparison.healed(until), apart=False)
+        ruined = ruin.part >= RUINED and ruin.of(comparison.healed(0)) < ENOUGH
     except Exception:
         return None
     return ruin if ruined else None
 
 
-def _ruining(specimen: Specimen, ruin: Damage, expected: list[float]) -> Operation:
+def _ruining(comparison: Comparison, ruin: Damage, expected: list[float]) -> Operation:
     """The earliest operation that is enough to ruin them so."""
     search = Search(expected, ENOUGH**2, None)
-    _narrow(search, _told(specimen, ruin), lambda: False)
-    return specimen.operations[search.harmful - 1]
+    _narrow(search, _told(comparison, ruin), lambda: False)
+    return comparison.operations[search.harmful - 1]
 
 
 def _narrow(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.bounds import VANISHED, out_of_range, vanished
 from pytest_fp16.diagnosis.findings import STEPWISE
 from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.report.model import Culprit
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pytest_fp16.diagnosis.autopsy import Operation
-from pytest_fp16.diagnosis.specimen import Specimen
+from pytest_fp16.diagnosis.comparison import Comparison
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.engine.source import frames_of, raised_at
 
 
@@ -51,55 +51,55 @@ class _Calls(TorchFunctionMode):
             raise
 
 
-def stopped(specimen: Specimen, error: Exception) -> Raised:
+def stopped(comparison: Comparison, error: Exception) -> Raised:
     """Run it again, to see which torch function it stops in."""
     calls = _Calls()
     try:
         with calls:
-            specimen.record()
+            comparison.record()
     except Exception as again:
-        found = raised(again, specimen, calls.inside)
-        misled, anyway = _misleading(specimen, again)
+        found = raised(again, comparison, calls.inside)
+        misled, anyway = _misleading(comparison, again)
         return replace(found, misled=misled, anyway=anyway)
-    return raised(error, specimen)
+    return raised(error, comparison)
 
 
-def entered(specimen: Specimen) -> str | None:
+def entered(comparison: Comparison) -> str | None:
     """The innermost torch function that the program stops in where nothing follows it."""
     calls = _Calls()
     with suppress(Exception), calls:
-        specimen.natively()
+        comparison.natively()
     return calls.inside
 
 
-def _misleading(specimen: Specimen, error: Exception) -> tuple[Operation | None, bool]:
+def _misleading(comparison: Comparison, error: Exception) -> tuple[Operation | None, bool]:
     """The earliest operation whose rounding makes the program stop at a later one, as it did.
 
     And whether there can be none, because exact values stop it as well.
     """
-    operations = specimen.operations
-    stopped = specimen.last.raised if specimen.last is not None else None
+    operations = comparison.operations
+    stopped = comparison.last.raised if comparison.last is not None else None
     harmful = stopped.index if stopped is not None else len(operations)
-    anyway = _stops(specimen, 0, error)
-    if anyway or not _stops(specimen, harmful, error):
+    anyway = _stops(comparison, 0, error)
+    if anyway or not _stops(comparison, harmful, error):
         return None, anyway  # its own arguments are no reason
     harmless = 0
     while harmful - harmless > 1:
         cut = (harmless + harmful) // 2
-        if _stops(specimen, cut, error):
+        if _stops(comparison, cut, error):
             harmful = cut
         else:
             harmless = cut
     return operations[harmful - 1], False
 
 
-def _stops(specimen: Specimen, until: int, error: Exception) -> bool:
+def _stops(comparison: Comparison, until: int, error: Exception) -> bool:
     """Whether the program stops in that way when its first `until` operations alone are rounded.
 
     In another way, such as at a check that the missing kernel would have spared, is no evidence.
     """
     try:
-        specimen.run(until)
+        comparison.run(until)
     except Exception as other:
         return type(other) is type(error)
     return False
@@ -108,17 +108,17 @@ def _stops(specimen: Specimen, until: int, error: Exception) -> bool:
 _KERNEL = re.compile(r'"(?P<name>\w+?)(_cpu|_cuda|_out|_stub|_impl)*_?" not implemented')
 
 
-def raised(error: BaseException, specimen: Specimen, function: str | None = None) -> Raised:
+def raised(error: BaseException, comparison: Comparison, function: str | None = None) -> Raised:
     """Module, operation and line of an exception of the 16-bit program."""
-    autopsy = specimen.last
-    at = autopsy.raised if autopsy is not None else None
+    twin_run = comparison.last
+    at = twin_run.raised if twin_run is not None else None
     if at is not None:
         return Raised(at.module, at.name, raised_at(error) or at.source, error)
     named = _KERNEL.search(str(error))
     known = named["name"] if named else getattr(error, "operation", None)
     name = function or known or type(error).__name__
     return Raised(
-        module_of(error, specimen.candidate.model), name.strip("_"), raised_at(error), error
+        module_of(error, comparison.candidate.model), name.strip("_"), raised_at(error), error
     )
 
 

@@ -34,7 +34,7 @@ class Fate:
 
 
 class Twin(Carrier):
-    """See the module's docstring. Operations on it are computed by an active `Autopsy` only.
+    """See the module's docstring. Operations on it are computed by an active `TwinRun` only.
 
     Attributes:
         low: as the 16-bit program has it.

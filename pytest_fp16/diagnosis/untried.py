@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_fp16.diagnosis.clinic import Clinic
+from pytest_fp16.diagnosis.trials import Trials
 from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.report.model import Culprit, CureKind
 
@@ -10,15 +10,15 @@ from pytest_fp16.report.model import Culprit, CureKind
 _OUTSIDE = "it is a change of the code, which cannot be made from outside"
 
 
-def untried(clinic: Clinic, culprit: Culprit, kind: CureKind) -> str:
+def untried(trials: Trials, culprit: Culprit, kind: CureKind) -> str:
     """Why an advice of this kind was not tried itself, after whatever else was.
 
     Args:
-        clinic: what came of the cures that were.
+        trials: what came of the cures that were.
         culprit: what it is given for.
         kind: of the advice.
     """
-    reports = [again.report for again in clinic.short.values()]
+    reports = [again.report for again in trials.short.values()]
     unsure = next((report for report in reports if report.verdict == "inconclusive"), None)
     if unsure is not None:
         failed = next((check for check in unsure.checks if not check.passed), None)
@@ -28,8 +28,8 @@ def untried(clinic: Clinic, culprit: Culprit, kind: CureKind) -> str:
         return _OUTSIDE
     if culprit.source is None:
         return "no line of the program's own computes it, which could be changed from outside"
-    if clinic.error is not None:
-        return f"with that line in float32 the model does not run: {told(clinic.error)}"
-    if clinic.budget <= 0:
+    if trials.error is not None:
+        return f"with that line in float32 the model does not run: {told(trials.error)}"
+    if trials.budget <= 0:
         return "as many cures were tried in full as are worth their time"
     return _OUTSIDE

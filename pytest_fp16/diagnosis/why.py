@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.report.model import Culprit, Mechanism, Variant
 from pytest_fp16.theory.rounding import FORMATS, Format
 

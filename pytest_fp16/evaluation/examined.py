@@ -20,7 +20,7 @@ def examine_evaluation(
         run.execute()
         reports = [report_of(run, lane) for lane in run.lanes]
         if run.plan is not None or any(map(is_due, run.lanes, reports)):
-            from pytest_fp16.evaluation.treatment import treated
+            from pytest_fp16.evaluation.diagnosed import diagnosed
 
-            reports = treated(run, reports)
+            reports = diagnosed(run, reports)
         return reports

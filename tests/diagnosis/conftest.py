@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from pytest_fp16 import Evaluation
-from pytest_fp16.diagnosis.specimen import Specimen, fewer
+from pytest_fp16.diagnosis.comparison import Comparison, fewer
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.precision import precision
 from pytest_fp16.task import Task
 
 
 @pytest.fixture
-def specimen(digits):
+def comparison(digits):
     """A function that puts a few inputs of a model under examination."""
     _, (x, _) = digits
 
@@ -25,6 +25,6 @@ def specimen(digits):
         candidate = Candidate(copy.deepcopy(model), precision(name), subject, device, "cuda")
         inputs = x if inputs is None else inputs
         few = fewer(inputs, len(inputs), 7, [])
-        return Specimen(candidate, model, Task("classification"), few, emulated=True)
+        return Comparison(candidate, model, Task("classification"), few, emulated=True)
 
     return make

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.bounds import came_small, out_of_range, vanished, vanishing_constant
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.mechanism import because, explain, worth_watching
 from pytest_fp16.diagnosis.origin import find_origin
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.theory.rounding import FORMATS
 
 
@@ -162,7 +162,7 @@ FLOORS = {
 
 
 @pytest.mark.parametrize("floor", FLOORS.values(), ids=FLOORS)
-def test_an_epsilon_that_torch_made_a_tensor_of(make_net, specimen, floor):
+def test_an_epsilon_that_torch_made_a_tensor_of(make_net, comparison, floor):
     """Before a mode can see it: the constant was zero already, and the program another one."""
 
     class Part(torch.nn.Module):
@@ -170,7 +170,7 @@ def test_an_epsilon_that_torch_made_a_tensor_of(make_net, specimen, floor):
             size = floor((x * 0).abs().amax(-1, keepdim=True))
             return x + (x * 0) / size
 
-    looked = specimen(make_net(Part()))
+    looked = comparison(make_net(Part()))
     origin = find_origin(looked)
     culprit = explain(origin, looked.side_by_side(worth_watching(origin).__contains__))
     assert not origin.unrounded
@@ -178,14 +178,14 @@ def test_an_epsilon_that_torch_made_a_tensor_of(make_net, specimen, floor):
     assert "1e-08" in culprit.evidence
 
 
-def test_a_bound_near_one_that_is_written_into_a_place(make_net, specimen):
+def test_a_bound_near_one_that_is_written_into_a_place(make_net, comparison):
     class Part(torch.nn.Module):
         def forward(self, x):
             p = torch.cat([x.sigmoid() * 0.9, x], -1)
             p[:, x.shape[1] :] = 0.9999
             return x + torch.log(1 - p)[:, : x.shape[1]] + torch.log(1 - p)[:, x.shape[1] :] * x
 
-    looked = specimen(make_net(Part()))
+    looked = comparison(make_net(Part()))
     origin = find_origin(looked)
     culprit = explain(origin, looked.side_by_side(worth_watching(origin).__contains__))
     assert (culprit.mechanism, culprit.variant) == ("eps-underflow", "near one")

@@ -10,9 +10,9 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis import cures
-from pytest_fp16.diagnosis.clinic import Clinic, Recheck
 from pytest_fp16.diagnosis.cures import find_cure
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.trials import Recheck, Trials
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report.model import Culprit, Price
 
@@ -344,9 +344,9 @@ def test_advice_says_what_was_kept_in_vain(monkeypatch):
     monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
     ran = SimpleNamespace(run=lambda: None)
     model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
-    clinic = Clinic(model, "16-true", never, lambda *_: ran, lambda _: None)
+    trials = Trials(model, "16-true", never, lambda *_: ran, lambda _: None)
     culprit = Culprit(module="1", operation="clamp", mechanism="eps-underflow", evidence="")
-    cure, keep = cures.find_cure(clinic, culprit, None)
+    cure, keep = cures.find_cure(trials, culprit, None)
     assert not cure.verified
     assert not keep
     said = "or add it in float32 (1 in float32 alone is not enough: accuracy 50.0 %)"
@@ -368,11 +368,11 @@ def test_more_and_more_lines_leave_an_allowance_for_another_precision(monkeypatc
         raise FP16Error
 
     model = nn.Sequential(OrderedDict(first=nn.Identity(), last=nn.Identity()))
-    clinic = Clinic(model, "bf16-true", judge, rerun, lambda _: None)
+    trials = Trials(model, "bf16-true", judge, rerun, lambda _: None)
     culprit = Culprit(
         module="first", operation="mm", mechanism="overflow", evidence="", source="net.py:1"
     )
-    cure, _ = find_cure(clinic, culprit, None)
+    cure, _ = find_cure(trials, culprit, None)
     assert (cure.precision, cure.modules) == ("bf16-mixed", ["first"])
     assert [remedy for remedy in tried if len(remedy.lines) == 1]
     assert len(tried) <= 5
@@ -413,9 +413,9 @@ def test_what_leaves_little_in_16_bits_is_the_last_that_is_taken(monkeypatch, ch
     ran = SimpleNamespace(run=lambda: None)
     shares = {kept: 0.95, other: 0.0}
     price = lambda remedy: Price(float32_share=shares[remedy], float32_share_before=0.0)  # noqa: E731
-    clinic = Clinic(nn.Sequential(Body()), "16-true", judge, lambda *_: ran, price)
+    trials = Trials(nn.Sequential(Body()), "16-true", judge, lambda *_: ran, price)
     culprit = Culprit(module="0", operation="mul", mechanism="overflow", evidence="")
-    cure, keep = find_cure(clinic, culprit, None)
+    cure, keep = find_cure(trials, culprit, None)
     assert cure.verified
     assert (cure.precision, keep) == (("bf16-true", ()) if cheaper else (None, ("0",)))
 
@@ -429,11 +429,11 @@ def test_what_several_lines_win_is_not_told_as_the_one_lines(monkeypatch):
     def judge(remedy):
         return Recheck(SimpleNamespace(equivalent=False, flips=len(remedy.lines), metric=None))
 
-    clinic = Clinic(nn.Identity(), "bf16-true", judge, lambda *_: None, lambda _: None)
+    trials = Trials(nn.Identity(), "bf16-true", judge, lambda *_: None, lambda _: None)
     culprit = Culprit(
         module="", operation="sub", mechanism="cancellation", evidence="", source="net.py:1"
     )
-    cure, _ = find_cure(clinic, culprit, None)
+    cure, _ = find_cure(trials, culprit, None)
     assert "(by itself not enough)" in cure.description
-    assert next(len(remedy.lines) for remedy in clinic.short if remedy.lines) == 2
+    assert next(len(remedy.lines) for remedy in trials.short if remedy.lines) == 2
     assert (cure.verdict, cure.flips) == ("not equivalent", None)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.digits import (
     absorbed,
     cancelled,
@@ -13,6 +12,7 @@ from pytest_fp16.diagnosis.digits import (
 )
 from pytest_fp16.diagnosis.findings import Addition, Finding, Pair
 from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.theory.rounding import FORMATS
 
 HALF = FORMATS[torch.float16]

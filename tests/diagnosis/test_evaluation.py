@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-import pytest_fp16.evaluation.treatment as treatment
+import pytest_fp16.evaluation.diagnosed as after
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.origin import find_origin
-from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.diagnosis.stop import Raised
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 
@@ -87,19 +87,19 @@ def test_what_a_failed_pass_held_is_freed_before_cures_are_tried(make_net, digit
             return x - torch.linalg.qr(large.unflatten(-1, (8, 12))).R.mean((-2, -1))[:, None]
 
     failed, alive = [], []
-    diagnose, judge = treatment.diagnose, treatment._judged
+    diagnose, judge = after.diagnose, after._judged
 
-    def diagnosed(patient):
+    def diagnosed(request):
         failed.extend(reference for reference in held if reference() is not None)
-        return diagnose(patient)
+        return diagnose(request)
 
     def judged(*arguments):
         gc.collect()
         alive.append(sum(reference() is not None for reference in failed))
         return judge(*arguments)
 
-    monkeypatch.setattr(treatment, "diagnose", diagnosed)
-    monkeypatch.setattr(treatment, "_judged", judged)
+    monkeypatch.setattr(after, "diagnose", diagnosed)
+    monkeypatch.setattr(after, "_judged", judged)
     unlabelled = [x for x, _ in batches(digits)]
     subject = Evaluation(model=make_net(Holds(), steps=0), data=unlabelled, labelled=False)
     report = check(subject, emulate="never", device="cpu")
@@ -109,15 +109,15 @@ def test_what_a_failed_pass_held_is_freed_before_cures_are_tried(make_net, digit
 
 
 def test_where_memory_does_not_do_one_input_is_looked_at(make_net, digits, monkeypatch):
-    record, sizes = Specimen.record, []
+    record, sizes = Comparison.record, []
 
-    def short_of_memory(specimen):
-        sizes.append(len(specimen.sample.inputs))
+    def short_of_memory(comparison):
+        sizes.append(len(comparison.sample.inputs))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return record(specimen)
+        return record(comparison)
 
-    monkeypatch.setattr(Specimen, "record", short_of_memory)
+    monkeypatch.setattr(Comparison, "record", short_of_memory)
     part = nn.Sequential(Square(), nn.LayerNorm(32))
     report = check(Evaluation(model=make_net(part), data=batches(digits)), precision="16-true")
     assert sizes[:2] == [8, 1]
@@ -157,12 +157,12 @@ def test_an_index_that_rounding_leads_out_of_its_table(precision):
     assert report.forecast.verdict == "not equivalent"
 
 
-def test_a_kernel_that_is_missing_is_missing_whatever_the_values(make_net, specimen):
+def test_a_kernel_that_is_missing_is_missing_whatever_the_values(make_net, comparison):
     class Quantile(nn.Module):
         def forward(self, x):
             return torch.minimum(x, torch.quantile(x, 0.9, dim=-1, keepdim=True))
 
-    found = find_origin(specimen(make_net(Quantile(), steps=5)))
+    found = find_origin(comparison(make_net(Quantile(), steps=5)))
     assert isinstance(found, Raised)
     assert found.misled is None
 
@@ -230,7 +230,7 @@ def test_one_input_of_many_stops_the_program(digits):
 
 def test_many_small_parts_are_told_from_theory_alone(digits, monkeypatch):
     """Nothing is concentrated and nothing was lost: a measurement would not change the answer."""
-    monkeypatch.setattr(Specimen, "side_by_side", lambda *_: pytest.fail("measured once more"))
+    monkeypatch.setattr(Comparison, "side_by_side", lambda *_: pytest.fail("measured once more"))
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Tanh()) for _ in range(12)]
     x = digits[1][0].flatten(1)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.loops import _worst
 from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.twin_run import Operation
 
 
 class Returns(nn.Module):

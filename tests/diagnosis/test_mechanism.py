@@ -61,8 +61,8 @@ PARTS = {
 }  # fmt: skip
 
 
-def explained(specimen, model, name="16-true"):
-    under = specimen(model, name)
+def explained(comparison, model, name="16-true"):
+    under = comparison(model, name)
     origin = find_origin(under)
     operations = under.side_by_side(worth_watching(origin).__contains__)
     return explain(origin, operations)
@@ -70,30 +70,30 @@ def explained(specimen, model, name="16-true"):
 
 @pytest.mark.parametrize("name", ["16-true", "bf16-true"])
 @pytest.mark.parametrize("function", [numbered, stalled])
-def test_a_running_sum_that_stalls_absorbs(make_net, specimen, function, name):
-    culprit = explained(specimen, make_net(of(function), steps=20), name)
+def test_a_running_sum_that_stalls_absorbs(make_net, comparison, function, name):
+    culprit = explained(comparison, make_net(of(function), steps=20), name)
     assert (culprit.operation, culprit.mechanism) == ("cumsum", "absorption")
 
 
-def test_a_running_sum_of_few_terms_does_not(make_net, specimen):
+def test_a_running_sum_of_few_terms_does_not(make_net, comparison):
     def short(x):
         return torch.sin(900 * x.softmax(-1).cumsum(-1))
 
-    culprit = explained(specimen, make_net(of(short), steps=20))
+    culprit = explained(comparison, make_net(of(short), steps=20))
     assert culprit.mechanism == "precision-loss"
 
 
 @pytest.mark.parametrize("mechanism", PARTS)
-def test_each_mechanism(make_net, specimen, mechanism):
+def test_each_mechanism(make_net, comparison, mechanism):
     function, gain = PARTS[mechanism]
-    culprit = explained(specimen, make_net(of(function), gain=gain, steps=20))
+    culprit = explained(comparison, make_net(of(function), gain=gain, steps=20))
     assert culprit.mechanism == mechanism
     assert culprit.module == "core.part"
     assert any(c.isdigit() for c in culprit.evidence)
     assert "test_mechanism.py" in culprit.source
 
 
-def test_a_cast_in_which_values_vanish_is_the_culprit_itself(make_net, specimen):
+def test_a_cast_in_which_values_vanish_is_the_culprit_itself(make_net, comparison):
     """Autocast casts both factors; the second cast, of sound values, is no consumer."""
 
     def product(x):
@@ -102,21 +102,21 @@ def test_a_cast_in_which_values_vanish_is_the_culprit_itself(make_net, specimen)
         y = (chances @ passes).squeeze(1)
         return x * (y / y.sum(-1, keepdim=True))
 
-    culprit = explained(specimen, make_net(of(product), steps=5), "16-mixed")
+    culprit = explained(comparison, make_net(of(product), steps=5), "16-mixed")
     assert (culprit.operation, culprit.mechanism) == ("_to_copy", "underflow")
 
 
-def test_what_takes_coarse_operands_is_found_behind_both_casts(make_net, specimen):
+def test_what_takes_coarse_operands_is_found_behind_both_casts(make_net, comparison):
     def product(x):
         angle = (3 + x.tanh().exp()).unsqueeze(1)  # in float32, and cast for the product
         return x * torch.sin((angle @ torch.eye(x.shape[-1]).softmax(-1).log()).squeeze(1))
 
-    culprit = explained(specimen, make_net(of(product), steps=5), "16-mixed")
+    culprit = explained(comparison, make_net(of(product), steps=5), "16-mixed")
     assert culprit.mechanism in ("precision-loss", "cancellation")
     assert culprit.operation != "_to_copy"
 
 
-def test_what_copies_operands_into_shape_is_not_what_takes_them(make_net, specimen):
+def test_what_copies_operands_into_shape_is_not_what_takes_them(make_net, comparison):
     """diffusers#13920: a broadcast product of float32 operands, which autocast casts and copies."""
 
     def turned(x):
@@ -125,24 +125,24 @@ def test_what_copies_operands_into_shape_is_not_what_takes_them(make_net, specim
         angle = rate @ place.transpose(1, 2)[:, :, None].float()
         return x * angle.flatten(1)[:, : x.shape[-1]].cos()
 
-    culprit = explained(specimen, make_net(of(turned), steps=5), "bf16-mixed")
+    culprit = explained(comparison, make_net(of(turned), steps=5), "bf16-mixed")
     assert (culprit.operation, culprit.mechanism) == ("bmm", "precision-loss")
 
 
-def test_an_epsilon_that_is_compared_with_is_one_too(make_net, specimen):
+def test_an_epsilon_that_is_compared_with_is_one_too(make_net, comparison):
     def guarded(x):
         size = (x * 0).abs().amax(-1, keepdim=True)
         dead = (size < 1e-9).to(x.dtype)  # never true where 1e-9 is zero
         return x + x * 0 / (size + dead)
 
-    culprit = explained(specimen, make_net(of(guarded), steps=20))
+    culprit = explained(comparison, make_net(of(guarded), steps=20))
     assert (culprit.operation, culprit.mechanism) == ("lt", "eps-underflow")
     assert "1e-09" in culprit.evidence
 
 
-def test_the_epsilon_that_bfloat16_holds_is_no_culprit(make_net, specimen):
+def test_the_epsilon_that_bfloat16_holds_is_no_culprit(make_net, comparison):
     function, gain = PARTS["eps-underflow"]
-    under = specimen(make_net(of(function), gain=gain, steps=20), "bf16-true")
+    under = comparison(make_net(of(function), gain=gain, steps=20), "bf16-true")
     origin = find_origin(under)
     assert origin is None or not origin.damage.lost.any()
 
@@ -161,7 +161,7 @@ def test_a_constant_that_torch_refuses_is_a_mask():
         lambda part, x: part.head(x) / 90 + part.unit,
     ],
 )
-def test_a_unit_or_an_offset_beyond_the_range_is_no_mask(make_net, specimen, function):
+def test_a_unit_or_an_offset_beyond_the_range_is_no_mask(make_net, comparison, function):
     class InUnits(nn.Module):
         """Values in units of a buffer, and back."""
 
@@ -173,17 +173,17 @@ def test_a_unit_or_an_offset_beyond_the_range_is_no_mask(make_net, specimen, fun
         def forward(self, x):
             return torch.tanh(function(self, x) / 9e4)
 
-    culprit = explained(specimen, make_net(InUnits(), steps=5))
+    culprit = explained(comparison, make_net(InUnits(), steps=5))
     assert (culprit.module, culprit.mechanism) == ("core.part", "overflow")
     assert culprit.operation in ("mul", "add")
 
 
-def test_weights_beyond_the_range_are_an_overflow_and_no_mask(make_net, specimen):
+def test_weights_beyond_the_range_are_an_overflow_and_no_mask(make_net, comparison):
     linear = nn.Linear(32, 32)
     model = make_net(nn.Sequential(linear, nn.LayerNorm(32)), steps=5)
     with torch.no_grad():
         linear.weight.mul_(1e7)
-    culprit = explained(specimen, model)
+    culprit = explained(comparison, model)
     assert (culprit.module, culprit.mechanism) == ("core.part.0", "overflow")
 
 
@@ -195,8 +195,8 @@ class ByDtype(nn.Module):
         return (x if x.dtype == torch.float32 else x.flip(-1))[:, :10]
 
 
-def test_an_operation_without_an_error_is_no_culprit(specimen):
-    assert explained(specimen, ByDtype()) is None
+def test_an_operation_without_an_error_is_no_culprit(comparison):
+    assert explained(comparison, ByDtype()) is None
 
 
 class _Whitened(nn.Module):
@@ -213,8 +213,8 @@ class _Whitened(nn.Module):
         return self.head((x - mean) * (variance + 1e-5).abs().rsqrt())
 
 
-def test_of_two_differences_side_by_side_the_ruined_one_is_named(specimen):
-    culprit = explained(specimen, _Whitened(), "bf16-true")
+def test_of_two_differences_side_by_side_the_ruined_one_is_named(comparison):
+    culprit = explained(comparison, _Whitened(), "bf16-true")
     assert (culprit.operation, culprit.mechanism) == ("sub", "cancellation")
     assert "(x * x).mean" in linecache.getline(*_line(culprit.source))
 
@@ -247,9 +247,9 @@ def of_large(function):
     ("function", "mechanism"), [(softly, "precision-loss"), (spread_of_few, "cancellation")]
 )
 def test_a_difference_that_is_put_back_has_cancelled_nothing(
-    make_net, specimen, function, mechanism
+    make_net, comparison, function, mechanism
 ):
-    under = specimen(make_net(of_large(function), steps=20), "bf16-true")
+    under = comparison(make_net(of_large(function), steps=20), "bf16-true")
     origin = find_origin(under)
     operations = under.side_by_side(worth_watching(origin).__contains__)
     culprit = explain(origin, operations, carrier(under, origin))
@@ -265,8 +265,8 @@ def moments(x):
 
 
 @pytest.mark.parametrize("name", ["16-true", "bf16-true"])
-def test_differences_of_one_line_do_the_damage_together(make_net, specimen, name):
-    under = specimen(make_net(of(moments), steps=20), name)
+def test_differences_of_one_line_do_the_damage_together(make_net, comparison, name):
+    under = comparison(make_net(of(moments), steps=20), name)
     origin = find_origin(under)
     operations = under.side_by_side(worth_watching(origin).__contains__)
     culprit = explain(origin, operations, carrier(under, origin))
@@ -283,8 +283,8 @@ def settled(x):
     return state
 
 
-def test_a_difference_that_only_ends_a_loop_has_cancelled_nothing(make_net, specimen):
-    under = specimen(make_net(of(settled), steps=20), "bf16-true")
+def test_a_difference_that_only_ends_a_loop_has_cancelled_nothing(make_net, comparison):
+    under = comparison(make_net(of(settled), steps=20), "bf16-true")
     origin = find_origin(under)
     operations = under.side_by_side(worth_watching(origin).__contains__)
     assert explain(origin, operations).mechanism == "cancellation"

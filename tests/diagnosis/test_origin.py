@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.damage import ENOUGH
 from pytest_fp16.diagnosis.origin import Origin, _expected, find_origin
 from pytest_fp16.diagnosis.tape import Tape
+from pytest_fp16.diagnosis.twin_run import Operation
 
 
 class Rms(nn.Module):
@@ -41,14 +41,14 @@ def place(found):
     return found.operation.module, found.operation.name
 
 
-def test_an_overflow_inside_a_module_whose_output_is_finite(make_net, specimen):
+def test_an_overflow_inside_a_module_whose_output_is_finite(make_net, comparison):
     model = make_net(Inside(), gain=300.0)
-    found = specimen(model)
+    found = comparison(model)
     assert bool(found.run().isfinite().all())
     assert place(find_origin(found))[0] == "core.part"
 
 
-def test_what_lies_downstream_is_not_blamed(make_net, specimen):
+def test_what_lies_downstream_is_not_blamed(make_net, comparison):
     class Later(nn.Module):
         def __init__(self):
             super().__init__()
@@ -57,7 +57,7 @@ def test_what_lies_downstream_is_not_blamed(make_net, specimen):
         def forward(self, x):
             return self.third(self.second(self.first(x)))
 
-    found = find_origin(specimen(make_net(Later(), gain=5000.0, steps=0)))
+    found = find_origin(comparison(make_net(Later(), gain=5000.0, steps=0)))
     assert place(found) == ("core.part.first", "pow")
 
 
@@ -80,13 +80,15 @@ class Scaled(nn.Module):
         (1e-5, "add"),  # with it the squares would be as good as nothing, as they are
     ],
 )
-def test_where_all_was_lost_before_it_became_nan_is_the_origin(make_net, specimen, size, operation):
-    found = specimen(make_net(Scaled(size, size > 1e-6), gain=1.0, steps=0))
+def test_where_all_was_lost_before_it_became_nan_is_the_origin(
+    make_net, comparison, size, operation
+):
+    found = comparison(make_net(Scaled(size, size > 1e-6), gain=1.0, steps=0))
     assert not bool(found.run().isfinite().any())
     assert place(find_origin(found)) == ("core.part", operation)
 
 
-def test_what_a_dtype_alone_ruins_hides_no_overflow_behind_it(make_net, specimen):
+def test_what_a_dtype_alone_ruins_hides_no_overflow_behind_it(make_net, comparison):
     class Masked(nn.Module):
         """Leaves out what the smallest number of its dtype marks, beside one that is -1e30."""
 
@@ -96,12 +98,12 @@ def test_what_a_dtype_alone_ruins_hides_no_overflow_behind_it(make_net, specimen
             large = 300 + mixed
             return mixed + (large.square() - large * large)
 
-    under = specimen(make_net(Masked(), gain=1.0, steps=0))
+    under = comparison(make_net(Masked(), gain=1.0, steps=0))
     assert not bool(under.run().isfinite().any())
     assert place(find_origin(under)) == ("core.part", "pow")
 
 
-def test_a_harmless_infinite_mask_is_passed_over(make_net, specimen):
+def test_a_harmless_infinite_mask_is_passed_over(make_net, comparison):
     class Masked(nn.Module):
         def forward(self, x):
             upper = (torch.ones(8, 8).triu(1) * -1e9).to(x.dtype)  # −inf, and no row is all of it
@@ -116,11 +118,11 @@ def test_a_harmless_infinite_mask_is_passed_over(make_net, specimen):
         def forward(self, x):
             return self.norm(self.mask(x) * 900.0)
 
-    found = find_origin(specimen(make_net(Both())))
+    found = find_origin(comparison(make_net(Both())))
     assert place(found)[0] == "core.part.norm"
 
 
-def test_an_input_that_is_too_coarse_is_its_consumers(specimen, digits):
+def test_an_input_that_is_too_coarse_is_its_consumers(comparison, digits):
     class Kelvin(nn.Module):
         def __init__(self):
             super().__init__()
@@ -130,11 +132,11 @@ def test_an_input_that_is_too_coarse_is_its_consumers(specimen, digits):
             return self.head(self.deltas(self.flat(x)))
 
     torch.manual_seed(0)
-    found = find_origin(specimen(Kelvin().eval(), inputs=digits[1][0] * 0.4 + 300))
+    found = find_origin(comparison(Kelvin().eval(), inputs=digits[1][0] * 0.4 + 300))
     assert place(found) == ("deltas", "sub")
 
 
-def test_a_shared_module_has_the_name_that_named_modules_gives_it(make_net, specimen):
+def test_a_shared_module_has_the_name_that_named_modules_gives_it(make_net, comparison):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -144,29 +146,29 @@ def test_a_shared_module_has_the_name_that_named_modules_gives_it(make_net, spec
         def forward(self, x):
             return self.other(self.one(x) * 600.0)
 
-    assert place(find_origin(specimen(make_net(Twice()))))[0] == "core.part.one"
+    assert place(find_origin(comparison(make_net(Twice()))))[0] == "core.part.one"
 
 
-def test_without_any_gradient(specimen):
+def test_without_any_gradient(comparison):
     class Ranks(nn.Module):
         def forward(self, x):
             place = torch.arange(64, dtype=x.dtype, device=x.device) / 64
             key = x.flatten(1) * 64 + place + 4096.0
             return key.argsort(-1)[:, :10].to(x.dtype)
 
-    found = find_origin(specimen(nn.Sequential(Ranks())))
+    found = find_origin(comparison(nn.Sequential(Ranks())))
     assert place(found)[0] == "0"
 
 
-def test_no_origin_where_nothing_is_wrong(specimen):
-    assert find_origin(specimen(nn.Sequential(nn.Flatten(), nn.ReLU()))) is None
+def test_no_origin_where_nothing_is_wrong(comparison):
+    assert find_origin(comparison(nn.Sequential(nn.Flatten(), nn.ReLU()))) is None
 
 
-def test_many_small_parts_are_not_searched_to_the_last_operation(digits, specimen, monkeypatch):
+def test_many_small_parts_are_not_searched_to_the_last_operation(digits, comparison, monkeypatch):
     """No module does much, and theory says who does most: further cuts would change nothing."""
     torch.manual_seed(0)
     model = nn.Sequential(*(Residual() for _ in range(32)), nn.Linear(64, 10)).eval()
-    found = specimen(model, "bf16-true", digits[1][0][:8].flatten(1))
+    found = comparison(model, "bf16-true", digits[1][0][:8].flatten(1))
     found.record()
     shares = {(o.module, o.name): 1.0 for o in found.operations}
     cuts, healed = [], found.healed
@@ -178,11 +180,11 @@ def test_many_small_parts_are_not_searched_to_the_last_operation(digits, specime
     assert len(cuts) > few
 
 
-def test_what_inputs_bring_is_looked_for_where_they_are_taken(digits, specimen, monkeypatch):
+def test_what_inputs_bring_is_looked_for_where_they_are_taken(digits, comparison, monkeypatch):
     """Theory's shares are those of rounding: they know nothing of inputs that are coarse."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(16)), nn.Linear(64, 10)).eval()
-    found = specimen(model, "bf16-true", digits[1][0][:8].flatten(1) / 4 + 50)
+    found = comparison(model, "bf16-true", digits[1][0][:8].flatten(1) / 4 + 50)
     found.record()
     assert found.tape.entered() == [0]
     shares = {(o.module, o.name): 0.03 for o in found.operations} | {("16", "addmm"): 0.5}
@@ -219,9 +221,9 @@ class _Average(nn.Module):
         return self.head(50 * state - 45)
 
 
-def test_in_a_loop_the_search_ends_at_the_very_operation(specimen):
+def test_in_a_loop_the_search_ends_at_the_very_operation(comparison):
     torch.manual_seed(0)
-    under = specimen(_Average().eval())
+    under = comparison(_Average().eval())
     shares = {("", "sub"): 0.3, ("", "mul"): 0.3, ("", "add"): 0.3, ("head", "addmm"): 0.1}
     found = find_origin(under, shares)
     assert place(found) == ("", "add")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.autopsy import Autopsy, Program
 from pytest_fp16.diagnosis.replay import Diverged, healed, watched
 from pytest_fp16.diagnosis.tape import Ref, Tape
+from pytest_fp16.diagnosis.twin_run import Program, TwinRun
 
 HALF = torch.float16
 
@@ -14,14 +14,14 @@ HALF = torch.float16
 def recorded(program, *inputs):
     """A program's tape, its operations, and its output, natively in float16."""
     tape = Tape()
-    with torch.no_grad(), Autopsy(Program(None, {}, lambda: ""), tape=tape) as autopsy:
+    with torch.no_grad(), TwinRun(Program(None, {}, lambda: ""), tape=tape) as twin_run:
         # Anything an operation gives is followed from there on.
         out = program(*(x.half() + 0 for x in inputs))
     tape.output = Ref.to(out)
-    return tape, [o.name for o in autopsy.operations], out.low
+    return tape, [o.name for o in twin_run.operations], out.low
 
 
-def test_memory_that_is_written_to_is_played_as_it_was(specimen):
+def test_memory_that_is_written_to_is_played_as_it_was(comparison):
     """In place, through views, and onto an input: each cut finds what was there at its time."""
 
     class Writes(nn.Module):
@@ -37,7 +37,7 @@ def test_memory_that_is_written_to_is_played_as_it_was(specimen):
             return (y + x)[:, :10].relu_() + left[:, :10]
 
     for name in ("16-true", "16-mixed"):
-        found = specimen(Writes(), name)
+        found = comparison(Writes(), name)
         torch.testing.assert_close(found.record(), found.run(), rtol=0, atol=0)
         for until in range(len(found.operations) + 1):
             torch.testing.assert_close(healed(found.tape, until), found.run(until))
@@ -65,8 +65,8 @@ READS = {
 
 
 @pytest.mark.parametrize("read", READS)
-def test_a_program_that_would_go_elsewhere_is_run_again(specimen, read):
-    found = specimen(Follows(READS[read]))
+def test_a_program_that_would_go_elsewhere_is_run_again(comparison, read):
+    found = comparison(Follows(READS[read]))
     failing = found.record()
     torch.testing.assert_close(failing, found.run(), rtol=0, atol=0)
     with pytest.raises(Diverged):
@@ -77,12 +77,12 @@ def test_a_program_that_would_go_elsewhere_is_run_again(specimen, read):
 
 def test_control_flow_may_follow_the_16_bit_values():
     program, tape = Program(None, {}, lambda: ""), Tape()
-    with torch.no_grad(), Autopsy(program, tape=tape) as autopsy:
+    with torch.no_grad(), TwinRun(program, tape=tape) as twin_run:
         x = torch.ones(3, dtype=torch.float16) * 2049
         kept = x[x > 2048.5]
         assert kept.shape == (0,)
         assert kept.sum().item() == 0
-    assert [o.name for o in autopsy.operations][:2] == ["ones", "mul"]
+    assert [o.name for o in twin_run.operations][:2] == ["ones", "mul"]
     found = watched(tape, lambda i: True)
     assert found[1].results[0].error == pytest.approx(1.0)
 
@@ -153,7 +153,7 @@ def test_an_operation_measured_where_memory_is_written_later():
     assert finding.operands[0].value == pytest.approx(0.77, rel=1e-3)
 
 
-def test_views_of_what_a_kernel_laid_out_in_its_own_way_are_played(specimen):
+def test_views_of_what_a_kernel_laid_out_in_its_own_way_are_played(comparison):
     """Fused attention leaves positions before heads, and the program joins the heads by a view."""
 
     class Attends(nn.Module):
@@ -162,7 +162,7 @@ def test_views_of_what_a_kernel_laid_out_in_its_own_way_are_played(specimen):
             y = nn.functional.scaled_dot_product_attention(q, q, q)
             return y.transpose(1, 2).reshape(len(x), 8, -1).sum(1).repeat(1, 2)[:, :10]
 
-    found = specimen(Attends())
+    found = comparison(Attends())
     found.record()
     assert "_scaled_dot_product_flash_attention_for_cpu" in [o.name for o in found.operations]
     torch.testing.assert_close(healed(found.tape, 0), found.wanted)

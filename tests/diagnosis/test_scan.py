@@ -3,15 +3,15 @@
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.scan import UNSOUND, defective, overflowing, unneeded, vanishing
+from pytest_fp16.diagnosis.twin_run import Operation
 
 
-def test_sound_operations_are_below_the_threshold_of_unsound_ones(make_net, specimen):
+def test_sound_operations_are_below_the_threshold_of_unsound_ones(make_net, comparison):
     for part in (nn.LayerNorm(32), nn.GELU(), nn.Softmax(-1), nn.Linear(32, 32)):
-        operations = specimen(make_net(part, steps=5)).side_by_side(lambda i: True)
+        operations = comparison(make_net(part, steps=5)).side_by_side(lambda i: True)
         steps = [m.steps for o in operations for m in o.finding.own]
         assert max(steps) > 0.1
         assert max(steps) < UNSOUND

@@ -18,12 +18,12 @@ from pytest_fp16.diagnosis.stop import Raised, entered
         (lambda x: x.masked_fill(x == 0, -1e9).clamp(min=0), "masked_fill"),
     ],
 )
-def test_a_program_that_stops(make_net, specimen, part, operation):
+def test_a_program_that_stops(make_net, comparison, part, operation):
     class Stops(nn.Module):
         def forward(self, x):
             return part(x)
 
-    found = find_origin(specimen(make_net(Stops(), steps=1)))
+    found = find_origin(comparison(make_net(Stops(), steps=1)))
     assert isinstance(found, Raised)
     assert found.module == "core.part"
     assert found.operation == operation
@@ -61,18 +61,18 @@ class Factored(nn.Module):
         return factor[:, :1] + x.flatten(1)[:, :10]
 
 
-def test_a_missing_kernel_is_not_laid_to_what_another_check_would_refuse(specimen):
-    found = find_origin(specimen(Factored(), "bf16-true"))
+def test_a_missing_kernel_is_not_laid_to_what_another_check_would_refuse(comparison):
+    found = find_origin(comparison(Factored(), "bf16-true"))
     assert isinstance(found, Raised)
     assert (found.operation, found.misled) == ("linalg_cholesky_ex", None)
 
 
-def test_the_function_that_stops_the_program_where_nothing_follows_it(make_net, specimen):
+def test_the_function_that_stops_the_program_where_nothing_follows_it(make_net, comparison):
     class Whitened(nn.Module):
         def forward(self, x):
             square = x.T @ x + torch.eye(x.shape[1], dtype=x.dtype)
             return x @ torch.linalg.inv(square)
 
-    under = specimen(make_net(Whitened(), steps=1), "16-true")
+    under = comparison(make_net(Whitened(), steps=1), "16-true")
     assert entered(under) == "linalg_inv"
-    assert entered(specimen(make_net(nn.Identity(), steps=1), "16-true")) is None
+    assert entered(comparison(make_net(nn.Identity(), steps=1), "16-true")) is None

@@ -2,17 +2,17 @@
 
 import torch
 
-from pytest_fp16.diagnosis.autopsy import Autopsy, Program
 from pytest_fp16.diagnosis.tape import Ref, Tape
+from pytest_fp16.diagnosis.twin_run import Program, TwinRun
 
 HALF = torch.float16
 
 
 def recorded(program, *values):
     tape = Tape()
-    with torch.no_grad(), Autopsy(Program(None, {}, lambda: ""), tape=tape) as autopsy:
+    with torch.no_grad(), TwinRun(Program(None, {}, lambda: ""), tape=tape) as twin_run:
         out = program(*(torch.tensor(v, dtype=HALF) for v in values))
-    return tape, [o.name for o in autopsy.operations], out
+    return tape, [o.name for o in twin_run.operations], out
 
 
 def test_each_counted_operation_has_its_place():

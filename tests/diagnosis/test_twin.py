@@ -46,6 +46,6 @@ def test_every_twin_is_found():
     assert [id(t) for t in twins(([x, torch.ones(2)], 3), {"out": y})] == [id(x), id(y)]
 
 
-def test_operations_need_an_autopsy():
+def test_operations_need_a_twin_run():
     with pytest.raises(RuntimeError, match="after its run had ended"):
         torch.exp(twin())

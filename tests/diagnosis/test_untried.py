@@ -8,16 +8,16 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis import cures
-from pytest_fp16.diagnosis.clinic import Clinic, Recheck
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.trials import Recheck, Trials
 from pytest_fp16.diagnosis.untried import untried
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report.model import Culprit
 
 
 @pytest.fixture
-def clinic():
-    return Clinic(nn.Identity(), "16-true", lambda _: None, lambda *_: None, lambda _: None)
+def trials():
+    return Trials(nn.Identity(), "16-true", lambda _: None, lambda *_: None, lambda _: None)
 
 
 def culprit(source="net.py:3"):
@@ -33,32 +33,32 @@ def fell_short(verdict, detail):
     return Recheck(SimpleNamespace(verdict=verdict, checks=checks))
 
 
-def test_what_was_tried_in_its_place_and_cannot_be_told_from_chance(clinic):
-    clinic.short[Remedy("bf16-true")] = fell_short("not equivalent", "a loss")
-    clinic.short[Remedy("16-mixed")] = fell_short("inconclusive", "the reference is near chance")
-    said = untried(clinic, culprit(), "upcast")
+def test_what_was_tried_in_its_place_and_cannot_be_told_from_chance(trials):
+    trials.short[Remedy("bf16-true")] = fell_short("not equivalent", "a loss")
+    trials.short[Remedy("16-mixed")] = fell_short("inconclusive", "the reference is near chance")
+    said = untried(trials, culprit(), "upcast")
     assert said == "what was tried in its place is inconclusive: the reference is near chance"
 
 
-def test_a_change_of_code(clinic):
-    clinic.error = RuntimeError("of another cure")
-    assert untried(clinic, culprit(), "rescale").startswith("it is a change of the code, which")
+def test_a_change_of_code(trials):
+    trials.error = RuntimeError("of another cure")
+    assert untried(trials, culprit(), "rescale").startswith("it is a change of the code, which")
 
 
-def test_no_line_to_change(clinic):
-    assert untried(clinic, culprit(None), "upcast").startswith("no line of the program's own")
+def test_no_line_to_change(trials):
+    assert untried(trials, culprit(None), "upcast").startswith("no line of the program's own")
 
 
-def test_what_does_not_run(clinic):
-    clinic.error = RuntimeError("a view of other strides")
-    assert untried(clinic, culprit(), "upcast").endswith(
+def test_what_does_not_run(trials):
+    trials.error = RuntimeError("a view of other strides")
+    assert untried(trials, culprit(), "upcast").endswith(
         "run: RuntimeError: a view of other strides"
     )
 
 
-def test_the_allowance_is_spent(clinic):
-    clinic.budget = 0
-    assert untried(clinic, culprit(), "upcast").startswith("as many cures were tried in full as")
+def test_the_allowance_is_spent(trials):
+    trials.budget = 0
+    assert untried(trials, culprit(), "upcast").startswith("as many cures were tried in full as")
 
 
 def test_the_report_says_so():
@@ -71,13 +71,13 @@ def test_the_report_says_so():
     assert "; not tried: no line of the program's own computes it, which" in str(report)
 
 
-def test_the_error_of_a_line_is_kept(clinic):
+def test_the_error_of_a_line_is_kept(trials):
     def rerun(*_):
         raise RuntimeError("it does not run so")
 
     def judge(_):
         raise FP16Error
 
-    clinic.rerun, clinic.judge = rerun, judge
-    cure, _ = cures.find_cure(clinic, culprit(), None)
+    trials.rerun, trials.judge = rerun, judge
+    cure, _ = cures.find_cure(trials, culprit(), None)
     assert cure.untried.endswith("the model does not run: RuntimeError: it does not run so")

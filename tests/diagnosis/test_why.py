@@ -2,9 +2,9 @@
 
 import torch
 
-from pytest_fp16.diagnosis.autopsy import Operation
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
+from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.diagnosis.why import Why, format_of, low_format
 from pytest_fp16.theory.rounding import FORMATS
 

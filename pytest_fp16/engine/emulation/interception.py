@@ -200,7 +200,7 @@ class Interception(OnTarget):
 
     def adopt(self, value: Tensor) -> Carrier:
         """A carrier for a plain tensor: a parameter, a buffer, a fresh constant."""
-        raise NotImplementedError  # a trace and an autopsy each do so in their own way
+        raise NotImplementedError  # a trace and a twin run each do so in their own way
 
     def adopt_stated(self, value: Tensor, wide: Tensor) -> Carrier:
         """The same for a 16-bit constant, with the numbers in the program's text."""
@@ -208,12 +208,12 @@ class Interception(OnTarget):
 
     def view(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """An operation whose results share memory with its first argument."""
-        raise NotImplementedError  # a trace and an autopsy each do so in their own way
+        raise NotImplementedError  # a trace and a twin run each do so in their own way
 
     def reshape(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
         """An operation such as ``transpose_``, which changes its argument's shape in place."""
-        raise NotImplementedError  # a trace and an autopsy each do so in their own way
+        raise NotImplementedError  # a trace and a twin run each do so in their own way
 
     def operate(self, func: OpOverload, known: Facts, args: Any, kwargs: Any) -> Any:
         """Any other operation."""
-        raise NotImplementedError  # a trace and an autopsy each do so in their own way
+        raise NotImplementedError  # a trace and a twin run each do so in their own way

@@ -1,6 +1,6 @@
 """The 16-bit program, followed operation by operation.
 
-`Autopsy` runs a program in one of two ways. Recorded, every operation runs in 16 bits and goes on
+`TwinRun` runs a program in one of two ways. Recorded, every operation runs in 16 bits and goes on
 a tape. Or *healed*: the first so many operations run in 16 bits and the rest without rounding, so
 that what goes wrong in the outputs was born in those first operations. (A tape plays that faster,
 unless exact values lead the program elsewhere.)
@@ -70,7 +70,7 @@ class Operation:
 
 @dataclass
 class Program:
-    """What an autopsy needs to know of the program it runs.
+    """What a twin run needs to know of the program it runs.
 
     Attributes:
         emulation: computes a 16-bit operation as the target does; None where it runs natively.
@@ -91,7 +91,7 @@ class Program:
     mixed: bool = True
 
 
-class Autopsy(Interception):
+class TwinRun(Interception):
     """Run one program.
 
     Args:

@@ -4,21 +4,21 @@ from types import SimpleNamespace
 
 from torch import nn
 
-from pytest_fp16.diagnosis.clinic import Clinic, Recheck
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.trials import Recheck, Trials
 from pytest_fp16.errors import ModelError
 
 BAD = SimpleNamespace(equivalent=False)
 GOOD = SimpleNamespace(equivalent=True)
 
 
-def clinic(judge, **options):
+def trials(judge, **options):
     model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
-    return Clinic(model, "16-true", judge, lambda *_: None, lambda _: None, **options)
+    return Trials(model, "16-true", judge, lambda *_: None, lambda _: None, **options)
 
 
 def test_a_sibling_that_was_run_already_costs_nothing():
-    found = clinic(lambda _: Recheck(BAD), siblings={"16-mixed": GOOD})
+    found = trials(lambda _: Recheck(BAD), siblings={"16-mixed": GOOD})
     before = found.budget
     assert found.judged(Remedy("16-mixed")) is GOOD
     assert found.budget == before
@@ -28,7 +28,7 @@ def test_a_sibling_that_was_run_already_costs_nothing():
 
 def test_what_falls_short_is_remembered_and_told_of_its_own_precision():
     kept = object()
-    found = clinic(lambda remedy: Recheck(GOOD if remedy.lines else BAD, kept))
+    found = trials(lambda remedy: Recheck(GOOD if remedy.lines else BAD, kept))
     module, line, other = Remedy("16-true", ("1",)), Remedy("16-true", lines=("a:1",)), "bf16-true"
     assert found.judged(line) is GOOD
     found.judged(Remedy(other))
@@ -45,10 +45,10 @@ def test_nothing_is_judged_once_the_budget_is_spent_or_where_it_cannot_be_applie
     def refuses(_):
         raise ModelError("no such module")
 
-    found = clinic(refuses)
+    found = trials(refuses)
     assert found.judged(Remedy("16-true", ("1",))) is None
     assert found.budget > 0
-    found = clinic(lambda _: Recheck(BAD))
+    found = trials(lambda _: Recheck(BAD))
     found.budget = 1
     assert found.judged(Remedy("16-true", ("1",))) is BAD
     assert found.judged(Remedy("16-true", ("0",))) is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.diagnosis.specimen import FEW, fewer
+from pytest_fp16.diagnosis.comparison import FEW, fewer
 
 X = torch.arange(20.0).unsqueeze(1)
 
@@ -27,12 +27,12 @@ def test_a_few_are_few():
     assert len(fewer(X, 20, 0, []).inputs) == FEW
 
 
-def test_what_is_wanted_is_the_reference_on_inputs_of_its_own(make_net, specimen):
+def test_what_is_wanted_is_the_reference_on_inputs_of_its_own(make_net, comparison):
     class Writes(nn.Module):
         def forward(self, x):
             return x.mul_(0.5)
 
-    found = specimen(make_net(Writes(), steps=0))
+    found = comparison(make_net(Writes(), steps=0))
     before = found.sample.inputs.clone()
     first = found.record()
     assert torch.equal(found.sample.inputs, before)
@@ -53,8 +53,8 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-def test_what_was_put_into_a_buffer_is_measured_as_it_was(specimen, precision):
-    found = specimen(Counting().eval(), precision)
+def test_what_was_put_into_a_buffer_is_measured_as_it_was(comparison, precision):
+    found = comparison(Counting().eval(), precision)
     for _ in range(2):
         found.record()
         (count,) = (o for o in found.side_by_side(lambda _: True) if o.name == "add")
@@ -63,7 +63,7 @@ def test_what_was_put_into_a_buffer_is_measured_as_it_was(specimen, precision):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_without_rounding_a_candidate_is_its_reference(specimen, tied):
+def test_without_rounding_a_candidate_is_its_reference(comparison, tied):
     """Its weights are the reference's, tied ones and buffers too, and not its own 16-bit ones."""
 
     class Net(nn.Module):
@@ -78,7 +78,7 @@ def test_without_rounding_a_candidate_is_its_reference(specimen, tied):
             return (self.two(self.one(x.flatten(1)).tanh()) + self.shift)[:, :10]
 
     torch.manual_seed(0)
-    found = specimen(Net().eval(), "bf16-true")
+    found = comparison(Net().eval(), "bf16-true")
     torch.testing.assert_close(found.run(0), found.wanted, rtol=1e-5, atol=1e-5)
     found.record()
     torch.testing.assert_close(found.healed(0), found.wanted, rtol=1e-5, atol=1e-5)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.remedy import Remedy
-from pytest_fp16.diagnosis.specimen import Specimen
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.evaluation.evidence import Kept
 from pytest_fp16.report.model import Price, Report
@@ -40,20 +40,20 @@ class Recheck:
 #: Checks in full what comes of a remedy.
 Judge = Callable[[Remedy], Recheck]
 #: A few inputs with a remedy applied: those that are given, or those the failure was seen on.
-Rerun = Callable[[Remedy, Kept | None], Specimen]
+Rerun = Callable[[Remedy, Kept | None], Comparison]
 #: What a remedy costs; None where that cannot be told.
 Pricer = Callable[[Remedy], Price | None]
 
 
 @dataclass
-class Clinic:
+class Trials:
     """What is needed to try a cure.
 
     Attributes:
         model: the float32 model.
         precision: the precision that failed.
         judge: re-checks in full.
-        rerun: makes the specimen anew with a remedy, and of other inputs where they are given.
+        rerun: makes the comparison anew with a remedy, and of other inputs where they are given.
         price: tells what a remedy costs.
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
@@ -77,8 +77,8 @@ class Clinic:
         self.names = dict(self.model.named_modules())
         self.budget = max(_LEAST, math.ceil(math.log2(len(self.names) + 1)))
 
-    def focused(self, remedy: Remedy) -> Callable[[Remedy], Specimen]:
-        """Makes specimens of what goes wrong though a remedy is applied, where that is known."""
+    def focused(self, remedy: Remedy) -> Callable[[Remedy], Comparison]:
+        """Makes comparisons of what goes wrong though a remedy is applied, where that is known."""
         known = self.short.get(remedy)
         kept = known.kept if known is not None else None
         return lambda other: self.rerun(other, kept)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import pytest_fp16.evaluation.treatment as treatment
+import pytest_fp16.evaluation.diagnosed as after
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.conformance import examine
 from pytest_fp16.diagnosis.remedy import Remedy
@@ -21,7 +21,7 @@ def batches(digits, size=200):
 
 
 def test_a_passing_test_pays_nothing(make_net, digits, monkeypatch):
-    monkeypatch.setattr(treatment, "treated", lambda *_: pytest.fail("diagnosed a healthy model"))
+    monkeypatch.setattr(after, "diagnosed", lambda *_: pytest.fail("diagnosed a healthy model"))
     report = check(Evaluation(model=make_net(nn.GELU()), data=batches(digits)))
     assert report.equivalent
     assert report.culprit is None
@@ -30,10 +30,10 @@ def test_a_passing_test_pays_nothing(make_net, digits, monkeypatch):
 
 
 def test_a_diagnosis_that_fails_is_a_warning(make_net, digits, monkeypatch):
-    def broken(patient):
+    def broken(request):
         raise ZeroDivisionError("a bug of ours")
 
-    monkeypatch.setattr(treatment, "diagnose", broken)
+    monkeypatch.setattr(after, "diagnose", broken)
     model = make_net(nn.Hardtanh(max_val=1e9), gain=1e7)
     report = check(Evaluation(model=model, data=batches(digits)))
     assert report.verdict == "not equivalent"
@@ -43,13 +43,13 @@ def test_a_diagnosis_that_fails_is_a_warning(make_net, digits, monkeypatch):
 
 def test_siblings_that_were_examined_are_not_judged_again(make_net, digits, monkeypatch):
     judged = []
-    really = treatment._judged
+    really = after._judged
 
     def watched(run, remedy, planned):
         judged.append(remedy)
         return really(run, remedy, planned)
 
-    monkeypatch.setattr(treatment, "_judged", watched)
+    monkeypatch.setattr(after, "_judged", watched)
 
     class Large(nn.Module):
         def forward(self, x):
@@ -83,7 +83,7 @@ def executed(model, data, *precisions):
 
 def test_a_remedy_is_a_fresh_candidate(make_net, digits):
     run = executed(make_net(Large()), batches(digits), "16-true")
-    kept = treatment.remedied(run, Remedy("bf16-true", ("core.part",)))
+    kept = after.remedied(run, Remedy("bf16-true", ("core.part",)))
     assert kept.precision.name == "bf16-true"
     assert kept.model is not run.lanes[0].candidate.model
     Large.seen.clear()
@@ -94,32 +94,32 @@ def test_a_remedy_is_a_fresh_candidate(make_net, digits):
 def test_a_remedy_that_cannot_be_applied_says_so(make_net, digits):
     run = executed(make_net(Large()), batches(digits))
     with pytest.raises(ModelError, match="nowhere"):
-        treatment.remedied(run, Remedy("16-true", ("nowhere",)))
+        after.remedied(run, Remedy("16-true", ("nowhere",)))
 
 
 def test_a_cure_is_judged_on_all_of_the_data(make_net, digits):
     run = executed(make_net(Large()), batches(digits, size=60))
-    sick = treatment._judged(run, Remedy("16-true"), {})
-    cured = treatment._judged(run, Remedy("16-true", ("core.part",)), {})
+    sick = after._judged(run, Remedy("16-true"), {})
+    cured = after._judged(run, Remedy("16-true", ("core.part",)), {})
     assert (sick.report.verdict, cured.report.verdict) == ("not equivalent", "equivalent")
     assert cured.report.inputs == len(digits[1][1])
     assert sick.kept.n > 0
     # what a plan keeps comes first, in its own precision alone
     planned = {"16-true": ("core.part",)}
-    assert treatment._judged(run, Remedy("16-true"), planned).report.equivalent
+    assert after._judged(run, Remedy("16-true"), planned).report.equivalent
 
 
-def test_a_patient_brings_its_siblings_and_its_own_candidate(make_net, digits):
+def test_a_request_brings_its_siblings_and_its_own_candidate(make_net, digits):
     model, data = make_net(Large()), batches(digits)
     settings = Settings(precisions=("16-true", "bf16-true"), device="cpu")
     reports = {r.precision: r for r in examine(Evaluation(model=model, data=data), settings)}
     run = executed(model, data, "16-true", "bf16-true")
     lane = run.lanes[0]
-    patient = treatment.patient_of(run, lane, reports["16-true"], reports)
-    assert list(patient.siblings) == ["bf16-true"]
-    assert patient.candidate(Remedy("16-true")) is lane.candidate
-    assert patient.candidate(Remedy("16-true", ("core.part",))) is not lane.candidate
-    assert patient.emulated
+    request = after.request_of(run, lane, reports["16-true"], reports)
+    assert list(request.siblings) == ["bf16-true"]
+    assert request.candidate(Remedy("16-true")) is lane.candidate
+    assert request.candidate(Remedy("16-true", ("core.part",))) is not lane.candidate
+    assert request.emulated
 
 
 def lucky(scale=1.0):
@@ -145,18 +145,18 @@ def test_what_passes_by_luck_is_diagnosed_and_cured():
 
 
 def test_what_passes_by_luck_pays_only_where_it_does(monkeypatch):
-    monkeypatch.setattr(treatment, "treated", lambda *_: pytest.fail("diagnosed a healthy model"))
+    monkeypatch.setattr(after, "diagnosed", lambda *_: pytest.fail("diagnosed a healthy model"))
     assert check(lucky(1e-3)).equivalent
 
 
 def test_a_cure_that_passes_by_luck_again_is_none(monkeypatch):
     offered = []
 
-    def watched(patient):
-        offered.append(patient.judge(Remedy("16-true", ("1",))))
-        offered.append(patient.judge(Remedy("16-true", ("0",))))
-        return treatment.Diagnosis()
+    def watched(request):
+        offered.append(request.judge(Remedy("16-true", ("1",))))
+        offered.append(request.judge(Remedy("16-true", ("0",))))
+        return after.Diagnosis()
 
-    monkeypatch.setattr(treatment, "diagnose", watched)
+    monkeypatch.setattr(after, "diagnose", watched)
     check(lucky())
     assert [again.report.verdict for again in offered] == ["inconclusive", "equivalent"]

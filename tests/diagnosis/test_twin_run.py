@@ -1,4 +1,4 @@
-"""The two programs of an autopsy are the emulated one and the float32 one, and cuts lie between."""
+"""The two programs of a twin run are the emulated one and the float32 one, and cuts lie between."""
 
 import pytest
 import torch
@@ -35,9 +35,9 @@ PARTS = [Views(), Attend(), nn.LayerNorm(32), nn.BatchNorm1d(32), nn.GELU(), nn.
 @pytest.mark.parametrize("name", ["16-true", "16-mixed", "bf16-true", "bf16-mixed"])
 @pytest.mark.parametrize("part", PARTS, ids=lambda p: type(p).__name__)
 def test_healed_from_the_start_it_is_the_reference_and_never_the_emulation(
-    make_net, specimen, part, name
+    make_net, comparison, part, name
 ):
-    found = specimen(make_net(part, steps=0), name)
+    found = comparison(make_net(part, steps=0), name)
     few = found.sample
     emulated = found.candidate.outputs(few.inputs, few.seed, emulated=True)
     torch.testing.assert_close(found.run(), emulated, rtol=0, atol=0)
@@ -45,8 +45,8 @@ def test_healed_from_the_start_it_is_the_reference_and_never_the_emulation(
     assert not torch.equal(found.run(), found.wanted)
 
 
-def test_damage_grows_with_the_cut(make_net, specimen):
-    found = specimen(make_net(nn.LayerNorm(32)), "bf16-true")
+def test_damage_grows_with_the_cut(make_net, comparison):
+    found = comparison(make_net(nn.LayerNorm(32)), "bf16-true")
     found.run()
     count = len(found.last.operations)
     errors = [float((found.run(i) - found.wanted).abs().max()) for i in range(count + 1)]
@@ -54,7 +54,7 @@ def test_damage_grows_with_the_cut(make_net, specimen):
     assert min(errors[count // 2 :]) > errors[0]
 
 
-def test_a_recurrent_net_of_packed_sequences_can_be_followed(specimen):
+def test_a_recurrent_net_of_packed_sequences_can_be_followed(comparison):
     class Packed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -68,12 +68,12 @@ def test_a_recurrent_net_of_packed_sequences_can_be_followed(specimen):
             return self.head(hidden[-1])
 
     torch.manual_seed(0)
-    found = specimen(Packed().eval())
+    found = comparison(Packed().eval())
     torch.testing.assert_close(found.run(0), found.wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_watched_operations_carry_line_and_measures(make_net, specimen):
-    found = specimen(make_net(nn.ReLU(), gain=1e6))
+def test_watched_operations_carry_line_and_measures(make_net, comparison):
+    found = comparison(make_net(nn.ReLU(), gain=1e6))
     operations = found.side_by_side(lambda i: True)
     scaled = next(o for o in operations if o.name == "mul" and not o.module)
     assert "conftest.py" in scaled.source
@@ -82,10 +82,10 @@ def test_watched_operations_carry_line_and_measures(make_net, specimen):
     assert scaled.finding.own[0].largest > 65504
 
 
-def test_a_recording_is_the_emulation_and_plays_as_the_program_runs(make_net, specimen):
+def test_a_recording_is_the_emulation_and_plays_as_the_program_runs(make_net, comparison):
     for part in PARTS:
         for name in ("16-true", "bf16-mixed"):
-            found = specimen(make_net(part, steps=0), name)
+            found = comparison(make_net(part, steps=0), name)
             torch.testing.assert_close(found.record(), found.run(), rtol=0, atol=0)
             for until in range(len(found.operations) + 1):
                 torch.testing.assert_close(healed(found.tape, until), found.run(until))

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.diagnosis.autopsy import Autopsy, Operation, Program
 from pytest_fp16.diagnosis.replay import exact_results, healed, repaired, watched
 from pytest_fp16.diagnosis.tape import Ref, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin
+from pytest_fp16.diagnosis.twin_run import Operation, Program, TwinRun
 from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import map_tensors
@@ -50,7 +50,7 @@ def fewer(inputs: Any, n: int, seed: int, wrong: list[int], most: int = FEW) -> 
     return Sample(take(inputs, n, chosen), seed)
 
 
-class Specimen:
+class Comparison:
     """One candidate, its float32 twin, and a few inputs.
 
     Args:
@@ -85,21 +85,21 @@ class Specimen:
             with untouched(reference, weights=candidate.habits.writes):
                 output = call_as_is(reference, inputs, candidate.subject.forward)
             self.wanted = main_output(output).detach().float()
-        self.last: Autopsy | None = None
-        self.recorded: Autopsy | None = None
+        self.last: TwinRun | None = None
+        self.recorded: TwinRun | None = None
         self.tape = Tape()
 
     def record(self) -> Tensor:
         """The raw outputs in 16 bits; from then on `healed` and `side_by_side` know the program."""
         self.tape = Tape()
-        output = self._run(Autopsy(self.program, tape=self.tape))
+        output = self._run(TwinRun(self.program, tape=self.tape))
         if isinstance(output, Twin):
             self.tape.output = Ref.to(output)
         return _plain(output)
 
     def run(self, until: float = math.inf) -> Tensor:
         """The raw outputs when the first `until` operations run in 16 bits."""
-        return _plain(self._run(Autopsy(self.program, until)))
+        return _plain(self._run(TwinRun(self.program, until)))
 
     def healed(self, until: int) -> Tensor:
         """The same, played from the recording where that tells it."""
@@ -126,7 +126,7 @@ class Specimen:
         """
         with self.replaying():
             results = exact_results(self.tape, {index})[index]
-        return _plain(self._run(Autopsy(self.program, results=(index, results))))
+        return _plain(self._run(TwinRun(self.program, results=(index, results))))
 
     def side_by_side(self, watch: Callable[[int], bool]) -> list[Operation]:
         """The recorded operations, those of chosen indices measured against exact values."""
@@ -152,11 +152,11 @@ class Specimen:
         """The raw outputs of this device's own kernels, with nothing that follows them."""
         return self._called(_cast, nullcontext())
 
-    def _run(self, autopsy: Autopsy) -> Tensor:
-        self.last = autopsy
-        if autopsy.tape is not None:
-            self.recorded = autopsy
-        return self._called(_input, autopsy)
+    def _run(self, twin_run: TwinRun) -> Tensor:
+        self.last = twin_run
+        if twin_run.tape is not None:
+            self.recorded = twin_run
+        return self._called(_input, twin_run)
 
     def _called(
         self,

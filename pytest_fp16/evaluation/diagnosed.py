@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pytest_fp16.diagnosis.clinic import Recheck
-from pytest_fp16.diagnosis.evaluation import Diagnosis, Patient, diagnose
+from pytest_fp16.diagnosis.evaluation import Diagnosis, DiagnosisRequest, diagnose
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.trials import Recheck
 from pytest_fp16.diagnosis.upcast import lines_in_float32
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.emulation.wording import first_line
@@ -22,7 +22,7 @@ from pytest_fp16.planned import extended, remarks
 from pytest_fp16.report.model import Report
 
 
-def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
+def diagnosed(run: EvaluationRun, reports: list[Report]) -> list[Report]:
     """The reports in their order, diagnosed where that is due, and held against the plan."""
     siblings = {report.precision: report for report in reports}
     found: dict[str, tuple[str, ...]] = {}
@@ -30,7 +30,7 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
     run.rewind()
     for lane, report in zip(run.lanes, reports, strict=True):
         if is_due(lane, report) and lane.outcome.kept is not None:
-            report, found[report.precision] = _treated(run, lane, report, siblings)
+            report, found[report.precision] = _with_culprit(run, lane, report, siblings)
         if run.plan is not None:
             said = remarks(
                 run.plan,
@@ -43,25 +43,25 @@ def treated(run: EvaluationRun, reports: list[Report]) -> list[Report]:
     return done if run.plan is None else extended(run.plan, done, found, run.reference.model)
 
 
-def _treated(
+def _with_culprit(
     run: EvaluationRun, lane: Lane, report: Report, siblings: dict[str, Report]
 ) -> tuple[Report, tuple[str, ...]]:
     """The report with culprit and cure, and the modules that a plan should keep."""
-    patient = patient_of(run, lane, report, siblings)
+    request = request_of(run, lane, report, siblings)
     try:
-        found: Diagnosis = diagnose(patient)
+        found: Diagnosis = diagnose(request)
     except Exception as error:
         said = f"no diagnosis: {type(error).__name__}: {first_line(error)}"
         return report.remarked([said]), ()
     return report.model_copy(update={"culprit": found.culprit, "cure": found.cure}), found.keep
 
 
-def patient_of(
+def request_of(
     run: EvaluationRun, lane: Lane, report: Report, siblings: dict[str, Report]
-) -> Patient:
+) -> DiagnosisRequest:
     """What a diagnosis needs of an evaluation that has kept some inputs."""
     assert lane.outcome.kept is not None, "unreachable: the caller has looked"
-    return Patient(
+    return DiagnosisRequest(
         report=report,
         siblings={name: r for name, r in siblings.items() if name != report.precision},
         candidate=lambda remedy: (
