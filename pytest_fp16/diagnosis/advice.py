@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_fp16.diagnosis.remedy import Meeting
 from pytest_fp16.report.model import Culprit, CureKind
 
 
@@ -57,3 +58,16 @@ def advice(culprit: Culprit) -> tuple[CureKind, str]:
     text = _OTHERWISE.get(culprit.variant or "", text)
     text = text.format(operation=culprit.operation, in_float32=in_float32(culprit))
     return kind, f"{text} at {culprit.source}" if culprit.source else text
+
+
+#: Operations into whose first operand the others are written.
+_INTO = frozenset("index_put index_copy index_fill copy masked_scatter scatter put".split())
+
+
+def brought(meeting: Meeting, culprit: Culprit) -> str:
+    """Which dtype the tensors that met were brought to."""
+    if meeting == "widened":
+        return "to float32, all of them"
+    if culprit.operation in _INTO:
+        return "what is written to that of what it is written into"
+    return "the wider one to that of the other, x.to(y.dtype)"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
-from pytest_fp16.diagnosis.advice import advice, in_float32
+from pytest_fp16.diagnosis.advice import advice, brought, in_float32
 from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
@@ -129,11 +128,10 @@ def _candidates(
     trials: Trials, culprit: Culprit, origin: Origin | None
 ) -> Iterator[tuple[CureKind, Remedy]]:
     kept = None
-    meeting = Remedy(trials.precision, lines=_line(culprit), meeting=True)
-    if culprit.variant == "mixed dtypes" and meeting.lines:
-        narrow = replace(meeting, narrow=True)  # it leaves everything in 16 bits
-        if _heals(trials, narrow, origin):
-            yield "upcast", narrow
+    narrowed = Remedy(trials.precision, lines=_line(culprit), meeting="narrowed")
+    mixed_dtypes = culprit.variant == "mixed dtypes" and bool(narrowed.lines)
+    if mixed_dtypes and _heals(trials, narrowed, origin):  # it leaves everything in 16 bits
+        yield "upcast", narrowed
     for keep in _sets(trials, culprit, origin):
         kept = keep
         yield "keep_in_float32", Remedy(trials.precision, keep)
@@ -163,7 +161,7 @@ def _lines(trials: Trials, culprit: Culprit, origin: Origin | None) -> Iterator[
     """
     lines = _line(culprit)
     if lines and culprit.variant == "mixed dtypes":
-        remedy = Remedy(trials.precision, lines=lines, meeting=True)
+        remedy = Remedy(trials.precision, lines=lines, meeting="widened")
         if _heals(trials, remedy, origin):
             yield remedy
             return
@@ -265,23 +263,10 @@ def _left(trials: Trials, remedy: Remedy, origin: Origin | None) -> float:
     return 0.0 if origin is None else origin.damage.of(output)
 
 
-#: Operations into whose first operand the others are written.
-_INTO = frozenset("index_put index_copy index_fill copy masked_scatter scatter put".split())
-
-
-def _brought(remedy: Remedy, culprit: Culprit) -> str:
-    """Which dtype the tensors that met were brought to."""
-    if not remedy.narrow:
-        return "to float32, all of them"
-    if culprit.operation in _INTO:
-        return "what is written to that of what it is written into"
-    return "the wider one to that of the other, x.to(y.dtype)"
-
-
 def _described(trials: Trials, remedy: Remedy, culprit: Culprit, hint: str) -> str:
     names = ", ".join(remedy.keep)
     if remedy.meeting:
-        return f"{hint}: {_brought(remedy, culprit)}"
+        return f"{hint}: {brought(remedy.meeting, culprit)}"
     if remedy.lines:
         first, *others = remedy.lines
         more = f", and what is computed at {' and '.join(others)}" * bool(others)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+#: What is done wherever tensors of different dtypes meet: all in float32, or the wider ones cast.
+Meeting = Literal["widened", "narrowed"]
 
 
 @dataclass(frozen=True)
@@ -13,12 +17,11 @@ class Remedy:
         precision: the precision to run in.
         keep: modules to keep in float32.
         lines: lines of code, ``"file:number"``, whose operations are computed in float32.
-        meeting: wherever else tensors of different dtypes meet, they are brought to one, too.
-        narrow: where they meet, there and elsewhere, the wider are cast, and nothing is widened.
+        meeting: what is done where tensors of different dtypes meet, there and elsewhere; of
+            "narrowed" ones the lines are not widened. None: they are left.
     """
 
     precision: str
     keep: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
-    meeting: bool = False
-    narrow: bool = False
+    meeting: Meeting | None = None

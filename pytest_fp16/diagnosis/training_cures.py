@@ -61,10 +61,11 @@ def proposals(
         found += at_the_steps_line(subject, model, precision, culprit)
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)
-    if where not in (None, "<optimizer>", "<loss>"):
-        found += _kept(model, str(where), mechanism)
     if culprit is not None and where not in ("<optimizer>", "<loss>"):
-        found += at_its_line(model, precision, culprit)
+        lines = at_its_line(model, precision, culprit)
+        kept = _kept(model, culprit.module, mechanism)
+        # Brought to one dtype, tensors leave everything in 16 bits.
+        found += lines + kept if culprit.variant == "mixed dtypes" else kept + lines
     other = [*_mixed(precision), *_bfloat16(precision)]
     other = other[::-1] if mechanism == "overflow" else other
     yield from _unique([*found, *_masters(subject, model, precision, where), *other])

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_fp16.diagnosis.advice import advice, brought
 from pytest_fp16.diagnosis.proposal import Proposal
-from pytest_fp16.diagnosis.upcast import Upcast, function_of, lines_in_float32
+from pytest_fp16.diagnosis.remedy import Meeting
+from pytest_fp16.diagnosis.upcast import function_of, lines_in_float32, mode_for
 from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.precision import Precision
@@ -34,7 +36,7 @@ def at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> lis
     found = []
     for what, at, meeting in _parts(culprit, precision):
         amendment = Amendment(partial(lines_in_float32, lines=[at], meeting=meeting))
-        found.append(_upcast(culprit, what, meeting, amendment))
+        found.append(_upcast(culprit, what, amendment))
     return found
 
 
@@ -50,30 +52,36 @@ def at_the_steps_line(
     for what, at, meeting in _parts(culprit, precision):
         if own is None:  # it is a Lightning module's
             amendment = Amendment(partial(_with_step, line=at, meeting=meeting))
-            found.append(_upcast(culprit, what, meeting, amendment))
+            found.append(_upcast(culprit, what, amendment))
         else:
             changed = replace(subject, training_step=_watched(own, at, meeting))
-            found.append(_upcast(culprit, what, meeting, subject=changed))
+            found.append(_upcast(culprit, what, subject=changed))
     return found
 
 
-def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, bool]]:
-    """(what, where, whether wherever else tensors of different dtypes meet, too).
+def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, Meeting | None]]:
+    """(what to do, where, and what with tensors of different dtypes that meet there or elsewhere).
 
-    In a "true" precision the mixed one is tried in place of the latter.
+    To widen all of those is left to the mixed precision where there is one to try.
     """
     line = culprit.source
     if line is None:
         return
-    what = f"{_on_the_line(culprit)} in float32 at {line} (from what the line reads on)"
-    yield what, line, False
-    if precision.mixed and culprit.variant == "mixed dtypes":
-        yield what, line, True
+    what = f"compute {_on_the_line(culprit)} in float32 at {line} (from what the line reads on)"
+    back = ", and cast back only where a layer takes the result"
+    if culprit.variant == "mixed dtypes":
+        everywhere = " and wherever else tensors of two dtypes meet"
+        _, meet = advice(culprit)
+        yield f"{meet}{everywhere}: {brought('narrowed', culprit)}", line, "narrowed"
+        yield f"{what}{back}", line, None
+        if precision.mixed:
+            yield f"{what}{everywhere}{back}", line, "widened"
         return
+    yield f"{what}{back}", line, None
     around = function_of(line)
     if around is not None and culprit.mechanism != "unsupported-op":
         name, lines = around
-        yield f"all of {name} but its products in float32 ({lines})", lines, False
+        yield f"compute all of {name} but its products in float32 ({lines}){back}", lines, None
 
 
 def _on_the_line(culprit: Culprit) -> str:
@@ -82,16 +90,16 @@ def _on_the_line(culprit: Culprit) -> str:
     return behind[1] if behind is not None else culprit.operation or "it"
 
 
-def _watched(own: Callable[..., Any], line: str, meeting: bool) -> Callable[..., Any]:
+def _watched(own: Callable[..., Any], line: str, meeting: Meeting | None) -> Callable[..., Any]:
     @wraps(own)
     def step(*args: Any, **kwargs: Any) -> Any:
-        with Upcast([line], meeting):
+        with mode_for([line], meeting):
             return own(*args, **kwargs)
 
     return step
 
 
-def _with_step(model: Any, line: str, meeting: bool) -> Any:
+def _with_step(model: Any, line: str, meeting: Meeting | None) -> Any:
     model.training_step = _watched(model.training_step, line, meeting)
     return model
 
@@ -99,15 +107,12 @@ def _with_step(model: Any, line: str, meeting: bool) -> Any:
 def _upcast(
     culprit: Culprit,
     what: str,
-    meeting: bool,
     amendment: Amendment | None = None,
     subject: Training | None = None,
 ) -> Proposal:
-    everywhere = " and wherever else tensors of two dtypes meet" if meeting else ""
     return Proposal(
         kind="upcast",
-        description=f"compute {what}{everywhere}, and cast back only where a layer takes the "
-        "result",
+        description=what,
         subject=subject,
         amendment=amendment,
         points_to=culprit.module,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pytest_fp16.diagnosis.remedy import Meeting
 from pytest_fp16.engine.containers import all_tensors, map_tensors
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import WIDE, seen_as
@@ -40,14 +41,14 @@ _PRODUCTS = frozenset(
 
 
 def lines_in_float32(
-    model: nn.Module, lines: Sequence[str], meeting: bool = False, narrow: bool = False
+    model: nn.Module, lines: Sequence[str], meeting: Meeting | None = None
 ) -> nn.Module:
     """Make lines run in float32 wherever `model` runs them.
 
     Args:
         model: changed in place.
-        lines, meeting: as of `Upcast`.
-        narrow: nothing is widened; instead, as of `Narrowed`.
+        lines: as of `Upcast`.
+        meeting: as of `Remedy`.
 
     Returns:
         The same model.
@@ -58,9 +59,13 @@ def lines_in_float32(
     if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
         raise ModelError("the forward of this model cannot be watched line by line")
     model.__class__ = variant(_Watched, type(model))
-    mode = Narrowed if narrow else partial(Upcast, tuple(lines), meeting)
-    vars(model)["_fp16_mode"] = mode
+    vars(model)["_fp16_mode"] = partial(mode_for, tuple(lines), meeting)
     return model
+
+
+def mode_for(lines: Sequence[str], meeting: Meeting | None) -> TorchFunctionMode:
+    """The mode under which lines run in float32, and tensors of different dtypes meet so."""
+    return Narrowed() if meeting == "narrowed" else Upcast(lines, meeting == "widened")
 
 
 def function_of(line: str) -> tuple[str, str] | None:

@@ -93,7 +93,7 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
     """
     candidate = run.candidates.made(remedy.precision, remedy.keep)
     if remedy.lines:
-        lines_in_float32(candidate.model, remedy.lines, remedy.meeting, remedy.narrow)
+        lines_in_float32(candidate.model, remedy.lines, remedy.meeting)
     return candidate
 
 
@@ -113,7 +113,7 @@ def _rechecked(
     subject = run.subject
     if remedy.lines:  # where nothing is 16-bit it changes nothing: the reference stays
         model = fresh_model(subject.model, like=run.reference.model)
-        watched = lines_in_float32(model, remedy.lines, remedy.meeting, remedy.narrow)
+        watched = lines_in_float32(model, remedy.lines, remedy.meeting)
         subject = replace(subject, model=watched)
     keep = (*planned.get(remedy.precision, ()), *remedy.keep)
     again = EvaluationRun(subject, settings, None, {remedy.precision: keep}, predict=predict)

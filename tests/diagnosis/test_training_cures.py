@@ -232,15 +232,17 @@ def test_the_line_of_a_training_step_is_tried_in_float32(digits_training, line, 
         assert said[0].startswith("compute div in float32 at net.py:3")
 
 
-@pytest.mark.parametrize(("precision", "tried"), [("16-true", 1), ("16-mixed", 2)])
+@pytest.mark.parametrize(("precision", "tried"), [("16-true", 2), ("16-mixed", 3)])
 def test_where_dtypes_meet_more_than_the_line_is_tried(digits_training, precision, tried):
     known = {"source": "net.py:3", "operation": "", "variant": "mixed dtypes"}
     culprit = culprit_of("").model_copy(update=known)
     found = proposals(digits_training(), norms(), PRECISIONS[precision], culprit, None)
-    assert ["dtypes meet" in p.description for p in found if p.kind == "upcast"] == [
-        False,
-        True,
-    ][:tried]
+    said = [p.description for p in found if p.kind == "upcast"]
+    assert ["dtypes meet" in text for text in said] == [True, False, True][:tried]
+    assert said[0] == (
+        "bring the tensors that meet there to one dtype at net.py:3 and wherever else tensors of "
+        "two dtypes meet: the wider one to that of the other, x.to(y.dtype)"
+    )
 
 
 def test_so_is_that_of_a_lightning_modules_own_step(digits_training):
@@ -289,3 +291,11 @@ def test_one_that_evaluates_the_loss_keeps_the_weights_as_they_are(digits_traini
 
     subject = digits_training(optimizer=lambda params: Asking(params, lr=1e-3))
     assert "float32 copies" not in kinds(subject, "16-true", "<optimizer>", "absorption")
+
+
+@pytest.mark.parametrize(("variant", "first"), [("mixed dtypes", "upcast"), (None, "keep_in")])
+def test_dtypes_are_brought_to_one_before_a_module_is_kept(digits_training, variant, first):
+    known = {"source": "net.py:3", "variant": variant}
+    culprit = culprit_of("0", "unsupported-op").model_copy(update=known)
+    found = proposals(digits_training(), norms(), PRECISIONS["16-true"], culprit, None)
+    assert next(iter(found)).kind.startswith(first)

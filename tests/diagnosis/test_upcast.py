@@ -145,7 +145,7 @@ def test_the_wider_is_narrowed_and_what_is_written_takes_the_dtype_of_its_place(
     torch.manual_seed(0)
     model = Mixing()
     exact = model(inputs())
-    narrow = lines_in_float32(model.half(), ["elsewhere.py:1"], meeting=True, narrow=True)
+    narrow = lines_in_float32(model.half(), ["elsewhere.py:1"], meeting="narrowed")
     with torch.no_grad(), Emulation("cuda") if emulated else nullcontext():
         got = narrow(inputs().half())
     assert got.dtype == torch.float16
@@ -157,7 +157,7 @@ def test_what_is_refused_for_anything_else_is_refused_as_before(wrong):
     class Wrong(Mixing):
         forward = wrong
 
-    narrow = lines_in_float32(Wrong().half(), ["elsewhere.py:1"], meeting=True, narrow=True)
+    narrow = lines_in_float32(Wrong().half(), ["elsewhere.py:1"], meeting="narrowed")
     with pytest.raises((RuntimeError, AttributeError), match=r"shapes|missing"):
         narrow(inputs().half())
 
