@@ -83,7 +83,8 @@ def find_origin(
         found = _born(comparison, damage, shares or {}, module_alone)
         if damage.of(comparison.healed(found.operation.index)) <= SOUND:
             return found
-        damage.merged = None  # errors before it lose them too: a close decision, as there are some
+        # Errors before it lose them too: a close decision, as there are some.
+        damage = Damage(comparison.task, comparison.wanted, failing)
     return _born(comparison, damage, shares or {}, module_alone)
 
 
