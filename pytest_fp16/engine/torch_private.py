@@ -30,6 +30,7 @@ NEEDED = {
         "torch._C._DisableTorchDispatch",
         "torch._C._disabled_torch_function_impl",
         "torch.Tensor._make_wrapper_subclass",
+        "torch.Tensor._values",
     ),
     "taking recurrent layers apart": ("torch._VF._pad_packed_sequence",),
     "autocast by a target's lists": (
@@ -42,6 +43,7 @@ NEEDED = {
         "torch.autocast().fast_dtype",
     ),
     "following what a layer keeps": (
+        "torch.Tensor._version",
         "torch.nn.Module()._buffers",
         "torch.nn.modules.batchnorm._BatchNorm",
         "torch.nn.modules.batchnorm._NormBase",

@@ -21,7 +21,7 @@ NAMES = [name for names in NEEDED.values() for name in names]
 PUBLIC = {
     "_fields", "_replace", "_make",  # of a named tuple
     "_getframe",  # CPython's, as logging uses it
-    "_to_copy", "_thnn_fused_gru_cell", "_thnn_fused_lstm_cell",  # operations by their names
+    "_to_copy", "_log_softmax", "_thnn_fused_gru_cell", "_thnn_fused_lstm_cell",  # operations by their names
     "_sequence_nr",  # of a node that `_current_autograd_node` gave
     "_C",  # what is taken of it is looked at by itself
 }  # fmt: skip
@@ -84,17 +84,18 @@ def _parsed():
 
 
 def _own_names(trees):
-    """Names with an underscore that this package defines itself."""
+    """Attributes with an underscore that objects of this package have."""
     own = set()
     for node in (n for tree in trees.values() for n in ast.walk(tree)):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            own.add(node.name)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             if isinstance(node.value, ast.Name) and node.value.id == "self":
                 own.add(node.attr)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            own |= {t.id for t in targets if isinstance(t, ast.Name)}
+        elif isinstance(node, ast.ClassDef):
+            own |= {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+            fields = [n.target for n in node.body if isinstance(n, ast.AnnAssign)]
+            own |= {t.id for t in fields if isinstance(t, ast.Name)}
+            made = [t for n in node.body if isinstance(n, ast.Assign) for t in n.targets]
+            own |= {t.id for t in made if isinstance(t, ast.Name)}
     return own
 
 
