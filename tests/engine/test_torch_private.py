@@ -21,7 +21,8 @@ NAMES = [name for names in NEEDED.values() for name in names]
 PUBLIC = {
     "_fields", "_replace", "_make",  # of a named tuple
     "_getframe",  # CPython's, as logging uses it
-    "_to_copy", "_log_softmax", "_thnn_fused_gru_cell", "_thnn_fused_lstm_cell",  # operations by their names
+    # Operations by their names:
+    "_to_copy", "_log_softmax", "_thnn_fused_gru_cell", "_thnn_fused_lstm_cell",
     "_sequence_nr",  # of a node that `_current_autograd_node` gave
     "_C",  # what is taken of it is looked at by itself
 }  # fmt: skip
