@@ -35,19 +35,31 @@ def needs_closure(optimizer: Any) -> bool:
 
 
 def _insists(kind: type) -> bool:
-    """Whether the step of an optimizer, as it is written, checks that it is given the loss.
+    """Whether the step of an optimizer, as it is written, cannot do without the loss.
 
-    A step can have effects of its own (it may count, or log): no other optimizer is tried out.
+    It checks that it is given one, or calls what it is given without a look. A step can have
+    effects of its own (it may count, or log): no other optimizer is tried out.
     """
     try:
         step = ast.parse(textwrap.dedent(inspect.getsource(kind.step)))  # type: ignore[attr-defined]
     except (OSError, TypeError, SyntaxError):
         return False
+    nodes = list(ast.walk(step))
+    looks = [node for node in nodes if "closure" in _names(getattr(node, "test", None))]
+    if not looks:
+        return any(isinstance(node, ast.Call) and _calls(node) for node in nodes)
     return any(
         isinstance(node, ast.Assert) or (isinstance(node, ast.If) and _raises(node))
-        for node in ast.walk(step)
-        if "closure" in _names(getattr(node, "test", None))
+        for node in looks
     )
+
+
+def _calls(call: ast.Call) -> bool:
+    """Whether the loss is called there, or wrapped: handed on to another step it is neither."""
+    if isinstance(call.func, ast.Name) and call.func.id == "closure":
+        return True
+    given = any(isinstance(a, ast.Name) and a.id == "closure" for a in call.args)
+    return given and not (isinstance(call.func, ast.Attribute) and call.func.attr == "step")
 
 
 def _raises(node: ast.If) -> bool:

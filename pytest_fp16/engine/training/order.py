@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.untouched import memory
 
 _PARTS = ("sampler", "batch_sampler", "dataset")
 _STRIDE = 1_000_003  # a prime: seeds of neighbouring runs, epochs and steps do not meet
@@ -84,3 +87,35 @@ def same_batch(first: Any, second: Any) -> bool:
     return len(one) == len(two) and all(
         a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, two, strict=True)
     )
+
+
+def is_part_of(evaluated: Any, trained: Any) -> bool:
+    """Whether all that is evaluated on is trained on, as far as that shows without reading it.
+
+    They are one object, or loaders of one whole dataset; or lists, and the batches of one hold the
+    very tensors of the other's.
+    """
+    if evaluated is trained:
+        return True
+    if isinstance(evaluated, (list, tuple)) and isinstance(trained, (list, tuple)):
+        known = set(map(_places, trained))
+        return bool(evaluated) and all(_places(batch) in known for batch in evaluated)
+    loaders = (evaluated, trained)
+    if not all(isinstance(loader, DataLoader) for loader in loaders):
+        return False
+    whole = all(type(d.sampler) in (RandomSampler, SequentialSampler) for d in loaders)
+    return whole and evaluated.dataset is trained.dataset
+
+
+def _places(batch: Any) -> tuple[Any, ...]:
+    """Where the tensors of a batch lie; itself where it has none."""
+    tensors = all_tensors(batch)
+    if not tensors:
+        return (id(batch),)
+    return tuple((memory(t), t.shape, *_within(t)) for t in tensors)
+
+
+def _within(tensor: Tensor) -> tuple[Any, ...]:
+    """Where in its memory a tensor lies; nothing of one that has none of its own."""
+    strided = tensor.layout is torch.strided
+    return (tensor.storage_offset(), tensor.stride()) if strided else ()

@@ -41,4 +41,5 @@ def _other(value: Any) -> tuple[str, str]:
         return f"a {type(value).__name__} of {len(value)}", alone
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)[:80], "return it as it was computed, before .item()"
-    return type(value).__name__, alone
+    has_one = isinstance(getattr(value, "loss", None), Tensor)
+    return type(value).__name__, "return its .loss" if has_one else alone

@@ -16,7 +16,7 @@ from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.hard_coded import HardCoded
 from pytest_fp16.engine.models import Location, require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, unheard
-from pytest_fp16.engine.training.order import ordered, same_batch
+from pytest_fp16.engine.training.order import is_part_of, ordered, same_batch
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.repeats import FirstStep, foreign, require_own_parameters
 from pytest_fp16.engine.training.score import score
@@ -102,10 +102,10 @@ def _require_use(subject: Training, model: torch.nn.Module, place: Place) -> Non
 def _of_training(subject: Training, trainee: Trainee, steps: int | None) -> list[str]:
     """What to say of data, model and arguments that can be used, before the first step."""
     notes = _of_base(trainee.base)
-    if subject.eval_data is subject.train_data:
+    if is_part_of(subject.eval_data, subject.train_data):
         notes.append(
-            "eval_data is train_data: what is learned by heart counts as learned, so a loss on new "
-            "data may not show; evaluate on data that is not trained on"
+            "eval_data is train_data, or a part of it: what is learned by heart counts as learned, "
+            "so a loss on new data may not show; evaluate on data that is not trained on"
         )
     if subject.loss is not None and (subject.training_step is not None or trainee.own_step):
         notes.append("loss= is not used: the training step returns the loss; leave it None")
@@ -179,6 +179,19 @@ def _require_loss(subject: Training, trainee: Trainee) -> None:
         )
 
 
+def _require_graph(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> None:
+    """Refuse a step that has gone backward itself, and left nothing of its graph."""
+    if all(p.grad is None for p in parameters):
+        return
+    try:
+        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise ModelError(
+            "the training step calls backward() itself; return the loss, and leave backward(), the "
+            "optimizer's step and zero_grad() to the check"
+        ) from error
+
+
 def _try_step(trainee: Trainee, batch: Any) -> list[str]:
     """What to say of a first step that can be made."""
     trainee.model.train()
@@ -194,6 +207,8 @@ def _try_step(trainee: Trainee, batch: Any) -> list[str]:
             "the training step must return the loss (got None for the first batch); None leaves a "
             "batch out"
         )
+    if trainee.by_hand is None:
+        _require_graph(loss, trainee.parameters())
     if not loss.requires_grad:
         raise ModelError(
             "the loss does not depend on the model's parameters: it requires no gradient; check "

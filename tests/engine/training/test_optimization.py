@@ -123,6 +123,23 @@ class Raises(Sharp):
         super().step(closure)
 
 
+class Trusts(torch.optim.SGD):
+    """Takes it for granted that it is given one."""
+
+    def step(self, closure=None):
+        closure = torch.enable_grad()(closure)
+        closure()
+        super().step()
+
+
+class HandsOn(torch.optim.SGD):
+    """Has effects of its own, and needs none; nobody tries it out."""
+
+    def step(self, closure=None):
+        ByHand.steps += 1
+        return super().step(closure)
+
+
 class ByHand(torch.optim.SGD):
     """Takes a closure, and needs none; nobody tries it out."""
 
@@ -144,6 +161,8 @@ class ByHand(torch.optim.SGD):
         (Sharp, True, True),
         (Raises, True, True),
         (Evaluates, True, False),
+        (Trusts, True, False),
+        (HandsOn, False, False),
     ],
 )
 def test_who_asks_for_the_loss_and_who_for_gradients_before(optimizer, asks, primed):

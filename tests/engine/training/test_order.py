@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pytest_fp16.engine.training.order import (
     generators,
+    is_part_of,
     ordered,
     preserved_generators,
     same_batch,
@@ -117,3 +118,35 @@ def test_batches_are_the_same_by_their_tensors():
     assert not same_batch((X, X), (X, X + 1))
     assert not same_batch((X,), (X, X))
     assert not same_batch((X,), (X.reshape(4, 6),))
+
+
+BATCHES = [(x, x > 3) for x in X.view(6, 4)]
+MASKED = [(X, X > 3)]
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "trained", "part"),
+    [
+        (BATCHES, BATCHES, True),
+        (list(BATCHES), BATCHES, True),
+        (BATCHES[:2], BATCHES, True),
+        (BATCHES, BATCHES[:2], False),
+        ([(x.clone(), y) for x, y in BATCHES], BATCHES, False),
+        ([(X, X > 5)], MASKED, False),  # one graph, other labels
+        ([X[4:]], [X[:4]], False),
+        ([X.view(4, 6).t()], [X.view(6, 4)], False),
+        ([X.to_sparse()], [X.to_sparse()], False),
+        ([], BATCHES, False),
+        (["some", "texts"], ["texts"], False),
+        (DataLoader(DATA, 3), DataLoader(DATA, 4, shuffle=True), True),
+        (DataLoader(DATA, 3), DataLoader(TensorDataset(X), 3), False),
+        (
+            DataLoader(DATA, sampler=SubsetRandomSampler(range(4))),
+            DataLoader(DATA, sampler=SubsetRandomSampler(range(4, 24))),
+            False,
+        ),
+        (DataLoader(DATA, 3), BATCHES, False),
+    ],
+)
+def test_data_that_is_trained_on_is_known(evaluated, trained, part):
+    assert is_part_of(evaluated, trained) is part

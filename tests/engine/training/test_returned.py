@@ -1,5 +1,7 @@
 """What a training step may return."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -30,6 +32,7 @@ def test_a_step_may_leave_a_batch_out_and_a_loss_may_not(value):
         ({"nll": torch.ones(())}, r"\(got a dictionary with 'nll'\); return the loss alone"),
         (0.5, r"\(got 0\.5\); .*before \.item"),
         (object(), r"\(got object\); return the loss alone"),
+        (SimpleNamespace(loss=torch.ones(())), r"\(got SimpleNamespace\); return its \.loss$"),
     ],
 )
 def test_what_is_no_loss_is_told_without_its_numbers(value, said):

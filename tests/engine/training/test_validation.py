@@ -28,6 +28,12 @@ def _once(data):
     yield from data
 
 
+def _backward(model, batch, **options):
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    loss.backward(**options)
+    return loss
+
+
 BAD = {
     "data that yields once": (
         lambda t: {"train_data": _once(t.train_data)},
@@ -62,6 +68,16 @@ BAD = {
         lambda t: {"training_step": lambda model, batch: None},
         ModelError,
         "must return the loss .got None for the first batch.",
+    ),
+    "a step that goes backward itself": (
+        lambda t: {"training_step": _backward},
+        ModelError,
+        r"the training step calls backward\(\) itself; return the loss, and leave backward",
+    ),
+    "a step that goes backward itself and returns a number": (
+        lambda t: {"training_step": lambda model, batch: _backward(model, batch).detach()},
+        ModelError,
+        r"the training step calls backward\(\) itself; return the loss, and leave backward",
     ),
     "a loss without gradient": (
         lambda t: {"loss": lambda o, t: nn.functional.cross_entropy(o.detach(), t)},
@@ -278,3 +294,10 @@ def test_a_step_that_casts_to_16_bits_by_itself_is_told(digits_training):
     assert note.startswith("32-true itself computes in float16, as the program asks: a cast (")
     assert "test_validation.py:" in note
     assert validated(digits_training(loss=_cast_loss(torch.float64)), CPU).notes == []
+
+
+def test_a_step_that_goes_backward_as_well_is_left_to_do_so(digits_training):
+    def step(model, batch):
+        return _backward(model, batch, retain_graph=True)
+
+    assert validated(digits_training(training_step=step, loss=None), CPU).notes == []
