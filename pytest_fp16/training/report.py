@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pytest_fp16.theory.seeds import Look
     from pytest_fp16.training.pairs import Pairs
 
+#: Further seeds that hardly anybody will make: what else settles it is said as well.
+_MANY = 30
+
 _ENDS = {
     "nan": "ended in NaN or infinity",
     "diverged": "diverged",
@@ -151,7 +154,8 @@ def _what_settles(look: Look, missing: int) -> str:
         )
     if missing >= MOST:
         return "no number of seeds settles a mean loss that lies on its budget: set another budget"
-    return f"about {missing} more seed(s) would settle it: seeds={look.n + missing}"
+    said = f"about {missing} more seed(s) would settle it: seeds={look.n + missing}"
+    return said if missing < _MANY else f"{said}; a wider budget= takes fewer"
 
 
 def _metric(runs: Runs, pairs: Pairs) -> Metric | None:

@@ -96,7 +96,8 @@ def test_what_more_seeds_would_settle(made, runs):
     ("missing", "grain", "words"),
     [
         (82, 0.1, "one decision of eval_data alone is 10 points: evaluate on more data"),
-        (82, 0.01, "about 82 more seed(s) would settle it: seeds=83"),
+        (82, 0.01, "about 82 more seed(s) would settle it: seeds=83; a wider budget= takes fewer"),
+        (12, 0.01, "about 12 more seed(s) would settle it: seeds=13"),
         (MOST, 0.0, "no number of seeds settles"),
     ],
 )
@@ -105,6 +106,7 @@ def test_what_no_number_of_seeds_would_settle(made, runs, missing, grain, words)
     pairs.missing = missing
     detail = check(made.report(runs(), pairs), "same over seeds").detail
     assert words in detail
+    assert ("a wider budget=" in detail) is ("a wider budget=" in words)
     assert ("more seed(s)" in detail) is ("more seed(s)" in words)
 
 

@@ -75,9 +75,11 @@ def lost_its_text(error: BaseException | None) -> bool:
 
 
 def told(error: BaseException) -> str:
-    """An exception in one line: its class, and its text if it has one."""
+    """An exception in one line: its class, its text if it has one, and whether it is a warning."""
     name, line = name_of(error), first_line(error)
-    return name if line == name else f"{name}: {line}"
+    said = name if line == name else f"{name}: {line}"
+    warned = " (a warning, which a filter of pytest's or of -W makes an error)"
+    return said + warned * isinstance(error, Warning)
 
 
 def misses_a_gradient(error: BaseException) -> bool:

@@ -61,7 +61,7 @@ def one_step(
     if emulated is None or native is None or emulated.gradient is None or native.gradient is None:
         return CanaryFindings(text, None, emulation_error)
     if not bool(native.gradient.isfinite().any() | emulated.gradient.isfinite().any()):
-        return CanaryFindings(f"{text}; its gradient is lost, and emulation's is, too")
+        return CanaryFindings(f"{text}; its gradient is NaN or infinite, as in emulation")
     difference = _difference(native.gradient, emulated.gradient)
     text += f"; emulation's gradient differs by {difference:.1e} of its size"
     if difference > LARGE_DIFFERENCE and device != place.target:
@@ -77,9 +77,9 @@ def _steps(native: float, emulated: float, difference: float) -> tuple[str, floa
     """What is to be said of two steps that are not one, and how much the two runs differ then."""
     lost = [how for how, n in (("native", native), ("emulated", emulated)) if not math.isfinite(n)]
     if len(lost) == 2:
-        return "; the weights are lost after either step", difference
+        return "; its step makes the weights NaN or infinite, as in emulation", difference
     if lost:
-        return f"; the weights are lost after the {lost[0]} step only", math.inf
+        return f"; the weights are NaN or infinite after the {lost[0]} step only", math.inf
     longer = native / emulated if emulated else 1.0
     if 1 / STEP <= longer <= STEP:
         return "", difference

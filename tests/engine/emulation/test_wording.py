@@ -100,6 +100,8 @@ def test_an_error_of_a_script_is_told_by_its_last_line():
     assert not lost_its_text(None)
     assert told(ValueError("what")) == "ValueError: what"
     assert told(AssertionError()) == "AssertionError"
+    warned = "UserWarning: slow (a warning, which a filter of pytest's or of -W makes an error)"
+    assert told(UserWarning("slow")) == warned
 
 
 @pytest.mark.parametrize(
