@@ -11,6 +11,8 @@ STRAIGHT = 0.95
 _LEAST = 8
 #: By so many times e may a decline be followed beyond what was seen of it.
 _TRUSTED = 1.0
+#: The share of series without a trend that may be taken for falling ones.
+_CHANCE = 0.05
 
 
 def arrives(values: Sequence[float], threshold: float, total: int) -> int | None:
@@ -44,6 +46,21 @@ def returns(values: Sequence[float], bound: float, total: int) -> bool:
     """Whether a decline that is above a bound now will be below it before the end."""
     step = arrives(values, bound, total)
     return step is not None and step >= len(values)
+
+
+def comes_down(values: Sequence[float]) -> bool:
+    """Whether a series falls behind its largest value, by more than chance makes of no trend.
+
+    Cox & Stuart's sign test (1955): each value of the first half against its fellow of the second.
+    What stays where it jumped to, or climbs on, does not come down.
+    """
+    behind = list(values)[max(range(len(values)), key=values.__getitem__) + 1 :] if values else []
+    half = len(behind) // 2
+    pairs = list(zip(behind[:half], behind[len(behind) - half :], strict=True))
+    falls = sum(late < early for early, late in pairs)
+    tied = sum(late == early for early, late in pairs)
+    n = half - tied
+    return n > 0 and sum(math.comb(n, k) for k in range(falls, n + 1)) <= _CHANCE * 2**n
 
 
 def falls_below(

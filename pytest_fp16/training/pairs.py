@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.train import RunResult
+from pytest_fp16.engine.training.untaught import learned_nothing, remarked, unmoved
 from pytest_fp16.errors import ModelError
 from pytest_fp16.metric import gained
 from pytest_fp16.precision import REFERENCE, Precision
@@ -16,7 +17,6 @@ from pytest_fp16.theory.budget import allowed_loss, beyond_gain
 from pytest_fp16.theory.limits import largest
 from pytest_fp16.theory.seeds import Look, sequential
 from pytest_fp16.theory.seeds_ahead import further_runs, seeds_missing
-from pytest_fp16.training.untaught import learned_nothing, remarked, unmoved
 
 #: A default budget that is more than this share of the metric itself is wide: a convention.
 WIDE = 0.1

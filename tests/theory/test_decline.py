@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pytest_fp16.theory.decline import arrives, falls_below, returns
+from pytest_fp16.theory.decline import arrives, comes_down, falls_below, returns
 
 
 def decline(steps, rate=0.1, noise=0.0):
@@ -70,3 +70,25 @@ def test_what_is_above_a_bound_returns_below_it_or_does_not(bound, total, comes_
 )
 def test_what_is_measured_again_is_followed_down(measured, reached, total, below):
     assert falls_below(measured, reached, 2.0, total) is below
+
+
+@pytest.mark.parametrize(
+    ("values", "down"),
+    [
+        ([0.0, 2.0, *decline(20, noise=0.3)], True),  # jumps up, and comes down again
+        (decline(40, rate=-0.1, noise=0.5), False),
+        ([0.0, *decline(60, rate=0.0, noise=0.5)], False),  # stays where it jumped to
+        ([3.0, 2.0, 1.0], False),  # too few to tell
+        ([1.0] * 40, False),
+        ([], False),
+    ],
+)
+def test_what_falls_behind_its_largest_value_comes_down(values, down):
+    assert comes_down(values) is down
+
+
+def test_noise_without_a_trend_comes_down_one_time_in_twenty_at_most():
+    random = torch.Generator().manual_seed(1)
+    series = torch.randn(2000, 50, generator=random).tolist()
+    rate = sum(map(comes_down, series)) / len(series)
+    assert 0 < rate < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)

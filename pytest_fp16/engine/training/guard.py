@@ -40,11 +40,15 @@ class Guard:
 
     Attributes:
         away_at: (epoch, step) where the loss of a 32-bit run left for good; None where it did not.
+        first, tail: the loss of the untrained model, and of the last quarter of the last epoch.
+        losses: all that were finite, step by step.
     """
 
     def __init__(self, model: nn.Module, usual: float | None = None) -> None:
         self.usual = usual
         self.first: float | None = None
+        self.tail = math.nan
+        self.losses: list[float] = []
         self.away_at: tuple[int, int] | None = None
         self.beyond: tuple[int, int] | None = None
         self.away = 0
@@ -62,6 +66,7 @@ class Guard:
         """
         if math.isfinite(loss):
             self.beyond = None
+            self.losses.append(loss)
             self.first = self.first or loss  # zero, of a term that starts later, has no size
         elif trainee.scaler is None:
             self.beyond = self.beyond or (epoch, step)
@@ -92,8 +97,8 @@ class Guard:
         tail = [loss for loss in losses[-max(1, len(losses) // 4) :] if math.isfinite(loss)]
         if not tail:
             return
-        mean = sum(tail) / len(tail)
-        if self.first is None or mean <= self._bound(self.first):
+        self.tail = sum(tail) / len(tail)
+        if self.first is None or self.tail <= self._bound(self.first):
             self.away, self.away_at = 0, None
             return
         # An optimizer that looks for its own steps may overshoot once, and return.

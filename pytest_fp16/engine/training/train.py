@@ -19,10 +19,12 @@ from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.score import Score, score
 from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.training.untaught import learned_nothing
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task
+from pytest_fp16.theory.decline import comes_down
 
 
 class StepCallback(Protocol):
@@ -43,7 +45,7 @@ class RunResult:
             ``"diverged"``, ``"collapsed scale"``, ``"raised"`` or ``"out of memory"``.
         score: metric and predictions of the trained model; None where it could not be evaluated.
         losses: mean training loss of each epoch.
-        error: what was raised.
+        error: what was raised, or by how much a 32-bit run has diverged.
         failed_at: (epoch, step) of the step that ended it early.
         steps: optimizer steps applied.
         skipped: optimizer steps a gradient scaler skipped.
@@ -110,8 +112,7 @@ def train(
 
     A run that raises, is not finite, diverges or loses its scale is a result, not an exception.
     Only Ctrl-C and the like pass through. A loss that has grown far beyond `usual`, the largest
-    that the 32-bit run came through, ends a run; without it, such a run has diverged where its
-    metric is no better than that of the weights it started from.
+    that the 32-bit run came through, ends a run; without it, see `_judge_away`.
     """
     result = RunResult(precision.name, seed)
     trainee: Trainee | None = None
@@ -128,9 +129,7 @@ def train(
                 if not result.score.finite and not result.broke:
                     result.ended = "nan"
             if guard.away_at is not None and not result.broke:
-                start = untrained(subject, seed, state, place, task)
-                if start is not None and not result.metric > start.value + start.resolution:
-                    result.ended, result.failed_at = "diverged", guard.away_at
+                _judge_away(result, guard, untrained(subject, seed, state, place, task))
     except torch.OutOfMemoryError as error:
         result.ended, result.error = "out of memory", told(error)
     except Exception as error:
@@ -141,6 +140,26 @@ def train(
         result.scale = trainee.scale
         result.state_dtypes = _state_dtypes(trainee)
     return result
+
+
+def _judge_away(result: RunResult, guard: Guard, start: Score | None) -> None:
+    """Whether a 32-bit run has diverged whose loss is far beyond that of the untrained model.
+
+    It has where it ends in guesses, or where its metric is no better than at the start and the loss
+    does not come down: that of the start may be small by its nature (an empty queue of negatives, a
+    constant that fits all) and say nothing of the size of those that follow.
+    """
+    if start is None or result.score is None:
+        return
+    gained = result.metric > start.value + start.resolution
+    guesses = learned_nothing([result.score]) is not None
+    if not guesses and (gained or (math.isfinite(result.metric) and comes_down(guard.losses))):
+        return
+    result.ended, result.failed_at = "diverged", guard.away_at
+    result.error = (
+        f"it diverged: its loss is {guard.tail:.3g} in the last quarter of an epoch, "
+        f"{guard.first:.3g} untrained; {start.name} {result.metric:.4g}, {start.value:.4g} before"
+    )
 
 
 def trained(

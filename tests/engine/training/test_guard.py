@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pytest_fp16.engine.training.guard import Ended, Guard, all_finite
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.train import train
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
+from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.report.message import message
 
@@ -46,6 +48,19 @@ def growing(model, batch):
     return loss * (0.01 + (model.seen / 20) ** 2)
 
 
+def late(model, batch):
+    """A queue of negatives that is empty at first: the first loss is small by its nature."""
+    x, y = batch
+    outputs = model(x)
+    weight = 1e-3 if model.seen == 1 else 1.0
+    return weight * nn.functional.cross_entropy(outputs, y)
+
+
+def the_same(outputs, labels):
+    """A metric that ties with its start."""
+    return torch.full((len(outputs),), 0.9)
+
+
 def run(subject, precision, **keywords):
     state = initial_state(subject, 0)
     return train(subject, PRECISIONS[precision], 0, state, EMULATED, **keywords)
@@ -59,6 +74,30 @@ def test_a_loss_that_grows_while_the_metric_does_is_no_divergence(digits_trainin
     report = check(subject, precision="bf16-mixed", seeds=2)
     assert report.verdict in ("equivalent", "inconclusive")
     assert "diverged" not in message(report)
+
+
+def test_a_loss_that_is_small_at_first_and_comes_down_is_no_divergence(digits_training):
+    subject = digits_training(model=Weighed, training_step=late, loss=None, metric=the_same)
+    result = run(subject, "32-true")
+    assert result.losses[-1] > 12 * 1e-3 * math.log(10)
+    assert result.ended == "finished"
+
+
+def test_a_divergence_is_told_with_its_figures(digits_training):
+    subject = digits_training(model=Weighed, training_step=growing, loss=None, metric=the_same)
+    with pytest.raises(ModelError) as refused:
+        check(subject, precision="16-mixed", seeds=3)
+    said = str(refused.value)
+    assert re.search(r"it diverged: its loss is \d\S* in the last quarter of an epoch, 0.0", said)
+    assert "untrained; the_same 0.9, 0.9 before (seed 0)" in said
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
+def test_a_loss_that_ran_away_into_guesses_is_the_32_bit_trainings_own(digits_training, precision):
+    """One story for all precisions, whether they break, too, or not: steps are far too long."""
+    subject = digits_training(optimizer=lambda params: torch.optim.SGD(params, lr=3e3))
+    with pytest.raises(ModelError, match=r"the 32-bit training itself fails.*it diverged"):
+        check(subject, precision=precision, seeds=3)
 
 
 def test_beside_a_32_bit_run_the_loss_is_held_against_its_largest(digits_training):

@@ -6,7 +6,7 @@ from torch import nn
 
 from pytest_fp16 import check
 from pytest_fp16.engine.training.score import Score
-from pytest_fp16.training.untaught import learned_nothing, remarked, unmoved
+from pytest_fp16.engine.training.untaught import learned_nothing, remarked, unmoved
 
 SURE, OTHER = [[3.0, 1.0, 0.0]], [[0.0, 2.0, 1.5]]
 
