@@ -54,35 +54,44 @@ def diagnose_training(
     subject = runs.subject_for(pairs.precision)
     model = make_model(subject.model)
     every = proposals(subject, model, pairs.precision, culprit, scale)
+    promising: tuple[Culprit | None, Cure | None] = None, None
     for proposal in itertools.islice(every, TRIES):
         cure = _tried(runs, pairs, proposal)
-        if cure is not None:
+        if cure is None:
+            continue
+        aimed = culprit is not None and proposal.points_to == culprit.module
+        if cure.verified or aimed:  # what mends the culprit and gains is likelier its cure
             return culprit or _attributed(pairs, proposal, findings), cure
-    return culprit or _unexplained(pairs), None
+        promising = promising if promising[1] else (culprit, cure)
+    return promising[0] or culprit or _unexplained(pairs), promising[1]
 
 
 def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
-    """The cure, if training passes with it: with the worst seed and another one, on average.
+    """The cure, if training loses nothing with it: with the worst seed and another one, on average.
 
-    One run that does not break may be luck, and one that loses a little more may be none.
+    One run that does not break may be luck, and one that loses a little more may be none. It is
+    verified where the rules of a verdict have nothing against it.
     """
     references = _references(runs, pairs)
     budget = _allowed(runs, pairs, references[0])
-    wanted, metric = mean(r.metric for r in references), []
+    wanted, metric, made = mean(r.metric for r in references), [], []
     for reference in references:
         result = _cured(runs, pairs, proposal, reference.seed)
         metric.append(result.metric)
+        made.append((reference, result))
         # Of those that follow, the best that can be hoped for is that they lose nothing.
         hoped = mean([*metric, *(r.metric for r in references[len(metric) :])])
         if result.ended != "finished" or not within(wanted - hoped, budget, wanted):
             return None
+    unsettled = pairs.unsettled(runs, made, budget)
     return Cure(
         kind=proposal.kind,
         modules=proposal.modules,
         precision=proposal.precision.name if proposal.precision is not None else None,
-        verified=True,
+        verified=unsettled is None,
         description=proposal.description,
-        verdict="equivalent",
+        verdict="equivalent" if unsettled is None else "inconclusive",
+        unsettled=unsettled or "",
         metric=mean(metric),
         reference=wanted,
         budget=budget,

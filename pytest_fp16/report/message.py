@@ -253,7 +253,7 @@ def _cure(report: Report, cure: Cure) -> str:
     passes = cure.verified and cure.verdict in (None, "equivalent")
     numbers.append("passes" if passes else "does not pass")
     if cure.verdict == "inconclusive":
-        numbers[-1] = "inconclusive"
+        numbers[-1] = f"inconclusive: {cure.unsettled}" if cure.unsettled else "inconclusive"
     price = f"; price: {figures.price(cure.price)}" if cure.price is not None else ""
     return f"{description}; tried: {', '.join(numbers)}{price}"
 

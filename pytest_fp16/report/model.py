@@ -195,8 +195,8 @@ class Cure(Part):
 
     `precision` is the one to run in, where the cure is another one than failed (None: the same).
     A training's is tried with a few `seeds`, that of the worst pair first: `metric` and `reference`
-    are the means over them, and `budget` what may be lost. Of one that was not tried `untried` says
-    why.
+    are the means over them, and `budget` what may be lost; where they settle nothing, `unsettled`
+    says why. Of one that was not tried `untried` says why.
     """
 
     kind: CureKind
@@ -212,6 +212,7 @@ class Cure(Part):
     seeds: list[int] = []
     price: Price | None = None
     untried: str = ""
+    unsettled: str = ""
 
 
 class Run(Part):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from statistics import fmean, stdev
 
@@ -83,7 +83,8 @@ class Pairs:
     @property
     def untaught(self) -> str | None:
         """Why runs that lost nothing prove nothing: their 32-bit twins had learned nothing."""
-        return learned_nothing([r.score for r, _ in self.pairs])
+        made = [*self.pairs, *([self.broke] if self.broke is not None else [])]
+        return learned_nothing([r.score for r, _ in made])
 
     @property
     def idle(self) -> str | None:
@@ -116,6 +117,23 @@ class Pairs:
         if not beyond_gain(-self.look.mean, self.look.budget, self.usual):
             return None
         return gained(scores[0].name, -self.look.mean, self.look.budget)
+
+    def unsettled(
+        self, runs: Runs, tried: list[tuple[RunResult, RunResult]], budget: float
+    ) -> str | None:
+        """Why runs of a cure that lose no more than a budget settle nothing; None where they do.
+
+        A verdict would not take them for an equivalence either. And a few seeds that gain more than
+        they might lose are others' steps: the next ones may lose as much.
+        """
+        trial = Pairs(self.precision, tried, start=runs.start)
+        trial.look = replace(_look(trial, runs.settings), budget=budget)
+        if trial.proves_nothing is None and -trial.look.mean > budget:
+            return (
+                "it gains more than the budget, so that its steps are others than those of 32 bits "
+                "and so few seeds do not settle it; apply it and check again, or train longer"
+            )
+        return trial.proves_nothing
 
 
 def compare(runs: Runs, precision: Precision) -> Pairs:
@@ -187,7 +205,8 @@ def _require_reference(reference: RunResult, pairs: Pairs, seed: int) -> None:
         if remark is not None and learned_nothing([score]) is None:
             pairs.notes.append(remark)
         return
-    said = reference.error or f"it ended in: {reference.ended}"
+    where = f" in epoch {at[0] + 1}, step {at[1] + 1}" if (at := reference.failed_at) else ""
+    said = reference.error or f"it ended in: {reference.ended}{where}"
     if seed == 0:
         raise ModelError(
             f"the 32-bit training itself fails, so there is nothing to compare with: {said} "

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
     """Everything worth a warning, of the data, the runs, the canary and the forecast."""
     warnings = [*runs.valid.notes, *pairs.notes]
+    if pairs.broke is not None and pairs.untaught is not None:
+        warnings.append(f"{pairs.untaught}; that 16 bits break it says little of one that learns")
     warnings += _of_canary(runs, pairs)
     if runs.settings.seeds == 1 and pairs.broke is None:
         warnings.append(

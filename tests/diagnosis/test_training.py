@@ -28,7 +28,7 @@ def squaring():
 
 
 def adam(params):
-    return torch.optim.Adam(params, lr=1e-3)
+    return torch.optim.Adam(params, lr=1e-2)
 
 
 def far(outputs, targets):
@@ -109,6 +109,45 @@ def test_a_cure_that_helps_one_seed_alone_is_luck(digits_training, monkeypatch, 
     report = check(digits_training(optimizer=adam, epochs=1), precision="16-true", seeds=seeds)
     assert report.verdict == "not equivalent"
     assert (report.cure.seeds if report.cure else None) == tried
+
+
+def briefly(params):
+    """Steps so short that an epsilon of 1e-4 changes what an epoch brings."""
+    return torch.optim.Adam(params, lr=1e-3)
+
+
+def test_a_cure_that_gains_more_than_the_budget_is_not_proven(digits_training):
+    report = check(digits_training(optimizer=briefly, epochs=1), precision="16-true", seeds=3)
+    cure = report.cure
+    assert cure.metric - cure.reference > cure.budget
+    assert (cure.kind, cure.verdict, cure.verified) == ("optimizer epsilon", "inconclusive", False)
+    assert "inconclusive: it gains more than the budget" in str(report)
+
+
+def settled(pairs, runs, tried, budget):
+    """As `Pairs.unsettled` of the first cure, and of no other."""
+    settled.asked.append(tried[0][1].precision)
+    return "it gains" if len(settled.asked) == 1 else None
+
+
+@pytest.mark.parametrize(("aimed", "kind"), [("1", "mixed"), ("<optimizer>", "bfloat16")])
+def test_one_that_passes_is_preferred_unless_the_first_mends_the_culprit(
+    digits_training, monkeypatch, aimed, kind
+):
+    from pytest_fp16.diagnosis import training
+
+    blamed = Culprit(module=aimed, operation="", mechanism="precision-loss", evidence="known")
+    known = GradientFindings("not equivalent", "known", culprit=blamed)
+    monkeypatch.setattr("pytest_fp16.training.run.gradient_check", lambda *_: known)
+    first, second = (
+        Proposal(kind, kind, precision=PRECISIONS[name], points_to="<optimizer>")
+        for kind, name in (("bfloat16", "bf16-true"), ("mixed", "16-mixed"))
+    )
+    monkeypatch.setattr(training, "proposals", lambda *_: iter([first, second]))
+    monkeypatch.setattr("pytest_fp16.training.pairs.Pairs.unsettled", settled)
+    monkeypatch.setattr(settled, "asked", [], raising=False)
+    report = check(digits_training(optimizer=adam, epochs=1), precision="16-true", seeds=3)
+    assert (report.cure.kind, report.cure.verified) == (kind, kind == "mixed")
 
 
 class Coarse(nn.Module):

@@ -225,6 +225,10 @@ def _cure(**changes):
             "(loss 0.7 points, budget 1.5) with seed 2, passes",
         ),
         (_cure(verdict="inconclusive"), "raise the epsilon to 1e-4; tried: inconclusive"),
+        (
+            _cure(verdict="inconclusive", unsettled="it gains more"),
+            "raise the epsilon to 1e-4; tried: inconclusive: it gains more",
+        ),
     ],
 )
 def test_a_cure_says_whether_it_was_tried_and_what_came_of_it(failed, cure, text):

@@ -59,7 +59,7 @@ def test_two_trainings_that_learned_nothing_are_inconclusive(digits_training):
     assert "train longer" in str(report)
 
 
-def test_a_run_that_breaks_is_no_matter_of_learning(digits_training):
+def test_a_run_that_breaks_is_no_matter_of_learning_but_no_cure_passes_at_chance(digits_training):
     def scaled():
         layers = [nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)]
         nn.init.constant_(layers[2].bias, 1e5)
@@ -68,6 +68,9 @@ def test_a_run_that_breaks_is_no_matter_of_learning(digits_training):
     given = digits_training(model=scaled, optimizer=no_steps)
     report = check(given, precision="16-true", seeds=3)
     assert report.verdict == "not equivalent"
+    assert any("32-bit training learned nothing" in w for w in report.warnings)
+    assert (report.cure.verdict, report.cure.verified) == ("inconclusive", False)
+    assert "learned nothing" in report.cure.unsettled
 
 
 @pytest.mark.parametrize(
