@@ -126,7 +126,7 @@ class Pairs:
         A verdict would not take them for an equivalence either. And a few seeds that gain more than
         they might lose are others' steps: the next ones may lose as much.
         """
-        trial = Pairs(self.precision, tried, start=runs.start)
+        trial = Pairs(self.precision, tried, start=runs.start(r.seed for r, _ in tried))
         trial.look = replace(_look(trial, runs.settings), budget=budget)
         if trial.proves_nothing is None and -trial.look.mean > budget:
             return (
@@ -220,7 +220,7 @@ def _settled(pairs: Pairs, runs: Runs) -> Pairs:
     look = pairs.look
     if look is None or look.outcome != "equivalent":
         return pairs
-    pairs.start = runs.start
+    pairs.start = runs.start(r.seed for r, _ in pairs.pairs)
     if pairs.wide and pairs.idle is None:
         pairs.notes.append(
             f"the 32-bit runs themselves differ by {look.reference_spread:.2g} over seeds "

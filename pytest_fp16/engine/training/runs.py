@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
+from torch import nn
 
 from pytest_fp16.engine.canary import CanaryFindings
 from pytest_fp16.engine.device import effective_target, run_mode
 from pytest_fp16.engine.training.canary import one_step
 from pytest_fp16.engine.training.place import Amendment, Place
+from pytest_fp16.engine.training.score import Score
 from pytest_fp16.engine.training.train import RunResult, train, untrained
 from pytest_fp16.engine.training.trainee import initial_state
 from pytest_fp16.engine.training.validation import ValidTraining
@@ -61,6 +63,7 @@ class Runs:
         self.read: set[tuple[str, int]] = set()
         self._done: dict[tuple[str, int], RunResult] = {}
         self._states: dict[int, Mapping[str, Any]] = {}
+        self._starts: dict[int, Score | None] = {}
         self._canaries: dict[str, CanaryFindings] = {}
         self._open = set(settings.precisions)
 
@@ -101,11 +104,21 @@ class Runs:
             self._states[seed] = initial_state(self.subject, seed)
         return self._states[seed]
 
-    @cached_property
-    def start(self) -> float | None:
-        """The metric of the weights that seed 0 starts from, in 32 bits; None where it has none."""
-        found = untrained(self.subject, 0, self.state(0), self.place, self.valid.task)
-        return None if found is None else found.value
+    def start(self, seeds: Iterable[int]) -> float | None:
+        """The mean metric, in 32 bits, of the weights that seeds start from; None where it is none.
+
+        One and the same module starts every seed from its weights.
+        """
+        own = not isinstance(self.subject.model, nn.Module)
+        found = [self._start(seed if own else 0) for seed in seeds]
+        known = [score.value for score in found if score is not None]
+        return fmean(known) if known and len(known) == len(found) else None
+
+    def _start(self, seed: int) -> Score | None:
+        if seed not in self._starts:
+            state = self.state(seed)
+            self._starts[seed] = untrained(self.subject, seed, state, self.place, self.valid.task)
+        return self._starts[seed]
 
     def run(self, precision: Precision, seed: int) -> RunResult:
         """The run of that precision and seed: remembered, read from the store, or made."""

@@ -200,3 +200,22 @@ def test_a_cure_is_tried_although_the_training_was_refused(digits_training, made
     assert ours.fresh(HALF, 0).ended == "raised"
     mended = digits_training(model=Refused, forward=lambda model, x: model.net(x.flatten(1)))
     assert ours.fresh(HALF, 0, subject=mended).ended == "finished"
+
+
+def test_a_training_starts_from_the_weights_of_its_own_seeds(digits_training):
+    """Untrained models differ: what training brings is the mean over the seeds that were made."""
+    model = digits_training().model()
+    made = runs(digits_training())
+    alone = [made.start([seed]) for seed in range(3)]
+    assert len(set(alone)) > 1
+    assert made.start(range(3)) == pytest.approx(sum(alone) / 3)
+    shared = runs(digits_training(model=model))
+    assert shared.start([1, 2]) == shared.start([0])
+    assert set(shared._starts) == {0}
+
+
+def test_a_start_that_has_no_metric_is_none(digits_training):
+    made = runs(digits_training())
+    made._starts[1] = None
+    assert made.start([0]) is not None
+    assert made.start([0, 1]) is None
