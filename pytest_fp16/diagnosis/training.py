@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.diagnosis.proposal import Proposal
+from pytest_fp16.diagnosis.second_defect import second_defect
 from pytest_fp16.diagnosis.silent import silently_lost
 from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.diagnosis.training_price import price_of
@@ -54,16 +56,32 @@ def diagnose_training(
     subject = runs.subject_for(pairs.precision)
     model = make_model(subject.model)
     every = proposals(subject, model, pairs.precision, culprit, scale)
-    promising: tuple[Culprit | None, Cure | None] = None, None
-    for proposal in itertools.islice(every, TRIES):
+    chosen = _chosen(runs, pairs, itertools.islice(every, TRIES), culprit)
+    if chosen is None:
+        return culprit or _unexplained(pairs), None
+    proposal, cure = chosen
+    left = second_defect(runs, pairs.precision, proposal)
+    pairs.notes += [left] if left is not None else []
+    return culprit or _attributed(pairs, proposal, findings), cure
+
+
+def _chosen(
+    runs: Runs, pairs: Pairs, every: Iterable[Proposal], culprit: Culprit | None
+) -> tuple[Proposal, Cure] | None:
+    """The first cure that is verified, or mends the culprit; else the first that loses nothing.
+
+    What mends the culprit and gains more than the budget is likelier its cure than others.
+    """
+    promising = None
+    for proposal in every:
         cure = _tried(runs, pairs, proposal)
         if cure is None:
             continue
         aimed = culprit is not None and proposal.points_to == culprit.module
-        if cure.verified or aimed:  # what mends the culprit and gains is likelier its cure
-            return culprit or _attributed(pairs, proposal, findings), cure
-        promising = promising if promising[1] else (culprit, cure)
-    return promising[0] or culprit or _unexplained(pairs), promising[1]
+        if cure.verified or aimed:
+            return proposal, cure
+        promising = promising or (proposal, cure)
+    return promising
 
 
 def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
