@@ -16,6 +16,8 @@ _EXPONENT_BITS = 0x7F800000  # of float32
 #: float32's smallest normal number. A format that goes as far down, as bfloat16 does, loses nothing
 #: there that float32 does not lose, too.
 FLOAT32_NORMAL = 2.0**-126
+#: Unit roundoff of float32.
+FLOAT32_ROUNDOFF = 2.0**-24
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,13 @@ from pytest_fp16.engine.gradients.origins.own_checks import (
     rounded_index,
 )
 from pytest_fp16.engine.gradients.points import TRIED, beyond_range, examine_point, gradients
+from pytest_fp16.engine.gradients.probes.alone import Alone
 from pytest_fp16.engine.gradients.probes.course import SEED, Course, Tell
 from pytest_fp16.engine.gradients.probes.evaluated import evaluated, metric_lost
 from pytest_fp16.engine.gradients.probes.guards import Guards, lost_guards
 from pytest_fp16.engine.gradients.probes.infinite_loss import returns_into_range
 from pytest_fp16.engine.gradients.probes.late_failures import Outlook, fails_late
-from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe, Recorder, probed
 from pytest_fp16.engine.gradients.probes.second_look import applied_step, exact_step, longer_look
-from pytest_fp16.engine.gradients.probes.statistics_probe import StatisticsRecorder
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays, watched
 from pytest_fp16.engine.gradients.rules.rules import gradient_is_lost
 from pytest_fp16.engine.gradients.rules.second_look_rules import needs_longer_look
@@ -109,6 +108,9 @@ class _Check:
     def _candidate(self) -> Trainee:
         return Trainee(self.subject, self.precision, SEED, self.state, self.place)
 
+    def _reference(self) -> Trainee:
+        return Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
+
     def run(self) -> Evidence:
         """Trajectory, points, first steps, and the optimizer alone."""
         evidence = self.evidence
@@ -122,7 +124,9 @@ class _Check:
             if evidence.broke is None:
                 seed_everything(0)
                 evidence.guards = lost_guards(self._candidate(), extra[0], evidence.format)
-                evidence.optimizer = self._alone(self._trajectory(candidate, extra))
+                make = self._reference, self._candidate
+                alone = self._trajectory(candidate, extra)
+                alone.followed(evidence, self.precision, self.course, make)
                 if evidence.broke is None and decides(candidate, extra[0]):
                     evidence.broke = self._fails(candidate)
                 if evidence.broke is None:
@@ -191,11 +195,10 @@ class _Check:
         origin = self.replays.here([found.batch], drawn=found.seed).cause
         return "the loss of some batches is not finite", origin
 
-    def _trajectory(self, candidate: Trainee, extra: list[Any]) -> Recorder:
+    def _trajectory(self, candidate: Trainee, extra: list[Any]) -> Alone:
         """The 32-bit steps, with a point in the middle and at the end."""
         evidence, exact = self.evidence, self.exact
-        recorder = Recorder(exact)
-        statistics = StatisticsRecorder(exact.model)
+        alone = Alone(exact)
         witness, emptied, course = None, 0, self.course
         if evidence.guards:
             witness = Guards(exact.model, self.precision.dtype, evidence.guards)
@@ -212,7 +215,7 @@ class _Check:
                 if witness.emptied and evidence.broke is None and emptied < _EMPTIED:
                     emptied += 1
                     evidence.broke = self._emptied(candidate, held[-1])
-            statistics.keep()
+            alone.keep()
             if step + 1 in (half, 2 * half):
                 snapshots.append(float_tensors(exact))
             if step + 1 in points and evidence.broke is None:
@@ -220,9 +223,7 @@ class _Check:
         if evidence.broke is None:
             self._sure(candidate, [not_skipped(evidence, candidate, extra), *extra])
             evidence.broke = self._together(course.first[: 2 * half * course.every], snapshots)
-        if not self.precision.mixed:
-            evidence.lags = statistics.lags(evidence.total_steps, self.precision.dtype)
-        return recorder
+        return alone
 
     def _emptied(self, candidate: Trainee, batch: Any) -> Broke | None:
         """The gradient of a batch for which a lost guard has nothing left beside it."""
@@ -272,8 +273,9 @@ class _Check:
             return _LOST_WEIGHT, self.replays.first(first).cause
         self.evidence.compare(self.exact.model, (start, reached), snapshots, steps)
         if candidate.scaler is not None and candidate.by_hand is not None:
-            fresh = Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
-            self.evidence.scaled_steps = changed_by_scaled_steps(fresh, first, every, snapshots)
+            self.evidence.scaled_steps = changed_by_scaled_steps(
+                self._reference(), first, every, snapshots
+            )
         return None
 
     def _second_look(self, extra: list[Any]) -> None:
@@ -281,8 +283,7 @@ class _Check:
         evidence, doubt = self.evidence, needs_longer_look(self.evidence)
         if doubt is None:
             return
-        fresh = Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
-        course, exact = self.course, (fresh, self.exact)
+        course, exact = self.course, (self._reference(), self.exact)
         streams = course.stream, course.again(), course.again()
         steps = course.length, min(2 * course.length, course.total)
         look = longer_look(exact, self._candidate, streams, extra, SEED, steps, doubt)
@@ -290,10 +291,3 @@ class _Check:
             evidence.broke = look, None
         else:
             evidence.second = look
-
-    def _alone(self, recorder: Recorder) -> Probe | None:
-        """The optimizer alone, to the end of the training."""
-        recorder.handle.remove()
-        if self.precision.mixed:
-            return None
-        return probed(self.exact, recorder, self.course.total, self.precision.dtype)

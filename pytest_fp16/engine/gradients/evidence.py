@@ -19,6 +19,7 @@ from pytest_fp16.engine.gradients.probes.guards import Guard
 from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
 from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 from pytest_fp16.engine.gradients.probes.statistics_probe import Lag, StatisticsRecorder
+from pytest_fp16.engine.gradients.probes.steady_probe import Stalled
 from pytest_fp16.engine.gradients.probes.sure_outputs import Solved
 from pytest_fp16.engine.training.trainee import Trainee, as_real
 from pytest_fp16.engine.untouched import plain_tensors
@@ -65,6 +66,7 @@ class Evidence:
         lags: where running statistics of batch norms end.
         lost_buffers: buffers that are not finite in 16 bits.
         outgrown: buffers that grow evenly, out of the range before the training ends, and how far.
+        stalled: a buffer that stops counting, and what is learned without it.
         lost_weights: weights and buffers that the format cannot hold from the start.
         optimizer: what the run of the optimizer alone showed; None where it does not apply.
         stepped: what leaves the range in a step of the user's own optimizer, and is finite again.
@@ -99,6 +101,7 @@ class Evidence:
     statistics: dict[str, tuple[Movement, float]] = field(default_factory=dict)
     lost_buffers: list[str] = field(default_factory=list)
     outgrown: dict[str, float] = field(default_factory=dict)
+    stalled: Stalled | None = None
     lost_weights: list[str] = field(default_factory=list)
     optimizer: Probe | None = None
     stepped: Found | None = None

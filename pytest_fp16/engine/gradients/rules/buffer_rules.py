@@ -40,6 +40,24 @@ def outgrown(evidence: Evidence) -> Finding | None:
     return Finding(f"a buffer is lost: {what}", module_of(name), leaf_of(name), "overflow", what)
 
 
+def stalled(evidence: Evidence) -> Finding | None:
+    """A count or a schedule that stops before the training does, where that does harm."""
+    found = stopped(evidence)
+    return found if evidence.stalled is not None and evidence.stalled.harms else None
+
+
+def stopped(evidence: Evidence) -> Finding | None:
+    """The same, whether or not a longer look has let it pass."""
+    found = evidence.stalled
+    if found is None:
+        return None
+    what = found.said()
+    learnt = f"of two short 32-bit trainings, one through either way, {found.look.said()}"
+    reason = f"a buffer loses its way: {what}; {learnt}"
+    module, leaf = module_of(found.name), leaf_of(found.name)
+    return Finding(reason, module, leaf, "absorption", what)
+
+
 def statistics(evidence: Evidence) -> Finding | None:
     """An average that loses its way."""
     weights = evidence.weights

@@ -101,6 +101,9 @@ def _let_pass(evidence: Evidence) -> list[str]:
         what = "weights or gradients go another way than in 32 bits, and still learn"
         what = "the model learns nevertheless" if off is not None else what
         said.append(f"{what}: {look.said()}")
+    still = evidence.stalled
+    if still is not None and not still.harms:
+        said.append(f"{still.said()}; the model learns nevertheless: {still.look.said()}")
     return said
 
 

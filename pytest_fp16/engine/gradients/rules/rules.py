@@ -13,7 +13,13 @@ from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.whole_numbers import whole_numbers
 from pytest_fp16.engine.gradients.points import Point
 from pytest_fp16.engine.gradients.probes.evaluated import metric_lost
-from pytest_fp16.engine.gradients.rules.buffer_rules import lags, lost_buffers, outgrown, statistics
+from pytest_fp16.engine.gradients.rules.buffer_rules import (
+    lags,
+    lost_buffers,
+    outgrown,
+    stalled,
+    statistics,
+)
 from pytest_fp16.engine.gradients.rules.figures import loss_off, worst_tensor
 from pytest_fp16.engine.gradients.rules.step_rules import (
     epsilon,
@@ -268,6 +274,7 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _confident,
     lost_buffers,
     outgrown,
+    stalled,
     epsilon,
     total_noise,
     tensor_noise,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.gradients.finding import Finding
+from pytest_fp16.engine.gradients.rules.buffer_rules import stopped
 from pytest_fp16.engine.gradients.rules.figures import loss_off
 from pytest_fp16.engine.gradients.rules.rules import (
     RULES,
@@ -42,5 +43,5 @@ def needs_longer_look(evidence: Evidence) -> bool | None:
 def suspected(evidence: Evidence) -> Finding | None:
     """What a longer look has let pass, should the training fail after all."""
     if evidence.second is None or evidence.second.slow:
-        return None
-    return bent(evidence) or astray(evidence) or left_behind(evidence)
+        return stopped(evidence)
+    return bent(evidence) or astray(evidence) or left_behind(evidence) or stopped(evidence)
