@@ -19,7 +19,8 @@ class Proposal:
         subject: the training, changed; None where it stays.
         amendment: what changes beside the training.
         precision: another precision to train in instead.
-        points_to, mechanism: the culprit it speaks for, should it help and nothing else name one.
+        points_to, operation, mechanism: the culprit it speaks for, should it help and nothing else
+            name one.
     """
 
     kind: CureKind
@@ -29,4 +30,5 @@ class Proposal:
     amendment: Amendment | None = None
     precision: Precision | None = None
     points_to: str = ""
+    operation: str = ""
     mechanism: Mechanism = "precision-loss"

@@ -220,7 +220,7 @@ def _attributed(pairs: Pairs, proposal: Proposal, findings: GradientFindings | N
         module, mechanism = "", "overflow"  # what is merely lost beside another stays finite
     return Culprit(
         module=module,
-        operation="",
+        operation=proposal.operation,
         mechanism=mechanism,
         evidence=f"{_lost(pairs)}; gone with the cure ({proposal.description})",
     )

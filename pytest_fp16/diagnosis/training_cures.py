@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_fp16.diagnosis.kept_buffers import kept_buffers
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
 from pytest_fp16.engine.containers import map_tensors
@@ -59,6 +60,7 @@ def proposals(
     if where == "<loss>" or culprit is None:
         found += _loss_in_float32(subject, model, precision)
         found += at_the_steps_line(subject, model, precision, culprit)
+    found += kept_buffers(model, precision, culprit)
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)
     if culprit is not None and where not in ("<optimizer>", "<loss>"):

@@ -449,3 +449,37 @@ def test_a_buffer_that_is_lost_within_an_epoch_is_named(digits_training):
     report = check(digits_training(model=model, epochs=6), precision="16-true", seeds=1)
     assert (report.culprit.module, report.culprit.operation) == ("0", "mul")
     assert report.culprit.mechanism == "overflow"
+
+
+class Stepped(nn.Module):
+    """Counts batches in a buffer that is cast with the model: to 256 in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(64, 10)
+        self.register_buffer("step", torch.tensor(250.0))
+
+    def forward(self, x):
+        return self.line(x.flatten(1))
+
+
+def coarse_at_first(model, batch):
+    model.step += 1
+    x, y = batch
+    return nn.functional.cross_entropy(model(x), y if model.step > 260 else y % 2)
+
+
+def test_a_buffer_is_not_laid_to_the_optimizer(digits_training, monkeypatch):
+    """Mixed precision keeps weights, the optimizer's state and buffers: it tells none of them."""
+    silent = GradientFindings("equivalent", "nothing found")
+    monkeypatch.setattr("pytest_fp16.training.run.gradient_check", lambda *_: silent)
+    subject = digits_training(
+        model=Stepped,
+        loss=None,
+        training_step=coarse_at_first,
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.5),
+    )
+    report = check(subject, precision="bf16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert (report.culprit.module, report.culprit.operation) == ("", "step")
+    assert "keep the buffer step in float32" in report.cure.description

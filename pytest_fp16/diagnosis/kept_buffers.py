@@ -1,0 +1,85 @@
+"""A cure: buffers that stay in float32 when the model is cast.
+
+A count or a schedule that stands still in 16 bits, or a table whose numbers are too small for them,
+is no weight and no state of the optimizer: mixed precision, which keeps all three, does not tell
+them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.diagnosis.proposal import Proposal
+from pytest_fp16.engine.gradients.finding import leaf_of, module_of
+from pytest_fp16.engine.training.place import Amendment
+from pytest_fp16.precision import Precision
+from pytest_fp16.report.model import Culprit
+from pytest_fp16.variants import Variant, variant
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+_SHOWN = 3
+
+
+class Float32Buffers(Variant):
+    """A module some of whose buffers are not cast."""
+
+    _fp16_prefix = "Float32Buffers"
+    _fp16_kept: tuple[str, ...]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        buffers: dict[str, Tensor] = self._buffers  # type: ignore[attr-defined]
+        held = {name: buffers[name] for name in self._fp16_kept}
+        out = super()._apply(fn, *args, **kwargs)  # type: ignore[misc]
+        for name, buffer in held.items():
+            buffers[name] = buffer.to(buffers[name].device)
+        return out
+
+    def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        return own(self, *args, **kwargs)
+
+
+def keep_buffers(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """The model, changed in place: a cast leaves the named buffers in float32."""
+    for owner in dict.fromkeys(map(module_of, names)):
+        module = model.get_submodule(owner)
+        module.__class__ = variant(Float32Buffers, type(module))
+        vars(module)["_fp16_kept"] = tuple(leaf_of(n) for n in names if module_of(n) == owner)
+    return model
+
+
+def kept_buffers(model: nn.Module, precision: Precision, culprit: Culprit | None) -> list[Proposal]:
+    """Keep the buffer that is at fault in float32; where nothing is known to be, all of them.
+
+    Statistics of a norm stay with their module.
+    """
+    if precision.mixed or any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        return []
+    modules = dict(model.named_modules())
+    names = [
+        name
+        for name, buffer in model.named_buffers()
+        if buffer.is_floating_point() and not isinstance(modules[module_of(name)], _NORMS)
+    ]
+    if culprit is not None:
+        wanted = f"{culprit.module}.{culprit.operation}".lstrip(".")
+        names = [name for name in names if name == wanted]
+    return [_keep(names, culprit)] if names else []
+
+
+def _keep(names: list[str], culprit: Culprit | None) -> Proposal:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    which = f"the buffer{'s' * (len(names) > 1)} {', '.join(names[:_SHOWN])}{more}"
+    counts = culprit is None or culprit.mechanism == "absorption"
+    whole = "; a count may be a whole number instead (torch.long)" if counts else ""
+    return Proposal(
+        kind="upcast",
+        description=f"keep {which} in float32: set it again once the model is cast{whole}",
+        amendment=Amendment(model=lambda model: keep_buffers(model, names)),
+        points_to=module_of(names[0]),
+        operation=leaf_of(names[0]) if len(names) == 1 else "",
+        mechanism=culprit.mechanism if culprit is not None else "precision-loss",
+    )
