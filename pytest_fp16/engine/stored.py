@@ -1,8 +1,9 @@
-"""What a cast of a whole model makes infinite of the values that it stores."""
+"""What a cast of a whole model makes infinite, or zero, of the values that it stores."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,24 @@ class BeforeCast:
         largest = float(before[finite].abs().max()) if bool(finite.any()) else 0.0
         meant = bool(len(beyond)) and _stands_for_infinity(beyond, rest, self.fmt)
         return Stored(name, before.numel(), len(beyond), largest, meant)
+
+
+def emptied(before: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
+    """By name, the largest magnitude of what is zero in a buffer of a model that has been cast.
+
+    Args:
+        before: its buffers as they were, not rounded.
+    """
+    found = {}
+    for name, buffer in model.named_buffers():
+        after, wide = _values(buffer), before.get(name)
+        wide = None if wide is None else _values(wide)
+        if after is None or wide is None or after.shape != wide.shape or after.dtype == wide.dtype:
+            continue
+        lost = wide[(after == 0) & (wide != 0)]
+        if lost.numel():
+            found[name] = float(lost.abs().max())
+    return found
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.batching import cast_module
-from pytest_fp16.engine.stored import BeforeCast
+from pytest_fp16.engine.stored import BeforeCast, emptied
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.theory.rounding import BFLOAT16, FLOAT16
 
@@ -102,3 +102,13 @@ def test_bfloat16_loses_only_what_stands_for_infinity():
     model = holding(torch.tensor([99_123.4, torch.finfo(torch.float32).max]))
     found = stored(model, BFLOAT16)["held"]
     assert (found.infinite, found.surprising) == (1, False)
+
+
+def test_what_a_cast_makes_zero_of_buffers_is_told_by_its_size():
+    model = nn.Module()
+    for name, values in (("tiny", [0.0, 1e-9, -3e-9, 1.0]), ("zero", [0.0, 1.0]), ("index", [0])):
+        model.register_buffer(name, torch.tensor(values))
+    before = dict(model.named_buffers())
+    assert emptied(before, model) == {}
+    assert emptied(before, model.half()) == {"tiny": pytest.approx(3e-9)}
+    assert emptied({}, model) == {}

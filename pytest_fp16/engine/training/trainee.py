@@ -21,6 +21,7 @@ from pytest_fp16.engine.emulation.autocast import held_policy
 from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, require_float32
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
+from pytest_fp16.engine.stored import emptied
 from pytest_fp16.engine.training.by_hand import ByHand, Several
 from pytest_fp16.engine.training.frozen_base import narrowed, widened
 from pytest_fp16.engine.training.lightning import is_lightning, own_loss
@@ -96,7 +97,9 @@ class Trainee:
             self.amendment.model(model)
         if precision.mixed:
             narrowed(model, self.base)
+        held = dict(model.named_buffers())
         self.model = model if self.cast is None else cast_module(model, self.cast)
+        self.emptied = emptied(held, self.model)  # what is zero of buffers since the cast
         self.own_step = subject.training_step is None and is_lightning(self.model)
         self.optimizer, self.scheduler, self.interval = optimization(subject, self.model)
         if self.amendment.optimizer is not None:
@@ -129,6 +132,7 @@ class Trainee:
     def follow(self, leader: Trainee) -> None:
         """Go on from where another trainee is now, in this precision's own formats."""
         carry_over(leader.model, self.model, self.cast, weights=True)
+        self.emptied = emptied(dict(leader.model.named_buffers()), self.model)
         self.counted.follow(leader.counted)
 
     def parameters(self) -> list[nn.Parameter]:

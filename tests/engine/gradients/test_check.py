@@ -803,3 +803,29 @@ def test_a_loss_that_is_far_off_is_looked_at_longer_and_may_do_no_harm():
     assert found.verdict == "equivalent", found.reason
     assert any(note.startswith("the loss is far off") for note in found.notes)
     assert any(note.startswith("the model learns nevertheless") for note in found.notes)
+
+
+class Weighted(nn.Module):
+    """Weights by a schedule whose last number is zero in float16."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(4, 3)
+        self.register_buffer("alpha", torch.tensor([0.9, 0.5, 0.1, 2.4e-9]), persistent=False)
+
+    def forward(self, x):
+        return self.line(x)
+
+
+def weighted(model, batch):
+    alpha = model.alpha[torch.arange(len(batch[0])) % 4]
+    ratio = alpha / (1 - alpha)
+    losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return (ratio.clamp(max=5) / ratio * losses).mean()
+
+
+def test_a_schedule_that_ends_in_zero_is_laid_to_its_buffer():
+    found = check("16-true", model=Weighted, loss=None, training_step=weighted)
+    culprit = found.culprit
+    assert (culprit.module, culprit.operation, culprit.mechanism) == ("", "alpha", "underflow")
+    assert "2.4e-09, stored in this buffer, is zero in float16" in found.reason

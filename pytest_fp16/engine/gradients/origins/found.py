@@ -29,6 +29,7 @@ class Found(NamedTuple):
         divides: whether it divides by zero, or takes a logarithm or root of it.
         then: what divides by the zero that it made, and where; empty where it does so itself.
         part: the operation within it that lost the values, where it is composed of several.
+        stored: what a buffer held, where the cast of it made the zero; its name is the operation.
     """
 
     module: str
@@ -42,6 +43,7 @@ class Found(NamedTuple):
     divides: bool = False
     then: str = ""
     part: str = ""
+    stored: float | None = None
 
     @property
     def where(self) -> str:
@@ -59,6 +61,8 @@ class Found(NamedTuple):
         return self._happened(form) + within + behind
 
     def _happened(self, form: Format) -> str:
+        if self.stored is not None:
+            return f"{self.stored:.2g}, stored in this buffer, is zero in {form.name}; {self.then}"
         if self.mechanism == "overflow" and math.isinf(self.largest):
             return f"a divisor that is infinite in {form.name} leaves nothing"
         if self.mechanism == "mask-inf" and math.isfinite(self.largest):
@@ -69,7 +73,8 @@ class Found(NamedTuple):
         if self.mechanism == "eps-underflow":
             return "a divisor (or the argument of a logarithm or root) has rounded to zero"
         if self.then:
-            return f"a result is too small for {form.name} and falls to zero; then {self.then}"
+            what = "what is cast" if self.operation == "_to_copy" else "a result"
+            return f"{what} is too small for {form.name} and falls to zero; then {self.then}"
         if self.divides:
             how = "the difference of numbers that are equal in"
             how = "too small for" if self.mechanism == "underflow" else how
@@ -91,4 +96,4 @@ def traced(found: Found, why: Zeroed) -> Found:
     behind = f" in the backward pass of {found.backward_of}" if found.backward_of else ""
     then = f"{found.operation}{behind}{line} divides by it, or takes its logarithm or root"
     made = Found(why.module, why.operation, why.mechanism, found.largest, source=why.source)
-    return made._replace(divides=True, then=then)
+    return made._replace(divides=True, then=then, stored=why.stored)

@@ -96,10 +96,16 @@ class OriginWatch(TorchDispatchMode):
         self._entered_any = False
 
     def watch(self, trainee: Any) -> None:
-        """Tell the steps of a trainee's optimizer, and the clipping before them, from the rest."""
+        """Tell the steps of a trainee's optimizer, and the clipping before them, from the rest.
+
+        And know what of its buffers its cast has made zero.
+        """
         trainee.optimizer.register_step_pre_hook(lambda *_: self._stepping(1))
         trainee.optimizer.register_step_post_hook(lambda *_: self._stepping(-1))
         trainee.clipping = lambda: self._in_phase(CLIPPING)
+        buffers = dict(trainee.model.named_buffers())
+        for name, held in trainee.emptied.items():
+            self._zeros.know(name, buffers[name], held)
 
     def _stepping(self, more: int) -> None:
         """A step begins or ends: a class's own, within its heir's, fires the same hooks."""

@@ -1,8 +1,8 @@
 """Why a divisor is zero: a guard that is lost, a difference of equal numbers, or an underflow.
 
 ``x / (x.std() + 1e-8)`` lacks its guard in float16, ``1 / (1 - a)`` has none and meets an ``a``
-that has rounded to one, and a product of tiny numbers is below the format. So where a value first
-becomes zero is remembered, and handed on with it.
+that has rounded to one, and a product of tiny numbers is below the format, as is a tiny number of a
+table in a buffer. So where a value first becomes zero is remembered, and handed on with it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
+from pytest_fp16.engine.gradients.finding import leaf_of, module_of
 from pytest_fp16.engine.gradients.origins.lost_values import (
     NEAR_ONE,
     divisor,
@@ -27,7 +28,9 @@ from pytest_fp16.report.model import Mechanism
 _DIFFERENCES = frozenset("add sub rsub".split())
 _CLAMPS = frozenset("clamp clamp_min".split())
 #: What makes a zero of numbers that are none: too small for the format.
-_SHRINKS = frozenset("mul exp exp2 pow square _softmax sigmoid div mm bmm mean prod".split())
+_SHRINKS = frozenset(
+    "mul exp exp2 pow square _softmax sigmoid div mm bmm mean prod _to_copy".split()
+)
 #: What a zero is still zero after.
 _CARRIES = frozenset(
     "sqrt expand clone _unsafe_view _to_copy mul mm bmm sum mean abs neg index gather amax square "
@@ -50,6 +53,7 @@ class Zeroed(NamedTuple):
     module: str = ""
     operation: str = ""
     source: str | None = None
+    stored: float | None = None
 
 
 class Zeros:
@@ -63,6 +67,12 @@ class Zeros:
         """
         self._causes: dict[int, tuple[Any, Zeroed]] = {}
         self._here = here
+        self._buffers: dict[int, tuple[Any, Zeroed]] = {}
+
+    def know(self, name: str, buffer: Tensor, held: float) -> None:
+        """Remember, for good, that a cast has made zeros of what a buffer held."""
+        cause = Zeroed("underflow", module_of(name), leaf_of(name), stored=held)
+        self._buffers[id(buffer)] = weakref.ref(buffer), cause
 
     def clear(self) -> None:
         """Forget them: a step is over."""
@@ -70,7 +80,7 @@ class Zeros:
 
     def cause(self, tensor: Tensor) -> Zeroed | None:
         """Why a tensor has zeros; None where nothing is known of it."""
-        held = self._causes.get(id(tensor))
+        held = self._causes.get(id(tensor)) or self._buffers.get(id(tensor))
         return held[1] if held is not None and held[0]() is tensor else None
 
     def divided(
@@ -122,6 +132,8 @@ class Zeros:
         guard = next((c for c in causes if c is not None and c.mechanism == "eps-underflow"), None)
         if made == "eps-underflow":
             guard = guard or Zeroed(made)
+        if guard is None and handed is not None and handed.stored and known.name == "add":
+            guard = handed._replace(mechanism="eps-underflow")  # a guard that is held in a buffer
         cause = guard or handed
         if cause is None and made is not None:
             shrinks = made == "underflow"

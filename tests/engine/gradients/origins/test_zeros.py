@@ -6,6 +6,7 @@ from torch import nn
 
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.gradients.origins.origin import OriginWatch
+from pytest_fp16.engine.stored import emptied
 from pytest_fp16.theory.rounding import FORMATS
 
 HALF = torch.tensor([0.5, 0.9999, 2e-3], dtype=torch.float16)
@@ -117,3 +118,52 @@ def test_what_is_zero_at_zero_carries_the_cause(then):
         x = torch.ones(3, dtype=torch.bfloat16)
         then(x - x).square().reciprocal()
     assert origin.found.mechanism == "cancellation"
+
+
+class Table(nn.Module):
+    """The end of a schedule, in a buffer that is cast with the model."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.steps = nn.Module()
+        self.steps.register_buffer("alpha", torch.tensor([0.5, 0.1, least]))
+
+
+def lost_in_a_buffer(operation, least=2.4e-9):
+    model = Table(least)
+    held = dict(model.named_buffers())
+    origin = OriginWatch(model.half())
+    for name, value in emptied(held, model).items():
+        origin._zeros.know(name, held_in(model, name), value)
+    origin.begin()
+    with Emulation("cuda"), origin:
+        operation(model.steps.alpha)
+    assert origin.found is not None
+    return origin.found
+
+
+def held_in(model, name):
+    return dict(model.named_buffers())[name]
+
+
+def test_a_number_that_the_cast_of_a_buffer_has_lost_is_told_as_that():
+    found = lost_in_a_buffer(lambda a: (s := (a[[2, 0]] / (1 - a[[2, 0]]))).clamp(max=5) / s)
+    assert (found.module, found.operation, found.mechanism) == ("steps", "alpha", "underflow")
+    said = found.detail(FORMATS[torch.float16])
+    assert said.startswith("2.4e-09, stored in this buffer, is zero in float16; div")
+    assert lost_in_a_buffer(lambda a: 1 / (a * 0)).operation == "alpha"
+
+
+def test_a_guard_in_a_buffer_is_a_guard():
+    found = lost_in_a_buffer(lambda a: 1 / (torch.zeros(3, dtype=torch.float16) + a), 1e-8)
+    assert (found.operation, found.mechanism) == ("alpha", "eps-underflow")
+
+
+def test_a_zero_that_a_buffer_holds_anyway_is_its_own():
+    assert lost_in_a_buffer(lambda a: 1 / a, 0.0).stored is None
+
+
+def test_what_a_cast_makes_zero_of_a_batch_is_too_small_for_the_format():
+    found = lost(lambda x: 1 / torch.full((2,), 1e-9).half())
+    assert found.mechanism == "underflow"
+    assert found.detail(FORMATS[torch.float16]).startswith("what is cast is too small for float16")
