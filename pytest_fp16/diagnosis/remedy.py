@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 #: What is done wherever tensors of different dtypes meet: all in float32, or the wider ones cast.
-Meeting = Literal["widened", "narrowed"]
+#: Or where a constant meets a format that does not hold it: its largest number is taken.
+Meeting = Literal["widened", "narrowed", "fitted"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Remedy:
         keep: modules to keep in float32.
         lines: lines of code, ``"file:number"``, whose operations are computed in float32.
         meeting: what is done where tensors of different dtypes meet, there and elsewhere; of
-            "narrowed" ones the lines are not widened. None: they are left.
+            "narrowed" and "fitted" ones the lines are not widened. None: they are left.
     """
 
     precision: str

@@ -66,8 +66,9 @@ def proposals(
     if culprit is not None and where not in ("<optimizer>", "<loss>"):
         lines = at_its_line(model, precision, culprit)
         kept = _kept(model, culprit.module, mechanism)
-        # Brought to one dtype, tensors leave everything in 16 bits.
-        found += lines + kept if culprit.variant == "mixed dtypes" else kept + lines
+        # Brought to one dtype, tensors leave everything in 16 bits, as a mask that fits does.
+        first = len(lines) if culprit.variant == "mixed dtypes" else mechanism == "mask-inf"
+        found += lines[:first] + kept + lines[first:]
     other = [*_mixed(precision), *_bfloat16(precision)]
     other = other[::-1] if mechanism == "overflow" else other
     yield from _unique([*found, *_masters(subject, model, precision, where), *other])

@@ -1,7 +1,8 @@
 """Cures that compute a part of a training's own code in float32: the culprit's line, its function.
 
 What a line divides by may be lost a line before it, so its function follows. A result that falls to
-zero, or a guard that is none, is not brought back by the line that stumbles over it.
+zero, or a guard that is none, is not brought back by the line that stumbles over it. A mask's
+constant that does not fit is first replaced by one that does, which costs nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> lis
     found = []
     for what, at, meeting in _parts(culprit, precision):
         amendment = Amendment(partial(lines_in_float32, lines=[at], meeting=meeting))
-        found.append(_upcast(culprit, what, amendment))
+        found.append(_changed(culprit, what, meeting, amendment))
     return found
 
 
@@ -52,10 +53,10 @@ def at_the_steps_line(
     for what, at, meeting in _parts(culprit, precision):
         if own is None:  # it is a Lightning module's
             amendment = Amendment(partial(_with_step, line=at, meeting=meeting))
-            found.append(_upcast(culprit, what, amendment))
+            found.append(_changed(culprit, what, meeting, amendment))
         else:
             changed = replace(subject, training_step=_watched(own, at, meeting))
-            found.append(_upcast(culprit, what, subject=changed))
+            found.append(_changed(culprit, what, meeting, subject=changed))
     return found
 
 
@@ -77,6 +78,8 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, M
         if precision.mixed:
             yield f"{what}{everywhere}{back}", line, "widened"
         return
+    if culprit.mechanism == "mask-inf":
+        yield advice(culprit)[1], line, "fitted"
     yield f"{what}{back}", line, None
     around = function_of(line)
     if around is not None and culprit.mechanism != "unsupported-op":
@@ -104,14 +107,15 @@ def _with_step(model: Any, line: str, meeting: Meeting | None) -> Any:
     return model
 
 
-def _upcast(
+def _changed(
     culprit: Culprit,
     what: str,
+    meeting: Meeting | None,
     amendment: Amendment | None = None,
     subject: Training | None = None,
 ) -> Proposal:
     return Proposal(
-        kind="upcast",
+        kind="mask constant" if meeting == "fitted" else "upcast",
         description=what,
         subject=subject,
         amendment=amendment,

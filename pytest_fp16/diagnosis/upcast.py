@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pytest_fp16.diagnosis.fitted import Fitted
 from pytest_fp16.diagnosis.remedy import Meeting
 from pytest_fp16.engine.containers import all_tensors, map_tensors
 from pytest_fp16.engine.emulation.emulate import widen
@@ -65,6 +66,8 @@ def lines_in_float32(
 
 def mode_for(lines: Sequence[str], meeting: Meeting | None) -> TorchFunctionMode:
     """The mode under which lines run in float32, and tensors of different dtypes meet so."""
+    if meeting == "fitted":
+        return Fitted()
     return Narrowed() if meeting == "narrowed" else Upcast(lines, meeting == "widened")
 
 

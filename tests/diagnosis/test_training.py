@@ -483,3 +483,26 @@ def test_a_buffer_is_not_laid_to_the_optimizer(digits_training, monkeypatch):
     assert report.verdict == "not equivalent"
     assert (report.culprit.module, report.culprit.operation) == ("", "step")
     assert "keep the buffer step in float32" in report.cure.description
+
+
+def contrasted(model, batch):
+    z = nn.functional.normalize(model(batch[0]), dim=1)
+    scores = (z @ z.T * 5).masked_fill(torch.eye(len(z)).bool(), -9e15)
+    near = (batch[1][:, None] == batch[1]).float().fill_diagonal_(0)
+    return -(scores.log_softmax(1) * near).sum() / near.sum()
+
+
+def nearest(outputs, labels):
+    apart = torch.cdist(outputs.float(), outputs.float()).fill_diagonal_(float("inf"))
+    return (labels[apart.argmin(1)] == labels).float()
+
+
+def test_a_mask_that_does_not_fit_is_cured_by_one_that_does(digits_training):
+    subject = digits_training(
+        loss=None, training_step=contrasted, task="embedding", metric=nearest, epochs=1
+    )
+    report = check(subject, precision="16-mixed", seeds=3)
+    assert report.culprit.mechanism == "mask-inf"
+    assert report.cure.kind == "mask constant"
+    assert report.cure.verified
+    assert "torch.finfo(x.dtype).min" in report.cure.description

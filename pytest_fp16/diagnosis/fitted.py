@@ -1,0 +1,45 @@
+"""Constants that a 16-bit format does not hold, put at its largest number: a mask's -1e9.
+
+A cure's trial, as if its author had written ``torch.finfo(x.dtype).min``. It adds no arithmetic,
+which computing the mask in float32 does, and all that follows from it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.engine.emulation.operations import LOW
+
+
+class Fitted(TorchFunctionMode):
+    """Hands functions of 16-bit tensors no finite number beyond their format."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        floating = [t for t in all_tensors((args, kwargs)) if t.is_floating_point() and t.dim()]
+        dtype = floating[0].dtype if floating else None
+        if dtype not in LOW:
+            return func(*args, **kwargs)
+        largest = torch.finfo(dtype).max
+        return func(
+            *(_within(a, largest) for a in args),
+            **{k: _within(v, largest) for k, v in kwargs.items()},
+        )
+
+
+def _within(value: Any, largest: float) -> Any:
+    """A number, of Python's or in a tensor without dimensions, brought into the range."""
+    if isinstance(value, Tensor):
+        lone = not value.dim() and value.dtype in (torch.float32, torch.float64)
+        return value.clamp(-largest, largest) if lone and bool(value.isfinite()) else value
+    if type(value) not in (int, float) or not math.isfinite(value):
+        return value
+    return value if abs(value) <= largest else math.copysign(largest, value)

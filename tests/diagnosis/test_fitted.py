@@ -1,0 +1,36 @@
+"""Constants that do not fit, brought into the range of what they meet."""
+
+import pytest
+import torch
+
+from pytest_fp16.diagnosis.fitted import Fitted
+
+LEAST = torch.finfo(torch.float16).min
+HIDDEN = torch.tensor([True, False])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda x: x.masked_fill(HIDDEN, -9e15),
+        lambda x: x.clone().masked_fill_(HIDDEN, value=-9e15),
+        lambda x: torch.where(HIDDEN, -9e15, x),
+        lambda x: x.masked_fill(HIDDEN, torch.tensor(-9e15)),
+        lambda x: x + HIDDEN.to(x.dtype) * -9e15,
+    ],
+)
+def test_a_mask_holds_the_least_number_of_the_format(mask):
+    x = torch.tensor([0.0, 2.0])
+    with Fitted():
+        assert mask(x.half()).tolist() == [LEAST, 2.0]
+    assert mask(x)[0] == torch.tensor(-9e15)
+
+
+def test_what_fits_is_left_and_so_is_what_is_meant_to_be_infinite():
+    x = torch.ones(2)
+    with Fitted():
+        assert x.masked_fill(HIDDEN, -9e15).tolist()[0] < LEAST  # float32 holds it
+        assert x.bfloat16().masked_fill(HIDDEN, -9e15).tolist()[0] < LEAST
+        assert x.half().masked_fill(HIDDEN, float("-inf")).isinf().tolist() == [True, False]
+        assert (x.half() * 3).tolist() == [3.0, 3.0]
+        assert not bool((x.half() * True).isinf().any())
