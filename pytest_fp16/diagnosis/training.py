@@ -56,8 +56,11 @@ def diagnose_training(
     subject = runs.subject_for(pairs.precision)
     model = make_model(subject.model)
     every = proposals(subject, model, pairs.precision, culprit, scale)
-    chosen = _chosen(runs, pairs, itertools.islice(every, TRIES), culprit)
+    vain: list[str] = []
+    chosen = _chosen(runs, pairs, itertools.islice(every, TRIES), culprit, vain)
     if chosen is None:
+        if vain:
+            pairs.notes.append(f"cures that were tried and did not pass: {'; '.join(vain)}")
         return culprit or _unexplained(pairs), None
     proposal, cure = chosen
     left = second_defect(runs, pairs.precision, proposal)
@@ -66,7 +69,11 @@ def diagnose_training(
 
 
 def _chosen(
-    runs: Runs, pairs: Pairs, every: Iterable[Proposal], culprit: Culprit | None
+    runs: Runs,
+    pairs: Pairs,
+    every: Iterable[Proposal],
+    culprit: Culprit | None,
+    vain: list[str],
 ) -> tuple[Proposal, Cure] | None:
     """The first cure that is verified, or mends the culprit; else the first that loses nothing.
 
@@ -74,7 +81,7 @@ def _chosen(
     """
     promising = None
     for proposal in every:
-        cure = _tried(runs, pairs, proposal)
+        cure = _tried(runs, pairs, proposal, vain)
         if cure is None:
             continue
         aimed = culprit is not None and proposal.points_to == culprit.module
@@ -84,11 +91,12 @@ def _chosen(
     return promising
 
 
-def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
+def _tried(runs: Runs, pairs: Pairs, proposal: Proposal, vain: list[str]) -> Cure | None:
     """The cure, if training loses nothing with it: with the worst seed and another one, on average.
 
     One run that does not break may be luck, and one that loses a little more may be none. It is
-    verified where the rules of a verdict have nothing against it.
+    verified where the rules of a verdict have nothing against it. What loses too much is added to
+    `vain`, with how nearly it passed.
     """
     references = _references(runs, pairs)
     budget = _allowed(runs, pairs, references[0])
@@ -99,7 +107,14 @@ def _tried(runs: Runs, pairs: Pairs, proposal: Proposal) -> Cure | None:
         made.append((reference, result))
         # Of those that follow, the best that can be hoped for is that they lose nothing.
         hoped = mean([*metric, *(r.metric for r in references[len(metric) :])])
-        if result.ended != "finished" or not within(wanted - hoped, budget, wanted):
+        if result.ended != "finished":
+            vain.append(f"{proposal.description} (seed {reference.seed} ended: {result.ended})")
+            return None
+        if not within(wanted - hoped, budget, wanted):
+            seeds = " and ".join(str(r.seed) for r in references[: len(metric)])
+            known = mean(r.metric for r in references[: len(metric)])
+            how = f"{mean(metric):.3g}, reference {known:.3g}"
+            vain.append(f"{proposal.description} ({how}, budget {budget:.2g}, seed {seeds})")
             return None
     unsettled = pairs.unsettled(runs, made, budget)
     return Cure(

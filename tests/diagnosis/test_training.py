@@ -92,6 +92,9 @@ def test_a_cure_that_does_not_help_is_not_named(digits_training, monkeypatch):
     report = check(digits_training(optimizer=adam, epochs=1), precision="16-true", seeds=3)
     assert report.verdict == "not equivalent"
     assert report.cure is None
+    (said,) = [w for w in report.warnings if w.startswith("cures that were tried")]
+    assert "in float32" in said
+    assert "seed 0 ended: nan" in said
 
 
 @pytest.mark.parametrize(("seeds", "tried"), [(3, None), (1, [0])])
@@ -109,6 +112,7 @@ def test_a_cure_that_helps_one_seed_alone_is_luck(digits_training, monkeypatch, 
     report = check(digits_training(optimizer=adam, epochs=1), precision="16-true", seeds=seeds)
     assert report.verdict == "not equivalent"
     assert (report.cure.seeds if report.cure else None) == tried
+    assert any("it helps once (seed 1 ended" in w for w in report.warnings) is (tried is None)
 
 
 def briefly(params):
