@@ -29,6 +29,7 @@ class Found(NamedTuple):
         divides: whether it divides by zero, or takes a logarithm or root of it.
         then: what divides by the zero that it made, and where; empty where it does so itself.
         part: the operation within it that lost the values, where it is composed of several.
+        constant: the guard that is zero in the format, where a divisor has lost one.
         stored: what a buffer held, where the cast of it made the zero; its name is the operation.
     """
 
@@ -44,6 +45,7 @@ class Found(NamedTuple):
     then: str = ""
     part: str = ""
     stored: float | None = None
+    constant: float | None = None
 
     @property
     def where(self) -> str:
@@ -71,7 +73,10 @@ class Found(NamedTuple):
         if self.mechanism == "mask-inf":
             return f"a constant that is infinite in {form.name} gave NaN"
         if self.mechanism == "eps-underflow":
-            return "a divisor (or the argument of a logarithm or root) has rounded to zero"
+            zero = "a divisor (or the argument of a logarithm or root) has rounded to zero"
+            if self.constant is None:
+                return zero
+            return f"{zero}, as {self.constant:g}, its guard, is zero in {form.name}"
         if self.then:
             what = "what is cast" if self.operation == "_to_copy" else "a result"
             return f"{what} is too small for {form.name} and falls to zero; then {self.then}"
@@ -91,7 +96,7 @@ class Found(NamedTuple):
 def traced(found: Found, why: Zeroed) -> Found:
     """What divides by zero, or what made that zero of a number that is none."""
     if not why.operation or (why.source, why.operation) == (found.source, found.operation):
-        return found._replace(mechanism=why.mechanism, divides=True)
+        return found._replace(mechanism=why.mechanism, divides=True, constant=why.constant)
     line = f" ({found.source})" if found.source not in (None, why.source) else ""
     behind = f" in the backward pass of {found.backward_of}" if found.backward_of else ""
     then = f"{found.operation}{behind}{line} divides by it, or takes its logarithm or root"

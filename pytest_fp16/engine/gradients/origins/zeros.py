@@ -54,6 +54,7 @@ class Zeroed(NamedTuple):
     operation: str = ""
     source: str | None = None
     stored: float | None = None
+    constant: float | None = None
 
 
 class Zeros:
@@ -131,7 +132,7 @@ class Zeros:
         made = self._made(func, args, kwargs, out)
         guard = next((c for c in causes if c is not None and c.mechanism == "eps-underflow"), None)
         if made == "eps-underflow":
-            guard = guard or Zeroed(made)
+            guard = guard or Zeroed(made, constant=_guard_in(args, kwargs))
         if guard is None and handed is not None and handed.stored and known.name == "add":
             guard = handed._replace(mechanism="eps-underflow")  # a guard that is held in a buffer
         cause = guard or handed
@@ -174,6 +175,11 @@ def _lost_below_one(name: str, args: Any, kwargs: Any, dtype: torch.dtype) -> bo
     else:
         bound = args[1] if name == "clamp_max" and len(args) > 1 else None
     return isinstance(bound, float) and bound < 1 <= float(torch.tensor(bound).to(dtype))
+
+
+def _guard_in(args: tuple[Any, ...], kwargs: Any) -> float | None:
+    """The number of a program's own among the arguments of an operation."""
+    return next((a for a in (*args, *kwargs.values()) if isinstance(a, float)), None)
 
 
 def _too_small(args: tuple[Any, ...], dtype: torch.dtype) -> bool:

@@ -167,3 +167,23 @@ def test_what_a_cast_makes_zero_of_a_batch_is_too_small_for_the_format():
     found = lost(lambda x: 1 / torch.full((2,), 1e-9).half())
     assert found.mechanism == "underflow"
     assert found.detail(FORMATS[torch.float16]).startswith("what is cast is too small for float16")
+
+
+@pytest.mark.parametrize(
+    "guarded",
+    [
+        lambda d: d + 1e-16,
+        lambda d: d.clamp(min=1e-16),
+        lambda d: d + (d == 0).half() * 1e-16,
+        lambda d: (d + 1e-16).sqrt() * 2,
+    ],
+)
+def test_the_guard_that_is_zero_is_named(guarded):
+    found = lost(lambda x: 1 / guarded(x - x.clone()))
+    assert found.mechanism == "eps-underflow"
+    assert "1e-16, its guard, is zero in float16" in found.detail(FORMATS[torch.float16])
+
+
+def test_no_guard_is_named_where_there_is_none():
+    found = lost(lambda x: 1 / (x * 0))
+    assert "guard" not in found.detail(FORMATS[torch.float16])
