@@ -77,7 +77,7 @@ def _chosen(
 ) -> tuple[Proposal, Cure] | None:
     """The first cure that is verified, or mends the culprit; else the first that loses nothing.
 
-    What mends the culprit and gains more than the budget is likelier its cure than others.
+    What mends the culprit, and is merely not settled, is likelier its cure than others.
     """
     promising = None
     for proposal in every:

@@ -123,17 +123,20 @@ class Pairs:
     ) -> str | None:
         """Why runs of a cure that lose no more than a budget settle nothing; None where they do.
 
-        A verdict would not take them for an equivalence either. And a few seeds that gain more than
-        they might lose are others' steps: the next ones may lose as much.
+        A verdict would not take them for an equivalence either. And where they gain more than half
+        of what training brings in 32 bits, it is too brief for so few seeds to tell.
         """
         trial = Pairs(self.precision, tried, start=runs.start(r.seed for r, _ in tried))
         trial.look = replace(_look(trial, runs.settings), budget=budget)
-        if trial.proves_nothing is None and -trial.look.mean > budget:
-            return (
-                "it gains more than the budget, so that its steps are others than those of 32 bits "
-                "and so few seeds do not settle it; apply it and check again, or train longer"
-            )
-        return trial.proves_nothing
+        if trial.proves_nothing is not None or trial.start is None:
+            return trial.proves_nothing
+        gain, brought = -trial.look.mean, fmean(r.metric for r, _ in tried) - trial.start
+        if gain <= max(budget, brought / 2):
+            return None
+        return (
+            "it gains more than half of what training brings in 32 bits, which is too brief for so "
+            "few seeds to tell; train longer, or apply it and check again"
+        )
 
 
 def compare(runs: Runs, precision: Precision) -> Pairs:

@@ -11,7 +11,7 @@ from torch import nn
 from pytest_fp16 import Settings, check
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import PRECISIONS
-from pytest_fp16.training.pairs import compare
+from pytest_fp16.training.pairs import Pairs, compare
 
 
 def adam(params):
@@ -216,3 +216,22 @@ def test_runs_that_remember_others_are_no_pairs(made):
     assert pairs.verdict == "not equivalent"
     pairs.drift = "the training remembers earlier runs"
     assert pairs.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("gain", "start", "settled"),
+    [
+        (0.01, 0.85, True),
+        (0.10, 0.10, True),  # more than the budget, and little beside what training brings
+        (0.10, 0.75, False),
+        (0.10, None, True),
+        (-0.01, 0.85, True),
+    ],
+)
+def test_a_cure_that_gains_half_of_a_training_is_not_settled(made, gain, start, settled):
+    runs = Known(made, 0.0, budget=0.02)
+    runs.untrained = start
+    tried = [(made.result(0.9, seed=s), made.result(0.9 + gain, seed=s)) for s in range(2)]
+    why = Pairs(PRECISIONS["16-true"]).unsettled(runs, tried, 0.02)
+    assert (why is None) is settled
+    assert settled or "train longer" in why
