@@ -13,7 +13,16 @@ _SHARES = ("accuracy", "agreement", "share", "precision", "recall")
 
 def is_share(metric: Metric) -> bool:
     """Whether the metric is a fraction of 1, shown in percent, its loss in points."""
-    return any(word in metric.name.lower() for word in _SHARES)
+    return _names_a_share(metric.name)
+
+
+def _names_a_share(name: str) -> bool:
+    return any(word in name.lower() for word in _SHARES)
+
+
+def loss_of(name: str, loss: float) -> str:
+    """A loss of a metric of that name: ``"10.7 points"`` of a share, ``"0.107"`` of any other."""
+    return f"{100 * loss:.3g} points" if _names_a_share(name) else f"{loss:.3g}"
 
 
 def decimal(value: float, digits: int = 1) -> str:

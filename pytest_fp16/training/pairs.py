@@ -12,6 +12,7 @@ from pytest_fp16.engine.training.untaught import learned_nothing, remarked, unmo
 from pytest_fp16.errors import ModelError
 from pytest_fp16.metric import gained
 from pytest_fp16.precision import REFERENCE, Precision
+from pytest_fp16.report.figures import loss_of
 from pytest_fp16.settings import Settings
 from pytest_fp16.theory.budget import allowed_loss, beyond_gain
 from pytest_fp16.theory.limits import largest
@@ -225,10 +226,13 @@ def _settled(pairs: Pairs, runs: Runs) -> Pairs:
         return pairs
     pairs.start = runs.start(r.seed for r, _ in pairs.pairs)
     if pairs.wide and pairs.idle is None:
+        score = pairs.pairs[0][0].score
+        name = score.name if score is not None else ""
+        spread = look.reference_spread or 0.0
         pairs.notes.append(
-            f"the 32-bit runs themselves differ by {look.reference_spread:.2g} over seeds "
-            f"(standard deviation), so that a loss of {look.budget:.2g} would pass; steady the "
-            "training, or set a budget"
+            f"the 32-bit runs themselves differ by {loss_of(name, spread)} over "
+            f"seeds (standard deviation), so that a loss of {loss_of(name, look.budget)} would "
+            "pass; steady the training, or set a budget"
         )
     return pairs
 

@@ -72,3 +72,10 @@ def test_certified_shares_keep_their_names():
 )
 def test_magnitudes_have_three_digits(value, text):
     assert figures.significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("accuracy", "10.7 points"), ("R²", "0.107"), ("recall_at_5", "10.7 points")]
+)
+def test_a_loss_is_told_in_the_unit_of_its_table(name, said):
+    assert figures.loss_of(name, 0.1068) == said

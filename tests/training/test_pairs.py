@@ -235,3 +235,14 @@ def test_a_cure_that_gains_half_of_a_training_is_not_settled(made, gain, start, 
     why = Pairs(PRECISIONS["16-true"]).unsettled(runs, tried, 0.02)
     assert (why is None) is settled
     assert settled or "train longer" in why
+
+
+def test_a_wide_budget_is_told_in_points(made):
+    runs = Known(made, 0.0)
+    runs.metrics = np.array([0.9, 0.6, 0.8, 0.7, 0.75] * 12)
+    runs.untrained = -1.0
+    pairs = compared(runs)
+    (note,) = pairs.notes
+    spread, budget = (100 * x for x in (pairs.look.reference_spread, pairs.look.budget))
+    assert f"differ by {spread:.3g} points over seeds (standard deviation)" in note
+    assert f"so that a loss of {budget:.3g} points would pass; steady the training" in note
