@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from statistics import mean
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.diagnosis.proposal import Proposal
@@ -22,6 +22,7 @@ from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.report.model import Culprit, Cure
 from pytest_fp16.theory.budget import allowed_loss, within
+from pytest_fp16.theory.limits import largest
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.check import GradientFindings
@@ -99,7 +100,7 @@ def _tried(runs: Runs, pairs: Pairs, proposal: Proposal, vain: list[str]) -> Cur
     `vain`, with how nearly it passed.
     """
     references = _references(runs, pairs)
-    budget = _allowed(runs, pairs, references[0])
+    budget = _allowed(runs, pairs, references)
     wanted, metric, made = mean(r.metric for r in references), [], []
     for reference in references:
         result = _cured(runs, pairs, proposal, reference.seed)
@@ -149,12 +150,17 @@ def _cured(runs: Runs, pairs: Pairs, proposal: Proposal, seed: int) -> RunResult
     return runs.fresh(pairs.precision, seed, proposal.amendment, proposal.subject)
 
 
-def _allowed(runs: Runs, pairs: Pairs, reference: RunResult) -> float:
-    """The loss one seed may show: the budget of the last look; before any, twice the resolution."""
+def _allowed(runs: Runs, pairs: Pairs, references: list[RunResult]) -> float:
+    """The loss that a cure may show: the budget of the last look.
+
+    Before any it is the default one of these runs, and no less than twice the resolution.
+    """
     if pairs.look is not None:
         return pairs.look.budget
-    usual = 2 * reference.score.resolution if reference.score is not None else 0.0
-    return allowed_loss(runs.settings.budget, reference.metric, usual)[0]
+    score, metrics = references[0].score, [r.metric for r in references]
+    resolution = 2 * score.resolution if score is not None else 0.0
+    usual = largest(resolution, stdev(metrics) if len(metrics) > 1 else None)
+    return allowed_loss(runs.settings.budget, metrics[0], usual)[0]
 
 
 def _silent(runs: Runs, pairs: Pairs) -> Culprit | None:

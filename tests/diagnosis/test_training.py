@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -511,3 +512,19 @@ def test_a_mask_that_does_not_fit_is_cured_by_one_that_does(digits_training):
     assert report.cure.kind == "mask constant"
     assert report.cure.verified
     assert "torch.finfo(x.dtype).min" in report.cure.description
+
+
+def test_a_run_that_breaks_at_once_leaves_the_default_budget_of_two_32_bit_runs():
+    from pytest_fp16.diagnosis.training import _allowed
+
+    score = SimpleNamespace(resolution=0.01)
+    runs = SimpleNamespace(settings=Settings())
+    pairs = SimpleNamespace(look=None)
+
+    def allowed(*metrics):
+        return _allowed(runs, pairs, [SimpleNamespace(metric=m, score=score) for m in metrics])
+
+    assert allowed(0.9) == allowed(0.9, 0.9) == pytest.approx(0.02)
+    assert allowed(0.9, 0.8) == pytest.approx(2 * 0.1 / 2**0.5)
+    runs.settings = Settings().with_(budget=0.05)
+    assert allowed(0.9, 0.8) == 0.05
