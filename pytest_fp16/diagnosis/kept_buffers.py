@@ -20,7 +20,13 @@ from pytest_fp16.precision import Precision
 from pytest_fp16.report.model import Culprit
 from pytest_fp16.variants import Variant, variant
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+#: Layers that divide by a spread, of which some keep running statistics in buffers.
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
 _SHOWN = 3
 
 
@@ -62,7 +68,7 @@ def kept_buffers(model: nn.Module, precision: Precision, culprit: Culprit | None
     names = [
         name
         for name, buffer in model.named_buffers()
-        if buffer.is_floating_point() and not isinstance(modules[module_of(name)], _NORMS)
+        if buffer.is_floating_point() and not isinstance(modules[module_of(name)], NORMS)
     ]
     if culprit is not None:
         wanted = f"{culprit.module}.{culprit.operation}".lstrip(".")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.kept_buffers import kept_buffers
+from pytest_fp16.diagnosis.kept_buffers import NORMS, kept_buffers
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
 from pytest_fp16.engine.containers import map_tensors
@@ -29,13 +29,6 @@ from pytest_fp16.subject import Training
 #: Below √(smallest subnormal of the second moment) = 2^-12 an Adam epsilon cannot stand in for a
 #: second moment that has rounded to zero; above 1e-3 it begins to change the training itself.
 EPSILONS = (1e-4, 1e-3)
-
-_NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
 
 
 def proposals(
@@ -181,8 +174,8 @@ def _kept(model: nn.Module, where: str, mechanism: str | None) -> list[Proposal]
     if where not in modules or not where:
         return []
     sets = [[where]]
-    norms = [n for n, m in modules.items() if isinstance(m, _NORMS)]
-    if isinstance(modules[where], _NORMS) and len(norms) > 1:
+    norms = [n for n, m in modules.items() if isinstance(m, NORMS)]
+    if isinstance(modules[where], NORMS) and len(norms) > 1:
         sets.append(norms)
     parent = where.rpartition(".")[0]
     if parent:

@@ -126,7 +126,7 @@ class _Check:
                 evidence.guards = lost_guards(self._candidate(), extra[0], evidence.format)
                 make = self._reference, self._candidate
                 alone = self._trajectory(candidate, extra)
-                alone.followed(evidence, self.precision, self.course, make)
+                alone.followed(evidence, self.course, make)
                 if evidence.broke is None and decides(candidate, extra[0]):
                     evidence.broke = self._fails(candidate)
                 if evidence.broke is None:
@@ -198,7 +198,7 @@ class _Check:
     def _trajectory(self, candidate: Trainee, extra: list[Any]) -> Alone:
         """The 32-bit steps, with a point in the middle and at the end."""
         evidence, exact = self.evidence, self.exact
-        alone = Alone(exact)
+        alone = Alone(exact, self.precision)
         witness, emptied, course = None, 0, self.course
         if evidence.guards:
             witness = Guards(exact.model, self.precision.dtype, evidence.guards)

@@ -17,23 +17,27 @@ if TYPE_CHECKING:
 
 
 class Alone:
-    """The gradients, running statistics and steady buffers of a 32-bit trajectory."""
+    """The gradients, running statistics and steady buffers of a 32-bit trajectory.
 
-    def __init__(self, exact: Trainee) -> None:
-        self.exact = exact
+    Under autocast these stay in float32: nothing is kept.
+    """
+
+    def __init__(self, exact: Trainee, precision: Precision) -> None:
+        self.exact, self.precision = exact, precision
         self.recorder = Recorder(exact)
         self.statistics = StatisticsRecorder(exact.model)
         self.steady = SteadyRecorder(exact.model)
 
     def keep(self) -> None:
         """A step has been made."""
+        if self.precision.mixed:
+            return
         self.statistics.keep()
         self.steady.keep()
 
     def followed(
         self,
         evidence: Evidence,
-        precision: Precision,
         course: Course,
         make: tuple[Callable[[], Trainee], Callable[[], Trainee]],
     ) -> None:
@@ -43,9 +47,9 @@ class Alone:
             make: makes the reference and the candidate as they start.
         """
         self.recorder.handle.remove()
-        if precision.mixed:
+        if self.precision.mixed:
             return
-        dtype: Any = precision.dtype
+        dtype: Any = self.precision.dtype
         evidence.lags = self.statistics.lags(course.total, dtype)
         evidence.optimizer = probed(self.exact, self.recorder, course.total, dtype)
         if evidence.broke is None:

@@ -32,12 +32,13 @@ def test_each_is_followed(name):
         return Trainee(subject, kind, SEED, state, place)
 
     exact, course, found = make(), Course(subject), Evidence(BFLOAT16)
-    alone = Alone(exact)
+    candidate = precision(name)
+    alone = Alone(exact, candidate)
     for batch in course.first:
         exact.step(batch)
         alone.keep()
-    candidate = precision(name)
-    alone.followed(found, candidate, course, (make, lambda: make(candidate)))
+    assert bool(alone.steady.kept) is candidate.mixed  # there nobody has looked, and let go of any
+    alone.followed(found, course, (make, lambda: make(candidate)))
     assert bool(found.lags) is (found.optimizer is not None) is not candidate.mixed
     assert found.stalled is None
     steps = len(alone.recorder.steps)
