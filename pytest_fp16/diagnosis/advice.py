@@ -46,6 +46,7 @@ _OTHERWISE = {
     "own statement": "let it take 16-bit tensors, or compute what it looks at in float32",
     "no room": "fill the masked places (masked_fill) instead of adding to them, or mask with half "
     "of torch.finfo(x.dtype).min, x being what is masked,",
+    "bound": "bound by torch.finfo(x.dtype).max, x being what is bounded, instead of the constant",
     "merged outputs": "{in_float32} and leave its result so",
     "another program": "do for 16 bits what is done for float32",
     "another constant": "use a constant of one's own, the same whatever the dtype,",
@@ -71,3 +72,8 @@ def brought(meeting: Meeting, culprit: Culprit) -> str:
     if culprit.operation in _INTO:
         return "what is written to that of what it is written into"
     return "the wider one to that of the other, x.to(y.dtype)"
+
+
+def fitting(culprit: Culprit) -> str:
+    """What a constant is put to that the format does not hold, as it was tried."""
+    return f"{advice(culprit)[1]} (tried for all constants that the format does not hold)"

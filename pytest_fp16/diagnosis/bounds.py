@@ -28,6 +28,8 @@ _EPSILON = frozenset(
 _COMPARES = frozenset("lt le gt ge eq ne".split())
 #: Operations that put a constant into its place, or bring it into the format.
 _PLACES = frozenset("where masked_fill _to_copy copy fill full full_like index_put add sub".split())
+#: Operations whose constant is a bound, where that of others is put into a mask.
+BOUNDS = frozenset("clamp clamp_max clamp_min clip hardtanh threshold".split())
 #: Operations that add a mask to scores.
 _ADDS = frozenset({"add", "sub", "addmm", "baddbmm"})
 #: Operations that bring a mask to its size.
@@ -45,6 +47,7 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
             born,
             f"the constant {constant:.3g} is infinite in {fmt.name}, whose largest number is "
             f"{fmt.largest:.4g}",
+            "bound" if born.name in BOUNDS else None,
         )
     entered = [m for m in finding.operands if m.infinite and not m.made]
     infinite = [m for m in finding.own if m.infinite]

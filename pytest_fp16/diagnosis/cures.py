@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
-from pytest_fp16.diagnosis.advice import advice, brought, in_float32
+from pytest_fp16.diagnosis.advice import advice, brought, fitting, in_float32
 from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
@@ -49,7 +50,7 @@ def find_cure(
             continue  # no cheaper: the allowance is for others
         report = trials.judged(remedy)
         if report is None or not report.equivalent:
-            trials.line_failed |= bool(remedy.lines) and report is not None
+            trials.line_failed |= kind == "upcast" and bool(remedy.lines) and report is not None
             continue
         price = trials.price(remedy)
         share = 0.0 if price is None else price.float32_share
@@ -135,6 +136,8 @@ def _candidates(
     for keep in _sets(trials, culprit, origin):
         kept = keep
         yield "keep_in_float32", Remedy(trials.precision, keep)
+    if _may_be_fitted(culprit) and _heals(trials, replace(narrowed, meeting="fitted"), origin):
+        yield "mask constant", replace(narrowed, meeting="fitted")
     for remedy in _lines(trials, culprit, origin):
         yield "upcast", remedy
     name, _, mode = trials.precision.partition("-")
@@ -152,6 +155,12 @@ def _candidates(
         yield "float16", Remedy(f"16-{mode}")
         if mode == "true":
             yield "float16", Remedy("16-mixed")
+
+
+def _may_be_fitted(culprit: Culprit) -> bool:
+    """Whether a constant of the culprit's line is what does not fit, by itself."""
+    mask = culprit.mechanism == "mask-inf" and culprit.variant in (None, "bound")
+    return mask and culprit.source is not None
 
 
 def _lines(trials: Trials, culprit: Culprit, origin: Origin | None) -> Iterator[Remedy]:
@@ -265,6 +274,8 @@ def _left(trials: Trials, remedy: Remedy, origin: Origin | None) -> float:
 
 def _described(trials: Trials, remedy: Remedy, culprit: Culprit, hint: str) -> str:
     names = ", ".join(remedy.keep)
+    if remedy.meeting == "fitted":
+        return fitting(culprit)
     if remedy.meeting:
         return f"{hint}: {brought(remedy.meeting, culprit)}"
     if remedy.lines:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pytest_fp16.diagnosis.bounds import came_small, out_of_range, vanished, vanishing_constant
+from pytest_fp16.diagnosis.bounds import (
+    BOUNDS,
+    came_small,
+    out_of_range,
+    vanished,
+    vanishing_constant,
+)
 from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.digits import (
     AHEAD,
@@ -39,6 +45,7 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     variant = variant_of(told(found.error))
     if mechanism == "mask-inf":
         evidence = f"a constant beyond the range of {dtype_name}: {said}"
+        variant = "bound" if found.operation in BOUNDS else variant
     elif found.anyway and (mechanism == "precision-loss" or _refuses(found, variant)):
         mechanism, variant = "unsupported-op", "refused by the program"
         evidence += "; exact values of that dtype stop it as well"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.advice import advice, brought
+from pytest_fp16.diagnosis.advice import advice, brought, fitting
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.remedy import Meeting
 from pytest_fp16.diagnosis.upcast import function_of, lines_in_float32, mode_for
@@ -79,7 +79,7 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, M
             yield f"{what}{everywhere}{back}", line, "widened"
         return
     if culprit.mechanism == "mask-inf":
-        yield advice(culprit)[1], line, "fitted"
+        yield fitting(culprit), line, "fitted"
     yield f"{what}{back}", line, None
     around = function_of(line)
     if around is not None and culprit.mechanism != "unsupported-op":

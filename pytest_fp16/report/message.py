@@ -48,6 +48,7 @@ _WHY_VARIANT: dict[Variant, str] = {
     "merged outputs": "outputs that float32 tells apart are one number in {format}",
     "no room": "a mask of the smallest number that {format} has, and what it is added to, are "
     "infinite",
+    "bound": "a bound lies beyond the range of {format}",
 }
 
 _PLACES = {"": "the model itself", "<optimizer>": "the optimizer", "<loss>": "the loss"}

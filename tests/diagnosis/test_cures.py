@@ -104,19 +104,36 @@ class Root(nn.Module):
 
     def forward(self, x):
         x = self.net(x)
+        return self.head(x - (x * 5.0).exp().sum(-1, keepdim=True).log() * 0.01)
+
+
+class Bounded(Root):
+    """What is infinite in float32, too, is bounded, by a constant beyond the range of float16."""
+
+    def forward(self, x):
+        x = self.net(x)
         total = (x * 300.0).exp().sum(-1, keepdim=True).clamp(max=1e30).log() * 0.01
         return self.head(x - total)
 
 
 def test_one_line_of_the_model_itself(make_net, digits):
-    for emulate in ("always", "never"):
-        report = evaluated(Root(make_net(nn.ReLU())), digits, emulate=emulate, device="cpu")
-        assert report.culprit.module == ""
-        assert (report.cure.kind, report.cure.modules) == ("upcast", [])
-        assert report.cure.verified
-        assert report.culprit.source in report.cure.description
-        assert report.cure.flips <= 3
-        assert 0 < report.cure.price.float32_share < 0.2
+    report = evaluated(Root(make_net(nn.ReLU())), digits)
+    assert report.culprit.module == ""
+    assert (report.cure.kind, report.cure.modules) == ("upcast", [])
+    assert report.cure.verified
+    assert report.culprit.source in report.cure.description
+    assert report.cure.flips <= 3
+    assert 0 < report.cure.price.float32_share < 0.2
+
+
+@pytest.mark.parametrize("emulate", ["always", "never"])  # a CPU's kernel refuses it
+def test_a_bound_is_put_to_one_that_fits(make_net, digits, emulate):
+    report = evaluated(Bounded(make_net(nn.ReLU())), digits, emulate=emulate, device="cpu")
+    culprit = report.culprit
+    assert (culprit.operation, culprit.mechanism, culprit.variant) == ("clamp", "mask-inf", "bound")
+    assert "a bound lies beyond the range of float16" in str(report)
+    assert (report.cure.kind, report.cure.verified) == ("mask constant", True)
+    assert "bound by torch.finfo(x.dtype).max" in report.cure.description
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
@@ -141,6 +158,33 @@ def test_what_meets_a_layer_in_float64_is_brought_to_its_dtype(precision):
     assert (report.culprit.module, report.culprit.variant) == ("head", "mixed dtypes")
     assert (report.cure.kind, report.cure.verified) == ("upcast", True)
     assert report.cure.description.startswith("bring the tensors that meet there to one dtype at ")
+
+
+class Scored(nn.Module):
+    """Rows of pixels are weighed at the root, and empty rows masked by a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.value, self.head = nn.Linear(8, 1), nn.Linear(8, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        rows = x.squeeze(1)
+        scores = self.score(rows).squeeze(-1).masked_fill(rows.sum(-1) == 0, -1e9)
+        return self.head((scores.softmax(-1).unsqueeze(-1) * self.value(rows)).sum(1))
+
+
+@pytest.mark.parametrize("precision", ["16-true", "16-mixed"])
+def test_a_constant_of_the_root_that_fits_leaves_all_in_16_bits(precision, digits):
+    _, (x, _) = digits
+    torch.manual_seed(0)
+    evaluation = Evaluation(model=Scored().eval(), data=[x[:300]], labelled=False)
+    report = check(evaluation, precision=precision)
+    assert (report.culprit.module, report.culprit.mechanism) == ("", "mask-inf")
+    assert (report.cure.kind, report.cure.verified) == ("mask constant", True)
+    assert report.cure.description.startswith("mask with torch.finfo(x.dtype).min")
+    assert f"at {report.culprit.source} (tried for all constants" in report.cure.description
+    # It adds no float32 arithmetic to what a mixed precision has of its own.
+    assert report.cure.price.float32_share < (0.01 if precision == "16-true" else 0.25)
 
 
 def test_a_sibling_precision_where_no_module_and_no_line_is_enough(make_net, digits):
