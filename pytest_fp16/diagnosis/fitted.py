@@ -7,7 +7,9 @@ which computing the mask in float32 does, and all that follows from it.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,24 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.emulation.operations import LOW
+from pytest_fp16.engine.emulation.patching import replaced
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Fitted(TorchFunctionMode):
     """Hands functions of 16-bit tensors no finite number beyond their format."""
+
+    def __enter__(self) -> Self:
+        self._assigning = replaced(Tensor, __setitem__=_assigning(Tensor.__setitem__))
+        self._assigning.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        self._assigning.__exit__(*exception)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -28,15 +44,24 @@ class Fitted(TorchFunctionMode):
         dtype = floating[0].dtype if floating else None
         if dtype not in LOW:
             return func(*args, **kwargs)
-        largest = torch.finfo(dtype).max
         return func(
-            *(_within(a, largest) for a in args),
-            **{k: _within(v, largest) for k, v in kwargs.items()},
+            *(_within(a, dtype) for a in args), **{k: _within(v, dtype) for k, v in kwargs.items()}
         )
 
 
-def _within(value: Any, largest: float) -> Any:
-    """A number, of Python's or in a tensor without dimensions, brought into the range."""
+def _assigning(own: Callable[..., None]) -> Callable[..., None]:
+    """An assignment to elements, fitted before a target's refusal of the number sees it."""
+
+    @wraps(own)
+    def assign(self: Tensor, index: Any, value: Any) -> None:
+        own(self, index, _within(value, self.dtype) if self.dtype in LOW else value)
+
+    return assign
+
+
+def _within(value: Any, dtype: torch.dtype) -> Any:
+    """A number, of Python's or in a tensor without dimensions, brought into a format's range."""
+    largest = torch.finfo(dtype).max
     if isinstance(value, Tensor):
         lone = not value.dim() and value.dtype in (torch.float32, torch.float64)
         return value.clamp(-largest, largest) if lone and bool(value.isfinite()) else value

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from pytest_fp16.diagnosis.fitted import Fitted
+from pytest_fp16.engine.emulation.refusal import RefusedNumber
+from pytest_fp16.engine.emulation.target_mode import assignments_as_on
 
 LEAST = torch.finfo(torch.float16).min
 HIDDEN = torch.tensor([True, False])
@@ -34,3 +36,15 @@ def test_what_fits_is_left_and_so_is_what_is_meant_to_be_infinite():
         assert x.half().masked_fill(HIDDEN, float("-inf")).isinf().tolist() == [True, False]
         assert (x.half() * 3).tolist() == [3.0, 3.0]
         assert not bool((x.half() * True).isinf().any())
+
+
+def test_what_a_target_refuses_to_assign_is_fitted_first():
+    x = torch.ones(2).half()
+    own = torch.Tensor.__setitem__
+    with assignments_as_on("cuda"):
+        with pytest.raises(RefusedNumber):
+            x[HIDDEN] = -1e9
+        with Fitted():
+            x[HIDDEN] = -1e9
+    assert x.tolist() == [LEAST, 1.0]
+    assert torch.Tensor.__setitem__ is own
