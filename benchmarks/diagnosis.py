@@ -136,8 +136,8 @@ def real_models(price: Price) -> list[tuple[str, str]]:
         subject = Evaluation(model=model, data=batches, name=name)
         run = EvaluationRun(subject, Settings(precisions=("bf16-true",)), None)
         run.execute()
-        lane = run.lanes[0]
-        price.timed(request_of(run, lane, report_of(run, lane), {}), REPEATS)
+        precision_run = run.runs[0]
+        price.timed(request_of(run, precision_run, report_of(run, precision_run), {}), REPEATS)
         rows.append((name, price.of("bf16-true")))
     return rows
 

@@ -43,7 +43,7 @@ def _share(runs: Runs, precision: Precision, seed: int, cure: Proposal | None) -
             trainee.model.train()
             with trainee.installed():
                 batch = next(iter(ordered(subject.train_data, seed, 0)))
-                trainee.step(batch, last=True, witness=counted)
+                trainee.step(batch, last=True, observer=counted)
     except Exception:  # no price is no reason to lose the cure
         return None
     return counted.float32_share

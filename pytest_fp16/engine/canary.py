@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import take
-from pytest_fp16.engine.candidate import Candidate, Witness
+from pytest_fp16.engine.candidate import Candidate, DtypeObserver
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.emulation.wording import (
     comes_of_values,
@@ -76,7 +76,12 @@ def refused(
 
 
 def run_canary(
-    candidate: Candidate, inputs: Any, n: int, seed: int, witness: Witness, count: int = INPUTS
+    candidate: Candidate,
+    inputs: Any,
+    n: int,
+    seed: int,
+    observer: DtypeObserver,
+    count: int = INPUTS,
 ) -> CanaryFindings:
     """Run a few inputs natively and emulated, and compare.
 
@@ -84,16 +89,16 @@ def run_canary(
         candidate: what is about to run emulated.
         inputs: the first batch, of n inputs.
         seed: the random state of both runs.
-        witness: records the dtypes of the emulated program.
+        observer: records the dtypes of the emulated program.
         count: how many inputs; n or more for all, where a batch cannot be cut.
     """
     few = inputs if count >= n else take(inputs, n, list(range(count)))
-    emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, witness=witness)
+    emulated, emulation_error = _attempt(candidate, few, seed, emulated=True, observer=observer)
     native, error = _attempt(candidate, few, seed)
     alone = error or emulation_error
     if count < n and alone is not None and _lacks_kernel(alone):
         # A larger batch may take other kernels, as that of cdist does: it is what counts.
-        whole = run_canary(candidate, inputs, n, seed, witness, n)
+        whole = run_canary(candidate, inputs, n, seed, observer, n)
         if whole.error is None and whole.emulation_error is None:
             text = f"{whole.text}; {count} inputs alone raised: {first_line(alone)[:160]}"
             return replace(whole, text=text)

@@ -110,7 +110,7 @@ class Candidate:
         emulated: bool = False,
         kernels: str | None = None,
         opaque: str = "native",
-        witness: TorchDispatchMode | None = None,
+        observer: TorchDispatchMode | None = None,
     ) -> Tensor:
         """The predictions for one batch, as float32.
 
@@ -120,7 +120,7 @@ class Candidate:
             emulated: run emulated rather than in the device's own kernels.
             kernels: whose, where it is emulated and not the target's are meant.
             opaque: how emulation treats kernels from outside ATen, see `Emulation`.
-            witness: a mode that sees the operations of the program, such as a `Witness`.
+            observer: a mode that sees the operations of the program, such as a `DtypeObserver`.
         """
         seed_everything(seed)
         emulation = (
@@ -130,7 +130,7 @@ class Candidate:
         )
         context = autocast(self.precision, self.device, self.target)
         with torch.no_grad(), quiet(), context as regions:
-            with emulation, witness or nullcontext():
+            with emulation, observer or nullcontext():
                 output = call(self.model, inputs, self.precision, self.subject.forward)
             self.own_autocast |= isinstance(regions, LeftOff) and regions.any
             predictions = main_output(output)
@@ -148,7 +148,7 @@ class Candidate:
         return ignores(self.model, run)
 
 
-class Witness(TorchDispatchMode):
+class DtypeObserver(TorchDispatchMode):
     """Records which operations gave 16-bit and which float32 results, and where.
 
     Args:

@@ -66,7 +66,7 @@ def hard_coded(reference: Candidate, inputs: Any, seed: int) -> list[str]:
     """
     seen = HardCoded(reference.where)
     try:
-        reference.outputs(inputs, seed, witness=seen)
+        reference.outputs(inputs, seed, observer=seen)
     except Exception:  # torch lets nobody watch some programs; this one has run without
         reference.where.reset()
     return seen.remarks

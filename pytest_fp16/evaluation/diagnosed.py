@@ -14,7 +14,7 @@ from pytest_fp16.diagnosis.trials import Recheck
 from pytest_fp16.diagnosis.upcast import lines_in_float32
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.emulation.wording import first_line
-from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.price import price_of
 from pytest_fp16.evaluation.report import is_doubtful, is_due, report_of
 from pytest_fp16.evaluation.run import EvaluationRun
@@ -28,9 +28,9 @@ def diagnosed(run: EvaluationRun, reports: list[Report]) -> list[Report]:
     found: dict[str, tuple[str, ...]] = {}
     done = []
     run.rewind()
-    for lane, report in zip(run.lanes, reports, strict=True):
-        if is_due(lane, report) and lane.outcome.kept is not None:
-            report, found[report.precision] = _with_culprit(run, lane, report, siblings)
+    for precision_run, report in zip(run.runs, reports, strict=True):
+        if is_due(precision_run, report) and precision_run.outcome.kept is not None:
+            report, found[report.precision] = _with_culprit(run, precision_run, report, siblings)
         if run.plan is not None:
             said = remarks(
                 run.plan,
@@ -44,10 +44,10 @@ def diagnosed(run: EvaluationRun, reports: list[Report]) -> list[Report]:
 
 
 def _with_culprit(
-    run: EvaluationRun, lane: Lane, report: Report, siblings: dict[str, Report]
+    run: EvaluationRun, precision_run: PrecisionRun, report: Report, siblings: dict[str, Report]
 ) -> tuple[Report, tuple[str, ...]]:
     """The report with culprit and cure, and the modules that a plan should keep."""
-    request = request_of(run, lane, report, siblings)
+    request = request_of(run, precision_run, report, siblings)
     try:
         found: Diagnosis = diagnose(request)
     except Exception as error:
@@ -57,23 +57,23 @@ def _with_culprit(
 
 
 def request_of(
-    run: EvaluationRun, lane: Lane, report: Report, siblings: dict[str, Report]
+    run: EvaluationRun, precision_run: PrecisionRun, report: Report, siblings: dict[str, Report]
 ) -> DiagnosisRequest:
     """What a diagnosis needs of an evaluation that has kept some inputs."""
-    assert lane.outcome.kept is not None, "unreachable: the caller has looked"
+    assert precision_run.outcome.kept is not None, "unreachable: the caller has looked"
     return DiagnosisRequest(
         report=report,
         siblings={name: r for name, r in siblings.items() if name != report.precision},
         candidate=lambda remedy: (
-            lane.candidate if remedy == Remedy(report.precision) else remedied(run, remedy)
+            precision_run.candidate if remedy == Remedy(report.precision) else remedied(run, remedy)
         ),
         reference=run.reference.model,
         task=run.task,
-        kept=lane.outcome.kept,
-        error=lane.failure_error,
-        emulated=lane.mode == "emulated",
-        price=lambda remedy: price_of(run, lane, remedied(run, remedy)),
-        judge=lambda remedy: _cured(run, remedy, report.equivalent and is_doubtful(lane)),
+        kept=precision_run.outcome.kept,
+        error=precision_run.failure_error,
+        emulated=precision_run.mode == "emulated",
+        price=lambda remedy: price_of(run, precision_run, remedied(run, remedy)),
+        judge=lambda remedy: _cured(run, remedy, report.equivalent and is_doubtful(precision_run)),
     )
 
 
@@ -118,5 +118,7 @@ def _rechecked(
     keep = (*planned.get(remedy.precision, ()), *remedy.keep)
     again = EvaluationRun(subject, settings, None, {remedy.precision: keep}, predict=predict)
     again.execute()
-    lane = again.lanes[0]
-    return Recheck(report_of(again, lane), lane.outcome.kept, is_doubtful(lane)), lane.ideal
+    precision_run = again.runs[0]
+    return Recheck(
+        report_of(again, precision_run), precision_run.outcome.kept, is_doubtful(precision_run)
+    ), precision_run.ideal

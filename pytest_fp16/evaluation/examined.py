@@ -18,8 +18,8 @@ def examine_evaluation(
     with preserved_state():
         run = EvaluationRun(subject, settings, progress, test=test)
         run.execute()
-        reports = [report_of(run, lane) for lane in run.lanes]
-        if run.plan is not None or any(map(is_due, run.lanes, reports)):
+        reports = [report_of(run, precision_run) for precision_run in run.runs]
+        if run.plan is not None or any(map(is_due, run.runs, reports)):
             from pytest_fp16.evaluation.diagnosed import diagnosed
 
             reports = diagnosed(run, reports)

@@ -14,48 +14,50 @@ from pytest_fp16.speed import pass_of, race, ratio
 
 if TYPE_CHECKING:
     from pytest_fp16.evaluation.evidence import Kept
-    from pytest_fp16.evaluation.lane import Lane
+    from pytest_fp16.evaluation.precision_run import PrecisionRun
     from pytest_fp16.evaluation.run import EvaluationRun
 
 
-def price_of(run: EvaluationRun, lane: Lane, cured: Candidate) -> Price | None:
+def price_of(run: EvaluationRun, precision_run: PrecisionRun, cured: Candidate) -> Price | None:
     """The price of a cure that passed; None where the cured model cannot be run once more.
 
     Args:
         run: the evaluation.
-        lane: the candidate that failed.
+        precision_run: the candidate that failed.
         cured: a fresh candidate, cured.
     """
-    kept = lane.outcome.kept
+    kept = precision_run.outcome.kept
     assert kept is not None, "unreachable: there was something to diagnose"
-    emulated = lane.mode == "emulated"
+    emulated = precision_run.mode == "emulated"
     share = _share(cured, kept, emulated)
     if share is None:
         return None
-    before = None if lane.failure else _share(lane.candidate, kept, emulated)
+    before = None if precision_run.failure else _share(precision_run.candidate, kept, emulated)
     price = Price(float32_share=share, float32_share_before=before)
-    return price if emulated else price.model_copy(update=_times(run, lane, cured))
+    return price if emulated else price.model_copy(update=_times(run, precision_run, cured))
 
 
 def _share(candidate: Candidate, kept: Kept, emulated: bool) -> float | None:
     """The share of the arithmetic that a candidate does in float32 on the inputs that were kept."""
     counted = Arithmetic()
     try:
-        candidate.outputs(kept.inputs, kept.seed, emulated=emulated, witness=counted)
+        candidate.outputs(kept.inputs, kept.seed, emulated=emulated, observer=counted)
     except Exception:  # no price is no reason to lose the cure
         return None
     return counted.float32_share
 
 
-def _times(run: EvaluationRun, lane: Lane, cured: Candidate) -> dict[str, float]:
+def _times(run: EvaluationRun, precision_run: PrecisionRun, cured: Candidate) -> dict[str, float]:
     """Cured, uncured and reference take turns on the first batch."""
 
     def passing(candidate: Candidate) -> Callable[[], object]:
         return pass_of(candidate.model, candidate.precision, run.subject, run.device)
 
     runs = {"cured": passing(cured), "reference": passing(run.reference)}
-    if not lane.failure:
-        fresh = run.candidates.made(lane.precision.name, like=lane.candidate)  # it has no hooks
+    if not precision_run.failure:
+        fresh = run.candidates.made(
+            precision_run.precision.name, like=precision_run.candidate
+        )  # it has no hooks
         runs["uncured"] = passing(fresh)
     cuda = [run.device] if run.device.type == "cuda" else []
     try:

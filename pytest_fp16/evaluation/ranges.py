@@ -11,7 +11,7 @@ import math
 import torch
 
 from pytest_fp16.engine.stored import Stored
-from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.precision import Precision
 from pytest_fp16.report.figures import plural, significant
 from pytest_fp16.report.model import Site
@@ -21,13 +21,13 @@ from pytest_fp16.theory.rounding import FORMATS, Format
 _NAMED = 3
 
 
-def sites_of(lane: Lane) -> list[Site]:
+def sites_of(precision_run: PrecisionRun) -> list[Site]:
     """Every rounding site, the largest contribution first; then what is stored near the limit."""
-    if lane.theory is None:
+    if precision_run.theory is None:
         return []
-    totals = lane.theory.totals
+    totals = precision_run.theory.totals
     whole = sum(t.variance for t in totals.values())
-    dtype = lane.precision.dtype
+    dtype = precision_run.precision.dtype
     most = FORMATS[dtype].largest if dtype in FORMATS else torch.finfo(dtype).max
     sites = [
         Site(
@@ -42,12 +42,12 @@ def sites_of(lane: Lane) -> list[Site]:
         )
         for (module, operation), t in totals.items()
     ]
-    return [*sorted(sites, key=lambda s: -s.share), *_stored_sites(lane, sites, most)]
+    return [*sorted(sites, key=lambda s: -s.share), *_stored_sites(precision_run, sites, most)]
 
 
-def _stored_sites(lane: Lane, sites: list[Site], most: float) -> list[Site]:
+def _stored_sites(precision_run: PrecisionRun, sites: list[Site], most: float) -> list[Site]:
     """The tensors that left the range, and the one that is nearest to it of all there is."""
-    rows = [_site(stored, most) for stored in lane.candidate.stored if not stored.meant]
+    rows = [_site(stored, most) for stored in precision_run.candidate.stored if not stored.meant]
     rows.sort(key=lambda site: site.headroom)
     nearest = min((site.headroom for site in sites), default=math.inf)
     return [r for i, r in enumerate(rows) if r.headroom < 0 or (not i and r.headroom < nearest)]

@@ -9,7 +9,7 @@ import torch
 from pytest_fp16.engine.canary import LARGE_DIFFERENCE
 from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
-from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.ranges import beyond_range, sites_of
 from pytest_fp16.evaluation.soundness import guesses
 from pytest_fp16.report.message import generous
@@ -32,14 +32,16 @@ def needs_diagnosis(report: Report, lucky: bool = False) -> bool:
     return report.verdict == "equivalent" and (close or lucky)
 
 
-def is_due(lane: Lane, report: Report) -> bool:
-    """Whether the report of a lane needs a diagnosis."""
-    return needs_diagnosis(report, rules.luck(lane) is not None)
+def is_due(precision_run: PrecisionRun, report: Report) -> bool:
+    """Whether the report of a run needs a diagnosis."""
+    return needs_diagnosis(report, rules.luck(precision_run) is not None)
 
 
-def is_doubtful(lane: Lane) -> bool:
+def is_doubtful(precision_run: PrecisionRun) -> bool:
     """Whether a pass says little: its decisions were lucky, or it stores what it cannot hold."""
-    return rules.luck(lane) is not None or any(s.surprising for s in lane.candidate.stored)
+    return rules.luck(precision_run) is not None or any(
+        s.surprising for s in precision_run.candidate.stored
+    )
 
 
 def _losses(totals: list[float], decisions: int) -> tuple[float | None, float | None]:
@@ -48,14 +50,14 @@ def _losses(totals: list[float], decisions: int) -> tuple[float | None, float | 
     return totals[0] / decisions, totals[1] / decisions
 
 
-def report_of(run: EvaluationRun, lane: Lane) -> Report:
+def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
     """The report of one precision."""
     metric = rules.metric_of(
-        run.subject, run.totals, lane.outcome.metric, run.settings.budget, run.labelled
+        run.subject, run.totals, precision_run.outcome.metric, run.settings.budget, run.labelled
     )
-    measured = None if lane.done else metric
-    made = rules.checks(lane, measured, run.totals)
-    outcome = lane.outcome
+    measured = None if precision_run.done else metric
+    made = rules.checks(precision_run, measured, run.totals)
+    outcome = precision_run.outcome
     verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
     if measured is not None and rules.doubtful(measured, run.totals):
         verdict = "inconclusive" if all(c.passed for c in made[:-1]) else verdict
@@ -63,7 +65,7 @@ def report_of(run: EvaluationRun, lane: Lane) -> Report:
     if verdict == "equivalent" and why is not None:
         made.append(Check(name="better than chance", passed=False, detail=why))
         verdict = "inconclusive"
-    if lane.no_memory is not None:
+    if precision_run.no_memory is not None:
         verdict, made = "inconclusive", []
     losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)
     paper = run.task.kind == "classification" and outcome.decisions > 0
@@ -71,61 +73,63 @@ def report_of(run: EvaluationRun, lane: Lane) -> Report:
         name=run.subject.name,
         kind="evaluation",
         task=run.task.kind,
-        precision=lane.precision.name,
+        precision=precision_run.precision.name,
         verdict=verdict,
         checks=made,
         metric=measured,
         inputs=run.inputs,
         decisions=outcome.decisions,
-        flips=outcome.flips if run.task.decides and not lane.done else None,
-        ties=outcome.ties if run.task.decides and not lane.done else None,
-        forecast=rules.forecast(lane, metric),
-        certified=rules.certified(lane),
+        flips=outcome.flips if run.task.decides and not precision_run.done else None,
+        ties=outcome.ties if run.task.decides and not precision_run.done else None,
+        forecast=rules.forecast(precision_run, metric),
+        certified=rules.certified(precision_run),
         delta_max=outcome.delta_max if paper else None,
         gamma_median=rules.median(outcome.gammas) if paper else None,
         loss_reference=losses[0],
         loss_candidate=losses[1],
-        standardised=rules.standardised_of(lane),
-        sites=sites_of(lane),
-        least_robust=rules.least_robust(lane),
-        warnings=_warnings(run, lane, verdict, measured),
-        error=lane.failure or lane.no_memory,
-        run=_run_facts(run, lane),
+        standardised=rules.standardised_of(precision_run),
+        sites=sites_of(precision_run),
+        least_robust=rules.least_robust(precision_run),
+        warnings=_warnings(run, precision_run, verdict, measured),
+        error=precision_run.failure or precision_run.no_memory,
+        run=_run_facts(run, precision_run),
     )
 
 
-def _warnings(run: EvaluationRun, lane: Lane, verdict: Verdict, metric: Any) -> list[str]:
-    said = [*run.warnings, *lane.warnings]
-    canary = lane.canary
-    if canary is not None and canary.error is not None and lane.failure is None:
-        said.append(f"{canary.text}; the verdict speaks for {lane.candidate.target}")
+def _warnings(
+    run: EvaluationRun, precision_run: PrecisionRun, verdict: Verdict, metric: Any
+) -> list[str]:
+    said = [*run.warnings, *precision_run.warnings]
+    canary = precision_run.canary
+    if canary is not None and canary.error is not None and precision_run.failure is None:
+        said.append(f"{canary.text}; the verdict speaks for {precision_run.candidate.target}")
     elif canary is not None and (canary.difference or 0) > LARGE_DIFFERENCE:
         said.append(f"emulation and this device's own kernels part: {canary.text}")
-    witness, precision_ = lane.witness, lane.precision
-    idle = witness is not None and not witness.dtypes[precision_.dtype_name]
-    if witness is not None and idle and lane.failure is None:
-        others = [n for n, count in witness.dtypes.items() if count and n != precision_.dtype_name]
+    observer, precision_ = precision_run.observer, precision_run.precision
+    idle = observer is not None and not observer.dtypes[precision_.dtype_name]
+    if observer is not None and idle and precision_run.failure is None:
+        others = [n for n, count in observer.dtypes.items() if count and n != precision_.dtype_name]
         ran = f": all ran in {' and '.join(others)}" if others else ", nor in another format"
         said.append(f"no operation computed in {precision_.dtype_name}{ran}")
-    if not precision_.mixed and (names := complex_tensors(lane.candidate.model)):
+    if not precision_.mixed and (names := complex_tensors(precision_run.candidate.model)):
         said.append(
             f"{', '.join(names)} stays complex, as with model.half() or model.bfloat16(); "
             f"model.to({precision_.dtype}) would make it real and lose the imaginary part"
         )
-    said += lane.outcome.beside.warnings()
-    said += beyond_range(lane.candidate.stored, lane.precision)
+    said += precision_run.outcome.beside.warnings()
+    said += beyond_range(precision_run.candidate.stored, precision_run.precision)
     wide = generous(metric, rules.usual(run.totals)) if metric is not None else None
     said += [wide] if wide is not None else []
     if verdict == "equivalent":
-        said += [w for w in (rules.luck(lane), rules.mass_ties(lane)) if w]
+        said += [w for w in (rules.luck(precision_run), rules.mass_ties(precision_run)) if w]
         if metric is not None and metric.loss > SPENT * metric.budget:
             share = metric.loss / metric.budget
             said.append(f"{share:.0%} of the budget is spent")
     return said
 
 
-def _run_facts(run: EvaluationRun, lane: Lane) -> Run:
-    witness, canary = lane.witness, lane.canary
+def _run_facts(run: EvaluationRun, precision_run: PrecisionRun) -> Run:
+    observer, canary = precision_run.observer, precision_run.canary
     flags = {}
     if run.device.type == "cuda":
         matmul = torch.backends.cuda.matmul
@@ -137,10 +141,12 @@ def _run_facts(run: EvaluationRun, lane: Lane) -> Run:
         )
     return Run(
         device=str(run.device),
-        target=lane.candidate.target,
-        mode=lane.mode,  # type: ignore[arg-type]
-        dtypes=dict(witness.dtypes) if witness else {},
-        islands=list(witness.float32_modules) if witness and not lane.precision.mixed else [],
+        target=precision_run.candidate.target,
+        mode=precision_run.mode,  # type: ignore[arg-type]
+        dtypes=dict(observer.dtypes) if observer else {},
+        islands=list(observer.float32_modules)
+        if observer and not precision_run.precision.mixed
+        else [],
         canary=canary.text if canary else "",
         unsupported=[canary.text] if canary and canary.unsupported else [],
         deterministic=run.deterministic,

@@ -25,8 +25,8 @@ from pytest_fp16.engine.use import called
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.candidates import Candidates
-from pytest_fp16.evaluation.lane import Lane
 from pytest_fp16.evaluation.passes import Passes
+from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.soundness import (
     handed_on,
     require_better_than_chance,
@@ -51,7 +51,7 @@ _SEED = 1729
 
 
 class EvaluationRun:
-    """The reference and all lanes over one pass through the data.
+    """The reference and each precision's run over one pass through the data.
 
     Args:
         subject: the model and its data.
@@ -82,13 +82,13 @@ class EvaluationRun:
         self.mode = run_mode(settings, self.device)
         self.target = effective_target(settings, self.device, self.mode)
         self.warnings: list[str] = []
-        self.lanes: list[Lane] = []
+        self.runs: list[PrecisionRun] = []
         self.inputs = self.beyond = self.left_out = 0  # these: outputs past comparing, batches
         self.differentiates = False  # the model takes gradients of its own
         self.taken: Any = None  # a batch that labels were taken out of, which the model may miss
 
     def execute(self) -> None:
-        """Draw the data once and take every batch through the reference and each lane."""
+        """Draw the data once and take every batch through the reference and each run."""
         self.candidates = Candidates(self.subject, self.device, self.target)
         self.reference = self.candidates.reference
         if self.candidates.was_training:
@@ -100,8 +100,8 @@ class EvaluationRun:
         self.candidates.keep = self.keep
         self.passes.total = length_hint(self.subject.data) or None
         for number, batch in enumerate(advice.explained(self._batches(), self.subject.data)):
-            for lane in self.lanes:
-                lane.take(batch)
+            for one in self.runs:
+                one.take(batch)
             self.inputs += batch.n
             self.passes.done(number + 1)
         if not self.inputs:
@@ -127,8 +127,8 @@ class EvaluationRun:
         And so do their caches: what lies in one is not computed again, and could not be followed.
         """
         self.initial.restore()
-        for lane in self.lanes:
-            lane.initial.restore()
+        for one in self.runs:
+            one.initial.restore()
 
     def _batches(self) -> Iterator[Batch]:
         for number, raw in enumerate(self.subject.data):
@@ -141,19 +141,19 @@ class EvaluationRun:
                 self.left_out += any(t.numel() for t in all_tensors(inputs))
                 continue
             inputs = to_device(inputs, self.device)
-            if not self.lanes:
+            if not self.runs:
                 self.initial = State(self.reference.model, weights=False)
             elif self.candidates.habits.lasting:
-                for lane in self.lanes:
-                    lane.follow(self.reference.model)
+                for one in self.runs:
+                    one.follow(self.reference.model)
             output = self._reference_output(inputs, _SEED + number)
-            self.candidates.look([self.initial, *(lane.initial for lane in self.lanes)])
+            self.candidates.look([self.initial, *(one.initial for one in self.runs)])
             own = output.dim() and self.subject.metric is not None
             if own or (output.dim() and holds(inputs, output.shape[0])):
                 n = output.shape[0]  # its labels may come in any number: all boxes in one table
             beside = self.reference.beside
             require_label_each(inputs, labels, n, output)
-            if not self.lanes:
+            if not self.runs:
                 self._begin(inputs, output, labels, n, _SEED + number)
             require_like(output, self.shape, number)
             require_same_kind(self.labelled, labels, number)
@@ -181,12 +181,12 @@ class EvaluationRun:
     def _differentiated(self, inputs: Any, seed: int) -> Tensor:
         """From now on, run with gradients recorded: the model takes some on its own."""
         self.differentiates = True
-        if not self.lanes:
+        if not self.runs:
             self.initial.restore()  # from what the run that failed has carried along
         self.subject = replace(self.subject, forward=taking_gradients(self.subject.forward))
         self.candidates.subject = self.reference.subject = self.subject
-        for lane in self.lanes:  # it need not have done so in the batches before
-            lane.call_as(self.subject)
+        for one in self.runs:  # it need not have done so in the batches before
+            one.call_as(self.subject)
         return self._reference_output(inputs, seed)
 
     # -- the first batch ----------------------------------------------------------------------
@@ -219,26 +219,26 @@ class EvaluationRun:
         writes = self.candidates.habits.writes
         with untouched(self.reference.model, weights=writes, since=self.initial):
             for name in self.settings.precisions:  # each begins as the reference began
-                lane = self._lane(name)
-                lane.whole = whole
-                if lane.precision.casts:
-                    lane.warnings += handed_on(inputs)
-                self.lanes.append(lane)
+                one = self._run_in(name)
+                one.whole = whole
+                if one.precision.casts:
+                    one.warnings += handed_on(inputs)
+                self.runs.append(one)
             few = inputs if whole else take(inputs, n, list(range(min(n, INPUTS))))
             self.warnings += hard_coded(self.reference, few, seed)
-        theories = [lane.theory for lane in self.lanes if lane.theory is not None]
+        theories = [one.theory for one in self.runs if one.theory is not None]
         for i, leader in enumerate(theories if not self.candidates.habits.lasting else ()):
             leader.followers = theories[i + 1 :]
 
-    def _lane(self, name: str) -> Lane:
+    def _run_in(self, name: str) -> PrecisionRun:
         rounds = precision(name).low
         candidate = self.candidates.made(name)
         predicted = self.candidates.made(name, like=candidate) if rounds and self.predict else None
         mode = self.mode if rounds else "native"
-        lane = Lane.start(candidate, predicted, self.task, mode, self.by_margin)
-        if lane.theory is not None:
-            lane.theory.tell = partial(self.passes.passed, name)
-        return lane
+        one = PrecisionRun.start(candidate, predicted, self.task, mode, self.by_margin)
+        if one.theory is not None:
+            one.theory.tell = partial(self.passes.passed, name)
+        return one
 
     def _repeat(self, inputs: Any, output: Tensor, seed: int) -> None:
         """Whether the reference repeats itself; or would, if it had not carried something along."""

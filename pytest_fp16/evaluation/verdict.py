@@ -6,7 +6,7 @@ import math
 import statistics
 
 from pytest_fp16.evaluation.agreement import Agreement
-from pytest_fp16.evaluation.lane import Lane
+from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric import Scores, gained, metric_name
 from pytest_fp16.report.figures import plural
@@ -25,48 +25,58 @@ LUCK = 0.1
 MANY_TIES = 0.05
 
 
-def checks(lane: Lane, metric: Metric | None, reference: MetricTotals) -> list[Check]:
+def checks(
+    precision_run: PrecisionRun, metric: Metric | None, reference: MetricTotals
+) -> list[Check]:
     """Every check that could be made; the last is of the metric, where there is one."""
-    if lane.failure is not None:
-        return [Check(name="16 bit ran", passed=False, detail=f"the model raised {lane.failure}")]
-    made = [_sixteen_bit_ran(lane), _finite(lane)]
-    if lane.prediction.metric is not None and lane.theory is not None:
-        made.append(_as_predicted(lane))
+    if precision_run.failure is not None:
+        return [
+            Check(
+                name="16 bit ran", passed=False, detail=f"the model raised {precision_run.failure}"
+            )
+        ]
+    made = [_sixteen_bit_ran(precision_run), _finite(precision_run)]
+    if precision_run.prediction.metric is not None and precision_run.theory is not None:
+        made.append(_as_predicted(precision_run))
     if metric is not None:
         made.append(_good_enough(metric, doubtful(metric, reference)))
     return [c for c in made if c is not None]
 
 
-def _sixteen_bit_ran(lane: Lane) -> Check | None:
+def _sixteen_bit_ran(precision_run: PrecisionRun) -> Check | None:
     """Autocast may find nothing to cast, and a model may cast all it reads; but read it must."""
-    precision, witness = lane.precision, lane.witness
-    if witness is None or not precision.low:
+    precision, observer = precision_run.precision, precision_run.observer
+    if observer is None or not precision.low:
         return None
-    low, wide = witness.dtypes[precision.dtype_name], witness.dtypes["float32"]
+    low, wide = observer.dtypes[precision.dtype_name], observer.dtypes["float32"]
     detail = f"{low} operations gave {precision.dtype_name}, {wide} float32"
-    if low == 0 and wide and not precision.mixed and not witness.read:
+    if low == 0 and wide and not precision.mixed and not observer.read:
         detail += "; nothing was computed in 16 bits, so this run proves nothing about them"
         return Check(name="16 bit ran", passed=False, detail=detail)
     return Check(name="16 bit ran", passed=True, detail=detail)
 
 
-def _finite(lane: Lane) -> Check:
-    lost = lane.outcome.not_finite
+def _finite(precision_run: PrecisionRun) -> Check:
+    lost = precision_run.outcome.not_finite
     detail = f"{lost} outputs are NaN or infinite where the reference is finite"
     return Check(name="finite", passed=lost == 0, detail=detail if lost else "no output was lost")
 
 
-def _as_predicted(lane: Lane) -> Check:
-    errors, outcome = lane.outcome.errors, lane.outcome
-    if lane.forecast_failure or lane.forecast_missing or not errors.count:
-        why = lane.forecast_missing or lane.forecast_failure or "no error could be standardised"
+def _as_predicted(precision_run: PrecisionRun) -> Check:
+    errors, outcome = precision_run.outcome.errors, precision_run.outcome
+    if precision_run.forecast_failure or precision_run.forecast_missing or not errors.count:
+        why = (
+            precision_run.forecast_missing
+            or precision_run.forecast_failure
+            or "no error could be standardised"
+        )
         return Check(name="as predicted", passed=True, detail=f"not judged: {why}")
     limits = [
         ("spread of error over σ", errors.spread, spread_allowed(errors.inputs)),
         ("mean of error over σ", abs(errors.mean), mean_allowed(errors.inputs)),
     ]
-    if lane.task.decides:
-        limits.append(("flips", outcome.flips, lane.prediction.flips.allowed()))
+    if precision_run.task.decides:
+        limits.append(("flips", outcome.flips, precision_run.prediction.flips.allowed()))
     broken = [(name, is_, most) for name, is_, most in limits if is_ > most]
     said = ", ".join(
         f"{name} {is_:.3g} (allowed {most:.3g})" for name, is_, most in broken or limits
@@ -74,7 +84,7 @@ def _as_predicted(lane: Lane) -> Check:
     if not broken:
         return Check(name="as predicted", passed=True, detail=said)
     beyond = f"; {errors.exceeded} of {errors.count} errors exceed the worst-case bound"
-    if _shared_by_emulation(lane):
+    if _shared_by_emulation(precision_run):
         cause = "errors beyond first order" if errors.exceeded else "correlated rounding"
         said += f": {cause}, an ideal emulation has it too{beyond if errors.exceeded else ''}"
         return Check(name="as predicted", passed=True, detail=said)
@@ -82,11 +92,11 @@ def _as_predicted(lane: Lane) -> Check:
     return Check(name="as predicted", passed=False, detail=said + beyond)
 
 
-def _shared_by_emulation(lane: Lane) -> bool:
+def _shared_by_emulation(precision_run: PrecisionRun) -> bool:
     """Whether an ideal emulation of the same batches strays from theory as far as the candidate."""
-    if lane.ideal:
+    if precision_run.ideal:
         return True
-    look = lane.second_look
+    look = precision_run.second_look
     if not look.ideal.count or not look.candidate.count:
         return False
     candidate, ideal = look.candidate, look.ideal
@@ -148,22 +158,22 @@ def metric_of(
     )
 
 
-def forecast(lane: Lane, metric: Metric) -> Forecast | None:
+def forecast(precision_run: PrecisionRun, metric: Metric) -> Forecast | None:
     """The verdict from 32-bit arithmetic alone."""
-    theory, prediction = lane.theory, lane.prediction
+    theory, prediction = precision_run.theory, precision_run.prediction
     if theory is None:
         return None
-    if lane.forecast_missing:
+    if precision_run.forecast_missing:
         return Forecast(
             verdict="inconclusive",
-            reason=lane.forecast_missing,
+            reason=precision_run.forecast_missing,
             method="unavailable",
             metric_loss=math.nan,
             flips_expected=math.nan,
             flips_allowed=0,
         )
     loss = metric.reference - prediction.metric.value
-    verdict, reason = _foreseen(lane, metric, loss)
+    verdict, reason = _foreseen(precision_run, metric, loss)
     return Forecast(
         verdict=verdict,
         reason=reason,
@@ -173,20 +183,21 @@ def forecast(lane: Lane, metric: Metric) -> Forecast | None:
         flips_allowed=prediction.flips.allowed(),
         overflows=prediction.overflows,
         undecided=prediction.undecided,
-        certified=certified_by_theory(lane),
+        certified=certified_by_theory(precision_run),
         sigma_median=median(prediction.sigmas),
         margin_median=median(prediction.margins),
         notes=theory.notes,
     )
 
 
-def _foreseen(lane: Lane, metric: Metric, loss: float) -> tuple[Verdict, str]:
+def _foreseen(precision_run: PrecisionRun, metric: Metric, loss: float) -> tuple[Verdict, str]:
     """The verdict to expect, and why; `loss` is that of the metric, NaN where it has no value."""
-    prediction = lane.prediction
-    if lane.forecast_failure:
-        return "not equivalent", f"cannot run: {lane.forecast_failure}"
+    prediction = precision_run.prediction
+    if precision_run.forecast_failure:
+        return "not equivalent", f"cannot run: {precision_run.forecast_failure}"
     if prediction.not_finite:
-        left = f"{prediction.not_finite} outputs leave the range of {lane.precision.dtype_name}"
+        dtype_name = precision_run.precision.dtype_name
+        left = f"{prediction.not_finite} outputs leave the range of {dtype_name}"
         return "not equivalent", left
     if prediction.kept_finite < LIKELY_LOST:
         chance = 1 - prediction.kept_finite
@@ -201,26 +212,26 @@ def _foreseen(lane: Lane, metric: Metric, loss: float) -> tuple[Verdict, str]:
     return "equivalent", f"{expected} within the budget of {metric.budget:.3g}"
 
 
-def certified_by_theory(lane: Lane) -> Certified:
+def certified_by_theory(precision_run: PrecisionRun) -> Certified:
     """Bounded and probable shares of the decisions."""
-    said = lane.prediction
+    said = precision_run.prediction
     if not said.decisions:
         return Certified()
     bounded = said.bounded / said.decisions if said.bounds_known else None
     return Certified(bounded=bounded, probable=said.probable / said.decisions)
 
 
-def certified(lane: Lane) -> Certified:
+def certified(precision_run: PrecisionRun) -> Certified:
     """The two shares of theory, and the one the lemma gives with the measured δ."""
-    outcome = lane.outcome
-    known = lane.task.kind == "classification" and outcome.decisions > 0
+    outcome = precision_run.outcome
+    known = precision_run.task.kind == "classification" and outcome.decisions > 0
     measured = outcome.certified / outcome.decisions if known else None
-    return certified_by_theory(lane).model_copy(update={"measured": measured})
+    return certified_by_theory(precision_run).model_copy(update={"measured": measured})
 
 
-def standardised_of(lane: Lane) -> Standardised | None:
+def standardised_of(precision_run: PrecisionRun) -> Standardised | None:
     """The standardised errors and their limits."""
-    errors = lane.outcome.errors
+    errors = precision_run.outcome.errors
     if not errors.count:
         return None
     return Standardised(
@@ -234,18 +245,18 @@ def standardised_of(lane: Lane) -> Standardised | None:
     )
 
 
-def least_robust(lane: Lane) -> list[int]:
+def least_robust(precision_run: PrecisionRun) -> list[int]:
     """Positions of the inputs that went wrong, then of those whose margins are the smallest."""
-    near = [position for _, position in lane.prediction.nearest]
-    return list(dict.fromkeys([*lane.outcome.wrong_inputs, *near]))
+    near = [position for _, position in precision_run.prediction.nearest]
+    return list(dict.fromkeys([*precision_run.outcome.wrong_inputs, *near]))
 
 
-def luck(lane: Lane) -> str | None:
+def luck(precision_run: PrecisionRun) -> str | None:
     """The warning that decisions survived although the outputs are far off."""
-    error, spread = lane.outcome.moved
-    if not lane.task.decides or spread <= 0 or (error / spread) ** 0.5 <= LUCK:
+    error, spread = precision_run.outcome.moved
+    if not precision_run.task.decides or spread <= 0 or (error / spread) ** 0.5 <= LUCK:
         return None
-    flips, ties = lane.outcome.flips, lane.outcome.ties
+    flips, ties = precision_run.outcome.flips, precision_run.outcome.ties
     how = "are not safe" if flips or ties else "survived by luck"
     tied = f" and {plural(ties, 'tie')}" if ties else ""
     return (
@@ -254,12 +265,12 @@ def luck(lane: Lane) -> str | None:
     )
 
 
-def mass_ties(lane: Lane) -> str | None:
+def mass_ties(precision_run: PrecisionRun) -> str | None:
     """The warning that many decisions fall to the first of equal classes."""
-    ties, decisions = lane.outcome.ties, lane.outcome.decisions
+    ties, decisions = precision_run.outcome.ties, precision_run.outcome.decisions
     if not decisions or ties <= MANY_TIES * decisions:
         return None
-    said = f"{ties} of {decisions} decisions tie exactly in {lane.precision.dtype_name}"
+    said = f"{ties} of {decisions} decisions tie exactly in {precision_run.precision.dtype_name}"
     order = "argmax takes the first of the tied classes, so the metric depends on their order"
     return f"{said}: {order}"
 

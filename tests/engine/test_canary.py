@@ -6,7 +6,7 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.canary import INPUTS, LARGE_DIFFERENCE, refused, run_canary
-from pytest_fp16.engine.candidate import Candidate, Witness, fresh_model
+from pytest_fp16.engine.candidate import Candidate, DtypeObserver, fresh_model
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.precision import precision
@@ -19,9 +19,9 @@ def sung(model, x, name="16-true", target="cpu", n=None):
     ours = Candidate(
         fresh_model(model), precision(name), Evaluation(model=model, data=[]), CPU, target
     )
-    witness = Witness(ours.where)
+    observer = DtypeObserver(ours.where)
     with preserved_state():
-        return run_canary(ours, x, n or len(x), 0, witness, count=INPUTS), witness
+        return run_canary(ours, x, n or len(x), 0, observer, count=INPUTS), observer
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("name", ["16-true", "bf16-true", "16-mixed", "bf16-mixed"])
 def test_sound_kernels_agree_with_emulation(x, name):
-    found, witness = sung(nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)), x, name)
+    found, observer = sung(nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)), x, name)
     roundoff = 2.0**-11 if name.startswith("16") else 2.0**-8
     assert found.error is None
     assert found.difference <= 8 * roundoff
     assert "natively on cpu" in found.text
     assert f"{found.difference:.1e}" in found.text
-    assert witness.dtypes  # of the emulated run
+    assert observer.dtypes  # of the emulated run
 
 
 class Counted(nn.Module):

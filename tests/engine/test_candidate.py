@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation
-from pytest_fp16.engine.candidate import Candidate, Witness, fresh_model
+from pytest_fp16.engine.candidate import Candidate, DtypeObserver, fresh_model
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.precision import precision
@@ -123,23 +123,23 @@ class Island(nn.Module):
         return (x.float() * 1.5).to(x.dtype)
 
 
-def witnessed(x, model, name="16-true", emulated=True):
+def observed(x, model, name="16-true", emulated=True):
     ours = candidate(model, name)
-    seen = Witness(ours.where)
-    ours.outputs(x, 0, emulated=emulated, witness=seen)
+    seen = DtypeObserver(ours.where)
+    ours.outputs(x, 0, emulated=emulated, observer=seen)
     return seen
 
 
 @pytest.mark.parametrize("emulated", [True, False])
-def test_a_witness_counts_what_the_operations_gave(x, emulated):
-    seen = witnessed(x, mlp(nn.ReLU()), emulated=emulated)
+def test_an_observer_counts_what_the_operations_gave(x, emulated):
+    seen = observed(x, mlp(nn.ReLU()), emulated=emulated)
     assert dict(seen.dtypes) == {"float16": 2}  # a rectifier moves values, and proves nothing
     assert seen.read
     assert not seen.float32_modules
 
 
 def test_an_island_is_named(x):
-    seen = witnessed(x, mlp(Island()))
+    seen = observed(x, mlp(Island()))
     assert list(seen.float32_modules) == ["1"]
     assert set(seen.dtypes) == {"float16", "float32"}
 
@@ -147,7 +147,7 @@ def test_an_island_is_named(x):
 @pytest.mark.parametrize("emulated", [True, False])
 def test_statistics_that_a_kernel_gives_beside_its_result_are_no_island(x, emulated):
     """The mean and deviation of a layer norm are float32, whatever it normalises."""
-    seen = witnessed(x, mlp(nn.LayerNorm(8)), emulated=emulated)
+    seen = observed(x, mlp(nn.LayerNorm(8)), emulated=emulated)
     assert not seen.float32_modules
 
 
@@ -160,7 +160,7 @@ def test_a_model_that_never_leaves_float32_is_seen(x):
         def forward(self, x):
             return torch.ones(len(x), 3) * self.scale
 
-    seen = witnessed(x, Wide())
+    seen = observed(x, Wide())
     assert "float16" not in seen.dtypes
     assert not seen.read
 
@@ -175,6 +175,6 @@ def test_a_kernel_from_outside_is_named(x):
             return torch.ops.fp16witness.twice(x)
 
     try:
-        assert witnessed(x, mlp(Own()), emulated=False).opaque == {"twice"}
+        assert observed(x, mlp(Own()), emulated=False).opaque == {"twice"}
     finally:
         library._destroy()

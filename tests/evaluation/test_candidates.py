@@ -116,9 +116,7 @@ def test_a_cast_in_one_model_leaves_the_others_weights(digits, double, keep):
         Evaluation(model=Follows(double), data=[x, x]), settings, None, {"16-mixed": keep}
     )
     run.execute()
-    head, cast = (
-        model.head.weight for model in (run.reference.model, run.lanes[0].candidate.model)
-    )
+    head, cast = (model.head.weight for model in (run.reference.model, run.runs[0].candidate.model))
     assert cast.dtype == (torch.float32 if double else torch.float16)
     assert head.dtype == (torch.float64 if double else torch.float32)
 
@@ -157,7 +155,7 @@ def test_weights_that_move_later_are_parted_then(digits, name, write, function):
     source = (lambda: copy.deepcopy(model)) if function else model
     run = EvaluationRun(Evaluation(model=source, data=data, task="regression"), settings, None)
     run.execute()
-    for own in (run.reference, run.lanes[0].candidate):
+    for own in (run.reference, run.runs[0].candidate):
         weight = own.model.linear.weight
         assert torch.equal(weight, before.to(weight.dtype) / 4)
     assert torch.equal(model.linear.weight, before)
@@ -178,7 +176,7 @@ def test_a_function_that_makes_another_model_each_time_is_not_asked_again(digits
     run.execute()
     assert len(made) == 2
     assert torch.equal(run.reference.model.linear.weight, made[0] / 2)
-    assert torch.equal(run.lanes[0].candidate.model.linear.weight, made[0] / 4)
+    assert torch.equal(run.runs[0].candidate.model.linear.weight, made[0] / 4)
 
 
 def test_an_evaluation_holds_them_once(make_net, digits):
@@ -186,7 +184,7 @@ def test_an_evaluation_holds_them_once(make_net, digits):
     settings = Settings(precisions=("16-true", "16-mixed"))
     run = EvaluationRun(Evaluation(model=model, data=[(x[:16], y[:16])]), settings, None)
     run.execute()
-    true, mixed = run.lanes
+    true, mixed = run.runs
     assert tensors(mixed.candidate) == tensors(run.reference)
     assert [p.data_ptr() for p in mixed.theory.model.parameters()] == tensors(run.reference)
     assert [p.data_ptr() for p in true.theory.model.parameters()] == tensors(true.candidate)

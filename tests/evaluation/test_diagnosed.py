@@ -85,7 +85,7 @@ def test_a_remedy_is_a_fresh_candidate(make_net, digits):
     run = executed(make_net(Large()), batches(digits), "16-true")
     kept = after.remedied(run, Remedy("bf16-true", ("core.part",)))
     assert kept.precision.name == "bf16-true"
-    assert kept.model is not run.lanes[0].candidate.model
+    assert kept.model is not run.runs[0].candidate.model
     Large.seen.clear()
     kept.outputs(torch.ones(2, 1, 8, 8), 0)
     assert Large.seen == [torch.float32]
@@ -114,11 +114,11 @@ def test_a_request_brings_its_siblings_and_its_own_candidate(make_net, digits):
     settings = Settings(precisions=("16-true", "bf16-true"), device="cpu")
     reports = {r.precision: r for r in examine(Evaluation(model=model, data=data), settings)}
     run = executed(model, data, "16-true", "bf16-true")
-    lane = run.lanes[0]
-    request = after.request_of(run, lane, reports["16-true"], reports)
+    precision_run = run.runs[0]
+    request = after.request_of(run, precision_run, reports["16-true"], reports)
     assert list(request.siblings) == ["bf16-true"]
-    assert request.candidate(Remedy("16-true")) is lane.candidate
-    assert request.candidate(Remedy("16-true", ("core.part",))) is not lane.candidate
+    assert request.candidate(Remedy("16-true")) is precision_run.candidate
+    assert request.candidate(Remedy("16-true", ("core.part",))) is not precision_run.candidate
     assert request.emulated
 
 

@@ -12,7 +12,7 @@ from pytest_fp16.precision import precision
 from pytest_fp16.report.terminal import table
 
 
-def a_lane(decides=True, **outcome):
+def a_precision_run(decides=True, **outcome):
     known = {"moved": (0.0, 0.0), "flips": 0, "ties": 0, "decisions": 0}
     return SimpleNamespace(
         task=SimpleNamespace(decides=decides), precision=precision("16-true"),
@@ -28,7 +28,7 @@ def test_the_median_is_of_numbers_only():
 
 @pytest.mark.parametrize(("error", "told"), [(0.04, True), (0.0099, False)])
 def test_outputs_that_moved_far_are_told_although_no_decision_fell(error, told):
-    warning = luck(a_lane(moved=(error, 1.0), flips=0))
+    warning = luck(a_precision_run(moved=(error, 1.0), flips=0))
     assert (warning is not None) == told
     assert not told or "20% of their own spread" in warning
 
@@ -42,25 +42,25 @@ def test_outputs_that_moved_far_are_told_although_no_decision_fell(error, told):
     ],
 )
 def test_a_decision_that_ties_has_not_survived(flips, ties, how, counted):
-    warning = luck(a_lane(moved=(0.04, 1.0), flips=flips, ties=ties))
+    warning = luck(a_precision_run(moved=(0.04, 1.0), flips=flips, ties=ties))
     assert warning.startswith(f"the decisions {how}: ")
     assert counted in warning
 
 
 def test_no_luck_without_decisions_or_spread():
-    assert luck(a_lane(decides=False, moved=(1.0, 1.0))) is None
-    assert luck(a_lane(moved=(1.0, 0.0))) is None
+    assert luck(a_precision_run(decides=False, moved=(1.0, 1.0))) is None
+    assert luck(a_precision_run(moved=(1.0, 0.0))) is None
 
 
 @pytest.mark.parametrize(("ties", "told"), [(6, True), (5, False)])
 def test_many_ties_are_told(ties, told):
-    warning = mass_ties(a_lane(ties=ties, decisions=100))
+    warning = mass_ties(a_precision_run(ties=ties, decisions=100))
     assert (warning is not None) == told
     assert not told or "6 of 100 decisions tie exactly in float16" in warning
 
 
 def test_no_decision_no_tie():
-    assert mass_ties(a_lane()) is None
+    assert mass_ties(a_precision_run()) is None
 
 
 class Logits(torch.nn.Module):

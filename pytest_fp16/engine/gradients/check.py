@@ -199,20 +199,20 @@ class _Check:
         """The 32-bit steps, with a point in the middle and at the end."""
         evidence, exact = self.evidence, self.exact
         alone = Alone(exact, self.precision)
-        witness, emptied, course = None, 0, self.course
+        observer, emptied, course = None, 0, self.course
         if evidence.guards:
-            witness = Guards(exact.model, self.precision.dtype, evidence.guards)
+            observer = Guards(exact.model, self.precision.dtype, evidence.guards)
         points = {max(course.length // 3, 1), course.length}
         half = course.together // 2
         snapshots = [float_tensors(exact)]
         for step in range(course.length):
             held = course.of(step)
-            self.losses += exact_step(exact, held, SEED, step, witness)
+            self.losses += exact_step(exact, held, SEED, step, observer)
             if step == 0:
                 note_copies(snapshots[0], exact)
-            if witness is not None:
-                witness.step()
-                if witness.emptied and evidence.broke is None and emptied < _EMPTIED:
+            if observer is not None:
+                observer.step()
+                if observer.emptied and evidence.broke is None and emptied < _EMPTIED:
                     emptied += 1
                     evidence.broke = self._emptied(candidate, held[-1])
             alone.keep()

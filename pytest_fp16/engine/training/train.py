@@ -208,14 +208,14 @@ def _epoch(
     losses: list[float] = []
     batches = with_last(ordered(trainee.subject.train_data, seed, epoch))
     for step, (batch, last) in enumerate(batches):
-        witness = DtypeCounter() if epoch == 0 and step == 0 else None
+        observer = DtypeCounter() if epoch == 0 and step == 0 else None
         try:
-            loss = trainee.step(batch, last, witness)
+            loss = trainee.step(batch, last, observer)
         except Exception:
             result.failed_at = epoch, step
             raise
-        if witness is not None:
-            result.dtypes = dict(witness.dtypes)
+        if observer is not None:
+            result.dtypes = dict(observer.dtypes)
         losses.append(loss)
         guard.after_step(trainee, epoch, step, loss)
         if tell is not None:

@@ -186,19 +186,19 @@ class Trainee:
         return applied_loss(self.subject.loss, outputs, targets)
 
     @entrance
-    def step(self, batch: Any, last: bool = False, witness: Any = None) -> float:
+    def step(self, batch: Any, last: bool = False, observer: Any = None) -> float:
         """Forward and backward of one batch, and the optimizer's step when it is due.
 
         Args:
             batch: as the data yields it.
             last: no batch follows in this epoch, so what has been accumulated is applied.
-            witness: a dispatch mode that sees the operations as the 16-bit program has them.
+            observer: a dispatch mode that sees the operations as the 16-bit program has them.
 
         Returns:
             The loss of the batch, or of the last before it that was not left out.
         """
         self.counted.begin(last)
-        with self.place.arithmetic(self.precision), witness or nullcontext():
+        with self.place.arithmetic(self.precision), observer or nullcontext():
             batch = self.placed(batch)
             if self.by_hand is not None:
                 return self.by_hand.step(batch)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_fp16.engine.emulation.operations import facts, tensors
 from pytest_fp16.engine.gradients.finding import Finding
 from pytest_fp16.engine.gradients.origins.forward_lines import goes_backwards
-from pytest_fp16.engine.gradients.origins.own_checks import witnessed
+from pytest_fp16.engine.gradients.origins.own_checks import observed
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.source import user_line, user_source
 from pytest_fp16.engine.training.trainee import Trainee
@@ -147,8 +147,8 @@ def lost_digits(reference: Trainee, candidate: Trainee, batch: Any) -> LostDigit
     """
     candidate.follow(reference)
     exact, low = (Digits(trainee.model) for trainee in (reference, candidate))
-    witnessed(reference, batch, exact, backwards=True)
-    witnessed(candidate, batch, low, backwards=True)
+    observed(reference, batch, exact, backwards=True)
+    observed(candidate, batch, low, backwards=True)
     if [_form(m) for m in exact.made] != [_form(m) for m in low.made]:
         return None
     both = list(zip(exact.made, low.made, strict=True))

@@ -59,7 +59,7 @@ def _whole(out: Any, args: tuple[Any, ...]) -> bool:
 def decides(candidate: Trainee, batch: Any) -> bool:
     """Whether the 16-bit program decides anything by its values, in the loss of one batch."""
     decisions = Decisions()
-    witnessed(candidate, batch, decisions)
+    observed(candidate, batch, decisions)
     return decisions.seen
 
 
@@ -77,8 +77,8 @@ def counted(
     """
     candidate.follow(reference)
     exact, low = (WholeNumbers(trainee.model) for trainee in (reference, candidate))
-    witnessed(reference, batch, exact)
-    witnessed(candidate, batch, low)
+    observed(reference, batch, exact)
+    observed(candidate, batch, low)
     return miscounted(exact, low, form, ended), low.changed
 
 
@@ -91,14 +91,14 @@ def rounded_index(
     return counted(reference, candidate, batch, form, ended=True)[0]
 
 
-def witnessed(trainee: Trainee, batch: Any, witness: Any, backwards: bool = False) -> None:
+def observed(trainee: Trainee, batch: Any, observer: Any, backwards: bool = False) -> None:
     """Compute the loss of a batch under a dispatch mode; what is raised is no matter here.
 
     Args:
         backwards: its gradient, too.
     """
     try:
-        _loss(trainee, batch, 0, witness, backwards)
+        _loss(trainee, batch, 0, observer, backwards)
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -153,14 +153,14 @@ def _passes(reference: Trainee, batch: Any, seed: int) -> bool:
 
 @entrance
 def _loss(
-    trainee: Trainee, batch: Any, seed: int, witness: Any = None, backwards: bool = False
+    trainee: Trainee, batch: Any, seed: int, observer: Any = None, backwards: bool = False
 ) -> float:
     """The loss of a batch; nothing of the trainee is changed."""
     trainee.model.train()
     seed_everything(seed)
     with untouched(trainee.model), trainee.place.arithmetic(trainee.precision):
         placed = trainee.placed(batch)
-        with witness or nullcontext():
+        with observer or nullcontext():
             loss = trainee.loss(placed)
             if backwards:
                 weights = [p for p in trainee.parameters() if p.requires_grad]

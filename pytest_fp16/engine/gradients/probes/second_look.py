@@ -99,14 +99,14 @@ def losses(trainee: Trainee, batches: Sequence[Any]) -> list[float]:
 
 
 def exact_step(
-    trainee: Trainee, batches: Sequence[Any], seed: int, step: int, witness: Any = None
+    trainee: Trainee, batches: Sequence[Any], seed: int, step: int, observer: Any = None
 ) -> list[float]:
     """One optimizer step of the reference, with the seeds of the training's own."""
     found = []
     for number, batch in enumerate(batches):
         seed_everything(step_seed(seed, step, number))
         trainee.model.train()
-        found.append(trainee.step(batch, witness=witness))
+        found.append(trainee.step(batch, observer=observer))
     return found
 
 

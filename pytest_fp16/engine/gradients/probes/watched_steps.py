@@ -48,7 +48,7 @@ def watched(
         seed_everything(drawn if seed is None else step_seed(seed, *own))
         trainee.model.train()
         try:
-            trainee.step(batch, witness=origin)
+            trainee.step(batch, observer=origin)
         except Exception:
             break
         if origin.found is not None and origin.swallowed is origin.found:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
 from pytest_fp16.engine.gradients.origins.lost_digits import Digits, lost_digits
-from pytest_fp16.engine.gradients.origins.own_checks import witnessed
+from pytest_fp16.engine.gradients.origins.own_checks import observed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
 from pytest_fp16.precision import REFERENCE, precision
@@ -256,5 +256,5 @@ def test_torchs_own_sums_of_slopes_are_nobodys_line():
     held = subject(Twice)
     exact = Trainee(held, REFERENCE, 0, initial_state(held, 0), Place(CPU))
     digits = Digits(exact.model)
-    witnessed(exact, held.train_data[0], digits, backwards=True)
+    observed(exact, held.train_data[0], digits, backwards=True)
     assert not [made.place for made in digits.made if "test_lost_digits" in str(made.place[2])]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, run_canary
-from pytest_fp16.engine.candidate import Candidate, Witness
+from pytest_fp16.engine.candidate import Candidate, DtypeObserver
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulation.autocast import held_policy
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
@@ -37,7 +37,7 @@ SECOND_LOOK = 2000
 
 
 @dataclass
-class Lane:
+class PrecisionRun:
     """One candidate, the theory about it, and what both have shown so far.
 
     Attributes:
@@ -64,7 +64,7 @@ class Lane:
     no_memory: str | None = None
     warnings: list[str] = field(default_factory=list)
     canary: CanaryFindings | None = None
-    witness: Witness | None = None
+    observer: DtypeObserver | None = None
     second_look: SecondLook = field(default_factory=SecondLook)
     whole: bool = False
 
@@ -84,8 +84,8 @@ class Lane:
         task: Task,
         mode: str,
         by_margin: bool = False,
-    ) -> Lane:
-        """A lane before its first batch; the theory pass has a model of its own.
+    ) -> PrecisionRun:
+        """A run before its first batch; the theory pass has a model of its own.
 
         Flips are weighed by their margins if `by_margin`, see `MetricTotals`.
         """
@@ -127,7 +127,7 @@ class Lane:
         said = None if self.done else self._predict(batch)
         if self.done:
             return
-        if self.canary is None and self.witness is None and not self.outcome.inputs:
+        if self.canary is None and self.observer is None and not self.outcome.inputs:
             self._first(batch)
         before = self._state()
         output = None if self.done else self._run(batch)
@@ -187,17 +187,17 @@ class Lane:
     @property
     def ideal(self) -> bool:
         """Whether the candidate's run is an ideal emulation: each result rounded once, no more."""
-        opaque = self.witness is not None and bool(self.witness.opaque)
+        opaque = self.observer is not None and bool(self.observer.opaque)
         return self.mode == "emulated" and not opaque
 
     def _first(self, batch: Batch) -> None:
         """Before the first full batch: the canary, and the record of what dtypes run."""
         candidate = self.candidate
-        self.witness = Witness(candidate.where)
+        self.observer = DtypeObserver(candidate.where)
         if self.mode == "native":
             return
         few = batch.n if self.whole else min(batch.n, INPUTS)
-        canary = run_canary(candidate, batch.inputs, batch.n, batch.seed, self.witness, few)
+        canary = run_canary(candidate, batch.inputs, batch.n, batch.seed, self.observer, few)
         self.canary, error, emulation_error = canary, canary.error, canary.emulation_error
         on_target = candidate.target == candidate.device.type
         refused = canary.mixed_dtypes and not self.precision.mixed
@@ -221,15 +221,15 @@ class Lane:
             self.failure_error = error.with_traceback(error.__traceback__)
 
     def _run(self, batch: Batch) -> Tensor | None:
-        witness = self.witness if self.mode == "native" and not self.outcome.inputs else None
+        observer = self.observer if self.mode == "native" and not self.outcome.inputs else None
         try:
             try:
-                return self._outputs(batch, witness)
+                return self._outputs(batch, observer)
             except NotImplementedError as error:
-                if witness is None:
+                if observer is None:
                     raise
-                output = self._outputs(batch, None)  # it may be the witness that was in the way
-                self.witness = None
+                output = self._outputs(batch, None)  # it may be the observer that was in the way
+                self.observer = None
                 self.warnings.append(f"what ran in 16 bits was not seen: {first_line(error)}")
                 return output
         except Exception as error:
@@ -239,8 +239,8 @@ class Lane:
                 self._fail(error)
             return None
 
-    def _outputs(self, batch: Batch, witness: Witness | None) -> Tensor:
-        options: dict[str, Any] = {"emulated": self.mode == "emulated", "witness": witness}
+    def _outputs(self, batch: Batch, observer: DtypeObserver | None) -> Tensor:
+        options: dict[str, Any] = {"emulated": self.mode == "emulated", "observer": observer}
         beside = []
 
         def run(inputs: Any) -> Tensor:

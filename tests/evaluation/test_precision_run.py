@@ -236,7 +236,7 @@ def test_a_batch_leaves_nothing_that_waits_for_a_collection_of_garbage():
     finally:
         gc.enable()
     assert left
-    assert left[0] <= len(ALL)  # the last of each lane is in use
+    assert left[0] <= len(ALL)  # the last of each is in use
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="autocast is CUDA's own there")
