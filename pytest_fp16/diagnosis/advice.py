@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_fp16.diagnosis.remedy import Meeting
+from pytest_fp16.report.figures import written
 from pytest_fp16.report.model import Culprit, CureKind
 
 
@@ -10,7 +11,7 @@ def in_float32(culprit: Culprit) -> str:
     """What to do with the culprit's operation; a cast itself is not computed: it is left out."""
     if culprit.operation == "_to_copy":
         return "stay in float32"
-    return f"compute {culprit.operation or 'it'} in float32"
+    return f"compute {written(culprit.operation) or 'it'} in float32"
 
 
 _ADVICE: dict[str, tuple[CureKind, str]] = {
@@ -57,7 +58,7 @@ def advice(culprit: Culprit) -> tuple[CureKind, str]:
     """What to change in the code, and where."""
     kind, text = _ADVICE[culprit.mechanism]
     text = _OTHERWISE.get(culprit.variant or "", text)
-    text = text.format(operation=culprit.operation, in_float32=in_float32(culprit))
+    text = text.format(operation=written(culprit.operation), in_float32=in_float32(culprit))
     return kind, f"{text} at {culprit.source}" if culprit.source else text
 
 

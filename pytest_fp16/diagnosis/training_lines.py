@@ -23,6 +23,7 @@ from pytest_fp16.diagnosis.upcast import function_of, lines_in_float32, mode_for
 from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.precision import Precision
+from pytest_fp16.report.figures import written
 from pytest_fp16.report.model import Culprit
 from pytest_fp16.subject import Training
 
@@ -90,7 +91,7 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, M
 def _on_the_line(culprit: Culprit) -> str:
     """The operation that the user wrote there: ``sqrt``, whose backward pass divides."""
     behind = _BEHIND.search(culprit.evidence)
-    return behind[1] if behind is not None else culprit.operation or "it"
+    return behind[1] if behind is not None else written(culprit.operation) or "it"
 
 
 def _watched(own: Callable[..., Any], line: str, meeting: Meeting | None) -> Callable[..., Any]:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
 
 from pytest_fp16.report.model import Certified, Metric, Price, Report, Run
 
 #: Methods of a forecast that count flips.
 _COUNTING = ("adjoint", "random rounding")
+#: What is written in a program for operations that torch calls otherwise within.
+_WRITTEN = {
+    "addmm": "linear",
+    "mm": "matmul",
+    "bmm": "matmul",
+    "mv": "matmul",
+    "baddbmm": "matmul",
+    "rsub": "sub",
+    "convolution": "conv",
+    "_to_copy": "cast",
+    "grid_sampler_2d": "grid_sample",
+    "grid_sampler_3d": "grid_sample",
+}
+#: What torch puts around the name of a function, where a part of it runs.
+_AROUND = re.compile(r"^(?:_|native_)|(?:_forward|_forward_only|_ex|_impl|_unsafe)$")
 _SHARES = ("accuracy", "agreement", "share", "precision", "recall")
 
 
@@ -147,3 +163,14 @@ def price(cost: Price) -> str:
 def _part(share: float) -> str:
     """A share that is not quite nothing is not called nothing."""
     return "less than 0.1 %" if 0 < share < 0.0005 else percent(share, 0 if share in (0, 1) else 1)
+
+
+def written(operation: str) -> str:
+    """What a program most likely has where torch runs an operation: ``linear`` for ``addmm``."""
+    return _WRITTEN.get(operation) or _AROUND.sub("", operation)
+
+
+def operation(name: str) -> str:
+    """An operation as a program has it, and as torch runs it, where these differ: ``sub/rsub``."""
+    said = written(name)
+    return name if said == name else f"{said}/{name}"

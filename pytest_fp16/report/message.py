@@ -213,7 +213,7 @@ def place(module: str) -> str:
 def _where(report: Report) -> str:
     culprit = report.culprit
     assert culprit is not None, "unreachable: asked only where there is a culprit"
-    operation = f", operation {culprit.operation}" if culprit.operation else ""
+    operation = f", operation {figures.operation(culprit.operation)}" if culprit.operation else ""
     source = f" ({culprit.source})" if culprit.source else ""
     evidence = f": {culprit.evidence}" if culprit.evidence else ""
     return f"{place(culprit.module)}{operation}{source}{evidence}"
@@ -225,7 +225,8 @@ def _no_culprit(report: Report) -> str:
     if not top:
         return text
     shares = ", ".join(
-        f"{place(s.module)} ({s.operation}) {figures.percent(s.share, 0)}" for s in top
+        f"{place(s.module)} ({figures.operation(s.operation)}) {figures.percent(s.share, 0)}"
+        for s in top
     )
     return f"{text}; largest shares of σ²: {shares}"
 

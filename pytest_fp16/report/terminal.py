@@ -211,13 +211,14 @@ def _standing(report: Report) -> list[str]:
 def _extremes(sites: Sequence[Site]) -> list[str]:
     """The site closest to overflow, and the one that loses most values to zero."""
     nearest = min(sites, key=lambda s: s.headroom)
-    at = f"{place(nearest.module)} ({nearest.operation})"
+    at = f"{place(nearest.module)} ({figures.operation(nearest.operation)})"
     largest = figures.significant(nearest.largest)
     lines = [f"closest to overflow: {at}, {_headroom(nearest)}, largest value {largest}"]
     lost = max(sites, key=lambda s: s.zeroed or 0.0)
     if lost.zeroed:
         lines.append(
-            f"most values flushed to zero: {place(lost.module)} ({lost.operation}), "
+            f"most values flushed to zero: {place(lost.module)} "
+            f"({figures.operation(lost.operation)}), "
             f"{figures.percent(lost.zeroed)}"
         )
     return lines
@@ -237,7 +238,7 @@ def _power(headroom: float) -> str:
 def _sites(sites: Sequence[Site]) -> str:
     columns = {
         "module": [_cut(place(site.module), 40) for site in sites],
-        "operation": [site.operation for site in sites],
+        "operation": [figures.operation(site.operation) for site in sites],
         "share\nof σ²": [figures.percent(site.share) for site in sites],
         "largest": [figures.significant(site.largest) if site.largest else "–" for site in sites],
         "headroom": [_power(site.headroom) for site in sites],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_fp16.engine.training.canary import LARGE_DIFFERENCE
+from pytest_fp16.report import figures as shown
 from pytest_fp16.report.message import place
 from pytest_fp16.theory.looks import FIRST_LOOK
 
@@ -101,7 +102,7 @@ def _undecided(forecast: GradientFindings) -> list[str]:
     if forecast.verdict != "not equivalent" or forecast.culprit is None:
         return []
     culprit = forecast.culprit
-    where = f"{culprit.operation or 'something'} in {place(culprit.module)}"
+    where = f"{shown.operation(culprit.operation) or 'something'} in {place(culprit.module)}"
     line = f" ({culprit.source})" if culprit.source else ""
     return [
         f"the runs have not settled it, but the gradient check expects a failure, for {where}{line}"

@@ -318,7 +318,7 @@ def test_the_whole_model_in_float32_is_no_cure():
     assert report.verdict == "not equivalent"
     assert not report.cure.verified
     said = "(what was tried passes only with the whole model in float32); not tried"
-    assert f"cure:  compute addmm in float32 and leave its result so {said}" in str(report)
+    assert f"cure:  compute linear in float32 and leave its result so {said}" in str(report)
 
 
 def test_the_allowance_is_not_spent_on_more_of_what_is_no_cure():

@@ -351,7 +351,7 @@ def test_under_autocast_the_operation_that_casts_the_inputs_can_be_mended():
     assert report.culprit.operation == "mm"
     assert "which the model's inputs bring, as they are cast" in report.culprit.evidence
     assert report.culprit.variant is None
-    assert "compute mm in float32" in report.cure.description
+    assert "compute matmul in float32" in report.cure.description
 
 
 class OfOneLength(nn.Module):

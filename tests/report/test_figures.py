@@ -79,3 +79,20 @@ def test_magnitudes_have_three_digits(value, text):
 )
 def test_a_loss_is_told_in_the_unit_of_its_table(name, said):
     assert figures.loss_of(name, 0.1068) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("addmm", "linear/addmm"),
+        ("_to_copy", "cast/_to_copy"),
+        ("_embedding_bag_forward_only", "embedding_bag/_embedding_bag_forward_only"),
+        ("native_batch_norm", "batch_norm/native_batch_norm"),
+        ("index_put_", "index_put_"),
+        ("log", "log"),
+        ("", ""),
+    ],
+)
+def test_operations_are_told_as_a_program_has_them(name, said):
+    assert figures.operation(name) == said
+    assert figures.written(name) == said.split("/")[0]
