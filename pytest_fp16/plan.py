@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_fp16.errors import SettingError
+from pytest_fp16.plan_lock import locked
 from pytest_fp16.precision import PRECISIONS, canonical_name
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 _HEADER = "# Modules to keep in float32.  test[precision]: module  # reason"
 _WHOLE = "."
-#: Seconds after which a lock's holder must have died: it writes one small file.
-_ABANDONED = 10.0
 _ENTRY = re.compile(
     r"(?P<test>\S.*?)\[(?P<precision>[^\[\]]*)\]:\s+(?P<module>\S+)(?:\s+#\s*(?P<reason>.*))?"
 )
@@ -125,46 +122,9 @@ def merge_plan(
     Raises:
         SettingError: the file cannot be read or written, or it stays locked.
     """
-    with _locked(Path(path)):
+    with locked(Path(path)):
         plan = read_plan(path) if Path(path).exists() else Plan()
         write_plan(path, plan.updated(ran, found).entries)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold ``PATH.lock``; one that a killed process has left behind is taken over."""
-    lock = path.with_name(f"{path.name}.lock")
-    end = time.monotonic() + 4 * _ABANDONED
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            break
-        except (FileExistsError, PermissionError) as error:  # Windows denies what is being deleted
-            # A lock that is gone by now was released: another try. A folder may refuse for good.
-            denied = isinstance(error, PermissionError) and os.name != "nt"
-            if denied or time.monotonic() > end:
-                raise SettingError(
-                    f"cannot write the plan {path}: {error.strerror}; is {lock} held by another "
-                    "process?"
-                ) from None
-        except OSError as error:
-            raise SettingError(f"cannot write the plan {path}: {error.strerror}") from None
-        _take_over(lock)
-        time.sleep(0.02)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _take_over(lock: Path) -> None:
-    """Remove a lock that is older than any write takes."""
-    try:
-        if time.time() - lock.stat().st_mtime > _ABANDONED:
-            lock.unlink()
-    except OSError:
-        return  # its holder has just let go of it
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
@@ -234,12 +194,24 @@ def _parse(line: str) -> Entry:
         raise SettingError(
             f"{line!r} is no entry of a plan; write 'test[precision]: module  # reason'"
         )
-    if match["precision"] not in PRECISIONS:
-        raise SettingError(
-            f"unknown precision {match['precision']!r}; known are {', '.join(PRECISIONS)}"
-        )
+    parameters, precision = _apart(match["precision"])
+    if precision not in PRECISIONS:
+        raise SettingError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
     module = "" if match["module"] == _WHOLE else match["module"]
-    return Entry(match["test"], match["precision"], module, (match["reason"] or "").strip())
+    return Entry(match["test"] + parameters, precision, module, (match["reason"] or "").strip())
+
+
+def _apart(brackets: str) -> tuple[str, str]:
+    """Parameters of a test's own and the precision, which pytest's ids have in the same brackets.
+
+    ``3.0-16-true`` of ``test[3.0-16-true]``, copied from pytest's output, is ``[3.0][16-true]``.
+    """
+    for name in PRECISIONS:
+        if brackets.endswith(f"-{name}"):
+            return f"[{brackets.removesuffix(f'-{name}')}]", name
+        if brackets.startswith(f"{name}-"):
+            return f"[{brackets.removeprefix(f'{name}-')}]", name
+    return "", brackets
 
 
 def stale(

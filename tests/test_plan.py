@@ -52,6 +52,13 @@ def test_a_person_may_write_comments_blank_lines_and_spaces(tmp_path):
     assert entry == Entry("t", "16-true", "a.b", "x # y", line=4)
 
 
+@pytest.mark.parametrize("written", ["t[3.0][16-true]", "t[3.0-16-true]", "t[16-true-3.0]"])
+def test_a_parametrized_test_may_be_called_as_pytest_calls_it(tmp_path, written):
+    path = tmp_path / "fp16.plan"
+    path.write_text(f"{written}: head\n", encoding="utf-8")
+    assert read_plan(path).entries == (Entry("t[3.0]", "16-true", "head", line=1),)
+
+
 def test_a_reason_of_several_lines_becomes_one(tmp_path):
     path = tmp_path / "fp16.plan"
     write_plan(path, [Entry("t", "16-true", "a", "overflow\n  in pow\n")])
@@ -171,36 +178,6 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
     written = {entry.test for entry in read_plan(path).entries}
     assert written == {f"test_{100 * i + j}" for i in range(4) for j in range(25)}
     assert [p.name for p in tmp_path.iterdir()] == ["plan.txt"]
-
-
-def test_a_lock_left_behind_is_taken_over_and_a_held_one_is_an_error(tmp_path, monkeypatch):
-    path, lock = tmp_path / "plan.txt", tmp_path / "plan.txt.lock"
-    lock.touch()
-    os.utime(lock, (1.0, 1.0))
-    _merge(path, 0, 1)
-    assert not lock.exists()
-    monkeypatch.setattr("pytest_fp16.plan._ABANDONED", 0.05)
-    monkeypatch.setattr("pytest_fp16.plan._take_over", lambda lock: None)
-    lock.touch()
-    with pytest.raises(SettingError, match=r"plan.txt.lock held by another process"):
-        _merge(path, 1, 1)
-
-
-def test_a_lock_released_between_two_looks_is_another_try(tmp_path, monkeypatch):
-    """The other process is done just after this one was refused."""
-    path, own, tries = tmp_path / "plan.txt", os.open, []
-
-    def refused_once(name, *arguments):
-        if str(name).endswith(".lock") and not tries:
-            tries.append(name)
-            raise FileExistsError(17, "File exists", name)
-        return own(name, *arguments)
-
-    monkeypatch.setattr("pytest_fp16.plan.os.open", refused_once)
-    _merge(path, 0, 1)
-
-    assert tries
-    assert [entry.test for entry in read_plan(path).entries] == ["test_0"]
 
 
 def test_entries_of_tests_that_are_gone():
