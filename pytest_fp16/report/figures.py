@@ -41,6 +41,11 @@ def loss_of(name: str, loss: float) -> str:
     return f"{100 * loss:.3g} points" if _names_a_share(name) else f"{loss:.3g}"
 
 
+def value_of(name: str, value: float) -> str:
+    """A value of a metric of that name: ``"97.1 %"`` of a share, ``"0.9713"`` of any other."""
+    return f"{100 * value:.3g} %" if _names_a_share(name) else f"{value:.4g}"
+
+
 def decimal(value: float, digits: int = 1) -> str:
     """A number with that many decimals; ``"NaN"`` and ``"infinite"`` are said in words."""
     if math.isnan(value):

@@ -93,7 +93,12 @@ class Pairs:
         if self.start is None or self.look is None:
             return None
         mean = fmean(r.metric for r, _ in self.pairs)
-        return unmoved(self.start, mean, self.look.budget, self.wide)
+        return unmoved(self.start, mean, self.look.budget, self.wide, self.name)
+
+    @property
+    def name(self) -> str:
+        """The metric's; empty where no run has a score."""
+        return next((r.score.name for r, _ in self.pairs if r.score is not None), "")
 
     @property
     def wide(self) -> bool:
@@ -226,13 +231,11 @@ def _settled(pairs: Pairs, runs: Runs) -> Pairs:
         return pairs
     pairs.start = runs.start(r.seed for r, _ in pairs.pairs)
     if pairs.wide and pairs.idle is None:
-        score = pairs.pairs[0][0].score
-        name = score.name if score is not None else ""
-        spread = look.reference_spread or 0.0
+        spread = loss_of(pairs.name, look.reference_spread or 0.0)
         pairs.notes.append(
-            f"the 32-bit runs themselves differ by {loss_of(name, spread)} over "
-            f"seeds (standard deviation), so that a loss of {loss_of(name, look.budget)} would "
-            "pass; steady the training, or set a budget"
+            f"the 32-bit runs themselves differ by {spread} over seeds (standard deviation), so "
+            f"that a loss of {loss_of(pairs.name, look.budget)} would pass; steady the training, "
+            "or set a budget"
         )
     return pairs
 

@@ -184,7 +184,7 @@ def test_a_loss_taken_for_a_metric_is_inconclusive(digits_training):
     ("start", "said"),
     [
         (0.1, None),
-        (0.895, "one which changes nothing would pass a budget of 0.02"),
+        (0.895, "one which changes nothing would pass a budget of 2 points"),
         (0.95, "lowers the metric"),
         (math.nan, None),
         (None, None),

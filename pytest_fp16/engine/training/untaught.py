@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from pytest_fp16.engine.training.score import Score
+from pytest_fp16.report.figures import loss_of, value_of
 from pytest_fp16.theory.budget import guessed
 
 #: What to do about it, in a report.
@@ -63,7 +64,7 @@ def _says_one(score: Score) -> bool:
     return one and score.value <= score.majority + score.resolution
 
 
-def unmoved(start: float, trained: float, budget: float, wide: bool) -> str | None:
+def unmoved(start: float, trained: float, budget: float, wide: bool, name: str) -> str | None:
     """Why a loss within the budget proves nothing about a training; None where it does.
 
     Args:
@@ -71,24 +72,26 @@ def unmoved(start: float, trained: float, budget: float, wide: bool) -> str | No
         trained: the metric of the 32-bit runs.
         budget: the loss that would pass.
         wide: the budget is a default one, which the spread of the 32-bit runs has made wide.
+        name: of the metric, which says how its values are told.
     """
     gain = trained - start
     if not math.isfinite(gain):
         return None
-    came = f"from {start:.4g} to {trained:.4g}"
+    came = f"from {value_of(name, start)} to {value_of(name, trained)}"
+    would_pass = loss_of(name, budget)
     if gain < -budget:
         return (
             f"the 32-bit training lowers the metric, {came}: higher is better; is its sign right?"
         )
     if wide and budget > gain / 2:
         return (
-            f"the 32-bit runs differ so much over seeds that a loss of {budget:.3g} would pass, "
+            f"the 32-bit runs differ so much over seeds that a loss of {would_pass} would pass, "
             f"which is more than half of what training brings ({came}); steady the training, or "
             "set a budget"
         )
     if gain <= budget:
         return (
             f"the 32-bit training brings the metric {came}, so that one which changes nothing "
-            f"would pass a budget of {budget:.3g}; set a smaller one, {ADVICE}"
+            f"would pass a budget of {would_pass}; set a smaller one, {ADVICE}"
         )
     return None

@@ -87,8 +87,20 @@ def test_a_run_that_breaks_is_no_matter_of_learning_but_no_cure_passes_at_chance
     ],
 )
 def test_what_training_brought_is_more_than_the_budget(start, trained, budget, wide, said):
-    found = unmoved(start, trained, budget, wide)
+    found = unmoved(start, trained, budget, wide, "R²")
     assert (found is None) if said is None else said in found
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("accuracy", "from 90 % to 90.5 %, so that one which changes nothing would pass a budget "
+         "of 2 points"),
+        ("R²", "from 0.9 to 0.905, so that one which changes nothing would pass a budget of 0.02"),
+    ],
+)  # fmt: skip
+def test_it_is_told_in_the_unit_of_the_metric(name, said):
+    assert said in unmoved(0.9, 0.905, 0.02, False, name)
 
 
 @pytest.mark.parametrize("metric", [None, "accuracy"])
