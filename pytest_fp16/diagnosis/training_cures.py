@@ -51,8 +51,9 @@ def proposals(
     if where == "<optimizer>" or mechanism == "eps-underflow":
         found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
-        found += _loss_in_float32(subject, model, precision)
-        found += at_the_steps_line(subject, model, precision, culprit)
+        lines = at_the_steps_line(subject, model, precision, culprit)
+        free = mechanism == "mask-inf"  # a mask that fits costs nothing
+        found += lines[:free] + _loss_in_float32(subject, model, precision) + lines[free:]
     found += kept_buffers(model, precision, culprit)
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)

@@ -45,11 +45,15 @@ def at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> lis
 def at_the_steps_line(
     subject: Training, model: nn.Module, precision: Precision, culprit: Culprit | None
 ) -> list[Proposal]:
-    """The same, where the user's own training step runs it."""
+    """The same, where the user's own training step runs it.
+
+    Of a `loss=` only a mask's constant is changed: all of it in float32 is another cure's.
+    """
     own = subject.training_step
-    given = own is None and subject.loss is not None  # a Lightning module does not use it
-    if culprit is None or (given and not is_lightning(model)):
+    if culprit is None:
         return []
+    if own is None and subject.loss is not None and not is_lightning(model):
+        return _masks_in_the_loss(subject, subject.loss, culprit)
     found = []
     for what, at, meeting in _parts(culprit, precision):
         if own is None:  # it is a Lightning module's
@@ -59,6 +63,15 @@ def at_the_steps_line(
             changed = replace(subject, training_step=_watched(own, at, meeting))
             found.append(_changed(culprit, what, meeting, subject=changed))
     return found
+
+
+def _masks_in_the_loss(
+    subject: Training, loss: Callable[..., Any], culprit: Culprit
+) -> list[Proposal]:
+    if culprit.mechanism != "mask-inf" or culprit.source is None:
+        return []
+    changed = replace(subject, loss=_watched(loss, culprit.source, "fitted"))
+    return [_changed(culprit, fitting(culprit), "fitted", subject=changed)]
 
 
 def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, Meeting | None]]:

@@ -514,6 +514,19 @@ def test_a_mask_that_does_not_fit_is_cured_by_one_that_does(digits_training):
     assert "torch.finfo(x.dtype).min" in report.cure.description
 
 
+def test_so_is_one_in_a_loss_that_is_given(digits_training):
+    def loss(z, labels):
+        z = nn.functional.normalize(z, dim=1)
+        scores = (z @ z.T * 5).masked_fill(torch.eye(len(z)).bool(), -9e15)
+        near = (labels[:, None] == labels).float().fill_diagonal_(0)
+        return -(scores.log_softmax(1) * near).sum() / near.sum()
+
+    subject = digits_training(loss=loss, task="embedding", metric=nearest, epochs=1)
+    report = check(subject, precision="16-true", seeds=3)
+    assert (report.culprit.module, report.culprit.mechanism) == ("<loss>", "mask-inf")
+    assert (report.cure.kind, report.cure.verified) == ("mask constant", True)
+
+
 def test_a_run_that_breaks_at_once_leaves_the_default_budget_of_two_32_bit_runs():
     from pytest_fp16.diagnosis.training import _allowed
 
