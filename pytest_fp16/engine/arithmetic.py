@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import ATTENTION, facts, flat, tensors
+from pytest_fp16.engine.uncompiled import FollowingMode
 
 #: Matrix products, and which argument's last dimension is summed over.
 _PRODUCTS = {
@@ -55,7 +55,7 @@ class _Whole(TorchFunctionMode):
         return self.counted.attended(run, given["query"], given["key"])
 
 
-class Arithmetic(TorchDispatchMode):
+class Arithmetic(FollowingMode):
     """Counts the operations of a program, entered innermost so that it sees the program's dtypes.
 
     A product counts its multiply-adds; any other operation that rounds counts one for each value
@@ -74,11 +74,11 @@ class Arithmetic(TorchDispatchMode):
 
     def __enter__(self) -> Arithmetic:
         self._attention.__enter__()  # type: ignore[no-untyped-call]
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        super().__exit__(*exception)
         self._attention.__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def attended(self, run: Callable[[], Tensor], query: Tensor, key: Tensor) -> Tensor:

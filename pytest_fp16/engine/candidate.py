@@ -24,6 +24,7 @@ from pytest_fp16.engine.models import (
 from pytest_fp16.engine.outputs import Others, main_output, others
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.stored import BeforeCast, Stored
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.engine.untouched import Habits
 from pytest_fp16.engine.use import ignores
 from pytest_fp16.errors import ModelError
@@ -148,7 +149,7 @@ class Candidate:
         return ignores(self.model, run)
 
 
-class DtypeObserver(TorchDispatchMode):
+class DtypeObserver(FollowingMode):
     """Records which operations gave 16-bit and which float32 results, and where.
 
     Args:

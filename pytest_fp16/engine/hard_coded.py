@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.emulation.operations import LOW, facts, flat
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.source import user_source
+from pytest_fp16.engine.uncompiled import FollowingMode
 
 
-class HardCoded(TorchDispatchMode):
+class HardCoded(FollowingMode):
     """Sees where a program that runs in float32 makes 16-bit values of its own accord.
 
     Args:

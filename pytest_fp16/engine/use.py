@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import tensors
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.engine.untouched import memory
 
 #: Where a model lies and how it is set: this may be asked of one that then computes nothing.
@@ -78,7 +78,7 @@ def reaches(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
     return any(p.grad is not None for p in parameters)
 
 
-class _State(TorchDispatchMode):
+class _State(FollowingMode):
     """What became of a stand-in: watches for operations on the tensors it has handed out."""
 
     def __init__(self, model: nn.Module, stack: ExitStack) -> None:

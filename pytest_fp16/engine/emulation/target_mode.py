@@ -13,7 +13,6 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.inference import inference_as_no_grad
 from pytest_fp16.engine.emulation.patching import replaced
@@ -21,6 +20,7 @@ from pytest_fp16.engine.emulation.recurrent import recurrent_by_steps
 from pytest_fp16.engine.emulation.refusal import require_in_range
 from pytest_fp16.engine.emulation.transforms import transforms_as_on
 from pytest_fp16.engine.emulation.wording import lost_its_text
+from pytest_fp16.engine.uncompiled import FollowingMode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,7 +50,7 @@ def assignments_as_on(target: str) -> Iterator[None]:
         _depth -= 1
 
 
-class OnTarget(TorchDispatchMode):
+class OnTarget(FollowingMode):
     """A mode that follows a program, which also meets what a target refuses to assign.
 
     Args:
@@ -97,11 +97,11 @@ class OnTarget(TorchDispatchMode):
             self._context.enter_context(transforms_as_on(self._meets, self.as_one))
         self._context.enter_context(recurrent_by_steps(self._meets))
         self._context.enter_context(inference_as_no_grad())
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._context.close()
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        super().__exit__(*exception)
         if self._last is not None and lost_its_text(exception[1]):
             raise self._last from None

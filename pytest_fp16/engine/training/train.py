@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.models import parameter_dtypes
@@ -20,6 +19,7 @@ from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.score import Score, score
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.training.untaught import learned_nothing
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.errors import DataError
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.subject import Training
@@ -80,7 +80,7 @@ class RunResult:
         return math.nan if self.score is None else self.score.value
 
 
-class DtypeCounter(TorchDispatchMode):
+class DtypeCounter(FollowingMode):
     """Counts the dtypes of floating results: the proof of what a step really ran in."""
 
     def __init__(self) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import facts, tensors
 from pytest_fp16.engine.gradients.finding import Finding
@@ -22,6 +21,7 @@ from pytest_fp16.engine.gradients.origins.own_checks import observed
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.source import user_line, user_source
 from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.report.model import Mechanism
 
 #: A result is lost where a quarter of its size is error, as a gradient is ...
@@ -100,7 +100,7 @@ class _Made:
     given: list[Tensor]
 
 
-class Digits(TorchDispatchMode):
+class Digits(FollowingMode):
     """Keeps the results, and the arguments, of operations that may lose digits.
 
     Args:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import facts, flat, tensors
 from pytest_fp16.engine.emulation.wording import mechanism_of, told
@@ -36,6 +35,7 @@ from pytest_fp16.engine.gradients.origins.lost_values import (
 from pytest_fp16.engine.gradients.origins.unread import Unread
 from pytest_fp16.engine.gradients.origins.zeros import Zeros
 from pytest_fp16.engine.models import Location
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.report.model import Mechanism
 
 _FILLS = frozenset(
@@ -46,7 +46,7 @@ _FILLS = frozenset(
 CLIPPING = "clip_grad_norm_"
 
 
-class OriginWatch(TorchDispatchMode):
+class OriginWatch(FollowingMode):
     """Remembers the first operation that makes NaN or infinity of finite arguments.
 
     Entered inside an emulation it sees the results as the 16-bit program has them. A module's

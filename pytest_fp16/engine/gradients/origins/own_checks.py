@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import LOW, facts, tensors
 from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount, WholeNumbers, miscounted
@@ -23,6 +22,7 @@ from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.rounding import Format
 
@@ -31,7 +31,7 @@ SHOWN = 32
 _READS = frozenset("_local_scalar_dense equal is_nonzero".split())
 
 
-class Decisions(TorchDispatchMode):
+class Decisions(FollowingMode):
     """Sees whether a program decides by its values: on the host, or by a whole number of them.
 
     Attributes:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import LOW, facts
 from pytest_fp16.engine.gradients.finding import Finding
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.source import user_source
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.theory.rounding import Format
 
 #: The share of the whole numbers made at one place that may be others.
@@ -68,7 +68,7 @@ class _Made:
     low: bool
 
 
-class WholeNumbers(TorchDispatchMode):
+class WholeNumbers(FollowingMode):
     """Notes whole numbers that are made of floating ones, and those that a 16-bit type changes.
 
     Args:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import facts, flat
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.source import user_source
 from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.theory.rounding import Format
 
 #: By operation, the argument that must not be zero.
@@ -53,7 +53,7 @@ class Guard:
         return min((t for t in self.terms if not math.isnan(t)), default=math.nan)
 
 
-class Guards(TorchDispatchMode):
+class Guards(FollowingMode):
     """Finds guards that are lost in a 16-bit program, or follows their terms in the 32-bit one.
 
     Args:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.emulation.operations import flat
 from pytest_fp16.engine.gradients.origins.forward_lines import goes_backwards
@@ -17,6 +16,7 @@ from pytest_fp16.engine.gradients.probes.course import Course
 from pytest_fp16.engine.gradients.probes.late_failures import numbers
 from pytest_fp16.engine.gradients.probes.watched_steps import Replays
 from pytest_fp16.engine.tracing.recorder import largest_magnitude
+from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.theory.decline import falls_below, returns
 from pytest_fp16.theory.rounding import FORMATS
 
@@ -82,7 +82,7 @@ def _reached(replays: Replays, batch: Any, seed: int) -> float:
     return max(reach.largest, first.reached)
 
 
-class Reach(TorchDispatchMode):
+class Reach(FollowingMode):
     """Remembers how far the values of a forward pass reach, in `largest`."""
 
     def __init__(self) -> None:
