@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_fp16.engine.batching import cast_floating, copied, first_batch, split_batch, to_device
+from pytest_fp16.engine.batching import cast_inputs, copied, first_batch, split_batch, to_device
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.device import resolve_device
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
@@ -215,7 +215,7 @@ def pass_of(
     inputs, _ = split_batch(first_batch(subject.data, "the data"), subject.holds_labels)
     inputs = copied(to_device(inputs, device))
     if precision.casts:
-        inputs = cast_floating(inputs, precision.dtype)
+        inputs = cast_inputs(inputs, precision.dtype, subject.keep_inputs)
 
     forward = subject.forward
 

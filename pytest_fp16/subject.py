@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral
@@ -60,6 +60,8 @@ class Evaluation:
             (model, inputs) that returns the outputs.
         ignore_index: a label that is not a decision (padding).
         name: how the report calls it.
+        keep_inputs: places in a tuple, or keys, of the inputs that a "true" precision hands on as
+            they are, such as time steps or coordinates in float32; others are cast with the model.
     """
 
     model: Any
@@ -70,6 +72,7 @@ class Evaluation:
     forward: Callable[[Any, Any], Any] | None = None
     ignore_index: int = -100
     name: str = "model"
+    keep_inputs: Sequence[int | str] = ()
 
     def __post_init__(self) -> None:
         _checked(self)
@@ -105,6 +108,7 @@ class Training:
             the batch out. In a "true" precision the batch's floating tensors are 16-bit, targets
             included.
         task, metric, forward, ignore_index: as in `Evaluation`.
+        keep_inputs: the same; with a `training_step`, places or keys of the batch itself.
         name: how the report calls it.
     """
 
@@ -124,6 +128,7 @@ class Training:
     forward: Callable[[Any, Any], Any] | None = None
     ignore_index: int = -100
     name: str = "model"
+    keep_inputs: Sequence[int | str] = ()
 
     def __post_init__(self) -> None:
         _checked(self)
@@ -154,6 +159,11 @@ def _checked(subject: Evaluation | Training) -> None:
         raise SettingError(f"name must be a string (got {subject.name!r})")
     if not isinstance(subject.ignore_index, Integral):
         raise SettingError(f"ignore_index must be a whole number (got {subject.ignore_index!r})")
+    keep = subject.keep_inputs
+    if not isinstance(keep, (list, tuple)) or not all(type(k) in (int, str) for k in keep):
+        raise SettingError(
+            f'keep_inputs must be a list of places or keys, such as [1] or ["t"] (got {keep!r})'
+        )
 
 
 def _functions(subject: Evaluation | Training, *names: str) -> None:

@@ -121,3 +121,9 @@ def test_a_trainer_is_told_of_the_module_it_trains():
     assert of_trainer(Module()) == of_trainer("a model") == ""
     with pytest.raises(SettingError, match=r"got Driver.*docs/how-to/lightning\.md"):
         require_subject(Driver(Module()))
+
+
+@pytest.mark.parametrize("keep", ["t", [1.5], [True], 3])
+def test_inputs_to_keep_are_a_list_of_places_or_keys(keep):
+    with pytest.raises(SettingError, match="keep_inputs must be a list of places or keys"):
+        Evaluation(model=None, data=[], keep_inputs=keep)

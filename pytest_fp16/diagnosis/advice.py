@@ -33,10 +33,10 @@ _OTHERWISE = {
     "mixed dtypes": "bring the tensors that meet there to one dtype",
     "other bits": "cast to float32 before the bits are read",
     "stored values": "scale what is stored, and take the scale back behind",
-    "stored inputs": "hand the inputs on in float32, as a mixed precision does, or shift and scale "
-    "them before they are cast",
-    "infinite inputs": "hand the inputs on in float32, as a mixed precision does, or scale them "
-    "before they are cast; they enter",
+    "stored inputs": "hand the inputs on in float32 (keep_inputs=), as a mixed precision does, or "
+    "shift and scale them before they are cast",
+    "infinite inputs": "hand the inputs on in float32 (keep_inputs=), as a mixed precision does, "
+    "or scale them before they are cast; they enter",
     "infinite values": "scale what is stored, and take the scale back behind, or keep the weight "
     "or buffer in float32 that is read",
     "stored digits": "keep the weight or buffer in float32 that is read",

@@ -15,7 +15,7 @@ from pytest_fp16.diagnosis.replay import exact_results, healed, repaired, watche
 from pytest_fp16.diagnosis.tape import Ref, Tape
 from pytest_fp16.diagnosis.twin import Fate, Twin
 from pytest_fp16.diagnosis.twin_run import Operation, Program, TwinRun
-from pytest_fp16.engine.batching import take
+from pytest_fp16.engine.batching import map_inputs, take
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
@@ -167,7 +167,10 @@ class Comparison:
         self.where.reset()
         seed_everything(self.sample.seed)
         dtype = None if candidate.precision.mixed else candidate.precision.dtype
-        inputs = map_tensors(self.sample.inputs, lambda t: given(t, dtype))
+        keep = candidate.subject.keep_inputs
+        inputs = map_inputs(
+            self.sample.inputs, lambda t, kept: given(t, None if kept else dtype), keep
+        )
         context = autocast(candidate.precision, candidate.device, candidate.target)
         kept = untouched(candidate.model, weights=candidate.habits.writes)
         with kept, torch.no_grad(), quiet(), context, inside:

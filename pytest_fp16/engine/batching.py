@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pytest_fp16.engine.containers import all_tensors, leaves, map_tensors, mapping_like
-from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.engine.containers import (
+    all_tensors,
+    leaves,
+    map_tensors,
+    mapping_like,
+    parts_of,
+    with_parts,
+)
+from pytest_fp16.errors import DataError, ModelError, SettingError
 
 _LABEL_KEYS = ("labels", "label", "targets", "target")
 
@@ -87,6 +95,55 @@ def copied(value: Any) -> Any:
 def cast_floating(value: Any, dtype: torch.dtype) -> Any:
     """Floating tensors converted to `dtype`, integer and bool tensors untouched."""
     return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def cast_inputs(inputs: Any, dtype: torch.dtype, keep: Sequence[int | str]) -> Any:
+    """The same of a model's inputs, but for those that `keep_inputs` names."""
+    return map_inputs(inputs, lambda t, kept: t if kept else cast_floating(t, dtype), keep)
+
+
+def cast_batch(batch: Any, dtype: torch.dtype, keep: Sequence[int | str], whole: bool) -> Any:
+    """The same of a training's batch: of its inputs, or of the batch itself if `whole`."""
+    if not keep or whole or isinstance(batch, Mapping):
+        return cast_inputs(batch, dtype, keep)
+    inputs, *targets = batch
+    cast = [cast_inputs(inputs, dtype, keep), *(cast_floating(t, dtype) for t in targets)]
+    return with_parts(batch, dict(enumerate(cast)))
+
+
+def map_inputs(
+    inputs: Any, change: Callable[[Tensor, bool], Any], keep: Sequence[int | str]
+) -> Any:
+    """Inputs with every tensor changed.
+
+    Args:
+        inputs: as a batch has them.
+        change: what becomes of a tensor, and whether it belongs to those that are kept.
+        keep: places in a tuple or list, keys of a mapping, or names of an object's fields.
+    """
+    if not keep:
+        return map_tensors(inputs, lambda t: change(t, False))
+    parts = {}
+    for key, part in parts_of(inputs).items():
+        parts[key] = map_tensors(part, partial(_changed, change, key in keep))
+    return with_parts(inputs, parts)
+
+
+def _changed(change: Callable[[Tensor, bool], Any], kept: bool, tensor: Tensor) -> Any:
+    return change(tensor, kept)
+
+
+def require_kept(inputs: Any, keep: Sequence[int | str]) -> None:
+    """Refuse what `keep_inputs` names and the inputs do not have.
+
+    Raises:
+        SettingError: they do not.
+    """
+    has = parts_of(inputs) if keep else {}
+    for key in keep:
+        if key not in has:
+            known = ", ".join(map(repr, has))
+            raise SettingError(f"keep_inputs names {key!r}; the inputs have {known}")
 
 
 def cast_module(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -132,7 +132,7 @@ class Candidate:
         context = autocast(self.precision, self.device, self.target)
         with torch.no_grad(), quiet(), context as regions:
             with emulation, observer or nullcontext():
-                output = call(self.model, inputs, self.precision, self.subject.forward)
+                output = call(self.model, inputs, self.precision, self.subject)
             self.own_autocast |= isinstance(regions, LeftOff) and regions.any
             predictions = main_output(output)
             self.beside = others(output, predictions)
@@ -144,7 +144,7 @@ class Candidate:
         def run(given: Any) -> None:
             seed_everything(seed)
             with torch.no_grad(), quiet(), autocast(self.precision, self.device, self.target):
-                call(given, inputs, self.precision, self.subject.forward)
+                call(given, inputs, self.precision, self.subject)
 
         return ignores(self.model, run)
 

@@ -76,6 +76,32 @@ def _packed_with(value: PackedSequence, change: Callable[[Tensor], Any]) -> Pack
     return PackedSequence(change(value.data), value.batch_sizes, *changed)
 
 
+def parts_of(value: Any) -> dict[Any, Any]:
+    """What a container holds, by key, place or field; a tensor alone is at place 0."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
+    if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
+        return dict(enumerate(value))
+    return dict(held_tensors(value)) or {0: value}
+
+
+def with_parts(value: Any, parts: dict[Any, Any]) -> Any:
+    """A container like `value` with other `parts`, as `parts_of` tells them."""
+    if isinstance(value, Mapping):
+        return mapping_like(value, parts)
+    if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
+        made = list(parts.values())
+        return value._make(made) if hasattr(value, "_make") else type(value)(made)
+    if not held_tensors(value):
+        return parts[0]
+    made = copy.copy(value)
+    for name, part in parts.items():
+        object.__setattr__(made, name, part)  # a dataclass may be frozen
+    return made
+
+
 def mapping_like(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
     """A mapping of the same type with these items: code may read them as attributes."""
     if type(mapping) is dict or not isinstance(mapping, MutableMapping):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from pytest_fp16.engine.batching import cast_floating, cast_module, copied
+from pytest_fp16.engine.batching import cast_inputs, cast_module, copied
 from pytest_fp16.engine.emulation.autocast import own_regions, target_autocast
 from pytest_fp16.engine.emulation.branches import branches_as_python
 from pytest_fp16.engine.emulation.operations import LOW
@@ -21,6 +21,7 @@ from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import Precision
+from pytest_fp16.subject import Evaluation, Training
 
 
 def complex_tensors(model: nn.Module) -> list[str]:
@@ -127,13 +128,13 @@ def call(
     model: nn.Module,
     inputs: Any,
     precision: Precision,
-    forward: Callable[[Any, Any], Any] | None,
+    subject: Evaluation | Training,
 ) -> Any:
-    """The model's outputs on a copy of the inputs, cast first where the whole model is."""
+    """The subject's outputs on a copy of the inputs, cast first where the whole model is."""
     inputs = copied(inputs)
     if precision.casts:
-        inputs = cast_floating(inputs, precision.dtype)
-    return call_as_is(model, inputs, forward)
+        inputs = cast_inputs(inputs, precision.dtype, subject.keep_inputs)
+    return call_as_is(model, inputs, subject.forward)
 
 
 def taking_gradients(forward: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Any]:

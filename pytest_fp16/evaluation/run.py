@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine import advice
-from pytest_fp16.engine.batching import count_inputs, holds, split_batch, take, to_device
+from pytest_fp16.engine.batching import (
+    count_inputs,
+    holds,
+    require_kept,
+    split_batch,
+    take,
+    to_device,
+)
 from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
@@ -28,6 +35,7 @@ from pytest_fp16.evaluation.candidates import Candidates
 from pytest_fp16.evaluation.passes import Passes
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.soundness import (
+    after_the_data,
     handed_on,
     require_better_than_chance,
     require_data,
@@ -104,22 +112,7 @@ class EvaluationRun:
                 one.take(batch)
             self.inputs += batch.n
             self.passes.done(number + 1)
-        if not self.inputs:
-            raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
-        if self.left_out:
-            self.warnings.append(
-                f"{self.left_out} batches were left out: their first tensor has no rows; inputs "
-                "are counted by it where there are no labels"
-            )
-        if self.beyond:  # minus infinity is what a mask is for
-            self.warnings.append(
-                f"{self.beyond} outputs of the reference itself are NaN or infinite in float32; "
-                "what 16 bits do to them cannot be told"
-            )
-        if isinstance(self.totals.tally, Accuracy) and not self.totals.tally.count:
-            raise DataError(
-                f"no decision counts: every label is ignore_index ({self.subject.ignore_index})"
-            )
+        self.warnings += after_the_data(self)
 
     def rewind(self) -> None:
         """Everything that models have carried along goes back to what it was before the data.
@@ -194,6 +187,7 @@ class EvaluationRun:
     def _begin(self, inputs: Any, output: Tensor, labels: Any, n: int, seed: int) -> None:
         """Everything that can be refused is refused here, before long work starts."""
         subject, self.shape = self.subject, output.shape
+        require_kept(inputs, subject.keep_inputs)
         if subject.metric is not None and labels is None:
             raise DataError("metric= needs labels; yield batches (inputs, labels)")
         self.task = task_of(subject, output, labels, n)

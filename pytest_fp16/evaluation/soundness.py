@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from pytest_fp16.errors import DataError, ModelError, SettingError
 from pytest_fp16.metric import Accuracy, user_scores
 from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, guessed
+
+if TYPE_CHECKING:
+    from pytest_fp16.evaluation.run import EvaluationRun
 
 #: Labelled decisions from which a reference can be told from chance.
 _ENOUGH_FOR_CHANCE = 64
@@ -187,6 +190,32 @@ def require_label_each(inputs: Any, labels: Any, n: int, output: Tensor) -> None
         raise DataError(
             f"a batch holds {first.shape[0]} inputs and {n} labels; yield one label for each input"
         )
+
+
+def after_the_data(run: EvaluationRun) -> list[str]:
+    """Warnings of what the data held, once all of it has been seen.
+
+    Raises:
+        DataError: nothing that counts.
+    """
+    if not run.inputs:
+        raise DataError("data is empty: it yielded no batch; a verdict needs inputs")
+    if isinstance(run.totals.tally, Accuracy) and not run.totals.tally.count:
+        raise DataError(
+            f"no decision counts: every label is ignore_index ({run.subject.ignore_index})"
+        )
+    said = []
+    if run.left_out:
+        said.append(
+            f"{run.left_out} batches were left out: their first tensor has no rows; inputs "
+            "are counted by it where there are no labels"
+        )
+    if run.beyond:  # minus infinity is what a mask is for
+        said.append(
+            f"{run.beyond} outputs of the reference itself are NaN or infinite in float32; "
+            "what 16 bits do to them cannot be told"
+        )
+    return said
 
 
 def handed_on(inputs: Any) -> list[str]:

@@ -336,7 +336,7 @@ def test_inputs_that_the_format_does_not_hold_are_named():
     assert report.culprit.variant == "stored inputs"
     assert report.cure.precision == "16-mixed"
     assert report.cure.verified
-    assert "hand the inputs on in float32" in report.cure.description
+    assert "hand the inputs on in float32 (keep_inputs=)" in report.cure.description
 
 
 def test_under_autocast_the_operation_that_casts_the_inputs_can_be_mended():

@@ -9,15 +9,19 @@ from pytest_fp16.engine.batching import (
     FEWEST,
     PRIMES,
     batch_dim,
+    cast_batch,
+    cast_inputs,
     cast_module,
     chunks,
     count_inputs,
     holds,
     one_by_one,
+    require_kept,
     split_batch,
     take,
 )
-from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.errors import DataError, ModelError, SettingError
 
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
 
@@ -137,3 +141,46 @@ def test_merged_graphs_say_how_many_they_were():
     assert holds(merged, 3)
     assert not holds(merged, 12)
     assert holds([Graph(torch.ones(5))] * 2, 2)
+
+
+T, IDS = torch.full((2,), 999.7), torch.tensor([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "keep", "dtypes"),
+    [
+        ((X, T, IDS), [1], [torch.float16, torch.float32, torch.int64]),
+        ([X, T], [], [torch.float16, torch.float16]),
+        ({"x": X, "t": T}, ["t"], [torch.float16, torch.float32]),
+        ({"x": X, "more": {"t": [T]}}, ["more"], [torch.float16, torch.float32]),
+        (Pair(X, T), ["second"], [torch.float16, torch.float32]),
+        (Graph(X), ["nodes"], [torch.float32]),
+        (T, [0], [torch.float32]),
+    ],
+)
+def test_inputs_that_are_kept_are_not_cast(inputs, keep, dtypes):
+    require_kept(inputs, keep)
+    made = cast_inputs(inputs, torch.float16, keep)
+    assert type(made) is type(inputs)
+    assert [t.dtype for t in all_tensors(made)] == dtypes
+
+
+def test_a_name_that_no_input_has_is_refused():
+    with pytest.raises(SettingError, match="keep_inputs names 'time'; the inputs have 'x', 't'"):
+        require_kept({"x": X, "t": T}, ["time"])
+    with pytest.raises(SettingError, match="keep_inputs names 2; the inputs have 0, 1"):
+        require_kept((X, T), [2])
+
+
+@pytest.mark.parametrize(
+    ("batch", "keep", "whole", "kept"),
+    [
+        (((X, T), X), [1], False, 1),
+        ((X, T), [1], True, 1),
+        ({"x": X, "t": T, "labels": IDS}, ["t"], False, 1),
+        (((X, T), X), [], False, 0),
+    ],
+)
+def test_of_a_training_the_inputs_are_meant_or_the_batch_itself(batch, keep, whole, kept):
+    made = all_tensors(cast_batch(batch, torch.bfloat16, keep, whole))
+    assert sum(t.dtype == torch.float32 for t in made) == kept

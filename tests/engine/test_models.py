@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -105,11 +105,13 @@ def test_inputs_are_cast_where_the_whole_model_is():
             return x
 
     x, ids = torch.ones(2), torch.ones(2, dtype=torch.long)
-    call(Spy(), (x, ids), precision("16-true"), None)
+    plain = Evaluation(model=None, data=[])
+    call(Spy(), (x, ids), precision("16-true"), plain)
     assert seen["dtypes"] == (torch.float16, torch.int64)
-    call(Spy(), {"x": x}, precision("16-mixed"), None)
+    call(Spy(), {"x": x}, precision("16-mixed"), plain)
     assert seen["dtypes"] == (torch.float32, None)
-    call(Spy(), [x], precision("32-true"), lambda m, inputs: m(inputs[0], ids=ids))
+    handed = replace(plain, forward=lambda m, inputs: m(inputs[0], ids=ids))
+    call(Spy(), [x], precision("32-true"), handed)
     assert seen["dtypes"] == (torch.float32, torch.int64)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -873,3 +874,30 @@ def test_16_bits_in_the_reference_are_told_by_a_run_that_leaves_no_trace():
     assert report.verdict == "equivalent"
     assert float(model.calls) == 0
     assert report.delta_max == 0  # the candidate's count is the reference's
+
+
+class Clocked(nn.Module):
+    """Reads time steps of hundreds to the last digit, in float64, as diffusion models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 4)
+
+    def forward(self, x, t):
+        angle = torch.outer(t.double(), 10000.0 ** -torch.linspace(0, 1, 4, dtype=torch.float64))
+        return self.body(x) * angle.sin().to(x.dtype)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_inputs_that_are_kept_are_handed_on_as_the_program_does_that_is_deployed(as_dict):
+    torch.manual_seed(0)
+    x, t = torch.randn(300, 8), 1000 * torch.rand(300)
+    batch = {"x": x, "t": t} if as_dict else (x, t)
+    model, keep = Clocked().eval(), ["t"] if as_dict else [1]
+    made = Evaluation(model=model, data=[batch], labelled=False)
+    cast = check(made, precision="bf16-true")
+    assert (cast.verdict, cast.culprit.variant) == ("not equivalent", "stored inputs")
+    kept = check(replace(made, keep_inputs=keep), precision="bf16-true")
+    assert (kept.verdict, kept.forecast.verdict) == ("equivalent", "equivalent")
+    with pytest.raises(SettingError, match="keep_inputs names 'time'"):
+        check(replace(made, keep_inputs=["time"]), precision="bf16-true")

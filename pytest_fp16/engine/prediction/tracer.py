@@ -95,7 +95,7 @@ class Tracer:
         self.where.reset()
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype
-        traced = wrap_inputs(copied(inputs), cast)
+        traced = wrap_inputs(copied(inputs), cast, self.subject.keep_inputs)
         # Each of the traces of a batch begins with what was carried up to that batch, and without
         # what another has left in a cache: rounded there once, it would be rounded no more.
         kept = untouched(self.model, self.habits.writes, values=self.habits.lasting)

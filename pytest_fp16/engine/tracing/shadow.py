@@ -6,12 +6,13 @@ the gradients that flow through them, are float32 and never rounded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.containers import map_tensors
+from pytest_fp16.engine.batching import map_inputs
 from pytest_fp16.engine.emulation.interception import Carrier
 from pytest_fp16.engine.tracing.decisions import Doubt
 
@@ -78,14 +79,17 @@ def unwrap(value: Any) -> Any:
     return value
 
 
-def wrap_inputs(value: Any, fmt_dtype: torch.dtype | None) -> Any:
-    """The model's inputs as traced tensors; floating ones rounded to `fmt_dtype` if it is given."""
+def wrap_inputs(value: Any, fmt_dtype: torch.dtype | None, keep: Sequence[int | str] = ()) -> Any:
+    """The model's inputs as traced tensors; floating ones rounded to `fmt_dtype` if it is given.
 
-    def wrapped(tensor: Tensor) -> Shadow:
+    But for those that `keep_inputs` names.
+    """
+
+    def wrapped(tensor: Tensor, kept: bool) -> Shadow:
         if tensor.requires_grad:
             tensor = tensor.detach()  # a graph of the user's would hide where ours begins
-        if tensor.is_floating_point() and fmt_dtype is not None:
+        if tensor.is_floating_point() and fmt_dtype is not None and not kept:
             return Shadow(tensor.to(fmt_dtype).to(torch.float32), fmt_dtype, Cell(True, False))
         return Shadow(tensor, tensor.dtype, Cell(True, False))
 
-    return map_tensors(value, wrapped)
+    return map_inputs(value, wrapped, keep)

@@ -159,7 +159,7 @@ def _run(
     n = count_inputs(inputs, labels)
     inputs = to_device(inputs, place.device)
     with autocast(precision, place.device, place.target):
-        output = main_output(call(model, inputs, precision, subject.forward))
+        output = main_output(call(model, inputs, precision, subject))
     output = output.detach().float().cpu()
     if subject.metric is not None and output.dim():
         n = output.shape[0]  # its labels may come in any number: all boxes in one table

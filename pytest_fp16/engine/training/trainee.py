@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.batching import cast_floating, cast_module, copied, split_batch, to_device
+from pytest_fp16.engine.batching import cast_batch, cast_module, copied, split_batch, to_device
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.autocast import held_policy
 from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, require_float32
@@ -119,9 +119,8 @@ class Trainee:
     def installed(self) -> Iterator[None]:
         """What stays in force for the length of a run."""
         with ExitStack() as stack, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*")
-            warnings.filterwarnings("ignore", message=".*self.log.*trainer.*")
-            warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
+            for said in ("lr_scheduler.step.*before", "self.log.*trainer", "CUDA is not available"):
+                warnings.filterwarnings("ignore", message=f".*{said}.*")
             if any(isinstance(m, torch.jit.ScriptModule) for m in self.model.modules()):
                 # Optimized, a script's backward pass casts to the format that it first ran in.
                 stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
@@ -148,8 +147,9 @@ class Trainee:
 
     def placed(self, batch: Any) -> Any:
         """A copy of a batch on the device, floating tensors cast where the whole model is."""
-        batch = to_device(batch, self.place.device)
-        return copied(batch if self.cast is None else cast_floating(batch, self.cast))
+        batch, keep = copied(to_device(batch, self.place.device)), self.subject.keep_inputs
+        whole = self.own_step or self.subject.training_step is not None
+        return batch if self.cast is None else cast_batch(batch, self.cast, keep, whole)
 
     @entrance
     def loss(self, batch: Any) -> Tensor:

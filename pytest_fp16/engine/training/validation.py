@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pytest_fp16.engine.advice import guarded, of_labels, on_data
-from pytest_fp16.engine.batching import first_batch, split_batch
+from pytest_fp16.engine.batching import first_batch, require_kept, split_batch
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.hard_coded import HardCoded
 from pytest_fp16.engine.models import Location, require_float32
@@ -69,6 +69,8 @@ def validated(subject: Training, device: torch.device) -> ValidTraining:
     if foreign(trainee):
         require_own_parameters(trainee, Trainee(subject, REFERENCE, 0, state, place))
     first = first_batch(ordered(subject.train_data, 0, 0), "train_data")
+    whole = trainee.own_step or subject.training_step is not None
+    require_kept(first if whole else split_batch(first, labelled=True)[0], subject.keep_inputs)
     steps = length_hint(subject.train_data) or None
     notes += _of_training(subject, trainee, steps)
     with on_data(subject.train_data):

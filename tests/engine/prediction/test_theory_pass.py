@@ -290,7 +290,7 @@ def canonical(task, model, inputs, name, mode=None):
         ours = prepare(make_model(model), at, CPU)
         seed_everything(0)
         with autocast(at, CPU, "cuda"), mode or torch.no_grad():
-            output = main_output(call(ours, inputs, at, None))
+            output = main_output(call(ours, inputs, at, Evaluation(model=None, data=[])))
         return output if task is None else task.canonical(output.float())
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_fp16 import Training, check
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.trainee import Trainee, gradient_of, initial_state
@@ -325,3 +326,34 @@ def test_a_scale_that_has_fallen_to_zero_is_told_as_zero(digits_training):
     trainee.scaler.scale(torch.ones(()))
     trainee.scaler.update(0.0)
     assert trainee.scale == 0.0
+
+
+@pytest.mark.parametrize("own_step", [False, True])
+def test_inputs_that_are_kept_reach_the_model_as_they_are(own_step):
+    seen = set()
+
+    class Clocked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(8, 4)
+
+        def forward(self, x, t):
+            seen.add((x.dtype, t.dtype))
+            return self.body(x) * torch.sin(t).to(x.dtype).unsqueeze(1)
+
+    def step(model, batch):
+        return nn.functional.cross_entropy(model(*batch[:2]).float(), batch[2])
+
+    torch.manual_seed(0)
+    x, t, y = torch.randn(64, 8), 1000 * torch.rand(64), torch.randint(0, 4, (64,))
+    training = Training(
+        model=Clocked,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        loss=None if own_step else nn.functional.cross_entropy,
+        training_step=step if own_step else None,
+        train_data=[(x, t, y) if own_step else ((x, t), y)],
+        eval_data=[((x, t), y)],
+        keep_inputs=[1],
+    )
+    check(training, precision="bf16-true", seeds=2)
+    assert seen == {(torch.float32, torch.float32), (torch.bfloat16, torch.float32)}
