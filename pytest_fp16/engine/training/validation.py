@@ -69,8 +69,9 @@ def validated(subject: Training, device: torch.device) -> ValidTraining:
     if foreign(trainee):
         require_own_parameters(trainee, Trainee(subject, REFERENCE, 0, state, place))
     first = first_batch(ordered(subject.train_data, 0, 0), "train_data")
-    whole = trainee.own_step or subject.training_step is not None
-    require_kept(first if whole else split_batch(first, labelled=True)[0], subject.keep_inputs)
+    if subject.keep_inputs:
+        whole = trainee.own_step or subject.training_step is not None
+        require_kept(first if whole else split_batch(first, labelled=True)[0], subject.keep_inputs)
     steps = length_hint(subject.train_data) or None
     notes += _of_training(subject, trainee, steps)
     with on_data(subject.train_data):
