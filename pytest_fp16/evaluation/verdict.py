@@ -50,8 +50,10 @@ def _sixteen_bit_ran(precision_run: PrecisionRun) -> Check | None:
         return None
     low, wide = observer.dtypes[precision.dtype_name], observer.dtypes["float32"]
     detail = f"{low} operations gave {precision.dtype_name}, {wide} float32"
-    if low == 0 and wide and not precision.mixed and not observer.read:
-        detail += "; nothing was computed in 16 bits, so this run proves nothing about them"
+    others = [name for name in ("float16", "bfloat16") if observer.dtypes[name]]
+    if low == 0 and (others or (wide and not precision.mixed and not observer.read)):
+        what = f"it ran in {others[0]}, as the program asks" if others else "all ran in float32"
+        detail += f"; {what}, so this run proves nothing about {precision.dtype_name}"
         return Check(name="16 bit ran", passed=False, detail=detail)
     return Check(name="16 bit ran", passed=True, detail=detail)
 

@@ -79,7 +79,20 @@ class Pairs:
     @property
     def proves_nothing(self) -> str | None:
         """Why runs that lost nothing prove nothing."""
-        return self.untaught or self.gained or self.idle
+        return self.elsewhere or self.untaught or self.gained or self.idle
+
+    @property
+    def elsewhere(self) -> str | None:
+        """Why runs prove nothing of a format: nothing of their first steps was computed in it."""
+        ran = [c.dtypes for _, c in self.pairs if c.dtypes]
+        wanted = self.precision.dtype_name
+        if not ran or not self.precision.low or any(dtypes.get(wanted) for dtypes in ran):
+            return None
+        others = " and ".join(sorted(set().union(*ran)))
+        return (
+            f"nothing was computed in {wanted}: all ran in {others}, so these runs prove nothing "
+            "about it; does the step enter an autocast of its own, or switch it off?"
+        )
 
     @property
     def untaught(self) -> str | None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.evaluation.verdict import luck, mass_ties, median
@@ -152,3 +153,33 @@ def test_a_doubtful_metric_saves_no_model_that_fails_otherwise():
     report = check(subject, precision="16-true", device="cpu")
     assert report.verdict == "not equivalent", str(report)
     assert [c.name for c in report.checks if not c.passed] == ["finite", "good enough"]
+
+
+class Own(nn.Module):
+    """Enters an autocast of its own, whatever it is asked for."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.layer, self.dtype = nn.Linear(8, 4), dtype
+
+    def forward(self, x):
+        with torch.autocast("cuda", dtype=self.dtype):
+            return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "verdict"),
+    [
+        (torch.bfloat16, "16-mixed", "not equivalent"),
+        (torch.float16, "16-mixed", "equivalent"),
+        (torch.float16, "bf16-mixed", "not equivalent"),
+    ],
+)
+def test_what_ran_in_another_16_bit_format_proves_nothing(dtype, precision, verdict):
+    torch.manual_seed(0)
+    made = Evaluation(model=Own(dtype).eval(), data=[torch.randn(64, 8)], labelled=False)
+    report = check(made, precision=precision)
+    assert report.verdict == verdict
+    if verdict == "not equivalent":
+        wanted = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}[precision]
+        assert f"as the program asks, so this run proves nothing about {wanted}" in str(report)

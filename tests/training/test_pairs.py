@@ -180,6 +180,26 @@ def test_a_loss_taken_for_a_metric_is_inconclusive(digits_training):
     assert "cross_entropy of the 16-bit model is higher by" in str(report)
 
 
+def inside(context):
+    def step(model, batch):
+        with torch.autocast("cuda", **context):
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("context", "ran"), [({"enabled": False}, "float32"), ({"dtype": torch.bfloat16}, "bfloat16")]
+)
+def test_runs_that_computed_nothing_in_the_format_prove_nothing(digits_training, context, ran):
+    training = digits_training(loss=None, training_step=inside(context), epochs=2)
+    report = check(training, precision="16-mixed", budget="20pt", seeds=3)
+    assert report.verdict == "inconclusive"
+    assert not next(c for c in report.checks if c.name == "16 bit ran").passed
+    assert "nothing was computed in float16" in str(report)
+    assert f"all ran in {ran}" in str(report)
+
+
 @pytest.mark.parametrize(
     ("start", "said"),
     [
@@ -205,7 +225,7 @@ def test_a_default_budget_of_more_than_half_of_what_is_learned_is_none(made):
     pairs = compared(runs)
     assert pairs.wide
     assert pairs.verdict == "inconclusive"
-    assert "more than half of what training brings (from 0.1 to " in pairs.proves_nothing
+    assert "more than half of what training brings (from 10 % to " in pairs.proves_nothing
     assert not any("steady" in note for note in pairs.notes), "told once"
     runs.settings = runs.settings.with_(budget=0.3)
     assert compared(runs).verdict == "equivalent", "what the user sets is the user's"
