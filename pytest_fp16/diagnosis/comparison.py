@@ -134,6 +134,8 @@ class Comparison:
             self.record()
         with self.replaying():
             found = watched(self.tape, watch)
+        for finding in found.values():
+            finding.asked = self.candidate.precision.dtype
         return [replace(o, finding=found.get(o.index)) for o in self.operations]
 
     @property

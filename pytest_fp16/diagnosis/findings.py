@@ -64,6 +64,7 @@ class Finding:
         own: the same results against the operation without rounding on the operands it had.
         addition: for an addition, its two addends and the sum; None where nothing was added.
         decided: share of integer or bool results that differ from the exact program's.
+        asked: the format the program was asked to run in, which is not every operation's own.
     """
 
     scalars: list[float] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Finding:
     own: list[Measure] = field(default_factory=list)
     addition: Addition | None = None
     decided: float = 0.0
+    asked: torch.dtype = torch.float16
 
     @cached_property
     def addends(self) -> tuple[float, float, float] | None:

@@ -45,5 +45,5 @@ def low_format(finding: Finding) -> Format | None:
 
 
 def format_of(finding: Finding) -> Format:
-    """The same, or any format where the operation worked in none."""
-    return low_format(finding) or next(iter(FORMATS.values()))
+    """The same, or that of the program where the operation worked in wider numbers."""
+    return low_format(finding) or FORMATS[finding.asked]
