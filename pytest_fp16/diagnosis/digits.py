@@ -38,13 +38,11 @@ def counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
             born.name == "sum" and any(m.binary for m in finding.operands)
         )
         if whole and (finding.decided or counts or (measure.fixed and _merge(measure))):
-            return Why(
-                "absorption",
-                born,
-                f"whole numbers up to {measure.largest:.0f}; {fmt.name} can tell every one apart "
-                f"up to {most:.0f} only",
-                "whole numbers",
-            )
+            stored = _comes_stored(finding)
+            text = f"whole numbers up to {measure.largest:.0f}; {fmt.name} can tell every one "
+            text += f"apart up to {most:.0f} only"
+            text += _BRING[stored].replace(", most of which", "; the error is what")
+            return Why("absorption", born, text, stored or "whole numbers")
     return None
 
 
@@ -98,13 +96,10 @@ def cancelled(born: Operation, watched: list[Operation]) -> Why | None:
         return None
     _, operation, entered, left = max(found, key=lambda one: one[0])
     others = (o for _, o, _, _ in found if o is not operation and o.source == operation.source)
-    return Why(
-        "cancellation",
-        operation,
-        f"a difference of {left.value:.2g} is left of values of {entered.value:.3g} (root mean "
-        f"squares), with an error of {left.error:.2g}",
-        beside=tuple(others),
-    )
+    stored = _comes_stored(operation.finding) if operation.finding is not None else None
+    text = f"a difference of {left.value:.2g} is left of values of {entered.value:.3g} (root mean "
+    text += f"squares), with an error of {left.error:.2g}{_BRING[stored]}"
+    return Why("cancellation", operation, text, stored, tuple(others))
 
 
 def _passed_on(left: Measure, taken: Measure) -> bool:
@@ -156,18 +151,15 @@ _BRING: dict[Variant | None, str] = {
 def imprecise(born: Operation, finding: Finding, fmt: Format) -> Why:
     """Nothing but too few digits."""
     results = [m for m in finding.results if m.count]
+    stored = _comes_stored(finding)
     if not results:
-        return Why(
-            "precision-loss",
-            born,
-            f"{finding.decided:.1%} of its results differ from those of exact values",
-        )
+        text = f"{finding.decided:.1%} of its results differ from those of exact values"
+        return Why("precision-loss", born, text + _BRING[stored], stored)
     measure = max(results, key=lambda m: m.relative)
     text = f"values of {measure.value:.3g} (root mean square) with an error of {measure.error:.2g}"
     own = max((m.relative for m in finding.own), default=0.0)
     if own > 4 * fmt.unit_roundoff:
         text += f"; one rounding to {fmt.name} explains {fmt.unit_roundoff * measure.value:.2g}"
-    stored = _comes_stored(finding)
     text += _BRING[stored]
     if low_format(finding) is not None:
         text += f"; {fmt.name} has steps of {ulp_at(measure.value, fmt):.2g} there"
@@ -180,6 +172,6 @@ def _comes_stored(finding: Finding) -> Variant | None:
     if not wrong or any(m.made or m.fixed != wrong[0].fixed for m in wrong):
         return None
     own = sum(m.error**2 for m in finding.own)
-    if sum(m.error**2 for m in finding.results) <= 2 * own:
+    if finding.results and sum(m.error**2 for m in finding.results) <= 2 * own:
         return None
     return "stored digits" if wrong[0].fixed else "stored inputs"

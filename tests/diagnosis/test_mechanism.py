@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.mechanism import carrier, explain, stopped, worth_watching
 from pytest_fp16.diagnosis.origin import find_origin
 from pytest_fp16.diagnosis.stop import Raised
@@ -289,3 +290,27 @@ def test_a_difference_that_only_ends_a_loop_has_cancelled_nothing(make_net, comp
     operations = under.side_by_side(worth_watching(origin).__contains__)
     assert explain(origin, operations).mechanism == "cancellation"
     assert explain(origin, operations, carrier(under, origin)).mechanism == "precision-loss"
+
+
+class Late(nn.Module):
+    """Takes what was cast to float32 again, when its digits are gone."""
+
+    def __init__(self, stored):
+        super().__init__()
+        self.register_buffer("alpha", torch.tensor([0.9991, 0.99]))
+        self.rows, self.stored = nn.Embedding(6000, 8), stored
+
+    def forward(self, x):
+        if self.stored:
+            return x / (1 - self.alpha.float()).repeat(4) ** 0.5
+        return self.rows(x.float()[:, 0].long())
+
+
+@pytest.mark.parametrize(("stored", "variant"), [(True, "stored digits"), (False, "stored inputs")])
+def test_what_is_widened_too_late_is_laid_to_its_cast(stored, variant):
+    torch.manual_seed(0)
+    x = torch.randn(200, 8) if stored else torch.randint(0, 5980, (200, 1)).float()
+    made = Evaluation(model=Late(stored).eval(), data=[x], labelled=False)
+    report = check(made, precision="bf16-true")
+    assert report.culprit.variant == variant
+    assert "brings" in report.culprit.evidence or "bring, as" in report.culprit.evidence
