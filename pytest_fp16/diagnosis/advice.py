@@ -43,7 +43,8 @@ _OTHERWISE = {
     "near one": "use a bound that the format can tell from one, 0.999 in float16 and 0.99 in "
     "bfloat16, or set it in float32",
     "whole numbers": "keep the whole numbers as integers, or in float32",
-    "refused by the program": "let the program take 16-bit tensors",
+    "refused by the program": "let the program take 16-bit tensors, or hand it float32 ones and "
+    "cast its result back,",
     "own statement": "let it take 16-bit tensors, or compute what it looks at in float32",
     "no room": "fill the masked places (masked_fill) instead of adding to them, or mask with half "
     "of torch.finfo(x.dtype).min, x being what is masked,",

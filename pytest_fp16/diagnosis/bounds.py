@@ -74,7 +74,7 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
     return Why(
         "overflow",
         born,
-        f"{whose} {held}; {part} values become infinite",
+        f"{whose} {held}; {part} values looked at become infinite",
         None if infinite else _stored(entered),
     )
 

@@ -194,12 +194,15 @@ class Measure:
 
     @cached_property
     def floored(self) -> bool:
-        """Whether it holds the format's smallest number, and nothing else of half its size."""
+        """Whether it holds the format's smallest number, and of half its size nothing but that.
+
+        Or minus infinity, which is what two such masks add up to.
+        """
         form = self._format
-        if form is None or self.largest != form.largest:
+        if form is None:
             return False
-        large = self._values[self._values.abs() > form.largest / 2]
-        return bool((large == -form.largest).all())
+        large = self._actual[self._actual.abs() > form.largest / 2]
+        return bool((large == -form.largest).any() and (large <= -form.largest).all())
 
     @cached_property
     def merged(self) -> bool:

@@ -23,7 +23,7 @@ from pytest_fp16.diagnosis.digits import (
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.replay import Diverged
-from pytest_fp16.diagnosis.stop import Raised
+from pytest_fp16.diagnosis.stop import Raised, given_dtypes
 from pytest_fp16.diagnosis.twin_run import Operation
 from pytest_fp16.diagnosis.why import Why, format_of
 from pytest_fp16.engine.emulation.wording import first_line, mechanism_of, told, variant_of
@@ -49,6 +49,12 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     elif found.anyway and (mechanism == "precision-loss" or _refuses(found, variant)):
         mechanism, variant = "unsupported-op", "refused by the program"
         evidence += "; exact values of that dtype stop it as well"
+    given = given_dtypes(found.error) if mechanism == "unsupported-op" else {}
+    if given:  # which words of the program's own need not tell
+        variant = "mixed dtypes" if len(given) > 1 else "refused by the program"
+        variant = "own statement" if set(given) == {"float32"} else variant
+        what = (f"{dtype} ({', '.join(names)})" for dtype, names in given.items())
+        evidence += f"; it was given {' and '.join(what)}"
     return Culprit(
         module=found.module,
         operation=found.operation,

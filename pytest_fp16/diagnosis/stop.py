@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.twin_run import Operation
-from pytest_fp16.engine.source import frames_of, raised_at
+from pytest_fp16.engine.source import frames_of, raised_at, raised_by_program
 
 
 @dataclass(frozen=True)
@@ -130,3 +131,21 @@ def module_of(error: BaseException, model: torch.nn.Module) -> str:
         if name is not None:
             return name
     return ""
+
+
+def given_dtypes(error: BaseException) -> dict[str, list[str]]:
+    """What the function of the program's own that raised was given: floating arguments by dtype.
+
+    Empty where no statement of the program's raised it, or its function takes no such tensors.
+    """
+    if not raised_by_program(error):
+        return {}
+    frame, _ = frames_of(error)[0]
+    code = frame.f_code
+    named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    found: dict[str, list[str]] = {}
+    for name in named:
+        value = frame.f_locals.get(name)
+        if isinstance(value, Tensor) and value.dtype.is_floating_point:
+            found.setdefault(str(value.dtype).removeprefix("torch."), []).append(name)
+    return found

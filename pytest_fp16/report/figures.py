@@ -178,4 +178,6 @@ def written(operation: str) -> str:
 def operation(name: str) -> str:
     """An operation as a program has it, and as torch runs it, where these differ: ``sub/rsub``."""
     said = written(name)
+    if name.endswith(("Error", "Exception")):  # which a statement of the program's own raised
+        return f"raise {name}"
     return name if said == name else f"{said}/{name}"

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from pytest_fp16 import Evaluation, check
 from pytest_fp16.diagnosis.bounds import came_small, out_of_range, vanished, vanishing_constant
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
@@ -209,3 +211,29 @@ def test_a_divisor_that_is_infinite_is_no_mask(name, told):
     lost = Measure(exact.half() * torch.nan, exact % 86_400, torch.float16)
     found = Finding(operands=[times], own=[lost], results=[lost], scalars=[86_400.0])
     assert out_of_range(Operation(0, name, "m"), found, FORMATS[torch.float16]).mechanism == told
+
+
+class TwoMasks(nn.Module):
+    """A causal mask and one of padding, added up: where both are, it is minus infinity."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x, keep):
+        least = torch.finfo(x.dtype).min
+        causal = torch.full((5, 5), least).triu(1).to(x.dtype)
+        pad = torch.zeros(len(x), 1, 5).to(x.dtype).masked_fill(keep[:, None] == 0, least)
+        scores = x @ x.transpose(1, 2) * 8 - 40 + (causal + pad)
+        mixed = torch.softmax(scores, -1) @ x
+        return self.head(mixed[:, -1] + 0 * mixed[:, 0])
+
+
+@pytest.mark.parametrize("pads", [1, 2])
+def test_masks_that_add_up_to_an_infinity_leave_no_room_either(pads):
+    torch.manual_seed(0)
+    x, keep = torch.randn(200, 5, 8) * 0.3, torch.ones(200, 5).long()
+    keep[:, :pads] = 0
+    made = Evaluation(TwoMasks().eval(), [(x, keep)], labelled=False)
+    report = check(made, precision="16-true")
+    assert (report.culprit.mechanism, report.culprit.variant) == ("mask-inf", "no room")

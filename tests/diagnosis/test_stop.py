@@ -76,3 +76,44 @@ def test_the_function_that_stops_the_program_where_nothing_follows_it(make_net, 
     under = comparison(make_net(Whitened(), steps=1), "16-true")
     assert entered(under) == "linalg_inv"
     assert entered(comparison(make_net(nn.Identity(), steps=1), "16-true")) is None
+
+
+def flash(q, k, v):
+    if len({q.dtype, k.dtype, v.dtype}) > 1:
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def causal(q, k, v):
+    for t in (q, k, v):
+        if t.dtype != torch.float32:
+            raise RuntimeError("expected scalar type Float but found Half")
+    return q * k.cumsum(1) * v
+
+
+class Attention(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.qkv = function, nn.Linear(8, 24)
+        self.q_norm, self.k_norm = nn.RMSNorm(8), nn.RMSNorm(8)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.function(self.q_norm(q), self.k_norm(k), v)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("function", "precision", "variant", "given"),
+    [
+        (flash, "16-mixed", "mixed dtypes", "it was given float32 (q, k) and float16 (v)"),
+        (causal, "16-true", "refused by the program", "it was given float16 (q, k, v)"),
+    ],
+)
+def test_what_a_function_of_the_programs_own_was_given_tells_why_it_refused(
+    function, precision, variant, given
+):
+    torch.manual_seed(0)
+    made = Evaluation(Attention(function).eval(), [torch.randn(200, 6, 8)], labelled=False)
+    report = check(made, precision=precision)
+    assert (report.culprit.mechanism, report.culprit.variant) == ("unsupported-op", variant)
+    assert given in report.culprit.evidence
