@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ class ConformanceSession:
         """What has hooks of pytest's beside the plugin, by name; xdist's only where it declares."""
         parallel = self.config.pluginmanager.hasplugin("xdist")
         workers = {"fp16-workers": Workers(self.tests)} if parallel else {}
-        return {"fp16-outcomes": self.outcomes, **workers}
+        return {"fp16-outcomes": self.outcomes, "fp16-unfinished": Unfinished(self), **workers}
 
     def header(self) -> str:
         """One line that says what will be checked."""
@@ -157,7 +158,7 @@ class ConformanceSession:
         Returns:
             False where it could not be written, which the summary tells.
         """
-        if self.settings.json and not self.is_worker:
+        if self.settings.json and self._writes:
             from pytest_fp16.report.json import write_json
 
             try:
@@ -167,6 +168,19 @@ class ConformanceSession:
             except SettingError as error:
                 self._lost = f"ERROR: fp16: {error}"
         return self._lost is None
+
+    def write_unfinished(self) -> None:
+        """Say in the JSON report that nothing is judged yet, lest a killed run leave an old one."""
+        if self.settings.json and self._writes:
+            from pytest_fp16.report.json import write_json
+
+            with suppress(SettingError):  # the end tells of it
+                write_json(self.settings.json, (), complete=False)
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process runs items, or hears of all that run, and so has a report."""
+        return not self.is_worker and not self.config.getoption("collectonly", False)
 
     def summary(self) -> list[str]:
         """The lines of the section at the end; none where none are wanted, or nothing was said."""
@@ -192,3 +206,14 @@ class ConformanceSession:
         return orphaned(
             read_plan(path), self.tests, {file for file in files if Path(file).name in partly}
         )
+
+
+class Unfinished:
+    """Before the first item runs, the JSON report says that the session is not complete."""
+
+    def __init__(self, session: ConformanceSession) -> None:
+        self.session = session
+
+    def pytest_runtestloop(self) -> None:
+        """All has been collected."""
+        self.session.write_unfinished()

@@ -38,9 +38,13 @@ def test_who_wants_no_summary_has_none():
 
 @pytest.mark.parametrize("worker", [True, False])
 def test_a_worker_writes_no_file(tmp_path, worker):
-    config = SimpleNamespace(workerinput={}) if worker else SimpleNamespace()
+    told = {"workerinput": {}} if worker else {}
+    config = SimpleNamespace(getoption=lambda name, default: default, **told)
     path = tmp_path / "reports.json"
     session = ConformanceSession(config, Settings(json=str(path)))
+    session.write_unfinished()
+    assert path.exists() != worker
+    path.unlink(missing_ok=True)
     session.collect("f.py::t[16-true]", [a_report("t").model_dump_json()])
     session.write()
     assert path.exists() != worker
@@ -60,5 +64,5 @@ def test_misuse_reaches_the_item(monkeypatch):
 def test_hooks_of_workers_only_where_they_are_declared(parallel):
     manager = SimpleNamespace(hasplugin=lambda name: parallel and name == "xdist")
     session = ConformanceSession(SimpleNamespace(pluginmanager=manager), Settings())
-    names = {"fp16-outcomes", "fp16-workers"} if parallel else {"fp16-outcomes"}
-    assert session.hooks().keys() == names
+    names = {"fp16-outcomes", "fp16-unfinished"}
+    assert session.hooks().keys() == (names | {"fp16-workers"} if parallel else names)

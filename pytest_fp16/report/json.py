@@ -58,10 +58,12 @@ def document(
     reports: Iterable[tuple[str, Report]],
     exit_status: int | None = None,
     unreported: Iterable[Fate] = (),
+    complete: bool | None = None,
 ) -> Document:
     """The reports with the versions that made them, and what a session of pytest left out."""
     left = [Unreported.model_validate(vars(fate)) for fate in unreported]
-    complete = None if exit_status is None else not left and exit_status not in CUT_SHORT
+    if exit_status is not None:
+        complete = not left and exit_status not in CUT_SHORT
     return Document(
         complete=complete,
         exit_status=exit_status,
@@ -85,6 +87,7 @@ def write_json(
     reports: Iterable[tuple[str, Report]],
     exit_status: int | None = None,
     unreported: Iterable[Fate] = (),
+    complete: bool | None = None,
 ) -> None:
     """Write the document; a reader sees the old file or the new one, never half of it.
 
@@ -93,12 +96,13 @@ def write_json(
         reports: each with the id of its test.
         exit_status: of the session of pytest that made them; None outside one.
         unreported: items of it that were to be judged and have no report.
+        complete: False while a session has not come to its end; else its exit status tells.
 
     Raises:
         SettingError: the file cannot be written.
     """
     target = Path(path)
-    text = document(reports, exit_status, unreported).model_dump_json(indent=2) + "\n"
+    text = document(reports, exit_status, unreported, complete).model_dump_json(indent=2) + "\n"
     try:
         replace_text(target, text)
     except OSError as error:

@@ -57,6 +57,29 @@ def test_later(model, data):
     ]
 
 
+def test_a_killed_run_leaves_no_report_of_an_earlier_one(example, monkeypatch):
+    example.write(
+        """
+import os
+
+@fp16_equivalent(precisions=["bf16-true"])
+def test_sound(model, data):
+    if os.environ.get("KILLED"):
+        os._exit(9)
+    return Evaluation(model=model, data=data)
+"""
+    )
+    example.check_apart("--fp16-json=out.json")
+    assert document(example)["complete"]
+    example.check_apart("--fp16-json=out.json", "--collect-only")
+    assert document(example)["complete"]
+
+    monkeypatch.setenv("KILLED", "1")
+    example.check_apart("--fp16-json=out.json")
+    written = document(example)
+    assert (written["complete"], written["exit_status"], written["reports"]) == (False, None, [])
+
+
 def test_the_ini_key_and_the_command_line_over_it(example):
     example.ini("fp16_json = ini.json")
     example.check(*ONE)
@@ -88,6 +111,7 @@ import os
 
 def test_in_the_way(fp16, model, data):
     assert fp16.evaluate(model, data).equivalent
+    os.remove("out.json")  # which says that nothing is judged yet
     os.mkdir("out.json")
 """
     )
