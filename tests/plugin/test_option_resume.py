@@ -96,3 +96,4 @@ def test_a_helper_module_that_changed_is_another_training(example):
     changed = example.check_apart("--fp16-resume")
     changed.assert_outcomes(failed=1)
     changed.stdout.no_fnmatch_line("*runs were read*")
+    changed.stdout.fnmatch_lines(["*warning: none of the * stored runs in *fp16-training*"])

@@ -19,6 +19,9 @@ _LIBRARIES = tuple(
     if path
 )
 
+#: What reads a global of a function's, or of a class's body.
+_LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+
 
 def is_library(name: str) -> bool:
     """Whether a module of that name is an installed package's or Python's own, not the user's."""
@@ -41,7 +44,9 @@ def reached(code: types.CodeType, scope: Mapping[str, Any]) -> Iterator[tuple[st
         code: of a function; what is defined inside it is not looked at.
         scope: the function's globals.
     """
-    found = {n: scope[n] for n in code.co_names if n in scope and not n.startswith("@")}
+    # Of `self.started` the attribute is none of the globals, though one may be called so.
+    loads = [i.argval for i in dis.get_instructions(code) if i.opname in _LOADS]
+    found = {n: scope[n] for n in loads if n in scope and not n.startswith("@")}
     found.update(_imported(code, scope))
     # getattr(helper, "my_loss") names it in a string.
     asked = dict.fromkeys([*code.co_names, *(c for c in code.co_consts if isinstance(c, str))])

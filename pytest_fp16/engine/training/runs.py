@@ -139,11 +139,19 @@ class Runs:
         return self._done[key]
 
     def read_of(self, precision: Precision) -> str | None:
-        """How many of the runs that a precision's verdict rests on were read; None for none."""
+        """How many of the runs that a precision's verdict rests on were read from the store.
+
+        None where nothing was to be read; where something was, and none fits, that is said.
+        """
         known = [key for key in self._done if key[0] in (precision.name, REFERENCE.name)]
         read = len(self.read.intersection(known))
-        if not read:
+        if not read and (self.store is None or not self.settings.resume or not self.store.held):
             return None
+        if not read:
+            return (
+                f"none of the {self.store.held} stored runs in {self.store.folder} was made with "
+                "this model, data, code and settings (resume): all were made again"
+            )
         return f"{read} of {len(known)} runs were read from {self.store.folder} (resume)"
 
     def fresh(

@@ -39,7 +39,7 @@ FORMAT = 2
 _BATCHES = 2
 _PLAIN = (
     "epochs scheduler_step clip_grad_norm accumulate task ignore_index optimizer loss scheduler "
-    "training_step metric forward"
+    "training_step metric forward keep_inputs"
 ).split()
 
 
@@ -50,6 +50,10 @@ class Store:
         folder: made when needed.
         base: fingerprint of all but precision, seed and initial weights.
 
+    Attributes:
+        held: files that were in it.
+        damaged: those of this training that cannot be read, and why.
+
     Raises:
         SettingError: the folder cannot be written.
     """
@@ -59,6 +63,7 @@ class Store:
         self.damaged: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self.held = sum(1 for _ in folder.glob("*.json"))
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:

@@ -77,3 +77,16 @@ def test_whose_a_module_is(helper):
     assert not is_library("helperlib.helper")
     assert not is_library(__name__)
     assert not is_library("__main__")
+
+
+def test_an_attribute_is_no_global_of_that_name():
+    def ask(one):
+        return one.started + math.pi
+
+    scope = {"started": 7, "math": math}
+    assert dict(reached(ask.__code__, scope)) == {"math": math}
+
+
+def test_what_a_class_reads_in_its_body_is_followed():
+    code = compile("class A:\n    w = W\n", "f.py", "exec").co_consts[0]
+    assert dict(reached(code, {"W": 1.0})) == {"W": 1.0}
