@@ -31,6 +31,8 @@ _MANY = 30
 
 _ENDS = {
     "nan": "ended in NaN or infinity",
+    "infinite loss": "has a loss that is infinite up to the end, though its weights and gradients "
+    "are finite:",
     "diverged": "diverged",
     "collapsed scale": "lost its loss scale, as step after step was skipped,",
     "raised": "raised an error",
@@ -121,10 +123,12 @@ def how_it_ended(result: RunResult) -> str:
     where = ""
     if result.failed_at is not None:
         where = f" in epoch {result.failed_at[0] + 1}, step {result.failed_at[1] + 1}"
+    if result.ended == "infinite loss":
+        where = f"{where.replace(' in', ' from', 1)} on"
     error = f" ({result.error})" if result.error else ""
     return (
         f"the {result.precision} run of seed {result.seed} {_ENDS[result.ended]}{where}{error}; "
-        "its 32-bit twin did not"
+        f"its 32-bit twin {'has none' if result.ended == 'infinite loss' else 'did not'}"
     )
 
 

@@ -115,7 +115,7 @@ class Guard:
     def at_the_end(self) -> None:
         """Raises `Ended` where the loss stayed infinite."""
         if self.beyond is not None:
-            raise Ended("nan", self.beyond)
+            raise Ended("infinite loss", self.beyond)
 
 
 def all_finite(tensors: list[Any]) -> bool:

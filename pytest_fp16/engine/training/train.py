@@ -42,7 +42,8 @@ class RunResult:
         precision: its name.
         seed: its seed.
         ended: ``"finished"``, ``"nan"`` (a loss, parameter or output is not finite),
-            ``"diverged"``, ``"collapsed scale"``, ``"raised"`` or ``"out of memory"``.
+            ``"infinite loss"`` (all else is finite), ``"diverged"``, ``"collapsed scale"``,
+            ``"raised"`` or ``"out of memory"``.
         score: metric and predictions of the trained model; None where it could not be evaluated.
         losses: mean training loss of each epoch.
         error: what was raised, or by how much a 32-bit run has diverged.

@@ -147,9 +147,9 @@ class Trainee:
 
     def placed(self, batch: Any) -> Any:
         """A copy of a batch on the device, floating tensors cast where the whole model is."""
-        batch, keep = copied(to_device(batch, self.place.device)), self.subject.keep_inputs
+        batch, keep = to_device(batch, self.place.device), self.subject.keep_inputs
         whole = self.own_step or self.subject.training_step is not None
-        return batch if self.cast is None else cast_batch(batch, self.cast, keep, whole)
+        return copied(batch if self.cast is None else cast_batch(batch, self.cast, keep, whole))
 
     @entrance
     def loss(self, batch: Any) -> Tensor:

@@ -180,7 +180,7 @@ def test_a_loss_beyond_the_format_ends_the_run(digits_training):
     subject = digits_training(loss=far)
     assert run(subject).ended == "finished"
     assert run(subject, "bf16-true").ended == "finished"
-    assert run(subject, "16-true").ended == "nan"
+    assert run(subject, "16-true").ended == "infinite loss"
 
 
 def test_a_loss_that_runs_away_has_diverged(digits_training, digits):
