@@ -285,7 +285,7 @@ def _refuse(model: nn.Module, module: nn.Module) -> None:
     """Refuse what cannot be an island, before anything is changed."""
     name = next(name for name, known in model.named_modules() if known is module)
     if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError(f"{name!r} is a scripted module; keep it in float32 before scripting it")
+        raise ModelError(f"{name!r} is scripted; keep the module it was made from, and trace that")
     if "forward" in vars(module):
         raise ModelError(
             f"the forward of {name!r} was replaced on the module itself; keep it in float32 before "

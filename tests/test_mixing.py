@@ -575,8 +575,16 @@ def test_a_scripted_module_is_refused(model):
     with pytest.raises(ModelError) as raised:
         keep_in_float32(model, ["head"])
     assert str(raised.value) == (
-        "'head' is a scripted module; keep it in float32 before scripting it"
+        "'head' is scripted; keep the module it was made from, and trace that"
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_kept_model_can_be_traced(model, words):
+    kept = cast_except(model, torch.float16, ["norm", "embed"]).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(kept, words)
+        assert torch.equal(traced(words), kept(words))
 
 
 @pytest.mark.gpu
