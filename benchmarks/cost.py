@@ -51,7 +51,7 @@ def theory_seconds(model: nn.Module, batch: tuple, precision: str) -> float:
     from pytest_fp16.engine.models import prepare
     from pytest_fp16.engine.prediction.theory_pass import TheoryPass
     from pytest_fp16.precision import precision as named
-    from pytest_fp16.task import infer_task
+    from pytest_fp16.telling import infer_task
 
     inputs, labels = batch
     with torch.no_grad():

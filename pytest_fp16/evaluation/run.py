@@ -53,7 +53,8 @@ from pytest_fp16.precision import precision
 from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import check_labels, require_like, require_shape, task_of
+from pytest_fp16.task import require_like
+from pytest_fp16.telling import read_labels, task_of
 
 _SEED = 1729
 
@@ -270,7 +271,9 @@ class EvaluationRun:
 
     def _batch(self, inputs: Any, output: Tensor, labels: Any, n: int, seed: int) -> Batch:
         logits = self.task.canonical(output)
-        canonical = self._canonical(labels, n, output, logits) if self.labelled else None
+        canonical = None
+        if self.labelled:
+            canonical = read_labels(self.subject, self.task, labels, output, logits)
         valid = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
         if canonical is not None and self.task.decides:
             valid = canonical != self.task.ignore_index
@@ -278,17 +281,3 @@ class EvaluationRun:
             valid &= ~logits.isnan().any(-1)
         parts = (logits, canonical, valid)
         return Batch(inputs, labels, n, self.inputs, output, *parts, seed)
-
-    def _canonical(self, labels: Any, n: int, output: Tensor, logits: Tensor) -> Tensor | None:
-        """The labels as the task reads them; None where only a metric of the user's own can."""
-        try:
-            read = self.task.canonical_labels(labels, n)
-            assert read is not None, "unreachable: labelled"
-            wanted = logits.shape[:2] if self.task.decides else logits.flatten(1).shape
-            require_shape(read, wanted, labels, output)
-            check_labels(self.task, read, logits.shape[-1])
-        except (DataError, TypeError, ValueError, RuntimeError):
-            if self.subject.metric is None:
-                raise
-            return None
-        return read

@@ -11,7 +11,7 @@ from pytest_fp16.engine.models import prepare
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.precision import precision
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import infer_task
+from pytest_fp16.telling import infer_task
 
 
 @pytest.fixture

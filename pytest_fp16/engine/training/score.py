@@ -19,7 +19,8 @@ from pytest_fp16.errors import DataError
 from pytest_fp16.metric import Accuracy, RSquared, Scores, metric_name, right, user_scores
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
-from pytest_fp16.task import Task, check_labels, task_of
+from pytest_fp16.task import Task, check_labels
+from pytest_fp16.telling import task_of
 from pytest_fp16.theory.budget import clamp
 
 #: Numbers of a run's predictions that are kept for δ and Γ; a pair needs them side by side.

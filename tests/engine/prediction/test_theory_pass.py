@@ -16,7 +16,7 @@ from pytest_fp16.engine.prediction.theory_pass import TheoryPass
 from pytest_fp16.engine.randomness import preserved_state, seed_everything
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import infer_task
+from pytest_fp16.telling import infer_task
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.engine.untouched import Habits
 from pytest_fp16.precision import precision
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.task import infer_task
+from pytest_fp16.telling import infer_task
 from pytest_fp16.theory.rounding import FLOAT16
 
 N = 12

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+
+from pytest_fp16.errors import DataError, ModelError
+from pytest_fp16.telling import infer_task
+
+CLASSES = torch.tensor([0, 2, 1, 2])
+
+
+def infer(output, labels, kind="auto"):
+    return infer_task(kind, output, labels, len(output), -100)
+
+
+@pytest.mark.parametrize(
+    ("output", "labels", "kind", "class_dim", "many"),
+    [
+        (torch.randn(4, 3), CLASSES, "classification", -1, False),
+        (torch.randn(4, 7, 3), torch.ones(4, 7, dtype=torch.long), "classification", -1, True),
+        (torch.randn(4, 3, 7), torch.ones(4, 7, dtype=torch.long), "classification", 1, True),
+        (torch.randn(4, 3, 5, 6), torch.ones(4, 5, 6, dtype=torch.long), "classification", 1, True),
+        (torch.randn(4, 3, 5, 6), None, "classification", 1, True),
+        (torch.randn(4, 3), None, "classification", -1, False),
+        (torch.randn(4, 3), torch.tensor([[0.0, 1, 1]] * 4), "multilabel", -1, True),
+        (torch.randn(4, 1), torch.tensor([0, 1, 1, 0]), "multilabel", -1, False),
+        (torch.randn(4), torch.tensor([0.0, 1, 1, 0]), "multilabel", -1, False),
+        (torch.randn(4, 1), torch.randn(4), "regression", -1, False),
+        (torch.randn(4, 3), torch.randn(4, 3), "regression", -1, False),
+        (torch.randn(4), None, "regression", -1, False),
+    ],
+)
+def test_the_task_is_told_from_output_and_labels(output, labels, kind, class_dim, many):
+    task = infer(output, labels)
+
+    assert (task.kind, task.many) == (kind, many)
+    if kind == "classification":
+        assert task.class_dim == class_dim
+        canonical = task.canonical(output)
+        assert canonical.shape[0] == 4
+        assert canonical.shape[-1] == output.shape[class_dim]
+
+
+@pytest.mark.parametrize(
+    ("output", "labels", "kind", "error", "words"),
+    [
+        (torch.randn(4, 3), torch.tensor([0, 1, 3, 0]), "auto", DataError, "from 0 to 3, but"),
+        (torch.randn(4, 3), torch.tensor([-1, 1, 2, 0]), "auto", DataError, "3 classes"),
+        (torch.randn(4, 3), torch.ones(4, 2, dtype=torch.long), "auto", DataError, "do not fit"),
+        (torch.randn(4, 1), None, "classification", ModelError, "1 logit"),
+        (torch.randn(4), CLASSES, "classification", ModelError, "no dimension of classes"),
+        (torch.randn(4, 3), CLASSES, "multilabel", DataError, "multilabel labels have shape"),
+        (torch.randn(4, 3), torch.full((4,), 0.5), "classification", DataError, "whole numbers"),
+        (torch.randn(4, 3), torch.full((4,), math.nan), "classification", DataError, "are NaN"),
+    ],
+)
+def test_what_does_not_fit_is_refused(output, labels, kind, error, words):
+    with pytest.raises(error, match=words):
+        infer(output, labels, kind)
+
+
+def test_one_hot_labels_are_classes_where_the_user_says_so():
+    output, classes = torch.randn(4, 3), torch.tensor([0, 2, 1, 2])
+    one_hot = torch.nn.functional.one_hot(classes, 3)
+    assert infer(output, one_hot).kind == "multilabel"
+    for labels in (one_hot, one_hot * 0.8 + 0.1):
+        task = infer(output, labels, "classification")
+        assert (task.kind, task.class_dim, task.many) == ("classification", -1, False)
+        assert torch.equal(task.canonical_labels(labels, 4), classes[:, None])
+
+
+def test_one_hot_labels_of_pixels():
+    classes = torch.randint(0, 3, (2, 5, 6))
+    one_hot = torch.nn.functional.one_hot(classes, 3).movedim(-1, 1)
+    task = infer(torch.randn(2, 3, 5, 6), one_hot, "classification")
+    assert torch.equal(task.canonical_labels(one_hot, 2), classes.reshape(2, -1))
+
+
+def test_an_output_that_does_not_run_over_the_inputs_is_refused():
+    with pytest.raises(ModelError, match="first dimension must run over the inputs"):
+        infer_task("auto", torch.randn(3, 2), None, 4, -100)
+    with pytest.raises(ModelError, match="no logits per input"):
+        infer_task("auto", torch.tensor(1.0), None, 4, -100)
+
+
+def test_an_embedding_needs_others_in_its_first_batch():
+    with pytest.raises(DataError, match="the first batch holds 1; make the batches larger"):
+        infer(torch.randn(1, 8), None, "embedding")
+    assert infer(torch.randn(3, 8), None, "embedding").kind == "embedding"
