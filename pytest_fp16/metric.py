@@ -29,6 +29,19 @@ class Accuracy:
         self.inputs = 0
         self.shares = 0.0
         self.squares = 0.0
+        self.labels: set[int] = set()
+        self.answers: set[int] = set()
+
+    def hear(self, labels: Tensor, answers: Tensor) -> None:
+        """Note which labels there are, and which are given, of decisions between two: [n] each."""
+        if len(labels):
+            self.labels |= {int(x) for x in labels.aminmax()}
+            self.answers |= {int(x) for x in answers.aminmax()}
+
+    @property
+    def says_one(self) -> bool:
+        """Whether it has heard of one answer only, and of several labels."""
+        return len(self.answers) == 1 and len(self.labels) > 1
 
     def add(self, right: Tensor, valid: Tensor) -> None:
         """Add decisions: bool, or the probability of being right; both of shape [N, P]."""
@@ -213,5 +226,5 @@ def metric_name(task: Task, custom: Any, labelled: bool, by_margin: bool = False
     if task.kind == "embedding":
         return task.metric_name
     if labelled:
-        return "accuracy"
-    return "agreement by margin" if by_margin else "agreement with the reference"
+        return task.metric_name
+    return ("agreement by margin" if by_margin else "agreement with the reference") + task.cut

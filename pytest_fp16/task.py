@@ -28,6 +28,8 @@ class Task:
         many: more than one decision per input.
         ignore_index: a label that is not a decision.
         one_hot: labels hold a number for every class, of which the largest is the label.
+        threshold: of multi-label outputs, above which a label is given: 0 for logits, 0.5 for
+            probabilities.
     """
 
     kind: str
@@ -35,6 +37,7 @@ class Task:
     many: bool = False
     ignore_index: int = -100
     one_hot: bool = False
+    threshold: float = 0.0
 
     @property
     def decides(self) -> bool:
@@ -50,7 +53,12 @@ class Task:
     def metric_name(self) -> str:
         """The metric this task is judged by."""
         names = {"regression": "R²", "embedding": "nearest-neighbour agreement"}
-        return names.get(self.kind, "accuracy")
+        return names.get(self.kind, "accuracy") + self.cut
+
+    @property
+    def cut(self) -> str:
+        """Where decisions are made, for the metric's name, where that is not as usual."""
+        return f" at {self.threshold:g}" if self.threshold else ""
 
     def canonical(self, output: Tensor) -> Tensor:
         """The raw output [N, …] as logits [N, P, C] or values [N, 1, D]."""
@@ -63,7 +71,7 @@ class Task:
             return _likeness(output.reshape(n, -1)).unsqueeze(1)
         if self.kind == "multilabel":
             flat = output.reshape(n, -1)
-            return torch.stack([torch.zeros_like(flat), flat], dim=-1)
+            return torch.stack([torch.full_like(flat, self.threshold), flat], dim=-1)
         moved = output.movedim(self.class_dim, -1)
         return moved.reshape(n, -1, moved.shape[-1])
 

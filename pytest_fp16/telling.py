@@ -13,6 +13,14 @@ from pytest_fp16.task import Task, check_labels, require_shape
 
 #: Inputs among which one can be nearer than another.
 _NEIGHBOURS = 3
+#: A probability from which on a label is given.
+HALF = 0.5
+#: By how much a mean of probabilities may leave [0, 1] in float32, by rounding.
+_SLACK = 16 * torch.finfo(torch.float32).eps
+
+
+class NotProbabilitiesError(Exception):
+    """Outputs of the first batch lay in [0, 1] by chance: those of another do not."""
 
 
 def task_of(subject: Evaluation | Training, output: Tensor, labels: Any, n: int) -> Task:
@@ -61,8 +69,18 @@ def infer_task(kind: str, output: Tensor, labels: Any, n: int, ignore_index: int
                 f"multilabel labels have shape {tuple(labels.shape)}, "
                 f"the outputs {tuple(output.shape)}"
             )
-        return Task(kind, many=output[0].numel() > 1, ignore_index=ignore_index)
+        many, threshold = output[0].numel() > 1, HALF if are_probabilities(output) else 0.0
+        return Task(kind, many=many, ignore_index=ignore_index, threshold=threshold)
     return _classification(output, labels, ignore_index)
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Whether outputs may be probabilities (a sigmoid at the end), and not logits.
+
+    Those that are no numbers say nothing.
+    """
+    finite = output[output.isfinite()]
+    return bool(((finite >= -_SLACK) & (finite <= 1 + _SLACK)).all())
 
 
 def _guess(output: Tensor, labels: Tensor | None) -> str:

@@ -38,6 +38,7 @@ def test_canonical_forms():
     assert Task("classification").canonical(output).shape == (2, 1, 2)
     assert Task("multilabel").canonical(output).shape == (2, 2, 2)
     assert Task("multilabel").canonical(output)[0, 0].tolist() == [0.0, 2.0]
+    assert Task("multilabel", threshold=0.5).canonical(output)[0, 0].tolist() == [0.5, 2.0]
     assert Task("regression").canonical(output).shape == (2, 1, 2)
     image = torch.arange(24.0).view(1, 2, 3, 4)
     assert Task("classification", 1).canonical(image)[0, 5].tolist() == [5.0, 17.0]
@@ -83,3 +84,13 @@ def test_values_are_looked_at_in_a_direction_of_their_own_that_moves_not():
     assert seeds.norm(dim=-1).sub(1).abs().max() < 1e-6
     moved = task.margins(noisy, reference) - task.margins(reference, reference)
     assert torch.allclose(moved, ((noisy - reference) * seeds).sum(-1), atol=1e-5)
+
+
+def test_probabilities_are_decided_at_a_half_and_the_metric_says_so():
+    task, p = Task("multilabel", threshold=0.5), torch.tensor([[0.2, 0.5, 0.75]])
+    logits = task.canonical(p)
+
+    assert logits.argmax(-1).tolist() == [[0, 0, 1]]
+    assert torch.allclose(task.margins(logits, logits), (p - 0.5).abs())
+    assert torch.equal(task.raw(logits, p.shape), p)
+    assert (task.metric_name, Task("multilabel").metric_name) == ("accuracy at 0.5", "accuracy")

@@ -87,3 +87,24 @@ def test_an_embedding_needs_others_in_its_first_batch():
     with pytest.raises(DataError, match="the first batch holds 1; make the batches larger"):
         infer(torch.randn(1, 8), None, "embedding")
     assert infer(torch.randn(3, 8), None, "embedding").kind == "embedding"
+
+
+LABELS = torch.tensor([0, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("output", "threshold"),
+    [
+        (torch.tensor([0.1, 0.9, 1.0, 0.0]), 0.5),
+        (torch.tensor([0.1, 0.9, 1.0 + 1e-7, 0.0]), 0.5),  # a mean of probabilities, in float32
+        (torch.tensor([0.1, 0.9, 1.0, -0.2]), 0.0),
+        (torch.tensor([0.1, 0.9, 1.5, 0.0]), 0.0),
+    ],
+)
+@pytest.mark.parametrize("kind", ["auto", "multilabel"])
+def test_probabilities_are_decided_at_a_half(output, threshold, kind):
+    for shape in ((4,), (4, 1), (1, 4), (1, 1, 2, 2)):
+        task = infer(output.reshape(shape), LABELS.reshape(shape), kind)
+        assert (task.kind, task.threshold) == ("multilabel", threshold), shape
+    assert infer(output, LABELS.float() + 0.5).threshold == 0.0  # a regression
+    assert infer(output.reshape(2, 2), LABELS[:2]).threshold == 0.0  # classes

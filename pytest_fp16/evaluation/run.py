@@ -54,7 +54,7 @@ from pytest_fp16.progress import Progress
 from pytest_fp16.settings import Settings, require_meaning
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import require_like
-from pytest_fp16.telling import read_labels, task_of
+from pytest_fp16.telling import NotProbabilitiesError, are_probabilities, read_labels, task_of
 
 _SEED = 1729
 
@@ -90,14 +90,25 @@ class EvaluationRun:
         self.device = resolve_device(settings.device)
         self.mode = run_mode(settings, self.device)
         self.target = effective_target(settings, self.device, self.mode)
-        self.warnings: list[str] = []
-        self.runs: list[PrecisionRun] = []
-        self.inputs = self.beyond = self.left_out = 0  # these: outputs past comparing, batches
+        self.probabilities = True  # for what looks like them
         self.differentiates = False  # the model takes gradients of its own
         self.taken: Any = None  # a batch that labels were taken out of, which the model may miss
 
     def execute(self) -> None:
-        """Draw the data once and take every batch through the reference and each run."""
+        """Draw the data once and take every batch through the reference and each run.
+
+        Where the first batch has misled, a second time.
+        """
+        try:
+            self._execute()
+        except NotProbabilitiesError:
+            self.probabilities = False
+            self._execute()
+
+    def _execute(self) -> None:
+        self.warnings: list[str] = []
+        self.runs: list[PrecisionRun] = []
+        self.inputs = self.beyond = self.left_out = 0  # these: outputs past comparing, batches
         self.candidates = Candidates(self.subject, self.device, self.target)
         self.reference = self.candidates.reference
         if self.candidates.was_training:
@@ -150,6 +161,8 @@ class EvaluationRun:
             if not self.runs:
                 self._begin(inputs, output, labels, n, _SEED + number)
             require_like(output, self.shape, number)
+            if self.task.threshold and not are_probabilities(output):
+                raise NotProbabilitiesError
             require_same_kind(self.labelled, labels, number)
             batch = self._batch(inputs, output, labels, n, _SEED + number)
             batch.beside = beside
@@ -192,6 +205,8 @@ class EvaluationRun:
         if subject.metric is not None and labels is None:
             raise DataError("metric= needs labels; yield batches (inputs, labels)")
         self.task = task_of(subject, output, labels, n)
+        if not self.probabilities:
+            self.task = replace(self.task, threshold=0.0)
         self.classes = self.task.canonical(output).shape[-1]
         require_no_nan(output)
         if subject.metric is None:

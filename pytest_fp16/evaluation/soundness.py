@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Labelled decisions from which a reference can be told from chance.
 _ENOUGH_FOR_CHANCE = 64
+#: Tasks whose labels name what is right, among few.
+_NAMING = ("classification", "multilabel")
 #: From guessing to perfect: a first batch that shows less, for sure, ends the check at once.
 _POOR = 0.1
 _SURE = 3.0
@@ -104,21 +106,22 @@ def require_better_than_chance(task: Task, output: Tensor, labels: Any, n: int) 
     Raises:
         ModelError: its accuracy is near chance, whatever its error on so few of them.
     """
-    if task.kind != "classification":
+    if task.kind not in _NAMING:
         return
     logits = task.canonical(output)
     targets = task.canonical_labels(labels, n)
     assert targets is not None, "unreachable: labelled"
     valid = targets != task.ignore_index
     count, classes = int(valid.sum()), logits.shape[-1]
-    if count < _ENOUGH_FOR_CHANCE or len(targets[valid].unique()) < classes / 2:
+    if count < _ENOUGH_FOR_CHANCE or len(targets[valid].unique()) < max(2, classes / 2):
         return
     right = int((logits.argmax(-1) == targets)[valid].sum())
     most = (right + 2) / (count + 4) + _SURE * accuracy_error(right, right, count)
     if most <= 1 / classes + _POOR * (1 - 1 / classes):
         raise ModelError(
             f"the reference is near chance: accuracy {right / count:.1%} on the first {n} inputs, "
-            f"chance is {1 / classes:.1%}; {_what_to_do(count > n)}"
+            f"chance is {1 / classes:.1%}; "
+            + _what_to_do(task.kind == "classification" and count > n)
         )
 
 
@@ -138,13 +141,20 @@ def guesses(task: Task, tally: Any, classes: int) -> str | None:
         tally: the reference's labelled decisions.
         classes: among how many each decides.
     """
-    if task.kind != "classification" or not isinstance(tally, Accuracy):
+    if task.kind not in _NAMING or not isinstance(tally, Accuracy):
         return None
-    if tally.count < _ENOUGH_FOR_CHANCE or tally.value > guessed(classes, tally.count):
+    if tally.count < _ENOUGH_FOR_CHANCE:
         return None
+    if task.kind == "multilabel" and tally.says_one:
+        level = "every decision is the same"
+    elif tally.value <= guessed(classes, tally.count):
+        level = f"chance is {1 / classes:.1%}"
+    else:
+        return None
+    what = _what_to_do(task.kind == "classification" and tally.count > tally.inputs)
     return (
-        f"the reference is near chance: accuracy {tally.value:.1%}, chance is {1 / classes:.1%}; "
-        f"what knows nothing loses nothing; {_what_to_do(tally.count > tally.inputs)}"
+        f"the reference is near chance: accuracy {tally.value:.1%}, {level}; "
+        f"what knows nothing loses nothing; {what}"
     )
 
 

@@ -56,6 +56,8 @@ class MetricTotals:
         elif isinstance(self.tally, Accuracy):
             labels = batch.top if batch.labels is None else batch.labels
             self.tally.add(right(logits, labels), batch.valid)
+            if self.task.kind == "multilabel":
+                self.tally.hear(labels[batch.valid], logits.argmax(-1)[batch.valid])
         else:
             self.tally.add(_values(logits), _targets(batch))
 

@@ -901,3 +901,70 @@ def test_inputs_that_are_kept_are_handed_on_as_the_program_does_that_is_deployed
     assert (kept.verdict, kept.forecast.verdict) == ("equivalent", "equivalent")
     with pytest.raises(SettingError, match="keep_inputs names 'time'"):
         check(replace(made, keep_inputs=["time"]), precision="bf16-true")
+
+
+class Clicks(nn.Module):
+    """Counts in steps of one where `offset` is 2000, in float16; ends in a sigmoid, or not."""
+
+    def __init__(self, weight, offset=0.0, sigmoid=True):
+        super().__init__()
+        self.weight, self.offset, self.sigmoid = nn.Parameter(weight), offset, sigmoid
+
+    def forward(self, x):
+        z = (x @ self.weight + self.offset) - self.offset
+        return torch.sigmoid(z) if self.sigmoid else z
+
+
+def clicks(shape, offset=0.0, task="auto", size=200, **kind):
+    """Inputs of that shape, (…, 16), each with a label for all but the last dimension."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(16, generator=generator) / 4, torch.randn(shape, generator=generator)
+    model = Clicks(weight, offset, **kind).eval()
+    y = (x @ weight > 0).float()
+    return Evaluation(model, list(zip(x.split(size), y.split(size), strict=True)), task=task)
+
+
+@pytest.mark.parametrize("shape", [(200, 16), (400, 1, 16), (60, 3, 16), (8, 1, 5, 5, 16)])
+@pytest.mark.parametrize("task", ["auto", "multilabel"])
+def test_probabilities_are_decided_at_a_half(shape, task):
+    subject = clicks(shape, 2000.0, task)
+    (x, y), half = subject.data[0], subject.model.weight.detach().half()
+    wrong = (torch.sigmoid((x.half() @ half + 2000) - 2000) > 0.5) != y.bool()
+
+    report = check(subject, precision="16-true")
+    assert (report.verdict, report.task) == ("not equivalent", "multilabel"), str(report)
+    assert (report.metric.name, report.metric.reference) == ("accuracy at 0.5", 1.0)
+    if len(subject.data) == 1:
+        assert report.metric.loss == pytest.approx(float(wrong.float().mean()), abs=0.03)
+    assert report.forecast.verdict == "not equivalent"
+    assert report.culprit.mechanism == "absorption"
+
+
+def test_a_sigmoid_that_saturates_is_no_flip():
+    """Where it rounds to one in bfloat16 it is as sure as it was."""
+    subject = clicks((600, 16))
+    subject.model.weight.data *= 20
+    assert any((subject.model(x).bfloat16() == 1).any() for x, _ in subject.data)
+    for report in examine(subject, Settings(precisions=("16-true", "bf16-true", "bf16-mixed"))):
+        assert report.verdict == "equivalent", str(report)
+        assert report.flips == 0
+        assert report.standardised.spread < report.standardised.spread_allowed
+        assert report.forecast.certified.probable > 0.98
+
+
+def test_without_labels_they_are_decided_there_too():
+    subject = clicks((600, 16), 2000.0, "multilabel")
+    report = check(
+        Evaluation(subject.model, [x for x, _ in subject.data], labelled=False, task="multilabel"),
+        precision="16-true",
+    )
+    assert report.metric.name == "agreement by margin at 0.5"
+    assert report.verdict == "not equivalent"
+
+
+def test_logits_of_a_first_batch_that_lie_between_0_and_1_are_logits():
+    subject = clicks((60, 16), size=1, sigmoid=False)
+    subject.data.sort(key=lambda batch: not 0 < subject.model(batch[0]).detach() < 1)
+    report = check(subject, precision="16-true")
+    assert (report.verdict, report.metric.name) == ("equivalent", "accuracy")
+    assert (report.metric.reference, report.inputs) == (1.0, 60)

@@ -203,3 +203,31 @@ def test_a_forward_that_calls_a_method_is_none_of_these(given, parts):
         forward=lambda net, x: net.encode(x),
     )
     assert check(subject).verdict == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "said"),
+    [
+        ([0.9, 0.8], [1, 0], "accuracy 50.0%, every decision is the same"),
+        ([0.1, 0.2, 0.3, 0.2], [1, 0, 0, 0], "accuracy 75.0%, every decision is the same"),
+        ([0.9, 0.2, 0.9, 0.2], [1, 0, 0, 1], "accuracy 50.0%, chance is 50.0%"),
+        ([0.9, 0.2, 0.9, 0.2], [1, 0, 0, 0], None),
+        ([0.9, 0.9, 0.9, 0.9], [1, 1, 1, 1], None),  # a folder of one class
+    ],
+)
+def test_a_label_that_is_always_given_proves_nothing(outputs, labels, said):
+    class Constant(nn.Module):
+        def forward(self, x):
+            return x
+
+    rows = (torch.tensor(values, dtype=torch.float32).repeat(128) for values in (outputs, labels))
+    subject = Evaluation(Constant(), [tuple(row[:, None] for row in rows)], task="multilabel")
+    report = check(subject, precision="bf16-mixed")
+    assert report.verdict == ("inconclusive" if said else "equivalent"), str(report)
+    assert (said or "equivalent") in str(report)
+
+
+def test_a_first_batch_that_guesses_between_two_is_refused():
+    labels = torch.arange(1000) % 2
+    with pytest.raises(ModelError, match=r"near chance: accuracy 50\.0% on the first 1000 inputs"):
+        require_better_than_chance(Task("multilabel"), torch.ones(1000, 1), labels, 1000)

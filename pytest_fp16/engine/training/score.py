@@ -20,7 +20,7 @@ from pytest_fp16.metric import Accuracy, RSquared, Scores, metric_name, right, u
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task, check_labels
-from pytest_fp16.telling import task_of
+from pytest_fp16.telling import are_probabilities, task_of
 from pytest_fp16.theory.budget import clamp
 
 #: Numbers of a run's predictions that are kept for δ and Γ; a pair needs them side by side.
@@ -62,6 +62,7 @@ class _Sums:
     kept: list[Tensor] = field(default_factory=list)
     room: int = KEPT
     finite: bool = True
+    probabilities: bool = True
     inputs: int = 0
     counts: Tensor | None = None
 
@@ -108,6 +109,8 @@ def score(
         model.train(was_training)
     if task is None or not sums.inputs:
         raise DataError("eval_data yields no batches; it must yield (inputs, targets), every time")
+    if task.threshold and not sums.probabilities:  # they were by chance, untrained or at first
+        return score(subject, model, precision, place, replace(task, threshold=0.0))
     return _finished(sums, subject, task), task
 
 
@@ -130,6 +133,7 @@ def _add(
             )
     sums.inputs += n
     sums.finite = sums.finite and bool(output.isfinite().all())
+    sums.probabilities = sums.probabilities and are_probabilities(output)
     logits = task.canonical(output)
     if not task.batchwise:
         sums.keep(logits)

@@ -34,7 +34,7 @@ from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
 
 #: Raise it when what a run does, or what is kept of it, changes.
-FORMAT = 2
+FORMAT = 3
 
 _BATCHES = 2
 _PLAIN = (

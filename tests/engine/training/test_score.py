@@ -178,3 +178,18 @@ def test_a_gradient_that_nobody_records_is_the_models_own_error(digits_training)
     x = logits()
     with pytest.raises(RuntimeError, match="grad"):
         of(digits_training, x, 2 * x, Cut(), task="regression")
+
+
+def test_probabilities_are_decided_at_a_half(digits_training):
+    y = (logits(60, 1) > 0).float()
+    found, task = of(digits_training, torch.sigmoid(logits(60, 1)), y)
+    assert (task.kind, task.threshold) == ("multilabel", 0.5)
+    assert (found.name, found.value) == ("accuracy at 0.5", 1.0)
+
+
+def test_logits_of_a_first_batch_that_lie_between_0_and_1_are_logits(digits_training):
+    x = logits(60, 1).sort(0, descending=True).values / 10
+    assert 0 < x[:16].min() < x[:16].max() < 1 < 20 * -x.min()
+    found, task = of(digits_training, x, (x > 0).float())
+    assert (task.threshold, found.name, found.value) == (0.0, "accuracy", 1.0)
+    assert found.inputs == 60
