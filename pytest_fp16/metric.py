@@ -117,6 +117,19 @@ class RSquared:
         return 1.0 if self.squared_error == 0 else -math.inf  # labels that are all zero
 
     @property
+    def below_a_constant(self) -> float:
+        """By how much, in standard errors, R² is worse than the mean of the labels is elsewhere.
+
+        That mean is of these labels, which it fits by one in n. Zero where labels do not vary.
+        """
+        about_mean = self._spread if self._spread < self.square else 0.0
+        if self.count < 2 or not about_mean:
+            return 0.0
+        elsewhere = about_mean * self.count / (self.count - 1)
+        excess = (self.squared_error - elsewhere) / about_mean
+        return excess / max(self.standard_error, _NO_SPREAD)
+
+    @property
     def standard_error(self) -> float:
         """Of the mean squared error, in units of the labels' variance."""
         per_input = mean_error(self.squared_error, self.fourth, self.count)

@@ -12,7 +12,7 @@ from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import all_tensors, foreign
 from pytest_fp16.engine.use import IGNORED
 from pytest_fp16.errors import DataError, ModelError, SettingError
-from pytest_fp16.metric import Accuracy, user_scores
+from pytest_fp16.metric import Accuracy, RSquared, user_scores
 from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, guessed
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Labelled decisions from which a reference can be told from chance.
 _ENOUGH_FOR_CHANCE = 64
+#: Labelled values from which their errors' own spread is known, and standard errors beyond doubt.
+_ENOUGH_FOR_ERRORS = 8
+_DOUBTFUL = 2.0
 #: Tasks whose labels name what is right, among few.
 _NAMING = ("classification", "multilabel")
 #: From guessing to perfect: a first batch that shows less, for sure, ends the check at once.
@@ -141,6 +144,8 @@ def guesses(task: Task, tally: Any, classes: int) -> str | None:
         tally: the reference's labelled decisions.
         classes: among how many each decides.
     """
+    if isinstance(tally, RSquared):
+        return _worse_than_a_constant(tally)
     if task.kind not in _NAMING or not isinstance(tally, Accuracy):
         return None
     if tally.count < _ENOUGH_FOR_CHANCE:
@@ -155,6 +160,17 @@ def guesses(task: Task, tally: Any, classes: int) -> str | None:
     return (
         f"the reference is near chance: accuracy {tally.value:.1%}, {level}; "
         f"what knows nothing loses nothing; {what}"
+    )
+
+
+def _worse_than_a_constant(tally: RSquared) -> str | None:
+    if tally.count < _ENOUGH_FOR_ERRORS or tally.below_a_constant <= _DOUBTFUL:
+        return None
+    return (
+        f"the reference is worse than a constant: R² {tally.value:.3g}, a constant has 0; what "
+        "knows nothing loses nothing; is the model trained, are labels and inputs in order, in "
+        "the same units? (inputs alone, with labelled=False, are compared without labels, and "
+        "metric= may show what it knows)"
     )
 
 

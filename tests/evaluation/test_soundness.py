@@ -14,7 +14,7 @@ from pytest_fp16.evaluation.soundness import (
     require_better_than_chance,
     require_data,
 )
-from pytest_fp16.metric import Accuracy
+from pytest_fp16.metric import Accuracy, RSquared
 from pytest_fp16.task import Task
 
 CLASSES = 4
@@ -231,3 +231,42 @@ def test_a_first_batch_that_guesses_between_two_is_refused():
     labels = torch.arange(1000) % 2
     with pytest.raises(ModelError, match=r"near chance: accuracy 50\.0% on the first 1000 inputs"):
         require_better_than_chance(Task("multilabel"), torch.ones(1000, 1), labels, 1000)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def values(n, noise, seed=0):
+    """Inputs, and labels that are what `Doubled` says, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 2, generator=generator)
+    return x, 2 * x + noise * torch.randn(n, 2, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("n", "shift", "noise", "worse"),
+    [(200, 9.0, 0.0, True), (12, 9.0, 0.0, True), (200, 0.0, 9.0, False), (4, 9.0, 0.0, False)],
+)
+def test_a_reference_that_is_worse_than_a_constant_proves_nothing(n, shift, noise, worse):
+    x, y = values(n, noise)
+    report = check(Evaluation(Doubled(), [(x, y + shift)]), precision="bf16-true")
+    assert report.verdict == ("inconclusive" if worse else "equivalent"), str(report)
+    assert ("worse than a constant: R² -" in str(report)) is worse
+
+    own = Evaluation(Doubled(), [(x, y + shift)], metric=lambda o, y: -(o - y).abs().mean(1))
+    assert check(own, precision="bf16-true").equivalent
+    assert check(Evaluation(Doubled(), [x], task="regression"), precision="bf16-true").equivalent
+
+
+def test_a_reference_that_is_a_constant_is_seldom_called_worse():
+    """The mean of other data, of the same kind: R² is below zero by what chance makes of it."""
+    called = 0
+    for seed in range(400):
+        _, y = values(40, 1.0, seed)
+        tally = RSquared()
+        tally.add(torch.zeros_like(y), y)
+        assert tally.value < 0
+        called += guesses(Task("regression"), tally, 1) is not None
+    assert called < 20
