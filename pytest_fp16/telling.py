@@ -36,7 +36,18 @@ def task_of(subject: Evaluation | Training, output: Tensor, labels: Any, n: int)
             return infer_task(subject.task, output, labels, n, subject.ignore_index)
         except (DataError, TypeError, ValueError, RuntimeError):  # torch's, of what is no tensor
             labels = None
-    return infer_task(subject.task, output, labels, n, subject.ignore_index)
+    task = infer_task(subject.task, output, labels, n, subject.ignore_index)
+    if subject.metric is None and labels is not None and task.kind == "regression":
+        _require_values(subject)
+    return task
+
+
+def _require_values(subject: Evaluation | Training) -> None:
+    if subject.ignore_index != type(subject).ignore_index:
+        raise DataError(
+            f"ignore_index={subject.ignore_index} leaves out decisions, and these labels are "
+            "values (a regression), not 0 and 1; a metric= of your own can leave out values"
+        )
 
 
 def infer_task(kind: str, output: Tensor, labels: Any, n: int, ignore_index: int) -> Task:
@@ -53,9 +64,9 @@ def infer_task(kind: str, output: Tensor, labels: Any, n: int, ignore_index: int
             f"the model returned no logits per input: its output has shape {shape} for {n} {what}; "
             "the first dimension must run over the inputs, and there is one label or row for each"
         )
-    labels = None if labels is None else torch.as_tensor(labels)
+    labels = None if labels is None else _as_tensor(labels)
     if kind == "auto":
-        kind = _guess(output, labels)
+        kind = _guess(output, labels, ignore_index)
     if kind == "embedding" and n < _NEIGHBOURS:
         raise DataError(
             f"an embedding is judged by which other input of its batch is nearest, and the first "
@@ -83,17 +94,35 @@ def are_probabilities(output: Tensor) -> bool:
     return bool(((finite >= -_SLACK) & (finite <= 1 + _SLACK)).all())
 
 
-def _guess(output: Tensor, labels: Tensor | None) -> str:
+def _as_tensor(labels: Any) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"labels are of type {type(labels).__name__}: they are a tensor, an array or a list of "
+            "numbers, one for each input; others need a metric= that reads them"
+        ) from None
+
+
+def _guess(output: Tensor, labels: Tensor | None, ignore_index: int) -> str:
     if labels is None:
         return "classification" if output.dim() > 1 and output.shape[-1] > 1 else "regression"
     single = output.dim() == 1 or (output.dim() == 2 and output.shape[1] == 1)
     same = labels.shape == output.shape or (single and labels.numel() == output.shape[0])
-    binary = same and bool(((labels == 0) | (labels == 1)).all())
-    if binary:
+    counted = labels[labels != ignore_index]
+    if (same or _one_each(output, labels)) and bool(((counted == 0) | (counted == 1)).all()):
         return "multilabel"
     if labels.is_floating_point() or same:
         return "regression"
     return "classification"
+
+
+def _one_each(output: Tensor, labels: Tensor) -> bool:
+    """Whether labels have the outputs' shape but for a dimension of one logit."""
+    shape = output.shape
+    if output.dim() < 2 or 1 not in (shape[1], shape[-1]):
+        return False
+    return labels.shape in (shape[:1] + shape[2:], shape[:-1]) and labels.numel() == output.numel()
 
 
 def _classification(output: Tensor, labels: Tensor | None, ignore_index: int) -> Task:

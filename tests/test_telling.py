@@ -3,14 +3,15 @@ import math
 import pytest
 import torch
 
+from pytest_fp16 import Evaluation
 from pytest_fp16.errors import DataError, ModelError
-from pytest_fp16.telling import infer_task
+from pytest_fp16.telling import infer_task, task_of
 
 CLASSES = torch.tensor([0, 2, 1, 2])
 
 
-def infer(output, labels, kind="auto"):
-    return infer_task(kind, output, labels, len(output), -100)
+def infer(output, labels, kind="auto", ignore_index=-100):
+    return infer_task(kind, output, labels, len(output), ignore_index)
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,47 @@ def test_probabilities_are_decided_at_a_half(output, threshold, kind):
         assert (task.kind, task.threshold) == ("multilabel", threshold), shape
     assert infer(output, LABELS.float() + 0.5).threshold == 0.0  # a regression
     assert infer(output.reshape(2, 2), LABELS[:2]).threshold == 0.0  # classes
+
+
+@pytest.mark.parametrize("ignored", [255, -100])
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32])
+def test_what_is_ignored_tells_nothing_of_the_task(ignored, dtype):
+    output = torch.randn(2, 1, 3, 3)
+    labels = (output > 0).to(dtype)
+    labels[:, :, 0] = ignored
+    for given in (labels, labels[:, 0]):
+        task = infer(output, given, ignore_index=ignored)
+        assert task.kind == "multilabel"
+        read = task.canonical_labels(given, 2)
+        assert task.valid(read, torch.zeros(2, 9)).sum() == 12
+    if ignored == 255:
+        assert infer(output, labels).kind == "regression"
+
+
+@pytest.mark.parametrize(("output", "labels"), [((2, 1, 3, 4), (2, 3, 4)), ((2, 5, 1), (2, 5))])
+def test_one_logit_each_needs_no_dimension_in_the_labels(output, labels):
+    yes = torch.arange(torch.Size(labels).numel()).reshape(labels) % 2
+    output = yes.reshape(output) - 0.5
+    task = infer(output, yes)
+    assert task.kind == "multilabel"
+    assert torch.equal(task.canonical(output).argmax(-1), task.canonical_labels(yes, 2))
+    with pytest.raises(ModelError, match="1 logit per decision"):
+        infer(output, 2 * yes)
+
+
+def test_values_are_not_left_out_by_ignore_index():
+    subject = Evaluation(torch.nn.Identity(), [], ignore_index=-1)
+    output, labels = torch.randn(4, 2), torch.randn(4, 2)
+    with pytest.raises(DataError, match="ignore_index=-1 leaves out decisions, and these labels"):
+        task_of(subject, output, labels, 4)
+    for other in (Evaluation(None, []), Evaluation(None, [], ignore_index=-1, metric=max)):
+        assert task_of(other, output, labels, 4).kind == "regression"
+
+
+@pytest.mark.parametrize("labels", [{"animal": CLASSES}, [CLASSES, CLASSES], object()])
+def test_labels_that_are_no_numbers_are_told(labels):
+    said = f"labels are of type {type(labels).__name__}: they are a tensor, an array or a list"
+    with pytest.raises(DataError, match=said):
+        infer(torch.randn(4, 3), labels)
+    subject = Evaluation(None, [], metric=max)
+    assert task_of(subject, torch.randn(4, 3), labels, 4).kind == "classification"
