@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sized
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 from pytest_fp16.engine.advice import of_warning, raised
 from pytest_fp16.errors import DataError, FP16Error
 from pytest_fp16.task import Task
-from pytest_fp16.theory.budget import accuracy_error, mean_error
+from pytest_fp16.theory.budget import FEWEST, accuracy_error, clamp, mean_error
 
 #: Labels vary by less, relative to their mean square, where a sum in float64 only seems to.
 _NO_SPREAD = 1e-13
+#: Scores of an input that is right or wrong; more values than so many are not counted.
+_HITS = {0.0, 1.0}
+_COUNTED = 1000
 
 
 class Accuracy:
@@ -137,14 +141,17 @@ class RSquared:
 
 
 class Scores:
-    """The mean of a user's scores, one per input."""
+    """The mean of a user's scores, one per input.
 
-    grain = 0.0
+    Attributes:
+        values: those that came; None where they are many.
+    """
 
     def __init__(self) -> None:
         self.total = 0.0
         self.squares = 0.0
         self.count = 0
+        self.values: set[float] | None = set()
 
     def add(self, scores: Tensor) -> None:
         """Add scores, [N]."""
@@ -152,6 +159,10 @@ class Scores:
         self.total += float(scores.sum())
         self.squares += float(scores.square().sum())
         self.count += scores.numel()
+        if self.values is not None:
+            self.values |= set(scores[scores.isfinite()].unique().tolist())
+            if len(self.values) > _COUNTED:
+                self.values = None
 
     @property
     def value(self) -> float:
@@ -159,14 +170,46 @@ class Scores:
         return self.total / self.count if self.count else math.nan
 
     @property
+    def hits(self) -> bool:
+        """Whether every input is right or wrong, and some is right: the mean is an accuracy."""
+        return self.values is not None and 1.0 in self.values and self.values <= _HITS
+
+    @property
+    def grain(self) -> float:
+        """What one input is worth, where that is known."""
+        return 1 / self.count if self.count and self.hits else 0.0
+
+    @property
     def standard_error(self) -> float:
         """Of their mean."""
-        return mean_error(self.total, self.squares, self.count)
+        error = accuracy_error if self.hits else mean_error
+        return error(self.total, self.squares, self.count)
 
     @property
     def scale(self) -> float:
         """A user's metric has units of its own: its own size is the only scale known."""
-        return abs(self.value) or 1.0
+        return 1.0 if self.hits else abs(self.value) or 1.0
+
+    def usual(self, others: Scores | None = None) -> float:
+        """The default budget; `others` are the candidate's, which show in what steps scores go.
+
+        Scores of few values go in steps: what one input may lose without a word is one and a half,
+        as of an accuracy. Others may be as near to each other as they like.
+        """
+        if others is None:
+            others = self
+        if self.hits and others.values is not None and others.values <= _HITS:
+            return clamp(self.standard_error, self.scale, self.grain)
+        error = mean_error(self.total, self.squares, self.count)
+        budget = clamp(error, abs(self.value) or 1.0)
+        if self.values is None or others.values is None:
+            return budget
+        known = sorted(self.values | others.values)
+        if len(known) < 2 or 2 * len(known) > self.count:
+            return budget
+        step = min(b - a for a, b in pairwise(known))
+        least = step * accuracy_error(self.count, self.count, self.count)
+        return max(budget, min(FEWEST * step / self.count, math.hypot(error, least)))
 
 
 def user_scores(

@@ -1,6 +1,7 @@
 """Running totals of a metric."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.errors import DataError
 from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
+from pytest_fp16.theory.budget import accuracy_error, clamp
 
 
 def test_batches_add_up_to_the_accuracy_of_the_whole():
@@ -135,3 +137,55 @@ def test_a_metric_may_write_into_its_outputs():
 def test_of_a_tie_the_first_class_and_of_nan_none():
     logits = torch.tensor([[[1.0, 1.0]], [[math.nan, 1.0]], [[0.0, math.inf]]])
     assert right(logits, torch.tensor([[0], [1], [1]])).flatten().tolist() == [True, False, True]
+
+
+def scored(*values):
+    total = Scores()
+    total.add(torch.tensor(values))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("right_ones", "n"), [(60, 100), (100, 100), (33, 298), (1, 3), (900, 1000)]
+)
+def test_a_score_that_is_one_or_zero_has_the_budget_of_an_accuracy(right_ones, n):
+    own = scored(*[1.0] * right_ones, *[0.0] * (n - right_ones))
+    accuracy = Accuracy()
+    hits = (torch.arange(n) < right_ones)[:, None]
+    accuracy.add(hits, torch.ones_like(hits))
+    wanted = clamp(accuracy.standard_error, accuracy.scale, accuracy.grain)
+    assert own.usual() == own.usual(own) == pytest.approx(wanted)
+    assert (own.scale, own.grain) == (1.0, 1 / n)
+    assert own.standard_error == pytest.approx(accuracy.standard_error)
+
+
+def test_a_score_that_goes_in_steps_may_lose_one_and_a_half():
+    own = scored(*[0.0] * 20, *[0.5] * 20, *[1.0] * 60)
+    assert own.usual() == pytest.approx(1.5 * 0.5 / 100)
+    assert own.grain == 0.0
+    # where all are alike the candidate shows the step
+    perfect = scored(*[0.0] * 100)
+    assert perfect.usual(scored(-1.0, *[0.0] * 99)) == pytest.approx(accuracy_error(100, 100, 100))
+
+
+def test_a_score_that_is_measured_has_no_steps():
+    values = torch.linspace(-0.6, -0.4, 100).tolist()
+    assert scored(*values).usual() == pytest.approx(clamp(scored(*values).standard_error, 0.5))
+    alike = scored(*[1.0] * 100)  # the cosine of what it is compared with
+    assert alike.usual(scored(*(1 + v / 100 for v in values))) == pytest.approx(0.001)
+    assert scored(-0.3, -0.5).usual() == pytest.approx(0.004)
+
+
+def test_one_of_few_inputs_may_be_lost_by_a_score_that_is_one_or_zero():
+    """A decoded word is right or wrong, and one of 80 is more than one percent."""
+    x = torch.cat([torch.tensor([[0.5 + 2**-12, 0.5]]), torch.tensor([[2.0, 1.0]]).repeat(79, 1)])
+
+    def exact(outputs, labels):
+        return (outputs.argmax(1) == labels).float()
+
+    subject = Evaluation(torch.nn.Identity(), [(x, torch.zeros(80))], metric=exact)
+    for labels in (torch.zeros(80), torch.cat([torch.zeros(50), torch.ones(30)])):
+        given = replace(subject, data=[(x.flip(1), 1 - labels)])
+        report = check(given, precision="16-true")
+        assert report.metric.loss == pytest.approx(1 / 80)
+        assert report.verdict == "equivalent", str(report)

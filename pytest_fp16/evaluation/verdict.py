@@ -121,9 +121,12 @@ def doubtful(metric: Metric, reference: MetricTotals) -> bool:
     return beyond_gain(-metric.loss, metric.budget, usual(reference), error)
 
 
-def usual(reference: MetricTotals) -> float:
-    """The default budget, whatever the user's."""
+def usual(reference: MetricTotals, candidate: MetricTotals | None = None) -> float:
+    """The default budget, whatever the user's; see `Scores.usual` for the candidate's part."""
     tally = reference.tally
+    if isinstance(tally, Scores):
+        beside = None if candidate is None else candidate.tally
+        return tally.usual(beside if isinstance(beside, Scores) else None)
     return clamp(tally.standard_error, tally.scale, tally.grain)
 
 
@@ -146,7 +149,7 @@ def metric_of(
 ) -> Metric:
     """The metric of both runs, and what may be lost."""
     tally = reference.tally
-    allowed, origin = allowed_loss(budget, tally.value, usual(reference))
+    allowed, origin = allowed_loss(budget, tally.value, usual(reference, candidate))
     value = candidate.value
     loss = tally.value - value
     return Metric(

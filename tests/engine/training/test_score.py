@@ -180,6 +180,22 @@ def test_a_gradient_that_nobody_records_is_the_models_own_error(digits_training)
         of(digits_training, x, 2 * x, Cut(), task="regression")
 
 
+def test_a_score_that_is_one_or_zero_is_resolved_as_an_accuracy(digits_training):
+    x = logits(600)
+    y = x.argmax(-1)
+    y[:540] = (y[:540] + 1) % 4
+
+    def exact(outputs, labels):
+        return (outputs.argmax(1) == labels).float()
+
+    own, _ = of(digits_training, x, y, metric=exact)
+    accuracy, _ = of(digits_training, x, y)
+    assert own.own
+    assert (own.value, own.resolution, own.grain) == pytest.approx(
+        (accuracy.value, accuracy.resolution, accuracy.grain)
+    )
+
+
 def test_probabilities_are_decided_at_a_half(digits_training):
     y = (logits(60, 1) > 0).float()
     found, task = of(digits_training, torch.sigmoid(logits(60, 1)), y)
