@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_fp16.claims import without_parameter
+from pytest_fp16.precision import REFERENCE
 
 if TYPE_CHECKING:
     from pytest_fp16.report.model import Report
@@ -50,6 +51,7 @@ def summary(
         for warning in report.warnings:
             warnings.setdefault(warning, []).append(f"{name}[{report.precision}]")
     lines += [f"warning: {text} ({', '.join(names)})" for text, names in warnings.items()]
+    lines += _unguarded(named)
     for name, report in named:
         if sentences := spent(report):
             lines.append(f"warning: {name}[{report.precision}]: {'. '.join(sentences)}.")
@@ -61,6 +63,20 @@ def summary(
     if settings.json:
         lines.append(no_json or f"Reports written to {settings.json}")
     return lines
+
+
+def _unguarded(named: list[Named]) -> list[str]:
+    """The warning of tests that hold the reference against itself, and nothing else."""
+    precisions: dict[str, set[str]] = {}
+    for name, report in named:
+        precisions.setdefault(name, set()).add(report.precision)
+    alone = [name for name, asked in precisions.items() if asked == {REFERENCE.name}]
+    if not alone:
+        return []
+    return [
+        f"warning: {REFERENCE.name} is the reference itself, so that nothing is guarded; name a "
+        f"16-bit precision ({', '.join(alone)})"
+    ]
 
 
 def _short(reports: list[Named]) -> list[Named]:

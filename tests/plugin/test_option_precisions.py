@@ -94,3 +94,15 @@ def test_what_is_no_precision_is_a_usage_error(example, given, said):
 def test_the_decorator_refuses_a_bare_16():
     with pytest.raises(PrecisionError, match="fp16_equivalent: precision '16' is ambiguous"):
         fp16_equivalent(precisions=["16"])
+
+
+def test_the_reference_alone_guards_nothing(example):
+    alone = example.check("-k", "sound", "--fp16-precisions=32-true")
+    (warning,) = [line for line in alone.outlines if line.startswith("warning: ")]
+    assert warning == (
+        "warning: 32-true is the reference itself, so that nothing is guarded; name a 16-bit "
+        "precision (test_sound)"
+    )
+
+    beside = example.check("-k", "sound", "--fp16-precisions=32-true,bf16-true")
+    assert not [line for line in beside.outlines if line.startswith("warning: ")]
