@@ -12,6 +12,7 @@ from torch import nn
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.checksums import Checksums
 from pytest_fp16.engine.models import has_modes, require_float32
+from pytest_fp16.engine.modes import acts_in_training
 from pytest_fp16.engine.untouched import Habits, State, untouched
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import REFERENCE, precision
@@ -32,7 +33,7 @@ class Candidates:
 
     Attributes:
         reference: the candidate in float32.
-        was_training: the user's model was in training mode.
+        was_training: the user's model was in training mode, and acts by it.
         habits: what they do to themselves.
 
     Raises:
@@ -47,7 +48,8 @@ class Candidates:
         self.habits = Habits()
         source = fresh_model(subject.model)
         require_float32(source)
-        self.was_training = source.training and has_modes(source) and has_modes(subject.model)
+        modes = has_modes(source) and has_modes(subject.model)
+        self.was_training = modes and acts_in_training(source)
         self.reference = self._candidate(REFERENCE.name, source)
         self._before = Checksums(self.reference.model)
         self._lent: WeakSet[nn.Module] = WeakSet()  # models that read another's

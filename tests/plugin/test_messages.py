@@ -62,8 +62,9 @@ def test_a_warning_of_a_report_stands_in_the_section_once(example):
         """
 @fp16_equivalent(precisions=["16-true", "bf16-true"])
 def test_training_mode(model, data):
-    import copy
-    return Evaluation(model=copy.deepcopy(model).train(), data=data)
+    import copy, torch
+    model = torch.nn.Sequential(copy.deepcopy(model), torch.nn.Dropout(0.1)).train()
+    return Evaluation(model=model, data=data)
 """
     )
 
