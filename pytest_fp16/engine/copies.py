@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.engine.rebinding import rebind
 from pytest_fp16.errors import ModelError
 from pytest_fp16.subject import of_trainer
 
@@ -83,7 +84,9 @@ def _require_weights(model: nn.Module) -> None:
 def _copy(source: nn.Module, weights: nn.Module | None) -> nn.Module:
     with warnings.catch_warnings():  # of torch about its own, as for an exported program
         warnings.simplefilter("ignore", FutureWarning)
-        made: nn.Module = copy.deepcopy(source, _shared(source) | _taken(source, weights))
+        memo = _shared(source) | _taken(source, weights)
+        made: nn.Module = copy.deepcopy(source, memo)
+    rebind(made, memo)
     return made
 
 
