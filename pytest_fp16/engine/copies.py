@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.rebinding import rebind
+from pytest_fp16.engine.uncopyable import Uncopyable
 from pytest_fp16.errors import ModelError
 from pytest_fp16.subject import of_trainer
 
@@ -32,13 +33,7 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
     if isinstance(source, nn.Module):
         source = own_module(source)
         _require_weights(source)
-        try:
-            return _copy(source, weights)
-        except Exception as error:
-            raise ModelError(
-                f"the model cannot be copied ({type(error).__name__}: {error}); pass a function "
-                "that makes it instead"
-            ) from None
+        return _copy(source, weights)
     if not callable(source):
         raise ModelError(
             "model must be a torch.nn.Module or a function that makes one "
@@ -82,12 +77,33 @@ def _require_weights(model: nn.Module) -> None:
 
 
 def _copy(source: nn.Module, weights: nn.Module | None) -> nn.Module:
+    memo = _shared(source) | _taken(source, weights)
     with warnings.catch_warnings():  # of torch about its own, as for an exported program
         warnings.simplefilter("ignore", FutureWarning)
-        memo = _shared(source) | _taken(source, weights)
-        made: nn.Module = copy.deepcopy(source, memo)
+        try:
+            return _deep(source, dict(memo))
+        except Exception as error:
+            refused = Uncopyable(source, memo)
+            try:
+                return _deep(source, memo | refused.shared)
+            except Exception:
+                raise _cannot(refused.names, error) from None
+
+
+def _deep(source: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    made: nn.Module = copy.deepcopy(source, memo)
     rebind(made, memo)
     return made
+
+
+def _cannot(names: dict[str, Exception], error: Exception) -> ModelError:
+    """That a model cannot be copied, and for which attribute, where one can be named."""
+    name, error = next(iter(names.items()), ("", error))
+    at = f" for its attribute {name}" if name else ""
+    return ModelError(
+        f"the model cannot be copied{at} ({type(error).__name__}: {error}); pass a function "
+        "that makes it instead, a new one in each call"
+    )
 
 
 def _require_no_arguments(source: Any) -> None:

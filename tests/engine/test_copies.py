@@ -47,10 +47,16 @@ def test_what_a_module_computed_and_keeps_is_copied_without_its_history():
 
 
 def test_a_module_that_cannot_be_copied_says_what_to_do():
-    model = nn.Linear(2, 2)
-    model.lock = (i for i in range(3))
+    class Refuses:
+        weights = None
 
-    with pytest.raises(ModelError, match="pass a function that makes it"):
+        def __reduce_ex__(self, protocol):
+            raise TypeError("no copies")
+
+    model = nn.Linear(2, 2)
+    model.engine = Refuses()
+    model.engine.weights = torch.ones(2)
+    with pytest.raises(ModelError, match=r"attribute engine \(.*pass a function that makes it"):
         make_model(model)
 
 
