@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 
 from pytest_fp16.engine.batching import copied, first_batch, split_batch, to_device
-from pytest_fp16.engine.copies import make_model
+from pytest_fp16.engine.copies import own_model
 from pytest_fp16.engine.models import call_as_is, evaluating
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import preserved_state
@@ -33,7 +36,7 @@ def smoke(subject: Evaluation | Training) -> None:
 
 
 def _one_batch(subject: Evaluation) -> None:
-    model = evaluating(make_model(subject.model))
+    model = evaluating(own_model(subject.model))
     inputs, _ = split_batch(first_batch(subject.data, "data"), subject.holds_labels)
     with torch.no_grad():
         main_output(call_as_is(model, copied(to_device(inputs, _device(model))), subject.forward))
@@ -43,6 +46,7 @@ def _one_step(subject: Training) -> None:
     from pytest_fp16.engine.training.place import Place
     from pytest_fp16.engine.training.trainee import Trainee, initial_state
 
+    subject = replace(subject, model=partial(own_model, subject.model))
     state = initial_state(subject, 0)
     batch = first_batch(subject.train_data, "train_data")
     trainee = Trainee(subject, REFERENCE, 0, state, Place(torch.device("cpu")))

@@ -12,12 +12,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_fp16.engine.batching import cast_inputs, copied, first_batch, split_batch, to_device
-from pytest_fp16.engine.copies import make_model
+from pytest_fp16.engine.copies import own_model
 from pytest_fp16.engine.device import resolve_device
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
 from pytest_fp16.engine.models import (
@@ -199,9 +201,7 @@ def _work(subject: Evaluation | Training, precision: Precision, device: torch.de
 def _evaluation(
     subject: Evaluation, precision: Precision, device: torch.device
 ) -> Callable[[], object]:
-    return pass_of(
-        prepare(make_model(subject.model), precision, device), precision, subject, device
-    )
+    return pass_of(prepare(own_model(subject.model), precision, device), precision, subject, device)
 
 
 def pass_of(
@@ -239,6 +239,7 @@ def _training(
     from pytest_fp16.engine.training.place import Place
     from pytest_fp16.engine.training.trainee import Trainee, initial_state
 
+    subject = replace(subject, model=partial(own_model, subject.model))
     place = Place(device, device.type)
     trainee = Trainee(subject, precision, 0, initial_state(subject, 0), place)
     trainee.model.train()

@@ -78,3 +78,12 @@ def test_no_logits(batches):
 def test_what_the_users_model_raises(batches):
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         smoke(Evaluation(model=Counting(), data=[torch.randn(8, 5)], labelled=False))
+
+
+def test_a_module_that_a_function_gives_out_is_left_as_it_is(batches):
+    model = Counting().train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    smoke(Evaluation(model=lambda: model, data=batches))
+    smoke(training(batches, model=lambda: model))
+    assert model.training
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -1,5 +1,6 @@
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -119,6 +120,21 @@ def test_the_model_and_the_random_state_are_as_before(evaluation):
     assert torch.equal(evaluation.model.layer.weight, weights)
     assert evaluation.model.layer.weight.dtype == torch.float32
     assert evaluation.model.training
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_module_that_a_function_gives_out_is_left_as_it_is(evaluation, train):
+    model = Slow()
+    subject = Evaluation(model=lambda: model, data=evaluation.data)
+    if train:
+        sgd = partial(torch.optim.SGD, lr=0.1)
+        data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+        subject = Training(lambda: model, sgd, torch.nn.functional.cross_entropy, data, data)
+    weights = model.layer.weight.clone()
+    measure(subject, "16-true", CPU, Pedantic(), rounds=1)
+    assert model.training
+    assert model.layer.weight.dtype == torch.float32
+    assert torch.equal(model.layer.weight, weights)
 
 
 def test_memory_is_none_where_nobody_counts_it(evaluation):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_fp16.engine.copies import make_model
+from pytest_fp16.engine.copies import make_model, own_model
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.operations import LOW, facts, flat, tensors
 from pytest_fp16.engine.emulation.regions import LeftOff
@@ -57,7 +57,7 @@ def fresh_model(
             made.load_state_dict(like.state_dict())
             return made
     seed_everything(_MAKER_SEED)
-    return make_model(source, weights)
+    return make_model(source, weights) if isinstance(source, nn.Module) else own_model(source)
 
 
 class Candidate:

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.rebinding import rebind
 from pytest_fp16.engine.uncopyable import Uncopyable
+from pytest_fp16.engine.untouched import memory
 from pytest_fp16.errors import ModelError
 from pytest_fp16.subject import of_trainer
 
@@ -48,6 +49,33 @@ def make_model(source: Any, weights: nn.Module | None = None) -> nn.Module:
     made = own_module(made)
     _require_weights(made)
     return made
+
+
+def own_model(source: Any) -> nn.Module:
+    """`make_model`, and a copy of what a function makes: its user may hold that very one.
+
+    Raises:
+        ModelError: see `make_model`; or a function that gives out the same module each time, which
+            cannot be copied.
+    """
+    made = make_model(source)
+    if isinstance(source, nn.Module):
+        return made
+    try:
+        return make_model(made)
+    except ModelError as error:
+        if not shares_tensors(made, make_model(source)):
+            return made
+        raise ModelError(f"model= returns the same module each time, and {error}") from None
+
+
+def shares_tensors(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules are one, or have weights or buffers in common."""
+
+    def memories(model: nn.Module) -> set[int]:
+        return {memory(t) for t in (*model.parameters(), *model.buffers()) if t.numel()}
+
+    return one is other or not memories(one).isdisjoint(memories(other))
 
 
 def own_module(module: nn.Module) -> nn.Module:

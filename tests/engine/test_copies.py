@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16.engine.copies import make_model
+from pytest_fp16.engine.copies import make_model, own_model, shares_tensors
 from pytest_fp16.errors import ModelError
 
 
@@ -47,17 +47,8 @@ def test_what_a_module_computed_and_keeps_is_copied_without_its_history():
 
 
 def test_a_module_that_cannot_be_copied_says_what_to_do():
-    class Refuses:
-        weights = None
-
-        def __reduce_ex__(self, protocol):
-            raise TypeError("no copies")
-
-    model = nn.Linear(2, 2)
-    model.engine = Refuses()
-    model.engine.weights = torch.ones(2)
     with pytest.raises(ModelError, match=r"attribute engine \(.*pass a function that makes it"):
-        make_model(model)
+        make_model(refusing())
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
@@ -154,3 +145,43 @@ class Driver:
 def test_a_trainer_is_no_model():
     with pytest.raises(ModelError, match=r"got Driver.; a trainer is not driven: hand in the mod"):
         make_model(Driver())
+
+
+class Refuses:
+    """Holds weights, and is not copied."""
+
+    def __init__(self):
+        self.weights = torch.ones(2)
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("no copies")
+
+
+def refusing():
+    model = nn.Linear(2, 2)
+    model.engine = Refuses()
+    return model
+
+
+def test_what_a_function_gives_out_may_be_its_users_own():
+    model = nn.Linear(2, 2)
+    assert own_model(lambda: model) is not model
+    assert torch.equal(own_model(lambda: model).weight, model.weight)
+    assert isinstance(own_model(refusing), nn.Linear)
+    kept = refusing()
+    said = r"^model= returns the same module each time, and the model cannot be copied .*engine \("
+    with pytest.raises(ModelError, match=said):
+        own_model(lambda: kept)
+    with pytest.raises(ModelError, match=said):
+        own_model(lambda: nn.Sequential(kept))
+
+
+def test_modules_share_what_lies_in_the_same_memory():
+    one = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    other = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert shares_tensors(one, one)
+    assert not shares_tensors(one, other)
+    other[1].running_mean = one[1].running_mean
+    assert shares_tensors(one, other)
+    empty = [nn.ParameterList([torch.empty(0)]) for _ in range(2)]
+    assert not shares_tensors(*empty)

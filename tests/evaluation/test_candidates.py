@@ -188,3 +188,14 @@ def test_an_evaluation_holds_them_once(make_net, digits):
     assert tensors(mixed.candidate) == tensors(run.reference)
     assert [p.data_ptr() for p in mixed.theory.model.parameters()] == tensors(run.reference)
     assert [p.data_ptr() for p in true.theory.model.parameters()] == tensors(true.candidate)
+
+
+def test_a_module_that_a_function_gives_out_stays_its_users(make_net, digits):
+    model = make_net(nn.Tanh()).train()
+    x, y = digits[1]
+    settings = Settings(precisions=("16-true", "16-mixed"))
+    EvaluationRun(
+        Evaluation(model=lambda: model, data=[(x[:16], y[:16])]), settings, None
+    ).execute()
+    assert model.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, zip_longest
 from operator import length_hint
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from pytest_fp16.engine.advice import guarded, of_labels, on_data
 from pytest_fp16.engine.batching import first_batch, require_kept, split_batch
-from pytest_fp16.engine.copies import make_model
+from pytest_fp16.engine.copies import make_model, own_model, shares_tensors
 from pytest_fp16.engine.hard_coded import HardCoded
 from pytest_fp16.engine.models import Location, require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, unheard
@@ -146,14 +147,19 @@ def _repeats(data: Any) -> bool:
 
 
 def _own_models(subject: Training, notes: list[str]) -> Training:
-    """A function that returns one and the same module means that module: it is copied."""
+    """A function that returns one and the same module means that module: it is copied.
+
+    One that puts the same parts into each, a pretrained embedding, would have all runs train them.
+    """
     if isinstance(subject.model, torch.nn.Module) or not callable(subject.model):
         return subject
     first, second = (
         guarded(lambda: make_model(subject.model), "making the model") for _ in range(2)
     )
-    if first is not second:
+    if not shares_tensors(first, second):
         return subject
+    if first is not second:
+        return replace(subject, model=partial(own_model, subject.model))
     notes.append(
         "the model function returns the same module each time, so every seed starts from its "
         "weights; make a new one in it, and seeds will vary the initial weights too"

@@ -301,3 +301,17 @@ def test_a_step_that_goes_backward_as_well_is_left_to_do_so(digits_training):
         return _backward(model, batch, retain_graph=True)
 
     assert validated(digits_training(training_step=step, loss=None), CPU).notes == []
+
+
+def test_a_part_that_is_the_same_in_each_module_is_copied(digits_training):
+    """A pretrained part would be trained by run after run, and be another one for each."""
+    part = nn.Linear(64, 10)
+    before = part.weight.detach().clone()
+    found = validated(
+        digits_training(model=lambda: nn.Sequential(nn.Flatten(), part, nn.Linear(10, 10))), CPU
+    )
+    one, other = found.subject.model(), found.subject.model()
+    assert one[1].weight is not part.weight
+    assert torch.equal(one[1].weight, before)
+    assert not torch.equal(one[2].weight, other[2].weight), "seeds still vary the rest"
+    assert torch.equal(part.weight, before)
