@@ -62,7 +62,10 @@ def own_model(source: Any) -> nn.Module:
     if isinstance(source, nn.Module):
         return made
     try:
-        return make_model(made)
+        copied = make_model(made)
+        if "eval" in vars(made):  # which refuses, in an exported program, whose copy has another
+            copied.training = False
+        return copied
     except ModelError as error:
         if not shares_tensors(made, make_model(source)):
             return made
