@@ -22,6 +22,7 @@ from pytest_fp16.engine.models import (
     quiet,
 )
 from pytest_fp16.engine.outputs import Others, main_output, others
+from pytest_fp16.engine.own_randomness import put_back
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.stored import BeforeCast, Stored
 from pytest_fp16.engine.uncompiled import FollowingMode
@@ -91,6 +92,7 @@ class Candidate:
         before = BeforeCast(model, FORMATS[precision.dtype]) if precision.casts else None
         self.model = prepare(model, precision, device)
         self.stored: list[Stored] = before.cast(self.model) if before is not None else []
+        put_back(self.model, subject.forward)
         self.habits = Habits()
         self.beside = Others()
         self.own_autocast = False  # the model enters one, which was left off
