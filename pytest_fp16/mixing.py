@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.batching import cast_module
 from pytest_fp16.engine.copies import own_module
 from pytest_fp16.errors import ModelError
+from pytest_fp16.module_names import module_named
 from pytest_fp16.variants import Variant, variant
 
 _LOW = (torch.float16, torch.bfloat16)
@@ -42,7 +42,8 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str], *, quiet: bool = F
 
     Args:
         model: changed in place.
-        modules: qualified names as in ``model.named_modules()``; ``""`` is the whole model.
+        modules: qualified names as in ``model.named_modules()``; ``""`` is the whole model. What a
+            wrapper adds to them (``module.``, ``_orig_mod.``) may be left out.
         quiet: do not warn of weights that are in 16 bits already.
 
     Returns:
@@ -58,7 +59,7 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str], *, quiet: bool = F
             "modules must be names of submodules, such as ['head'], as model.named_modules() has "
             f"them (got {type(modules).__name__})"
         )
-    islands = _islands(own, [_find(own, name) for name in names]).keys()
+    islands = _islands(own, [module_named(model, name) for name in names]).keys()
     for module in islands:
         _refuse(own, module)
     fresh = [module for module in islands if not isinstance(module, Float32Island)]
@@ -220,19 +221,6 @@ def _restore(module: nn.Module, keys: Any) -> None:
         around = getattr(module, "_fp16_around", None)
         module.float()
         vars(module)["_fp16_around"] = around
-
-
-def _find(model: nn.Module, name: str) -> nn.Module:
-    known: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-    if name in known:
-        return known[name]
-    last = str(name).rpartition(".")[2]
-    ends = [known_name for known_name in known if known_name.rpartition(".")[2] == last]
-    near = list(dict.fromkeys([*get_close_matches(str(name), known, n=3), *ends[:3]]))
-    hint = f"; did you mean {' or '.join(map(repr, near[:3]))}?" if near else ""
-    raise ModelError(
-        f"{type(model).__name__} has no module {name!r}{hint or '; see model.named_modules()'}"
-    )
 
 
 def _is_narrow(module: nn.Module) -> bool:
