@@ -53,12 +53,25 @@ def fresh_model(
         try:
             return make_model(like, weights)
         except ModelError:
-            seed_everything(_MAKER_SEED)
-            made = make_model(source)
-            made.load_state_dict(like.state_dict())
-            return made
+            return called_model(source, like)
     seed_everything(_MAKER_SEED)
     return make_model(source, weights) if isinstance(source, nn.Module) else own_model(source)
+
+
+def called_model(source: Any, like: nn.Module) -> nn.Module:
+    """What the user's function makes, with the weights of another that it made.
+
+    Raises:
+        ModelError: see `make_model`; or they do not fit.
+    """
+    seed_everything(_MAKER_SEED)
+    made = make_model(source)
+    try:
+        made.load_state_dict(like.state_dict())
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"model= makes another module each time: {said}") from None
+    return made
 
 
 class Candidate:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_fp16.engine.containers import all_tensors
+from pytest_fp16.engine.origins import note
 from pytest_fp16.engine.rebinding import rebind
 from pytest_fp16.engine.uncopyable import Uncopyable
 from pytest_fp16.engine.untouched import memory
@@ -124,6 +125,7 @@ def _copy(source: nn.Module, weights: nn.Module | None) -> nn.Module:
 def _deep(source: nn.Module, memo: dict[int, Any]) -> nn.Module:
     made: nn.Module = copy.deepcopy(source, memo)
     rebind(made, memo)
+    note(made, source)
     return made
 
 

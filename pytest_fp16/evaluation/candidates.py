@@ -7,13 +7,16 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pytest_fp16.engine.candidate import Candidate, fresh_model
+from pytest_fp16.engine.belonging import Reads, belongs
+from pytest_fp16.engine.candidate import Candidate, called_model, fresh_model
 from pytest_fp16.engine.checksums import Checksums
+from pytest_fp16.engine.copies import make_model, shares_tensors
 from pytest_fp16.engine.models import has_modes, require_float32
 from pytest_fp16.engine.modes import acts_in_training
 from pytest_fp16.engine.untouched import Habits, State, untouched
+from pytest_fp16.errors import ModelError
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import REFERENCE, precision
 from pytest_fp16.subject import Evaluation
@@ -46,6 +49,7 @@ class Candidates:
         self.target = target
         self.keep: Mapping[str, tuple[str, ...]] = {}
         self.habits = Habits()
+        self.calls = False  # the user's function makes each model
         source = fresh_model(subject.model)
         require_float32(source)
         modes = has_modes(source) and has_modes(subject.model)
@@ -53,6 +57,48 @@ class Candidates:
         self.reference = self._candidate(REFERENCE.name, source)
         self._before = Checksums(self.reference.model)
         self._lent: WeakSet[nn.Module] = WeakSet()  # models that read another's
+
+    def own(self, few: Any, inputs: Any, output: Tensor, seed: int) -> State | None:
+        """Make sure that the models are their own, once the reference has run.
+
+        Where a copy still reads its original's weights, a function makes each of them.
+
+        Args:
+            few: some inputs of the first batch, which show it.
+            inputs, output: the first batch, and the reference's outputs for it.
+            seed: the random state of their run.
+
+        Returns:
+            What the reference kept before, if it is another one now; None where it stays.
+
+        Raises:
+            ModelError: the model, or what the function makes, cannot be had as one of its own.
+        """
+        name = self._reads_original(few, seed)
+        if name is None:
+            return None
+        source = self.subject.model
+        if isinstance(source, nn.Module):
+            raise ModelError(belongs(name))
+        made = called_model(source, self.reference.model)
+        if shares_tensors(made, make_model(source)):
+            raise ModelError(belongs(name))
+        self.calls = True
+        self.reference = self._candidate(REFERENCE.name, made)
+        before = State(self.reference.model, weights=False)
+        self._before = Checksums(self.reference.model)
+        if not torch.equal(self.reference.outputs(inputs, seed).cpu(), output):
+            raise ModelError(belongs(name))
+        return before
+
+    def _reads_original(self, few: Any, seed: int) -> str | None:
+        seen = Reads(self.reference.model, self.reference.where, self.subject.forward is not None)
+        with untouched(self.reference.model, weights=self.habits.writes):
+            try:
+                self.reference.outputs(few, seed, observer=seen)
+            except Exception:  # torch lets nobody watch some programs
+                self.reference.where.reset()
+        return seen.found
 
     def made(
         self, name: str, more: tuple[str, ...] = (), like: Candidate | None = None
@@ -71,6 +117,8 @@ class Candidates:
 
     def _fresh(self, name: str, like: Candidate | None) -> nn.Module:
         source, reference = self.subject.model, self.reference.model
+        if self.calls:
+            return called_model(source, reference)
         if like is None and (precision(name).mixed or name == REFERENCE.name):
             like = self.reference
         shared = None if like is None or self.habits.writes else like.model

@@ -226,6 +226,9 @@ class EvaluationRun:
         if self.reference.own_autocast:
             self.warnings.append("the model enters an autocast of its own; 32-true ran without it")
         whole = not self._runs_in_part(inputs, n, seed)
+        few = inputs if whole else take(inputs, n, list(range(min(n, INPUTS))))
+        if (before := self.candidates.own(few, inputs, output, seed)) is not None:
+            self.initial, self.reference = before, self.candidates.reference
         writes = self.candidates.habits.writes
         with untouched(self.reference.model, weights=writes, since=self.initial):
             for name in self.settings.precisions:  # each begins as the reference began
@@ -234,7 +237,6 @@ class EvaluationRun:
                 if one.precision.casts:
                     one.warnings += handed_on(inputs)
                 self.runs.append(one)
-            few = inputs if whole else take(inputs, n, list(range(min(n, INPUTS))))
             self.warnings += hard_coded(self.reference, few, seed)
         theories = [one.theory for one in self.runs if one.theory is not None]
         for i, leader in enumerate(theories if not self.candidates.habits.lasting else ()):

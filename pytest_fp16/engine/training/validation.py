@@ -13,6 +13,7 @@ import torch
 
 from pytest_fp16.engine.advice import guarded, of_labels, on_data
 from pytest_fp16.engine.batching import first_batch, require_kept, split_batch
+from pytest_fp16.engine.belonging import Reads, belongs
 from pytest_fp16.engine.copies import make_model, own_model, shares_tensors
 from pytest_fp16.engine.hard_coded import HardCoded
 from pytest_fp16.engine.models import Location, require_float32
@@ -204,13 +205,16 @@ def _require_graph(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> 
 def _try_step(trainee: Trainee, batch: Any) -> list[str]:
     """What to say of a first step that can be made."""
     trainee.model.train()
-    seen = HardCoded(Location(trainee.model))
+    where = Location(trainee.model)
+    seen, reads = HardCoded(where), Reads(trainee.model, where, inside=True)
 
     def attempt() -> torch.Tensor:
-        with torch.enable_grad(), trainee.installed(), seen:
+        with torch.enable_grad(), trainee.installed(), seen, reads:
             return trainee.loss(trainee.placed(batch))
 
     loss = guarded(attempt, "the first training step in float32")
+    if reads.found is not None:
+        raise ModelError(belongs(reads.found))
     if trainee.left_out:
         raise ModelError(
             "the training step must return the loss (got None for the first batch); None leaves a "
