@@ -50,6 +50,7 @@ _OTHERWISE = {
     "of torch.finfo(x.dtype).min, x being what is masked,",
     "bound": "bound by torch.finfo(x.dtype).max, x being what is bounded, instead of the constant",
     "merged outputs": "{in_float32} and leave its result so",
+    "stale weight": "enter autocast with cache_enabled=False, or leave it before a weight changes",
     "another program": "do for 16 bits what is done for float32",
     "another constant": "use a constant of one's own, the same whatever the dtype,",
 }
@@ -60,6 +61,8 @@ def advice(culprit: Culprit) -> tuple[CureKind, str]:
     kind, text = _ADVICE[culprit.mechanism]
     text = _OTHERWISE.get(culprit.variant or "", text)
     text = text.format(operation=written(culprit.operation), in_float32=in_float32(culprit))
+    if culprit.variant == "stale weight":  # whose cure is not where it is used
+        return "fresh casts", text
     return kind, f"{text} at {culprit.source}" if culprit.source else text
 
 

@@ -20,7 +20,7 @@ from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.emulate import Emulation, widen
 from pytest_fp16.engine.emulation.operations import AUTOCAST, LOW
-from pytest_fp16.engine.models import autocast, call_as_is, quiet
+from pytest_fp16.engine.models import call_as_is, quiet
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.untouched import untouched
@@ -154,6 +154,11 @@ class Comparison:
         """The raw outputs of this device's own kernels, with nothing that follows them."""
         return self._called(_cast, nullcontext())
 
+    def observed(self, observer: AbstractContextManager[Any]) -> Tensor:
+        """The raw outputs as the candidate gives them, with a mode that sees its operations."""
+        with self.program.emulation or nullcontext():
+            return _plain(self._called(_cast, observer))
+
     def _run(self, twin_run: TwinRun) -> Tensor:
         self.last = twin_run
         if twin_run.tape is not None:
@@ -173,7 +178,7 @@ class Comparison:
         inputs = map_inputs(
             self.sample.inputs, lambda t, kept: given(t, None if kept else dtype), keep
         )
-        context = autocast(candidate.precision, candidate.device, candidate.target)
+        context = candidate.region()
         kept = untouched(candidate.model, weights=candidate.habits.writes)
         with kept, torch.no_grad(), quiet(), context, inside:
             output = call_as_is(candidate.model, inputs, candidate.subject.forward)

@@ -128,6 +128,8 @@ def _includes(remedy: Remedy, other: Remedy) -> bool:
 def _candidates(
     trials: Trials, culprit: Culprit, origin: Origin | None
 ) -> Iterator[tuple[CureKind, Remedy]]:
+    if culprit.variant == "stale weight":
+        yield "fresh casts", Remedy(trials.precision, anew=True)
     kept = None
     narrowed = Remedy(trials.precision, lines=_line(culprit), meeting="narrowed")
     mixed_dtypes = culprit.variant == "mixed dtypes" and bool(narrowed.lines)
@@ -274,6 +276,8 @@ def _left(trials: Trials, remedy: Remedy, origin: Origin | None) -> float:
 
 def _described(trials: Trials, remedy: Remedy, culprit: Culprit, hint: str) -> str:
     names = ", ".join(remedy.keep)
+    if remedy.anew:
+        return hint
     if remedy.meeting == "fitted":
         return fitting(culprit)
     if remedy.meeting:

@@ -18,6 +18,7 @@ from pytest_fp16.diagnosis.meeting import widened
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, unneeded, vanishing
+from pytest_fp16.diagnosis.stale_weights import stale
 from pytest_fp16.diagnosis.stop import Raised, entered, raised
 from pytest_fp16.diagnosis.trials import Judge, Pricer, Trials
 from pytest_fp16.engine.candidate import Candidate
@@ -172,7 +173,8 @@ def _culprit(
         return spread
     if found.unrounded:
         lost = None if found.lossless else overflowing(comparison.side_by_side(lambda i: True))
-        culprit = lost or branched(comparison, request.comparison)
+        culprit = lost or stale(comparison, found.damage)
+        culprit = culprit or branched(comparison, request.comparison)
         if culprit is not None:
             return culprit
     if found.lossless and not found.concentrated and spread is not None:

@@ -20,9 +20,11 @@ class Remedy:
         lines: lines of code, ``"file:number"``, whose operations are computed in float32.
         meeting: what is done where tensors of different dtypes meet, there and elsewhere; of
             "narrowed" and "fitted" ones the lines are not widened. None: they are left.
+        anew: autocast casts its weights anew each time, and keeps nothing.
     """
 
     precision: str
     keep: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
     meeting: Meeting | None = None
+    anew: bool = False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_fp16.engine.copies import make_model, own_model
+from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.operations import LOW, facts, flat, tensors
 from pytest_fp16.engine.emulation.regions import LeftOff
@@ -109,6 +111,7 @@ class Candidate:
         self.habits = Habits()
         self.beside = Others()
         self.own_autocast = False  # the model enters one, which was left off
+        self.keeps_casts = True  # as autocast does of its weights, if not told otherwise
         self._where: Location | None = None
 
     @property
@@ -117,6 +120,13 @@ class Candidate:
         if self._where is None or not self._where.attached:
             self._where = Location(self.model)
         return self._where
+
+    @contextmanager
+    def region(self) -> Iterator[Any]:
+        """The context the model runs in; see `autocast`."""
+        kept = nullcontext() if self.keeps_casts else nothing_kept()
+        with kept, autocast(self.precision, self.device, self.target) as regions:
+            yield regions
 
     def outputs(
         self,
@@ -144,8 +154,7 @@ class Candidate:
             if emulated
             else nullcontext()
         )
-        context = autocast(self.precision, self.device, self.target)
-        with torch.no_grad(), quiet(), context as regions:
+        with torch.no_grad(), quiet(), self.region() as regions:
             with emulation, observer or nullcontext():
                 output = call(self.model, inputs, self.precision, self.subject)
             self.own_autocast |= isinstance(regions, LeftOff) and regions.any
@@ -158,7 +167,7 @@ class Candidate:
 
         def run(given: Any) -> None:
             seed_everything(seed)
-            with torch.no_grad(), quiet(), autocast(self.precision, self.device, self.target):
+            with torch.no_grad(), quiet(), self.region():
                 call(given, inputs, self.precision, self.subject)
 
         return ignores(self.model, run)

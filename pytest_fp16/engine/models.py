@@ -96,13 +96,21 @@ def evaluating(model: nn.Module) -> nn.Module:
 
 
 def prepare(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
-    """Move and, for a "true" precision, cast a model of our own; in eval mode."""
+    """Move and, for a "true" precision, cast a model of our own; in eval mode.
+
+    Autocast keeps the cast of a weight that may get a gradient, so there its weights still may.
+    """
+    named = model.named_parameters() if precision.mixed else ()
+    trained = {name for name, parameter in named if parameter.requires_grad}
     with torch.no_grad():  # a traced module's parameters would get a history
         _without_gradient(model)
         model = evaluating(model.to(device))
         if precision.casts:
             model = cast_module(model, precision.dtype)
     _without_gradient(model)
+    for name, parameter in model.named_parameters():
+        if name in trained:
+            parameter.requires_grad_()
     return model
 
 

@@ -34,10 +34,9 @@ def preserved_state() -> Iterator[None]:
         try:
             torch.set_default_dtype(torch.float32)
             backends.mha.set_fastpath_enabled(False)
-            off = torch.autocast("cpu", enabled=False)
             inference = torch.is_inference_mode_enabled()
             normal = torch.inference_mode(False) if inference else nullcontext()
-            with normal, off, cuda_autocast_off(), _exact_products():
+            with normal, no_region(), _exact_products():
                 yield
         finally:
             random.setstate(python)
@@ -100,6 +99,27 @@ def _legacy_settings() -> tuple[str | None, bool | None]:
     except RuntimeError:
         cudnn = None
     return matmul, cudnn
+
+
+@contextmanager
+def no_region() -> Iterator[None]:
+    """As outside of any autocast: what is entered in here is outermost, and keeps its own casts."""
+    was, cached = torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()
+    depth = torch.autocast_increment_nesting()
+    for _ in range(depth):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    torch.set_autocast_enabled("cpu", False)
+    torch.set_autocast_cache_enabled(True)
+    try:
+        with cuda_autocast_off():
+            yield
+    finally:
+        torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cpu", was)
+        torch.set_autocast_cache_enabled(cached)
+        for _ in range(depth - 1):
+            torch.autocast_increment_nesting()
 
 
 @contextmanager

@@ -38,6 +38,7 @@ NEEDED = {
         "torch._C.DispatchKeySet",
         "torch._C._ExcludeDispatchKeyGuard",
         "torch.library.Library._destroy",
+        "torch.Tensor._is_view",
         "torch.autocast()._enabled",
         "torch.autocast().device",
         "torch.autocast().fast_dtype",

@@ -52,6 +52,7 @@ class Candidates:
         self.calls = False  # the user's function makes each model
         source = fresh_model(subject.model)
         require_float32(source)
+        self._trained = {name for name, p in source.named_parameters() if p.requires_grad}
         modes = has_modes(source) and has_modes(subject.model)
         self.was_training = modes and acts_in_training(source)
         self.reference = self._candidate(REFERENCE.name, source)
@@ -123,6 +124,9 @@ class Candidates:
             like = self.reference
         shared = None if like is None or self.habits.writes else like.model
         made = fresh_model(source, like=reference, weights=shared)
+        for name, parameter in made.named_parameters():
+            if name in self._trained:  # which a copy of the reference's is not
+                parameter.requires_grad_()
         if shared is not None:
             self._lent.add(made)
         return made

@@ -6,6 +6,7 @@ A failure of the diagnosis itself is a warning, never a verdict.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 from pytest_fp16.diagnosis.evaluation import Diagnosis, DiagnosisRequest, diagnose
@@ -13,6 +14,7 @@ from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import Recheck
 from pytest_fp16.diagnosis.upcast import lines_in_float32
 from pytest_fp16.engine.candidate import Candidate, fresh_model
+from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.price import price_of
@@ -94,6 +96,7 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
     candidate = run.candidates.made(remedy.precision, remedy.keep)
     if remedy.lines:
         lines_in_float32(candidate.model, remedy.lines, remedy.meeting)
+    candidate.keeps_casts = not remedy.anew
     return candidate
 
 
@@ -117,7 +120,8 @@ def _rechecked(
         subject = replace(subject, model=watched)
     keep = (*planned.get(remedy.precision, ()), *remedy.keep)
     again = EvaluationRun(subject, settings, None, {remedy.precision: keep}, predict=predict)
-    again.execute()
+    with nothing_kept() if remedy.anew else nullcontext():
+        again.execute()
     precision_run = again.runs[0]
     return Recheck(
         report_of(again, precision_run), precision_run.outcome.kept, is_doubtful(precision_run)

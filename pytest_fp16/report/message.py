@@ -41,6 +41,7 @@ _WHY_VARIANT: dict[Variant, str] = {
     "near one": "a bound just below one is one in {format}, and what is left of one is zero",
     "another program": "the program does something else for {format}: it asks for the dtype, "
     "there or before",
+    "stale weight": "a weight changes inside an autocast region, which goes on with its old cast",
     "another constant": "the program takes another constant for {format}: it asks for the dtype, "
     "as torch.finfo does",
     "own statement": "a statement of the program's own stops it in {format}: for the dtype, or for "

@@ -61,6 +61,7 @@ Variant = Literal[
     "closure", "no gradient left", "while scaled", "whole numbers", "stored values",
     "stored inputs", "infinite inputs", "infinite values", "stored digits", "near one",
     "another program", "another constant", "no room", "bound", "own statement", "merged outputs",
+    "stale weight",
 ]  # fmt: skip
 
 
@@ -176,6 +177,7 @@ class Price(Part):
 
 CureKind = Literal[
     "keep_in_float32",
+    "fresh casts",
     "mixed",
     "bfloat16",
     "float16",

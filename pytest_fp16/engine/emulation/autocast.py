@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.emulation.cast_cache import cast_in, kept_cast, own_cache
 from pytest_fp16.engine.emulation.composed import grid_cast_inside
 from pytest_fp16.engine.emulation.patching import replaced
+from pytest_fp16.engine.emulation.recurrent import within_a_layer
 from pytest_fp16.engine.emulation.regions import (
     checkpoints_on_cuda,
     cuda_regions,
@@ -207,7 +209,8 @@ def _cuda_policy() -> Iterator[None]:
             for name in _CPU_ONLY.split():
                 if name not in listed and _overload(name) is not None:
                     _register(library, name, _kernel(name, _untouched))
-        with cuda_regions(), regions_that_cast(), checkpoints_on_cuda(), custom_inputs():
+        regions = cuda_regions(), regions_that_cast()
+        with own_cache(), regions[0], regions[1], checkpoints_on_cuda(), custom_inputs():
             yield
     finally:
         _installed -= 1
@@ -243,8 +246,8 @@ def _kernel(name: str, cast: Callable[[Any], Any], device: str = "cuda") -> Call
             if enabled:
                 if cast is _promote:
                     widest = _widest((*args, *kwargs.values()))
-                    args = tuple(_cast(a, widest) for a in args)
-                    kwargs = {k: _cast(v, widest) for k, v in kwargs.items()}
+                    args = tuple(cast_in(a, widest) for a in args)
+                    kwargs = {k: cast_in(v, widest) for k, v in kwargs.items()}
                 else:
                     args = tuple(cast(a) for a in args)
                     kwargs = {k: cast(v) for k, v in kwargs.items()}
@@ -263,25 +266,17 @@ def _banned(*args: Any, **kwargs: Any) -> Any:
         return torch.ops.aten.binary_cross_entropy.default(*args, **kwargs)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        eligible = value.is_floating_point() and value.dtype != torch.float64
-        return value.to(dtype) if eligible and value.dtype != dtype else value
-    if isinstance(value, (list, tuple)):
-        return [_cast(item, dtype) for item in value]
-    return value
-
-
 def _to_low(value: Any) -> Any:
-    return _cast(value, torch.get_autocast_dtype("cuda"))
+    to = Tensor.to if within_a_layer() else kept_cast  # cuDNN's weights are cast at each call
+    return cast_in(value, torch.get_autocast_dtype("cuda"), to)
 
 
 def _to_low_on_cpu(value: Any) -> Any:
-    return _cast(value, torch.get_autocast_dtype("cpu"))
+    return cast_in(value, torch.get_autocast_dtype("cpu"), kept_cast)
 
 
 def _to_float32(value: Any) -> Any:
-    return _cast(value, torch.float32)
+    return cast_in(value, torch.float32)
 
 
 def _promote(value: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from pytest_fp16.engine.emulation.cast_cache import kept_cast
 from pytest_fp16.engine.emulation.operations import AUTOCAST, LOW, each
 
 _aten: Any = torch.ops.aten
@@ -51,7 +52,7 @@ def as_on_cuda(name: str, args: Sequence[Any]) -> Any:
     kind = name.removesuffix("_cell")
     if kind not in _CELLS or torch.is_grad_enabled():
         return None
-    args, low = _cast(args)
+    args, low = _cast(args, Tensor.to if kind == name else kept_cast)
     if not low:
         return None
     with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
@@ -60,11 +61,13 @@ def as_on_cuda(name: str, args: Sequence[Any]) -> Any:
         return _layers(_CELLS[kind], *args) if isinstance(args[3], bool) else None
 
 
-def _cast(args: Sequence[Any]) -> tuple[Sequence[Any], bool]:
+def _cast(
+    args: Sequence[Any], to: Callable[[Tensor, torch.dtype], Tensor]
+) -> tuple[Sequence[Any], bool]:
     """The arguments as autocast hands them on, and whether all that is floating has 16 bits."""
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
-        args = [each(a, lambda t: t.to(dtype) if t.is_floating_point() else t) for a in args]
+        args = [each(a, lambda t: to(t, dtype) if t.is_floating_point() else t) for a in args]
     dtypes: set[torch.dtype] = set()
     for value in args:
         each(value, lambda t: dtypes.add(t.dtype))

@@ -1,7 +1,7 @@
 """Programs that enter ``torch.inference_mode`` themselves, where each operation is followed.
 
 There, composite operations (a linear layer, attention) reach no mode in their parts, and nothing
-keeps a gradient. ``no_grad`` gives the same values.
+keeps a gradient. ``no_grad`` gives the same values, where autocast keeps casts as it would there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pytest_fp16.engine.emulation.cast_cache import FOR_TRAINING
 from pytest_fp16.engine.emulation.patching import replaced
 
 _depth = 0
@@ -24,14 +25,18 @@ def inference_as_no_grad() -> Iterator[None]:
     if _depth:
         yield
         return
-    before: list[bool] = []  # a stack: what is entered last is left first
+    before: list[tuple[bool, bool]] = []  # a stack: what is entered last is left first
 
     def enter(self: Any) -> None:
-        before.append(torch.is_grad_enabled())
+        before.append((torch.is_grad_enabled(), torch.is_autocast_cache_enabled()))
         torch.set_grad_enabled(not self.mode)
+        keeps = not self.mode or not FOR_TRAINING
+        torch.set_autocast_cache_enabled(before[0][1] and keeps)
 
     def leave(self: Any, *exception: Any) -> None:
-        torch.set_grad_enabled(before.pop())
+        grad, keeps = before.pop()
+        torch.set_grad_enabled(grad)
+        torch.set_autocast_cache_enabled(keeps)
 
     _depth += 1
     try:

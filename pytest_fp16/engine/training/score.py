@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
+from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
 from pytest_fp16.engine.models import autocast, call, taking_gradients
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.errors import DataError
@@ -163,7 +166,8 @@ def _run(
     labels = to_device(labels, torch.device("cpu"))
     n = count_inputs(inputs, labels)
     inputs = to_device(inputs, place.device)
-    with autocast(precision, place.device, place.target):
+    kept = nothing_kept() if is_lightning(model) else nullcontext()  # as a Trainer validates
+    with kept, autocast(precision, place.device, place.target):
         output = main_output(call(model, inputs, precision, subject))
     output = output.detach().float().cpu()
     if subject.metric is not None and output.dim():

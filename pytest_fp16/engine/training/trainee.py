@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.batching import cast_batch, cast_module, copied, split_batch, to_device
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.autocast import held_policy
+from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, require_float32
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
@@ -167,12 +168,9 @@ class Trainee:
 
     def within(self, run: Callable[[], Any]) -> Any:
         """Something of the user's, in this precision."""
-        with autocast(self.precision, self.place.device, self.place.target):
-            value = run()
-        # Autocast drops its 16-bit copies of the weights when the outermost context ends; inside
-        # one that merely switches it off, it would go on with those of the first step.
-        torch.clear_autocast_cache()
-        return value
+        kept = nothing_kept() if self.own_step else nullcontext()  # as a Trainer asks of autocast
+        with kept, autocast(self.precision, self.place.device, self.place.target):
+            return run()
 
     def _user_loss(self, batch: Any) -> Any:
         if self.subject.training_step is not None:

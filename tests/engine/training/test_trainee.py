@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,9 +11,11 @@ from torch import nn
 from pytest_fp16 import Training, check
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.training.place import Amendment, Place
+from pytest_fp16.engine.training.score import score
 from pytest_fp16.engine.training.trainee import Trainee, gradient_of, initial_state
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import PRECISIONS, REFERENCE
+from pytest_fp16.subject import Training
 
 CPU = torch.device("cpu")
 EMULATED = Place(CPU, "cuda", emulated=True)
@@ -357,3 +361,59 @@ def test_inputs_that_are_kept_reach_the_model_as_they_are(own_step):
     )
     check(training, precision="bf16-true", seeds=2)
     assert seen == {(torch.float32, torch.float32), (torch.bfloat16, torch.float32)}
+
+
+class _Shifted(nn.Module):
+    """A layer used twice, its weight another one the second time (a fast weight)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 2, bias=False)
+
+    def forward(self, x):
+        first = self.layer(x)
+        with torch.no_grad():
+            self.layer.weight.neg_()
+        second = self.layer(x)
+        with torch.no_grad():
+            self.layer.weight.neg_()
+        return first - second  # twice the first; nothing, where the weight is stale
+
+
+class _OfLightning(_Shifted):
+    """The same as a module that a Trainer runs, whose autocast keeps no casts."""
+
+    def training_step(self, batch, index):
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _first_step(model, precision, place, **step):
+    torch.manual_seed(0)
+    batch = (torch.randn(32, 8), torch.zeros(32, 2))
+    subject = Training(model=model, train_data=[batch], eval_data=[batch], epochs=1, **step)
+    trainee = Trainee(subject, PRECISIONS[precision], 0, initial_state(subject, 0), place)
+    with trainee.installed():
+        loss = trainee.step(batch, last=True)
+        subject = replace(subject, metric=lambda outputs, targets: outputs.abs().sum(-1))
+        scored, _ = score(subject, trainee.model, trainee.precision, trainee.place, None)
+    return loss, scored.value
+
+
+@pytest.mark.parametrize("place", [EMULATED, Place(CPU, "cpu", emulated=True), NATIVE])
+def test_a_weight_that_changes_inside_the_forward_pass_is_stale_under_autocast(place):
+    step = {"loss": nn.MSELoss(), "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    wide, scored = _first_step(_Shifted, "32-true", place, **step)
+    assert wide > 0.1
+    assert scored > 0.1
+    torch.manual_seed(0)
+    model, batch = _Shifted(), torch.randn(32, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        real = float(model(batch).detach().abs().max())
+    loss, scored = _first_step(_Shifted, "bf16-mixed", place, **step)
+    assert loss == scored == real == 0
+    loss, scored = _first_step(_OfLightning, "bf16-mixed", place, loss=None, optimizer=None)
+    assert loss == pytest.approx(wide, rel=0.05)
+    assert scored > 0.1
