@@ -75,6 +75,13 @@ def refused(
     return CanaryFindings(text, error, emulation_error, unsupported, mixed_dtypes)
 
 
+def spoken_for(what: str, device: str, target: str) -> str:
+    """Whose those numbers are that a canary gave, where they are far from emulation's."""
+    return (
+        f"; the other {what} are those of {device}'s own kernels, the verdict speaks for {target}"
+    )
+
+
 def run_canary(
     candidate: Candidate,
     inputs: Any,
@@ -121,6 +128,7 @@ def run_canary(
         if own is not None:
             difference = _difference(native, own)
             text += f", of this device's kernels by {difference:.1e}"
+        text += spoken_for("outputs", device, candidate.target)
     return CanaryFindings(text, difference=difference)
 
 

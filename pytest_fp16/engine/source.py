@@ -41,6 +41,13 @@ def _is_users(filename: str) -> bool:
     return not filename.startswith(_LIBRARY) or "site-packages" in filename
 
 
+@cache
+def is_program(filename: str) -> bool:
+    """Whether a file is of the user's own program: not Python's, torch's, ours, nor installed."""
+    installed = "site-packages" in filename or "dist-packages" in filename
+    return bool(filename) and _is_users(filename) and not installed
+
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 _ENTRANCES: dict[int, CodeType] = {}  # by id: a code object's hash reads all of it
 

@@ -13,6 +13,8 @@ from pytest_fp16.engine.belonging import Reads, belongs
 from pytest_fp16.engine.candidate import Candidate, called_model, fresh_model
 from pytest_fp16.engine.checksums import Checksums
 from pytest_fp16.engine.copies import make_model, shares_tensors
+from pytest_fp16.engine.device_questions import device_remarks
+from pytest_fp16.engine.hard_coded import hard_coded
 from pytest_fp16.engine.models import has_modes, require_float32
 from pytest_fp16.engine.modes import acts_in_training
 from pytest_fp16.engine.untouched import Habits, State, untouched
@@ -152,6 +154,20 @@ class Candidates:
         for model in self._lent:
             for name, p in ((n, p) for n, p in model.named_parameters() if n in had):
                 p.data = had[name].detach().to(p.device, p.dtype, copy=True)
+
+    def remarks(self, few: Any, seed: int) -> list[str]:
+        """What the program does whatever the precision, or does not for this device.
+
+        Args:
+            few: some of the inputs that the reference has taken.
+            seed: the random state.
+        """
+        said = []
+        if self.reference.own_autocast:
+            said.append("the model enters an autocast of its own; 32-true ran without it")
+        said += hard_coded(self.reference, few, seed)
+        forward = self.subject.forward
+        return said + device_remarks(self.reference.model, self.target, self.device, forward)
 
     def alone(self, few: Any, seed: int, initial: State) -> bool | None:
         """Whether a few inputs show that the reference carries something from batch to batch.

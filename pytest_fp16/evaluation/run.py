@@ -25,7 +25,6 @@ from pytest_fp16.engine.canary import INPUTS
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.device import effective_target, resolve_device, run_mode
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
-from pytest_fp16.engine.hard_coded import hard_coded
 from pytest_fp16.engine.models import taking_gradients
 from pytest_fp16.engine.untouched import State, untouched
 from pytest_fp16.engine.use import called
@@ -223,8 +222,6 @@ class EvaluationRun:
         elif self.labelled:
             require_better_than_chance(self.task, output, labels, n)
         self._repeat(inputs, output, seed)
-        if self.reference.own_autocast:
-            self.warnings.append("the model enters an autocast of its own; 32-true ran without it")
         whole = not self._runs_in_part(inputs, n, seed)
         few = inputs if whole else take(inputs, n, list(range(min(n, INPUTS))))
         if (before := self.candidates.own(few, inputs, output, seed)) is not None:
@@ -237,7 +234,7 @@ class EvaluationRun:
                 if one.precision.casts:
                     one.warnings += handed_on(inputs)
                 self.runs.append(one)
-            self.warnings += hard_coded(self.reference, few, seed)
+            self.warnings += self.candidates.remarks(few, seed)
         theories = [one.theory for one in self.runs if one.theory is not None]
         for i, leader in enumerate(theories if not self.candidates.habits.lasting else ()):
             leader.followers = theories[i + 1 :]

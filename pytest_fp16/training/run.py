@@ -9,11 +9,13 @@ from pytest_fp16.diagnosis.training import diagnose_training
 from pytest_fp16.engine.batching import cast_module
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.device import is_out_of_memory, resolve_device
+from pytest_fp16.engine.device_questions import device_remarks
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.stored import BeforeCast
 from pytest_fp16.engine.training.order import preserved_generators
+from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.store import open_store
 from pytest_fp16.engine.training.validation import validated
@@ -59,13 +61,23 @@ def examine_training(
         drift = found.opening.drift()
         for pairs in every:
             pairs.drift = drift
+        asked = _asked(found.subject, runs.place) if any(p.low for p in candidates) else []
         reports = []
         for forecast, pairs in zip(forecasts, every, strict=True):
             culprit, cure = _diagnosis(runs, pairs, forecast)
             report = report_of(runs, pairs, forecast, culprit, cure)
             kept_so = (planned or {}).get(pairs.precision.name, (found.subject,))[0]
-            reports.append(report.remarked(_stored(kept_so, pairs.precision)))
+            said = asked if pairs.precision.low else []
+            reports.append(report.remarked([*_stored(kept_so, pairs.precision), *said]))
         return reports if plan is None else _held_against(plan, reports, found.subject)
+
+
+def _asked(subject: Training, place: Place) -> list[str]:
+    """Where the program asks for the device that it is emulated for, and is not on."""
+    model = make_model(subject.model)
+    step = subject.training_step or getattr(model, "training_step", None)
+    given = (step, subject.forward, subject.loss)
+    return device_remarks(model, place.target, place.device, *given)
 
 
 def _stored(subject: Training, precision: Precision) -> list[str]:

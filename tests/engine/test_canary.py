@@ -12,6 +12,7 @@ from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.precision import precision
 
 CPU = torch.device("cpu")
+SPOKEN = "; the other outputs are those of cpu's own kernels, the verdict speaks for cuda"
 
 
 def sung(model, x, name="16-true", target="cpu", n=None):
@@ -61,9 +62,11 @@ def test_what_the_target_computes_otherwise_is_no_fault_of_emulation(x):
     found, _ = sung(Counted(), x, target="cuda")
     assert found.difference < LARGE_DIFFERENCE
     assert "emulation differs by 4.6e-01 of the largest output, of this device's" in found.text
+    assert found.text.endswith(SPOKEN)
     found, _ = sung(Counted(), x, target="cpu")
     assert found.difference < LARGE_DIFFERENCE
     assert "of this device's" not in found.text
+    assert SPOKEN not in found.text
 
 
 class Looking(Counted):

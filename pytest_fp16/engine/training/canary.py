@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.batching import take
-from pytest_fp16.engine.canary import CanaryFindings, refused
+from pytest_fp16.engine.canary import CanaryFindings, refused, spoken_for
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.order import ordered, step_seed
@@ -69,6 +69,7 @@ def one_step(
         if own is not None and own.gradient is not None:
             emulated, difference = own, _difference(native.gradient, own.gradient)
             text += f", of this device's kernels by {difference:.1e}"
+        text += spoken_for("gradients", device, place.target)
     said, difference = _steps(native.length, emulated.length, difference)
     return CanaryFindings(text + said, difference=difference)
 

@@ -206,3 +206,4 @@ def test_what_the_target_computes_otherwise_is_no_fault_of_emulation(digits_trai
     found = canary(subject, "16-true", target="cuda")
     assert found.difference < LARGE_DIFFERENCE
     assert "of this device's kernels by" in found.text
+    assert "gradients are those of cpu's own kernels, the verdict speaks for cuda" in found.text

@@ -15,7 +15,6 @@ from pytest_fp16.engine.training.score import score
 from pytest_fp16.engine.training.trainee import Trainee, gradient_of, initial_state
 from pytest_fp16.errors import ModelError
 from pytest_fp16.precision import PRECISIONS, REFERENCE
-from pytest_fp16.subject import Training
 
 CPU = torch.device("cpu")
 EMULATED = Place(CPU, "cuda", emulated=True)
