@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pytest_fp16.diagnosis.remedy import Meeting
 from pytest_fp16.report.figures import written
 from pytest_fp16.report.model import Culprit, CureKind
@@ -14,56 +16,91 @@ def in_float32(culprit: Culprit) -> str:
     return f"compute {written(culprit.operation) or 'it'} in float32"
 
 
-_ADVICE: dict[str, tuple[CureKind, str]] = {
-    "overflow": ("rescale", "divide before it, or {in_float32}"),
-    "underflow": ("rescale", "multiply before it, work with logarithms, or {in_float32}"),
-    "cancellation": ("upcast", "compute the difference in float32, or subtract first"),
-    "absorption": ("upcast", "keep what is added to in float32"),
-    "precision-loss": ("upcast", "{in_float32}"),
-    "unsupported-op": ("upcast", "cast the operands of {operation} to float32 and its result back"),
-    "mask-inf": ("mask constant", "mask with torch.finfo(x.dtype).min, x being what is masked, "
-                 "instead of the constant"),
-    "eps-underflow": ("epsilon", "use an epsilon that the format holds, 1e-5 or more, or add it in "
-                      "float32"),
+@dataclass(frozen=True)
+class Advice:
+    """What to change in the code.
+
+    Attributes:
+        kind: what sort of cure it is.
+        change: what to do that leaves all in 16 bits; empty where there is nothing of the sort.
+        wide: what to compute in float32 instead; empty where that is no help.
+        then: how far, behind the place.
+    """
+
+    kind: CureKind
+    change: str = ""
+    wide: str = ""
+    then: str = ""
+
+    def at(self, place: str | None) -> str:
+        """All of it, with the line."""
+        where = f" at {place}" if place else ""
+        text = ", or ".join(filter(None, (self.change, self.wide)))
+        return f"{text}{where}{self.then if self.wide else ''}" if text else ""
+
+
+_ADVICE: dict[str, Advice] = {
+    "overflow": Advice("rescale", "divide before it", "{in_float32}",
+                       ", up to where its values fit again"),
+    "underflow": Advice("rescale", "multiply before it, work with logarithms", "{in_float32}"),
+    "cancellation": Advice("upcast", "subtract first", "compute the difference in float32"),
+    "absorption": Advice("upcast", "", "keep what is added to in float32"),
+    "precision-loss": Advice("upcast", "", "{in_float32}"),
+    "unsupported-op": Advice("upcast", "", "cast the operands of {operation} to float32 and its "
+                             "result back"),
+    "mask-inf": Advice("mask constant", "mask with torch.finfo(x.dtype).min, x being what is "
+                       "masked, instead of the constant"),
+    "eps-underflow": Advice("epsilon", "use an epsilon that the format holds, 1e-5 or more (which "
+                            "moves what float32 gives, too, as the floor of a logarithm)",
+                            "add it in float32"),
 }  # fmt: skip
 
 
-#: By variant, where the advice is another one.
-_OTHERWISE = {
-    "mixed dtypes": "bring the tensors that meet there to one dtype",
-    "other bits": "cast to float32 before the bits are read",
-    "stored values": "scale what is stored, and take the scale back behind",
-    "stored inputs": "hand the inputs on in float32 (keep_inputs=), as a mixed precision does, or "
-    "shift and scale them before they are cast",
-    "infinite inputs": "hand the inputs on in float32 (keep_inputs=), as a mixed precision does, "
-    "or scale them before they are cast; they enter",
-    "infinite values": "scale what is stored, and take the scale back behind, or keep the weight "
-    "or buffer in float32 that is read",
-    "stored digits": "keep the weight or buffer in float32 that is read",
-    "near one": "use a bound that the format can tell from one, 0.999 in float16 and 0.99 in "
-    "bfloat16, or set it in float32",
-    "whole numbers": "keep the whole numbers as integers, or in float32",
-    "refused by the program": "let the program take 16-bit tensors, or hand it float32 ones and "
-    "cast its result back,",
-    "own statement": "let it take 16-bit tensors, or compute what it looks at in float32",
-    "no room": "fill the masked places (masked_fill) instead of adding to them, or mask with half "
-    "of torch.finfo(x.dtype).min, x being what is masked,",
-    "bound": "bound by torch.finfo(x.dtype).max, x being what is bounded, instead of the constant",
-    "merged outputs": "{in_float32} and leave its result so",
-    "stale weight": "enter autocast with cache_enabled=False, or leave it before a weight changes",
-    "another program": "do for 16 bits what is done for float32",
-    "another constant": "use a constant of one's own, the same whatever the dtype,",
-}
+#: By variant, where the advice is another one: what to change, and what in float32.
+_OTHERWISE: dict[str, tuple[str, str]] = {
+    "mixed dtypes": ("bring the tensors that meet there to one dtype", ""),
+    "other bits": ("", "cast to float32 before the bits are read"),
+    "stored values": ("scale what is stored, and take the scale back behind", ""),
+    "stored inputs": ("hand the inputs on in float32 (keep_inputs=), as a mixed precision does, "
+                      "or shift and scale them before they are cast", ""),
+    "infinite inputs": ("hand the inputs on in float32 (keep_inputs=), as a mixed precision "
+                        "does, or scale them before they are cast; they enter", ""),
+    "infinite values": ("scale what is stored, and take the scale back behind, or keep the weight "
+                        "or buffer in float32 that is read", ""),
+    "stored digits": ("keep the weight or buffer in float32 that is read", ""),
+    "near one": ("use a bound that the format can tell from one, 0.999 in float16 and 0.99 in "
+                 "bfloat16", "set it in float32"),
+    "whole numbers": ("keep the whole numbers as integers", "keep them in float32"),
+    "refused by the program": ("let the program take 16-bit tensors, or hand it float32 ones "
+                               "and cast its result back,", ""),
+    "own statement": ("let it take 16-bit tensors, or compute what it looks at in float32", ""),
+    "no room": ("fill the masked places (masked_fill) instead of adding to them, or mask with "
+                "half of torch.finfo(x.dtype).min, x being what is masked,", ""),
+    "bound": ("bound by torch.finfo(x.dtype).max, x being what is bounded, instead of the "
+              "constant", ""),
+    "merged outputs": ("", "{in_float32} and leave its result so"),
+    "stale weight": ("enter autocast with cache_enabled=False, or leave it before a weight "
+                     "changes", ""),
+    "another program": ("do for 16 bits what is done for float32", ""),
+    "another constant": ("use a constant of one's own, the same whatever the dtype,", ""),
+}  # fmt: skip
+
+
+def advised(culprit: Culprit) -> Advice:
+    """What to change in the code, without the place."""
+    usual = _ADVICE[culprit.mechanism]
+    parts = _OTHERWISE.get(culprit.variant or "", (usual.change, usual.wide))
+    words = {"operation": written(culprit.operation), "in_float32": in_float32(culprit)}
+    change, wide = (part.format(**words) for part in parts)
+    return Advice(usual.kind, change, wide, "" if culprit.variant else usual.then)
 
 
 def advice(culprit: Culprit) -> tuple[CureKind, str]:
     """What to change in the code, and where."""
-    kind, text = _ADVICE[culprit.mechanism]
-    text = _OTHERWISE.get(culprit.variant or "", text)
-    text = text.format(operation=written(culprit.operation), in_float32=in_float32(culprit))
+    found = advised(culprit)
     if culprit.variant == "stale weight":  # whose cure is not where it is used
-        return "fresh casts", text
-    return kind, f"{text} at {culprit.source}" if culprit.source else text
+        return "fresh casts", found.change
+    return found.kind, found.at(culprit.source)
 
 
 #: Operations into whose first operand the others are written.

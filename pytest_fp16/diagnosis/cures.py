@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
-from pytest_fp16.diagnosis.advice import advice, brought, fitting, in_float32
+from pytest_fp16.diagnosis.advice import advice
 from pytest_fp16.diagnosis.branches import branched
+from pytest_fp16.diagnosis.cheaper import parts
+from pytest_fp16.diagnosis.described import described
+from pytest_fp16.diagnosis.given import lost_as_cast
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
-from pytest_fp16.diagnosis.trials import Trials
+from pytest_fp16.diagnosis.trials import HEALED, Trials
 from pytest_fp16.diagnosis.untried import untried
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report import figures
 from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report, Verdict
 
-#: Damage left on the few inputs at which a full re-check is worth its time.
-HEALED = 0.5
 #: Further modules kept one after another, where one is not enough.
 ROUNDS = 4
 
@@ -25,8 +27,10 @@ ROUNDS = 4
 _OTHERS = 2
 #: A share of the arithmetic in float32 that leaves nothing to gain: no cure.
 _EVERYTHING = 0.99
-#: A share that leaves so little that whatever passes with less is preferred.
-_DEAR = 0.9
+#: A share that leaves so little that another precision that passes with less is preferred.
+_LITTLE = 0.9
+#: How much more than without it a cure may leave there, before a cheaper one is looked for.
+_DEAR = 0.5
 
 #: Mechanisms that more digits cure.
 _DIGITS = ("cancellation", "absorption", "precision-loss")
@@ -44,29 +48,42 @@ def find_cure(
     """
     hint, vain = advice(culprit), ""
     passed: list[Remedy] = []
-    dear: tuple[Cure, tuple[str, ...]] | None = None
+    dear: tuple[float, Cure, tuple[str, ...]] | None = None
     for kind, remedy in _candidates(trials, culprit, origin):
         if any(_includes(remedy, other) for other in passed):
             continue  # no cheaper: the allowance is for others
+        if dear is not None and remedy.precision != trials.precision and dear[0] < _LITTLE:
+            continue
         report = trials.judged(remedy)
         if report is None or not report.equivalent:
             trials.line_failed |= kind == "upcast" and bool(remedy.lines) and report is not None
             continue
         price = trials.price(remedy)
         share = 0.0 if price is None else price.float32_share
-        if share < _EVERYTHING:
-            said = _described(trials, remedy, culprit, hint[1])
-            found = _verified(trials, kind, remedy, report, said, price)
-            if share < _DEAR:
-                return found
-            dear = dear or found
-        else:
-            vain = " (what was tried passes only with the whole model in float32)"
         passed.append(remedy)
-    advised = _advised(trials, hint, vain)
-    if advised.verdict is None:
-        advised = advised.model_copy(update={"untried": untried(trials, culprit, advised.kind)})
-    return dear or (advised, ())
+        if share >= _EVERYTHING:
+            vain = " (what was tried passes only with the whole model in float32)"
+        elif dear is None or share < dear[0]:
+            said = _beside_a_dearer(described(trials, remedy, culprit, origin), dear)
+            found = _verified(trials, kind, remedy, report, said, price)
+            if price is None or share - (price.float32_share_before or 0.0) <= _DEAR:
+                return found
+            dear, trials.dear = (share, *found), remedy
+    if dear is not None:
+        return dear[1:]
+    cure = _advised(trials, hint, vain)
+    if cure.verdict is None:
+        cure = cure.model_copy(update={"untried": untried(trials, culprit, cure.kind)})
+    return cure, ()
+
+
+def _beside_a_dearer(said: str, dear: tuple[float, Cure, tuple[str, ...]] | None) -> str:
+    """A cure in words, and the modules that pass, too, at a higher price."""
+    if dear is None or not dear[1].modules:
+        return said
+    share = f"{figures.percent(dear[0])} of the arithmetic"
+    other = f"{', '.join(dear[1].modules)} kept in float32 passes, too, with {share} there"
+    return f"{said.removesuffix(')')}; {other})" if said.endswith(")") else f"{said} ({other})"
 
 
 def _verified(
@@ -86,9 +103,8 @@ def _verified(
         verified=True,
         description=description,
         verdict=report.verdict,
-        flips=report.flips,
-        metric=report.metric.candidate if report.metric else None,
         price=price,
+        **_numbers(report),
     )
     return cure, remedy.keep if own else ()
 
@@ -96,7 +112,10 @@ def _verified(
 def _advised(trials: Trials, hint: tuple[CureKind, str], vain: str) -> Cure:
     """Advice, and what came of what was tried: how far it falls short."""
     known = trials.line_failed and hint[0] == "upcast"
-    vain = vain or " (by itself not enough)" * known
+    if known:
+        vain = (
+            f" (by itself not enough{'; what passes is the whole model in float32' * bool(vain)})"
+        )
     kept = trials.shortfall(lambda remedy: bool(remedy.keep))
     if not vain and kept is not None:
         names = ", ".join(kept[0].keep)
@@ -106,9 +125,15 @@ def _advised(trials: Trials, hint: tuple[CureKind, str], vain: str) -> Cure:
     line = trials.shortfall(lambda remedy: len(remedy.lines) == 1) if known else None
     if line is None:  # on a few inputs alone, or with others
         return advised
-    metric = line[1].metric
-    numbers = {"flips": line[1].flips, "metric": metric.candidate if metric else None}
-    return advised.model_copy(update=numbers)
+    return advised.model_copy(update=_numbers(line[1]))
+
+
+def _numbers(report: Report) -> dict[str, Any]:
+    """What came of a cure on all data."""
+    numbers: dict[str, Any] = {"flips": report.flips, "decisions": report.decisions}
+    if report.metric is None:
+        return numbers
+    return {**numbers, "metric": report.metric.candidate, "metric_name": report.metric.name}
 
 
 def _won(report: Report) -> str:
@@ -133,15 +158,22 @@ def _candidates(
     kept = None
     narrowed = Remedy(trials.precision, lines=_line(culprit), meeting="narrowed")
     mixed_dtypes = culprit.variant == "mixed dtypes" and bool(narrowed.lines)
-    if mixed_dtypes and _heals(trials, narrowed, origin):  # it leaves everything in 16 bits
+    if mixed_dtypes and trials.heals(narrowed, origin):  # it leaves everything in 16 bits
         yield "upcast", narrowed
+    if _may_be_fitted(culprit) and trials.heals(replace(narrowed, meeting="fitted"), origin):
+        yield "mask constant", replace(narrowed, meeting="fitted")  # as this does
     for keep in _sets(trials, culprit, origin):
         kept = keep
         yield "keep_in_float32", Remedy(trials.precision, keep)
-    if _may_be_fitted(culprit) and _heals(trials, replace(narrowed, meeting="fitted"), origin):
-        yield "mask constant", replace(narrowed, meeting="fitted")
     for remedy in _lines(trials, culprit, origin):
         yield "upcast", remedy
+    if trials.dear is not None:
+        for keep in parts(trials, trials.dear, origin):
+            yield "keep_in_float32", Remedy(trials.precision, keep)
+    lost = lost_as_cast(trials, origin)
+    owner = lost.name.rpartition(".")[0] if lost is not None else ""
+    if owner and owner != culprit.module:
+        yield "keep_in_float32", Remedy(trials.precision, (owner,))
     name, _, mode = trials.precision.partition("-")
     mixed = f"{name}-mixed"
     if mode == "true":
@@ -173,12 +205,12 @@ def _lines(trials: Trials, culprit: Culprit, origin: Origin | None) -> Iterator[
     lines = _line(culprit)
     if lines and culprit.variant == "mixed dtypes":
         remedy = Remedy(trials.precision, lines=lines, meeting="widened")
-        if _heals(trials, remedy, origin):
+        if trials.heals(remedy, origin):
             yield remedy
             return
     while lines and len(lines) <= ROUNDS and (len(lines) == 1 or trials.budget > _OTHERS):
         remedy = Remedy(trials.precision, lines=lines)
-        left = _left(trials, remedy, origin)
+        left = trials.left(remedy, origin)
         if left < HEALED:
             yield remedy
         trials.line_failed |= HEALED <= left < math.inf
@@ -212,7 +244,7 @@ def _sets(trials: Trials, culprit: Culprit, origin: Origin | None) -> Iterator[t
         if keep in tried:
             continue
         tried.add(keep)
-        if _heals(trials, Remedy(trials.precision, keep), origin):
+        if trials.heals(Remedy(trials.precision, keep), origin):
             yield keep
 
 
@@ -256,43 +288,3 @@ def _alike(trials: Trials, module: str) -> list[str]:
     if kind.__module__.startswith("torch."):
         return []
     return [name for name, other in trials.names.items() if type(other) is kind]
-
-
-def _heals(trials: Trials, remedy: Remedy, origin: Origin | None) -> bool:
-    """Whether the few inputs come out (nearly) right; where that is not known, yes."""
-    return _left(trials, remedy, origin) < HEALED
-
-
-def _left(trials: Trials, remedy: Remedy, origin: Origin | None) -> float:
-    """The damage left on the few inputs; infinite where the remedy cannot be applied."""
-    try:
-        output = trials.rerun(remedy, None).run()
-    except Exception as error:  # or does not run
-        if remedy.lines and trials.error is None:
-            trials.error = error.with_traceback(None)  # whose frames hold tensors
-        return math.inf
-    return 0.0 if origin is None else origin.damage.of(output)
-
-
-def _described(trials: Trials, remedy: Remedy, culprit: Culprit, hint: str) -> str:
-    names = ", ".join(remedy.keep)
-    if remedy.anew:
-        return hint
-    if remedy.meeting == "fitted":
-        return fitting(culprit)
-    if remedy.meeting:
-        return f"{hint}: {brought(remedy.meeting, culprit)}"
-    if remedy.lines:
-        first, *others = remedy.lines
-        more = f", and what is computed at {' and '.join(others)}" * bool(others)
-        instead = f" (or {hint})" * (culprit.variant == "another constant")
-        return (
-            f"{in_float32(culprit)} at {first}{more}, and cast back only where a layer takes the "
-            f"result{instead}"
-        )
-    several = len(remedy.keep) > 1 and culprit.module in remedy.keep
-    instead = f"{culprit.module} alone is not enough; there, {hint}" if several else f"or {hint}"
-    if remedy.precision == trials.precision:
-        return f"keep {names} in float32 ({instead})"
-    kept = f" with {names} kept in float32" if names else ""
-    return f"run in {remedy.precision}{kept} ({instead})"

@@ -7,10 +7,12 @@ constant that does not fit is first replaced by one that does, which costs nothi
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch import nn
 from pytest_fp16.diagnosis.advice import advice, brought, fitting
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.remedy import Meeting
-from pytest_fp16.diagnosis.upcast import function_of, lines_in_float32, mode_for
+from pytest_fp16.diagnosis.upcast import lines_in_float32, mode_for
 from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.precision import Precision
@@ -99,6 +101,30 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, M
     if around is not None and culprit.mechanism != "unsupported-op":
         name, lines = around
         yield f"compute all of {name} but its products in float32 ({lines}){back}", lines, None
+
+
+def function_of(line: str) -> tuple[str, str] | None:
+    """(name, ``"file:first-last"``) of the function that a line is in; None where it is all of it.
+
+    Args:
+        line: ``"file:number"``, as of `Upcast`.
+    """
+    path, _, number = line.rpartition(":")
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    around = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and node.lineno <= int(number) <= (node.end_lineno or 0)
+    ]
+    if not around:
+        return None
+    innermost = max(around, key=lambda node: node.lineno)
+    first, last = innermost.body[0].lineno, innermost.end_lineno
+    return None if first == last else (innermost.name, f"{path}:{first}-{last}")
 
 
 def _on_the_line(culprit: Culprit) -> str:

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from pytest_fp16.diagnosis.applied import Applied
 from pytest_fp16.diagnosis.comparison import Comparison
+from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.upcast import applied_to
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.evaluation.evidence import Kept
 from pytest_fp16.report.model import Price, Report
 
+#: Damage left on the few inputs at which a full re-check is worth its time.
+HEALED = 0.5
 #: Full re-checks that a model of few modules is worth: one of each kind of cure.
 _LEAST = 5
 
@@ -58,7 +63,9 @@ class Trials:
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
         line_failed: the culprit's line in float32 was tried, and is not enough.
+        dear: what passes, and leaves so much in float32 that a cheaper one is looked for; or None.
         error: what the first remedy of lines raised that does not run; or None.
+        applied: what remedies of lines did on a few inputs.
         short: the re-checks that failed, by their remedy; what goes wrong there is another fault's.
     """
 
@@ -70,12 +77,32 @@ class Trials:
     siblings: dict[str, Report] = field(default_factory=dict)
     budget: int = field(init=False)
     line_failed: bool = False
+    dear: Remedy | None = None
     error: BaseException | None = None
     short: dict[Remedy, Recheck] = field(default_factory=dict)
+    applied: dict[Remedy, Applied] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = dict(self.model.named_modules())
         self.budget = max(_LEAST, math.ceil(math.log2(len(self.names) + 1)))
+
+    def heals(self, remedy: Remedy, origin: Origin | None) -> bool:
+        """Whether the few inputs come out (nearly) right; where that is not known, yes."""
+        return self.left(remedy, origin) < HEALED
+
+    def left(self, remedy: Remedy, origin: Origin | None) -> float:
+        """The damage left on the few inputs; infinite where the remedy cannot be applied."""
+        try:
+            again = self.rerun(remedy, None)
+            output = again.run()
+        except Exception as error:  # or does not run
+            if remedy.lines and self.error is None:
+                self.error = error.with_traceback(None)  # whose frames hold tensors
+            return math.inf
+        done = applied_to(again.candidate.model) if remedy.lines else None
+        if done is not None:
+            self.applied[remedy] = done
+        return 0.0 if origin is None else origin.damage.of(output)
 
     def focused(self, remedy: Remedy) -> Callable[[Remedy], Comparison]:
         """Makes comparisons of what goes wrong though a remedy is applied, where that is known."""

@@ -9,7 +9,6 @@ trial, not a way to run a model: every call is looked at.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pytest_fp16.diagnosis.applied import CASTS, WIDENING, Applied, as_called
 from pytest_fp16.diagnosis.fitted import Fitted
+from pytest_fp16.diagnosis.narrowed import Narrowed, writes
 from pytest_fp16.diagnosis.remedy import Meeting
 from pytest_fp16.engine.containers import all_tensors, map_tensors
 from pytest_fp16.engine.emulation.emulate import widen
@@ -30,9 +31,6 @@ from pytest_fp16.errors import ModelError
 from pytest_fp16.mixing import autocasts
 from pytest_fp16.variants import Variant, variant
 
-_IN_PLACE = frozenset(
-    "__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __setitem__".split()
-)
 #: What costs most and rounds but once: not what a whole function is widened for.
 _PRODUCTS = frozenset(
     "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm einsum bilinear "
@@ -60,39 +58,23 @@ def lines_in_float32(
     if isinstance(model, torch.jit.ScriptModule) or "forward" in vars(model):
         raise ModelError("the forward of this model cannot be watched line by line")
     model.__class__ = variant(_Watched, type(model))
-    vars(model)["_fp16_mode"] = partial(mode_for, tuple(lines), meeting)
+    done = vars(model)["_fp16_applied"] = Applied()
+    vars(model)["_fp16_mode"] = partial(mode_for, tuple(lines), meeting, done)
     return model
 
 
-def mode_for(lines: Sequence[str], meeting: Meeting | None) -> TorchFunctionMode:
+def applied_to(model: nn.Module) -> Applied | None:
+    """What was done on the lines of a model that ran; None where it has none in float32."""
+    return vars(model).get("_fp16_applied")
+
+
+def mode_for(
+    lines: Sequence[str], meeting: Meeting | None, applied: Applied | None = None
+) -> TorchFunctionMode:
     """The mode under which lines run in float32, and tensors of different dtypes meet so."""
     if meeting == "fitted":
         return Fitted()
-    return Narrowed() if meeting == "narrowed" else Upcast(lines, meeting == "widened")
-
-
-def function_of(line: str) -> tuple[str, str] | None:
-    """(name, ``"file:first-last"``) of the function that a line is in; None where it is all of it.
-
-    Args:
-        line: ``"file:number"``, as of `Upcast`.
-    """
-    path, _, number = line.rpartition(":")
-    try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return None
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    around = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, kinds) and node.lineno <= int(number) <= (node.end_lineno or 0)
-    ]
-    if not around:
-        return None
-    innermost = max(around, key=lambda node: node.lineno)
-    first, last = innermost.body[0].lineno, innermost.end_lineno
-    return None if first == last else (innermost.name, f"{path}:{first}-{last}")
+    return Narrowed() if meeting == "narrowed" else Upcast(lines, meeting == "widened", applied)
 
 
 class _Watched(Variant):
@@ -102,8 +84,12 @@ class _Watched(Variant):
     _fp16_mode: Callable[[], TorchFunctionMode]
 
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        with self._fp16_mode():
-            return own(self, *args, **kwargs)
+        with self._fp16_mode() as mode:
+            out = own(self, *args, **kwargs)
+        if not isinstance(mode, Upcast):
+            return out
+        mode.applied.named(self)  # type: ignore[arg-type]
+        return mode.current(out)
 
 
 class Upcast(TorchFunctionMode):
@@ -113,11 +99,15 @@ class Upcast(TorchFunctionMode):
         lines: each ``"file:number"``; the file absolute, or as seen from here. Of
             ``"file:first-last"`` what multiplies matrices stays as it is, as layers do.
         meeting: whether what refuses tensors of different dtypes elsewhere is computed so, too.
+        applied: where it is told what was done.
     """
 
-    def __init__(self, lines: Sequence[str], meeting: bool = False) -> None:
+    def __init__(
+        self, lines: Sequence[str], meeting: bool = False, applied: Applied | None = None
+    ) -> None:
         super().__init__()
         self.meeting = meeting
+        self.applied = Applied() if applied is None else applied
         self.places: dict[tuple[Path, int], bool] = {}  # and whether products are widened there
         for line in lines:
             name, _, number = line.rpartition(":")
@@ -127,11 +117,31 @@ class Upcast(TorchFunctionMode):
         self.numbers = {number for _, number in self.places}
         self.files: dict[str, Path] = {}
         self.raised: dict[int, tuple[Tensor, torch.dtype]] = {}
+        self.own: dict[int, Tensor] = {}  # the program itself has these in float32
+        self.instead: dict[int, tuple[Tensor, Tensor]] = {}  # of what was written on the lines
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.instead:
+            return self._with_current(func, args, kwargs)
+        return self._called(func, args, kwargs)
+
+    def current(self, value: Any) -> Any:
+        """What the names of tensors stand for that were written into on the lines."""
+        if not self.instead:
+            return value
+        return map_tensors(value, lambda t: self.instead.get(id(t), (t, t))[1])
+
+    def _with_current(self, func: Any, args: Any, kwargs: Any) -> Any:
+        now = tuple(self.current(a) for a in args)
+        out = self._called(func, now, {k: self.current(v) for k, v in kwargs.items()})
+        if args and args[0] is not now[0] and writes(getattr(func, "__name__", "")):
+            args[0].copy_(now[0])  # other names of its memory
+        return out
+
+    def _called(self, func: Any, args: Any, kwargs: Any) -> Any:
         if getattr(func, "__name__", "") in ("__get__", "__set__", "size", "dim", "numel"):
             return self._looked_at(func, args, kwargs)
         every = all_tensors((args, kwargs))
@@ -152,6 +162,7 @@ class Upcast(TorchFunctionMode):
         except RuntimeError as error:
             if low is None or is_missing_kernel(error):
                 raise
+            self.applied.took(getattr(func, "__name__", ""))
             back = lambda t: _narrowed(t, raised[0]) if id(t) in self.raised else t  # noqa: E731
             return func(*map_tensors(args, back), **map_tensors(kwargs, back))
         self._remember(out, raised[0])
@@ -180,10 +191,9 @@ class Upcast(TorchFunctionMode):
     def _in_float32(
         self, func: Any, args: Any, kwargs: Any, given: list[Tensor], low: torch.dtype | None
     ) -> Any:
-        name = getattr(func, "__name__", "")
-        writes = _writes(name)
         if "out" in kwargs:
             return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
         device = given[0].device.type if given else "cpu"
         casts = autocasts(device)
         asked = next((v for v in (*args, *kwargs.values()) if _is_low(v)), None)
@@ -196,51 +206,52 @@ class Upcast(TorchFunctionMode):
             try:
                 out = func(*wide, **map_tensors(named, widen))
             except RuntimeError as error:
-                if writes or not mixes_dtypes(str(error)):
+                if writes(name) or not mixes_dtypes(str(error)):
                     raise
                 out = func(*map_tensors(wide, _single), **map_tensors(named, _single))
-        if writes:
-            target = args[0]
-            if isinstance(target, Tensor) and wide[0] is not target:
-                target.copy_(wide[0])
-            return target if name != "__setitem__" else None
+        self._note(name, (*args, *kwargs.values()), given, asked is not None, casts, out)
+        if writes(name):
+            return self._written(name, args[0], wide[0], low)
         if low is not None:
             self._remember(out, low)
         return out
+
+    def _note(
+        self, name: str, passed: Any, given: list[Tensor], asked: bool, casts: bool, out: Any
+    ) -> None:
+        """Remember a function in the program's words, where float32 is new to it."""
+        said, product = as_called(name), casts and name in _PRODUCTS
+        widens = said in WIDENING or any(v in WIDE.values() for v in passed if _is_dtype(v))
+        new = any(t.dtype in WIDE or self._is_raised(t) for t in given)
+        if widens or not (new or asked or product):
+            self.own.update({id(t): t for t in all_tensors(out)})
+            return
+        (self.applied.made if said in CASTS else self.applied.computed)[said] = None
+        self.applied.uncast |= product
+        self.applied.complex |= any(t.is_complex() for t in all_tensors(out))
+
+    def _written(self, name: str, target: Any, wide: Any, low: torch.dtype | None) -> Any:
+        """What a name stands for that was written into: as if it were computed out of place.
+
+        Elements that are assigned stay in their place.
+        """
+        if isinstance(target, Tensor) and wide is not target:
+            target.copy_(wide)
+            if name != "__setitem__" and wide.dtype != target.dtype:
+                self._remember(wide, low or target.dtype)
+                self.applied.out_of_place = True
+                self.instead[id(target)] = (target, wide)
+                return wide
+        return target if name != "__setitem__" else None
+
+    def _is_raised(self, tensor: Tensor) -> bool:
+        """Whether float32 is not the program's own doing."""
+        return id(tensor) in self.raised and id(tensor) not in self.own
 
     def _remember(self, out: Any, low: torch.dtype) -> None:
         for tensor in all_tensors(out):
             if tensor.dtype in WIDE.values():
                 self.raised[id(tensor)] = (tensor, low)
-
-
-class Narrowed(TorchFunctionMode):
-    """Casts the wider of tensors that a function refuses to take together, as ``.to`` would.
-
-    What is written into cannot be cast: there, what is written takes its dtype.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        try:
-            return func(*args, **kwargs)
-        except RuntimeError as error:
-            given = [t for t in all_tensors((args, kwargs)) if t.is_floating_point()]
-            if not given or not mixes_dtypes(str(error)):
-                raise
-        target = args[0] if _writes(getattr(func, "__name__", "")) and args else None
-        if not (isinstance(target, Tensor) and target.is_floating_point()):
-            target = min(given, key=lambda t: t.dtype.itemsize)
-        dtype = target.dtype
-        cast = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
-        return func(*map_tensors(args, cast), **map_tensors(kwargs, cast))
-
-
-def _writes(name: str) -> bool:
-    """Whether a function writes into its first argument."""
-    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 def _single(tensor: Tensor) -> Tensor:
@@ -252,8 +263,12 @@ def _narrowed(tensor: Tensor, low: torch.dtype) -> Tensor:
     return tensor.to(seen_as(low, tensor.dtype))
 
 
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, torch.dtype)
+
+
 def _is_low(value: Any) -> bool:
-    return isinstance(value, torch.dtype) and value in WIDE
+    return _is_dtype(value) and value in WIDE
 
 
 def _float32_for(value: Any) -> Any:

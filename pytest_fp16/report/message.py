@@ -250,8 +250,12 @@ def _cure(report: Report, cure: Cure) -> str:
     numbers = []
     if cure.metric is not None and report.metric is not None:
         numbers.append(_with_the_cure(report.metric, cure, cure.metric))
+    elif cure.metric is not None and cure.metric_name:
+        value = figures.value_of(cure.metric_name, cure.metric)
+        numbers.append(f"{cure.metric_name} {value}")
     if cure.flips is not None:
-        of = f" of {report.decisions}" if report.decisions else ""
+        decisions = cure.decisions or report.decisions
+        of = f" of {decisions}" if decisions else ""
         numbers.append(f"{figures.plural(cure.flips, 'flip')}{of}")
     passes = cure.verified and cure.verdict in (None, "equivalent")
     numbers.append("passes" if passes else "does not pass")

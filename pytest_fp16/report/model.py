@@ -198,7 +198,8 @@ class Cure(Part):
     `precision` is the one to run in, where the cure is another one than failed (None: the same).
     A training's is tried with a few `seeds`, that of the worst pair first: `metric` and `reference`
     are the means over them, and `budget` what may be lost; where they settle nothing, `unsettled`
-    says why. Of one that was not tried `untried` says why.
+    says why. Of one that was not tried `untried` says why. An evaluation's has `decisions` and a
+    `metric_name` of its own: the run that it mends may have ended before it had any.
     """
 
     kind: CureKind
@@ -208,7 +209,9 @@ class Cure(Part):
     description: str
     verdict: Verdict | None = None
     flips: int | None = None
+    decisions: int | None = None
     metric: Real | None = None
+    metric_name: str = ""
     reference: Real | None = None
     budget: Real | None = None
     seeds: list[int] = []

@@ -14,4 +14,4 @@ def test_a_cast_is_not_computed_but_left_out(operation, said):
     culprit = Culprit(
         module="", operation=operation, mechanism="overflow", evidence="", source="a.py:3"
     )
-    assert advice(culprit)[1] == f"divide before it, or {said}"
+    assert advice(culprit)[1] == f"divide before it, or {said}, up to where its values fit again"

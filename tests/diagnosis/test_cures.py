@@ -398,7 +398,7 @@ def test_advice_says_what_was_kept_in_vain(monkeypatch):
 
 
 def test_more_and_more_lines_leave_an_allowance_for_another_precision(monkeypatch):
-    monkeypatch.setattr(cures, "_left", lambda *_: 0.1)  # each seems to help
+    monkeypatch.setattr(Trials, "left", lambda *_: 0.1)  # each seems to help
     monkeypatch.setattr(cures, "_next_line", lambda _, remedy: f"net.py:{len(remedy.lines) + 1}")
     passes, tried = Remedy("bf16-mixed", ("first",)), []
 
@@ -406,7 +406,9 @@ def test_more_and_more_lines_leave_an_allowance_for_another_precision(monkeypatc
         tried.append(remedy)
         same = remedy == passes
         verdict = "equivalent" if same else "not equivalent"
-        return Recheck(SimpleNamespace(equivalent=same, verdict=verdict, flips=0, metric=None))
+        return Recheck(
+            SimpleNamespace(equivalent=same, verdict=verdict, flips=0, decisions=9, metric=None)
+        )
 
     def rerun(remedy, kept):
         raise FP16Error
@@ -451,7 +453,9 @@ def test_what_leaves_little_in_16_bits_is_the_last_that_is_taken(monkeypatch, ch
     def judge(remedy):
         passes = remedy == kept or (cheaper and remedy == other)
         verdict = "equivalent" if passes else "not equivalent"
-        return Recheck(SimpleNamespace(equivalent=passes, verdict=verdict, flips=0, metric=None))
+        return Recheck(
+            SimpleNamespace(equivalent=passes, verdict=verdict, flips=0, decisions=9, metric=None)
+        )
 
     monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
     ran = SimpleNamespace(run=lambda: None)
@@ -467,11 +471,11 @@ def test_what_leaves_little_in_16_bits_is_the_last_that_is_taken(monkeypatch, ch
 def test_what_several_lines_win_is_not_told_as_the_one_lines(monkeypatch):
     """The line itself was let fall on a few inputs, and only more lines were tried in full."""
     left = lambda _, remedy, origin: 0.9 if len(remedy.lines) < 2 else 0.1  # noqa: E731
-    monkeypatch.setattr(cures, "_left", left)
+    monkeypatch.setattr(Trials, "left", left)
     monkeypatch.setattr(cures, "_next_line", lambda _, remedy: f"net.py:{len(remedy.lines) + 1}")
 
     def judge(remedy):
-        return Recheck(SimpleNamespace(equivalent=False, flips=len(remedy.lines), metric=None))
+        return Recheck(SimpleNamespace(equivalent=False, flips=1, decisions=9, metric=None))
 
     trials = Trials(nn.Identity(), "bf16-true", judge, lambda *_: None, lambda _: None)
     culprit = Culprit(
@@ -481,3 +485,78 @@ def test_what_several_lines_win_is_not_told_as_the_one_lines(monkeypatch):
     assert "(by itself not enough)" in cure.description
     assert next(len(remedy.lines) for remedy in trials.short if remedy.lines) == 2
     assert (cure.verdict, cure.flips) == ("not equivalent", None)
+
+
+class Far(nn.Module):
+    """A product beside two layers, half of the arithmetic, leaves the range on one line."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        y = self.second(self.first(x).relu()) * 1e6
+        return y / 1e6
+
+
+def test_a_module_of_much_arithmetic_leaves_the_choice_to_a_cheaper_line():
+    """It holds less than nine tenths, and more than half; its price is told."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Far(), nn.Linear(64, 40)).eval(), torch.randn(400, 16)
+    subject = Evaluation(model=model, data=[(x, model(x).argmax(-1))])
+    cure = check(subject, precision="16-true", emulate="always").cure
+    assert (cure.kind, cure.verified) == ("upcast", True)
+    assert cure.price.float32_share < 0.1
+    share = re.search(r"\(0 kept in float32 passes, too, with ([\d.]+) %", cure.description)
+    assert 50 < float(share[1]) < 90, cure.description
+
+
+@pytest.mark.parametrize("children", [True, False])
+def test_what_is_dear_is_kept_in_part_or_for_want_of_a_cheaper_one(monkeypatch, children):
+    """Another precision is no cheaper way of the same kind, unless hardly anything is left."""
+    kept, part, other = Remedy("16-true", ("0",)), ("0.first",), Remedy("bf16-true")
+
+    def judge(remedy):
+        passes = remedy in (kept, other) or (children and remedy.keep == part)
+        verdict = "equivalent" if passes else "not equivalent"
+        report = SimpleNamespace(equivalent=passes, verdict=verdict, metric=None)
+        return Recheck(SimpleNamespace(**vars(report), flips=0, decisions=9))
+
+    monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
+    monkeypatch.setattr(cures, "lost_as_cast", lambda *_: None)
+    monkeypatch.setattr(cures, "described", lambda trials, remedy, *_: ", ".join(remedy.keep))
+    ran = SimpleNamespace(run=lambda: None)
+    price = lambda remedy: Price(float32_share=0.7 if remedy == kept else 0.2)  # noqa: E731
+    trials = Trials(nn.Sequential(Far()), "16-true", judge, lambda *_: ran, price)
+    culprit = Culprit(module="0", operation="mul", mechanism="overflow", evidence="")
+    cure, keep = find_cure(trials, culprit, None)
+    assert cure.verified
+    if children:
+        said = "0.first (0 kept in float32 passes, too, with 70.0 % of the arithmetic there)"
+        assert (keep, cure.description) == (part, said)
+    else:
+        assert (keep, cure.description) == (("0",), "0")
+
+
+class Masked(nn.Module):
+    """As `Scored`, in a module that could be kept in float32 instead."""
+
+    def __init__(self):
+        super().__init__()
+        self.scored, self.last = Scored(), nn.Linear(10, 10)
+
+    def forward(self, x):
+        return self.last(self.scored(x))
+
+
+def test_a_constant_that_fits_comes_before_the_module(digits):
+    _, (x, _) = digits
+    torch.manual_seed(0)
+    evaluation = Evaluation(model=Masked().eval(), data=[x[:300]], labelled=False)
+    report = check(evaluation, precision="16-true")
+    assert (report.culprit.module, report.culprit.mechanism) == ("scored", "mask-inf")
+    assert (report.cure.kind, report.cure.verified) == ("mask constant", True)
+    # The run that it mends ended before it had decided anything.
+    assert (report.decisions, report.cure.decisions) == (0, 300)
+    assert "of 300, passes" in str(report)
+    assert "tried: agreement by margin " in str(report)

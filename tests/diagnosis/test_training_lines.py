@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pytest_fp16 import check
-from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
-from pytest_fp16.diagnosis.upcast import Upcast, function_of
+from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line, function_of
+from pytest_fp16.diagnosis.upcast import Upcast
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.precision import PRECISIONS
 from pytest_fp16.report.model import Culprit

@@ -235,6 +235,13 @@ def test_a_cure_says_whether_it_was_tried_and_what_came_of_it(failed, cure, text
     assert f"  cure:  {text}" in lines(failed(cure=cure))
 
 
+def test_a_cure_of_a_run_that_ended_early_has_its_own_decisions_and_metric(failed):
+    numbers = {"flips": 2, "decisions": 600, "metric": 0.993, "metric_name": "accuracy"}
+    report = failed(metric=None, decisions=0, cure=_cure(verified=True, **numbers))
+    said = "raise the epsilon to 1e-4; tried: accuracy 99.3 %, 2 flips of 600, passes"
+    assert f"  cure:  {said}" in lines(report)
+
+
 @pytest.mark.parametrize("kind", Cure.model_fields["kind"].annotation.__args__)
 def test_every_kind_of_cure_can_be_told(failed, kind):
     assert f"  cure:  {kind}; not tried" in lines(failed(cure=_cure(kind=kind, description="")))

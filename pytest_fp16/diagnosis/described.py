@@ -1,0 +1,113 @@
+"""A cure in words: what was applied, as a user can apply it, and beside it what was not tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pytest_fp16.diagnosis.advice import advice, advised, brought, fitting, in_float32
+from pytest_fp16.diagnosis.applied import Applied, moves
+from pytest_fp16.diagnosis.given import lost_as_cast
+from pytest_fp16.diagnosis.origin import Origin
+from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.trials import Trials
+from pytest_fp16.report.figures import written
+from pytest_fp16.report.model import Culprit
+
+_SHOWN = 3
+_REGION = "outside autocast (with torch.autocast(device_type, enabled=False))"
+
+
+def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin | None) -> str:
+    """What a remedy that passed was, and what else might be done."""
+    if remedy.anew:
+        return advice(culprit)[1]
+    if remedy.meeting == "fitted":
+        return fitting(culprit)
+    if remedy.meeting:
+        return f"{advice(culprit)[1]}: {brought(remedy.meeting, culprit)}"
+    if remedy.lines:
+        own = culprit.variant == "another constant"
+        instead = f" (or, not tried: {advice(culprit)[1]})" * own
+        return f"{_lines(trials, remedy, culprit)}{instead}"
+    names = ", ".join(remedy.keep)
+    what = f"keep {names} in float32"
+    if remedy.precision != trials.precision:
+        what = f"run in {remedy.precision}" + f" with {names} kept in float32" * bool(names)
+    untried = _beside(trials, culprit, origin)
+    several = len(remedy.keep) > 1 and culprit.module in remedy.keep
+    if several:
+        there = f"; there, not tried: {untried}" if untried else ""
+        return f"{what} ({culprit.module} alone is not enough{there})"
+    return f"{what} (not tried: {untried})" if untried else what
+
+
+def _lines(trials: Trials, remedy: Remedy, culprit: Culprit) -> str:
+    """What was done on lines, in the words of the program."""
+    first, *others = remedy.lines
+    done = trials.applied.get(remedy)
+    if done is None:
+        more = f", and what is computed at {_listed(others)}" * bool(others)
+        return (
+            f"{in_float32(culprit)} at {first}, and all else there{more}, and cast back only where "
+            "a layer takes the result"
+        )
+    if others:
+        what = f"compute everything in float32 at {first}, the casts there included, and what is "
+        what += f"computed at {_listed(others, len(others))}"
+    else:
+        what = _on_one_line(done, culprit, first)
+    what += f", {_REGION}" * done.uncast
+    what += ", out of place (x = x.float()…)" * done.out_of_place
+    if done.taken:
+        return f"{what}, and cast back only for what takes the result: {_listed(done.taken)}"
+    return what
+
+
+def _on_one_line(done: Applied, culprit: Culprit, line: str) -> str:
+    """What was computed there in float32, and what was made so that brings numbers to 16 bits."""
+    computed = [name for name in done.computed if not moves(name)]
+    made = [f".{name}" for name in done.made]
+    operation = written(culprit.operation)
+    if computed:
+        casts = f", the casts there ({_listed(made)}) included" * bool(made)
+        return f"compute {_listed(computed)} in float32 at {line}{casts}"
+    if made:
+        known = culprit.operation in ("", "_to_copy")
+        already = "" if known else f" ({operation} is computed in float32 there already)"
+        return f"cast to float32 in place of {_listed(made)} at {line}{already}"
+    return f"{in_float32(culprit)} at {line}, and all else there"
+
+
+def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
+    """What else may be done, so far as it is not known to be no help; not tried on all inputs."""
+    found = advised(culprit)
+    line = Remedy(trials.precision, lines=(culprit.source,)) if culprit.source else None
+    if culprit.mechanism == "mask-inf" and any(r.meeting == "fitted" for r in trials.short):
+        return ""
+    met = Remedy(trials.precision, lines=(culprit.source or "",), meeting="narrowed")
+    if culprit.variant == "mixed dtypes" and not trials.heals(met, origin):
+        return ""
+    change = replace(found, wide="").at(culprit.source)
+    if not found.wide:
+        return change
+    lost = lost_as_cast(trials, origin)
+    if lost is not None:
+        wide = "hand the inputs on in float32, which lose it when they are cast"
+        if lost.kind != "inputs":
+            wide = f"keep the {lost.kind} {lost.name} in float32, which loses it when it is cast"
+        return ", or ".join(filter(None, (change, wide)))
+    if line is None or line in trials.short or not trials.heals(line, origin):
+        return change
+    done = trials.applied.get(line)
+    text = found.at(culprit.source)
+    if done is not None and done.complex:
+        text = text.replace("and its result back", "and leave its result so (it is complex)")
+    return text + (f", {_REGION}" if done is not None and done.uncast else "")
+
+
+def _listed(names: Iterable[str], most: int = _SHOWN) -> str:
+    """``"a, b and c"``; of more than that it is said how many."""
+    known = list(names)
+    shown = known[:most] + ([f"{len(known) - most} more"] if len(known) > most else [])
+    return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))

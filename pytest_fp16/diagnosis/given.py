@@ -1,0 +1,109 @@
+"""What a cast of the model or of its inputs takes digits from: nothing behind it brings them back.
+
+The float32 program is run on numbers that were rounded as the cast rounds them, some at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.diagnosis.comparison import Comparison
+from pytest_fp16.diagnosis.origin import Origin
+from pytest_fp16.diagnosis.remedy import Remedy
+from pytest_fp16.diagnosis.trials import HEALED, Trials
+from pytest_fp16.engine.containers import map_tensors
+from pytest_fp16.engine.models import call_as_is, quiet
+from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.untouched import untouched
+from pytest_fp16.precision import precision
+from pytest_fp16.theory.rounding import FORMATS, Format, round_to
+
+#: Whether the float32 program fails as the 16-bit one does, on inputs that are given.
+_Fails = Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What loses it when it is cast: a buffer or a weight by its name, or the inputs."""
+
+    kind: Literal["inputs", "buffer", "weight"]
+    name: str = ""
+
+
+def lost_as_cast(trials: Trials, origin: Origin | None) -> Lost | None:
+    """That of which the cast alone does the damage; None where it is not one by itself."""
+    mode = precision(trials.precision)
+    if mode.mixed:  # it casts neither
+        return None
+    try:
+        few = trials.rerun(Remedy(trials.precision), None)
+        fmt = FORMATS[mode.dtype]
+        fails = _failing(few, trials.model, origin)
+        if fails(map_tensors(few.sample.inputs, lambda t: _rounded(t, fmt))):
+            return Lost("inputs")
+        buffers, weights = dict(trials.model.named_buffers()), trials.model.named_parameters()
+        name = _alone(buffers, fmt, lambda: fails(few.sample.inputs))
+        if name is not None:
+            return Lost("buffer", name)
+        name = _alone(dict(weights), fmt, lambda: fails(few.sample.inputs))
+        return None if name is None else Lost("weight", name)
+    except Exception:  # nothing can be told
+        return None
+
+
+def _failing(few: Comparison, model: nn.Module, origin: Origin | None) -> _Fails:
+    def fails(inputs: Any) -> bool:
+        seed_everything(few.sample.seed)
+        try:
+            with torch.no_grad(), quiet(), untouched(model, weights=few.candidate.habits.writes):
+                given = map_tensors(inputs, torch.clone)
+                output = call_as_is(model, given, few.candidate.subject.forward)
+        except Exception:
+            return origin is None  # the 16-bit program stops, too
+        return origin is not None and origin.damage.of(main_output(output).float()) >= HEALED
+
+    return fails
+
+
+def _alone(named: Mapping[str, Tensor], fmt: Format, fails: Callable[[], bool]) -> str | None:
+    """The tensor whose rounding is enough, where one is: halves of those that are, again and again.
+
+    One that cannot be told from others of its kind, each of which does a part, is none.
+    """
+    names = [name for name, t in named.items() if t.is_floating_point()]
+    while names:
+        with _stored([named[name] for name in names], fmt):
+            if not fails():
+                return None
+        if len(names) == 1:
+            return names[0]
+        half = len(names) // 2
+        with _stored([named[name] for name in names[:half]], fmt):
+            names = names[:half] if fails() else names[half:]
+    return None
+
+
+@contextmanager
+def _stored(tensors: Sequence[Tensor], fmt: Format) -> Iterator[None]:
+    """Meanwhile tensors hold what a cast leaves of them."""
+    before = [tensor.detach().clone() for tensor in tensors]
+    try:
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.copy_(_rounded(tensor, fmt))
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, own in zip(tensors, before, strict=True):
+                tensor.copy_(own)
+
+
+def _rounded(tensor: Tensor, fmt: Format) -> Tensor:
+    return round_to(tensor, fmt).to(tensor.dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,149 @@
+"""A cure's words are what was applied; what stands beside it says that it was not."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+
+
+def cured(model, x, name="16-true", **settings):
+    report = check(Evaluation(model.eval(), [x], labelled=False), precision=name, **settings)
+    assert report.verdict == "not equivalent"
+    assert report.cure.verified
+    return report, report.cure.description
+
+
+class Rope(nn.Module):
+    """Places are turned by what is in float32 already; a cast on the line makes them coarse."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.register_buffer("base", 10000.0 ** -torch.linspace(0, 1, 8))
+        self.lin, self.how = nn.Linear(8, 8), how
+
+    def forward(self, x):
+        places = torch.arange(4000, 4016)
+        if self.how == "outer":
+            f = torch.outer(places.type_as(self.base).float(), self.base.float())
+        else:
+            f = torch.einsum("i,j->ij", places.float(), self.base.float())
+        return (self.lin(x) * f.cos().to(x.dtype)).flatten(1)
+
+
+def rope(how, name):
+    torch.manual_seed(1)
+    return cured(Rope(how), torch.randn(300, 16, 8), name)
+
+
+def test_a_cast_on_the_line_is_named_where_its_operation_is_in_float32_already():
+    report, said = rope("outer", "16-true")
+    assert report.culprit.operation == "mul"
+    what, _, place = said.partition(" at ")
+    assert what == "cast to float32 in place of .type_as"
+    assert place == f"{report.culprit.source} (mul is computed in float32 there already)"
+
+
+def test_what_autocast_casts_again_is_computed_outside_it():
+    report, said = rope("einsum", "16-mixed")
+    assert said.startswith(
+        f"compute einsum in float32 at {report.culprit.source}, outside autocast"
+    )
+    assert "torch.autocast(device_type, enabled=False)" in said
+
+
+class Squares(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.first(x) * 300
+        h = h / h.pow(2).sum(-1, keepdim=True).sqrt()
+        return self.last(h)
+
+
+def test_a_line_is_told_with_its_functions_and_the_layer_that_takes_its_result():
+    torch.manual_seed(0)
+    report, said = cured(Squares(), torch.randn(400, 8))
+    assert said == (
+        f"compute pow, sum, sqrt and 1 more in float32 at {report.culprit.source}, and cast back "
+        "only for what takes the result: last"
+    )
+
+
+class Noise(nn.Module):
+    """One minus a buffer that a cast makes one: no line brings it back."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("alphas", torch.tensor([0.9991, 0.99, 0.98, 0.97]))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x) / (1 - self.alphas).min() ** 0.5
+
+
+def test_a_buffer_that_its_cast_ruins_is_named():
+    torch.manual_seed(0)
+    _, said = cured(Noise(), torch.randn(300, 4), "bf16-true")
+    assert "compute the difference" not in said
+    assert "or keep the buffer alphas in float32, which loses it when it is cast)" in said
+
+
+class Ids(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6000, 3)
+
+    def forward(self, x):
+        return self.embed(x[:, 0].long())
+
+
+def test_inputs_that_their_cast_ruins_are_named():
+    torch.manual_seed(0)
+    _, said = cured(Ids(), torch.randint(0, 5900, (300, 1)).float(), "bf16-true")
+    assert "(not tried: keep the whole numbers as integers at " in said
+    assert said.endswith(", or hand the inputs on in float32, which lose it when they are cast)")
+
+
+class Grown(nn.Module):
+    """The layer's result leaves the range; its line computes nothing by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 4, 3, padding=1), nn.GroupNorm(1, 4)
+        with torch.no_grad():
+            self.conv.weight.mul_(3e5)
+
+    def forward(self, x):
+        return self.norm(x.repeat(1, 2, 1) + self.conv(x))
+
+
+def test_what_cannot_work_is_not_told_beside_a_module():
+    torch.manual_seed(0)
+    model = nn.Sequential(Grown(), nn.Flatten(), nn.Linear(32, 400), nn.Linear(400, 3))
+    report, said = cured(model, torch.randn(200, 2, 8), "16-mixed")
+    assert report.culprit.operation == "convolution"
+    assert said == (
+        f"keep {report.cure.modules[0]} in float32 (not tried: divide before it at "
+        f"{report.culprit.source})"
+    )
+
+
+class Spectrum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x):
+        return self.head(torch.fft.rfft(x, dim=-1).abs().to(x.dtype))
+
+
+@pytest.mark.parametrize("name", ["16-true", "bf16-true"])
+def test_a_complex_result_is_not_cast_back(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(Spectrum(), nn.Linear(3, 400), nn.Linear(400, 3))
+    _, said = cured(model, torch.randn(200, 12), name)
+    assert "its result back" not in said
+    assert "leave its result so (it is complex)" in said
