@@ -83,7 +83,8 @@ def _beside_a_dearer(said: str, dear: tuple[float, Cure, tuple[str, ...]] | None
         return said
     share = f"{figures.percent(dear[0])} of the arithmetic"
     other = f"{', '.join(dear[1].modules)} kept in float32 passes, too, with {share} there"
-    return f"{said.removesuffix(')')}; {other})" if said.endswith(")") else f"{said} ({other})"
+    untried = said.endswith(")") and said.rpartition(" (")[2].startswith("not tried: ")
+    return f"{said[:-1]}; {other})" if untried else f"{said} ({other})"
 
 
 def _verified(
@@ -146,7 +147,7 @@ def _won(report: Report) -> str:
 
 def _includes(remedy: Remedy, other: Remedy) -> bool:
     """Whether a remedy keeps in float32 what another does, and more."""
-    alike = remedy.precision == other.precision and not other.lines
+    alike = remedy.precision == other.precision and not (other.lines or other.buffers)
     return alike and set(other.keep) < set(remedy.keep)
 
 
@@ -171,9 +172,8 @@ def _candidates(
         for keep in parts(trials, trials.dear, origin):
             yield "keep_in_float32", Remedy(trials.precision, keep)
     lost = lost_as_cast(trials, origin)
-    owner = lost.name.rpartition(".")[0] if lost is not None else ""
-    if owner and owner != culprit.module:
-        yield "keep_in_float32", Remedy(trials.precision, (owner,))
+    if lost is not None and lost.kind == "buffer":
+        yield "upcast", Remedy(trials.precision, buffers=(lost.name,))
     name, _, mode = trials.precision.partition("-")
     mixed = f"{name}-mixed"
     if mode == "true":

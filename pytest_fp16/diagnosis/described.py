@@ -30,6 +30,9 @@ def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin |
         own = culprit.variant == "another constant"
         instead = f" (or, not tried: {advice(culprit)[1]})" * own
         return f"{_lines(trials, remedy, culprit)}{instead}"
+    if remedy.buffers:
+        again = "set it again once the model is cast, which takes from it what is needed"
+        return f"keep the buffer {_listed(remedy.buffers)} in float32: {again}"
     names = ", ".join(remedy.keep)
     what = f"keep {names} in float32"
     if remedy.precision != trials.precision:

@@ -21,6 +21,7 @@ class Remedy:
         meeting: what is done where tensors of different dtypes meet, there and elsewhere; of
             "narrowed" and "fitted" ones the lines are not widened. None: they are left.
         anew: autocast casts its weights anew each time, and keeps nothing.
+        buffers: names of buffers that are not cast.
     """
 
     precision: str
@@ -28,3 +29,4 @@ class Remedy:
     lines: tuple[str, ...] = ()
     meeting: Meeting | None = None
     anew: bool = False
+    buffers: tuple[str, ...] = ()

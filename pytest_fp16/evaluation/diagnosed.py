@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from pytest_fp16.diagnosis.evaluation import Diagnosis, DiagnosisRequest, diagnose
+from pytest_fp16.diagnosis.kept_buffers import keep_buffers
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import Recheck
 from pytest_fp16.diagnosis.upcast import lines_in_float32
@@ -94,6 +95,10 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
         ModelError: it cannot be applied to this model.
     """
     candidate = run.candidates.made(remedy.precision, remedy.keep)
+    for name in remedy.buffers:
+        module, _, leaf = name.rpartition(".")
+        exact = run.reference.model.get_buffer(name)
+        candidate.model.get_submodule(module)._buffers[leaf] = exact.detach().clone()
     if remedy.lines:
         lines_in_float32(candidate.model, remedy.lines, remedy.meeting)
     candidate.keeps_casts = not remedy.anew
@@ -114,10 +119,13 @@ def _rechecked(
     """What came of a remedy, and whether its run was an ideal emulation."""
     settings = run.settings.with_(precisions=(remedy.precision,))
     subject = run.subject
-    if remedy.lines:  # where nothing is 16-bit it changes nothing: the reference stays
+    if remedy.lines or remedy.buffers:  # where nothing is 16-bit it changes nothing
         model = fresh_model(subject.model, like=run.reference.model)
-        watched = lines_in_float32(model, remedy.lines, remedy.meeting)
-        subject = replace(subject, model=watched)
+        if remedy.buffers:
+            keep_buffers(model, remedy.buffers)
+        if remedy.lines:
+            lines_in_float32(model, remedy.lines, remedy.meeting)
+        subject = replace(subject, model=model)
     keep = (*planned.get(remedy.precision, ()), *remedy.keep)
     again = EvaluationRun(subject, settings, None, {remedy.precision: keep}, predict=predict)
     with nothing_kept() if remedy.anew else nullcontext():

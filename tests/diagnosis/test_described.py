@@ -86,9 +86,28 @@ class Noise(nn.Module):
 
 def test_a_buffer_that_its_cast_ruins_is_named():
     torch.manual_seed(0)
-    _, said = cured(Noise(), torch.randn(300, 4), "bf16-true")
+    report, said = cured(Noise(), torch.randn(300, 4), "bf16-true")
+    assert (report.culprit.mechanism, report.cure.kind) == ("cancellation", "upcast")
+    assert said.startswith("keep the buffer alphas in float32: set it again once the model is cast")
+
+
+class Inside(nn.Module):
+    """The same, in a module that is kept with its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise, self.body = Noise(), nn.Sequential(nn.Linear(3, 100), nn.Linear(100, 3))
+
+    def forward(self, x):
+        return self.body(self.noise(x))
+
+
+def test_nor_is_a_line_told_of_beside_a_module():
+    torch.manual_seed(0)
+    report, said = cured(Inside(), torch.randn(300, 4), "bf16-true")
+    assert report.cure.modules == ["noise"]
     assert "compute the difference" not in said
-    assert "or keep the buffer alphas in float32, which loses it when it is cast)" in said
+    assert "or keep the buffer noise.alphas in float32, which loses it when it is cast)" in said
 
 
 class Ids(nn.Module):
