@@ -7,6 +7,7 @@ that is from what theory said.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,6 +141,21 @@ class Kept:
     whole: bool = False
 
 
+def share(sums: Sequence[float]) -> float:
+    """The first of two sums as a share of the second; 0 where that is none."""
+    return sums[0] / sums[1] if sums[1] > 0 else 0.0
+
+
+def moved(was: Tensor, now: Tensor) -> tuple[float, float]:
+    """Squared errors of finite outputs, and the squares of their spread; both are sums."""
+    finite = (was.abs() < _AS_GOOD_AS_INFINITE) & (now.abs() < _AS_GOOD_AS_INFINITE)
+    finite &= now.abs() != torch.finfo(torch.float16).max
+    if not finite.any():
+        return 0.0, 0.0
+    was, now = was[finite].double(), now[finite].double()
+    return float((now - was).square().sum()), float((was - was.mean()).square().sum())
+
+
 @dataclass
 class Outcome:
     """What the candidate did on all batches.
@@ -199,13 +215,9 @@ class Outcome:
         was, now = batch.output, output
         if self.metric.task.kind == "classification":
             was, now = batch.logits[batch.valid], logits[batch.valid]
-        finite = (was.abs() < _AS_GOOD_AS_INFINITE) & (now.abs() < _AS_GOOD_AS_INFINITE)
-        finite &= now.abs() != torch.finfo(torch.float16).max
-        if not finite.any():
-            return
-        was, now = was[finite].double(), now[finite].double()
-        self.moved[0] += float((now - was).square().sum())
-        self.moved[1] += float((was - was.mean()).square().sum())
+        error, spread = moved(was, now)
+        self.moved[0] += error
+        self.moved[1] += spread
 
     def _paper(self, batch: Batch, logits: Tensor) -> None:
         """δ, Γ, the lemma, and the cross-entropy of both runs."""

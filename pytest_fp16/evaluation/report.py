@@ -9,9 +9,10 @@ import torch
 from pytest_fp16.engine.canary import LARGE_DIFFERENCE
 from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
+from pytest_fp16.evaluation.evidence import share
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.ranges import beyond_range, sites_of
-from pytest_fp16.evaluation.soundness import guesses
+from pytest_fp16.evaluation.soundness import explained, guesses
 from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Check, Report, Run, Verdict
 
@@ -64,6 +65,10 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
     why = guesses(run.task, run.totals.tally, run.classes) if run.labelled else None
     if verdict == "equivalent" and why is not None:
         made.append(Check(name="better than chance", passed=False, detail=why))
+        verdict = "inconclusive"
+    own = explained(made, share(outcome.moved), run.wanders)
+    if verdict == "not equivalent" and own is not None:
+        made.append(Check(name="deterministic", passed=False, detail=own))
         verdict = "inconclusive"
     if precision_run.no_memory is not None:
         verdict, made = "inconclusive", []

@@ -31,6 +31,7 @@ from pytest_fp16.engine.use import called
 from pytest_fp16.errors import DataError, FP16Error, ModelError
 from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.candidates import Candidates
+from pytest_fp16.evaluation.evidence import moved, share
 from pytest_fp16.evaluation.passes import Passes
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.soundness import (
@@ -90,6 +91,7 @@ class EvaluationRun:
         self.mode = run_mode(settings, self.device)
         self.target = effective_target(settings, self.device, self.mode)
         self.probabilities = True  # for what looks like them
+        self.wanders = 0.0  # by how much of its variance the reference differs from itself
         self.differentiates = False  # the model takes gradients of its own
         self.taken: Any = None  # a batch that labels were taken out of, which the model may miss
 
@@ -264,6 +266,9 @@ class EvaluationRun:
         if self.deterministic:
             self._carries()
             return
+        decides = self.task.kind == "classification"
+        runs = (self.task.canonical(o) if decides else o for o in (output, again))
+        self.wanders = share(moved(*runs))
         largest = float((again - output).abs().max())
         self.warnings.append(
             f"the reference is not deterministic: two runs of one batch differ by {largest:.2g}"

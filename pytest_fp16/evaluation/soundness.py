@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from pytest_fp16.engine.containers import all_tensors, foreign
 from pytest_fp16.engine.use import IGNORED
 from pytest_fp16.errors import DataError, ModelError, SettingError
 from pytest_fp16.metric import Accuracy, RSquared, user_scores
+from pytest_fp16.report.model import Check
 from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, guessed
 
@@ -29,6 +31,10 @@ _NAMING = ("classification", "multilabel")
 #: From guessing to perfect: a first batch that shows less, for sure, ends the check at once.
 _POOR = 0.1
 _SURE = 3.0
+#: Checks that a reference which does not repeat itself may fail.
+_OF_ERRORS = ("as predicted", "good enough")
+#: At least half of a candidate's squared error is then the reference's own.
+_AT_MOST = 2.0
 
 
 def require_data(data: Any) -> None:
@@ -171,6 +177,24 @@ def _worse_than_a_constant(tally: RSquared) -> str | None:
         "knows nothing loses nothing; is the model trained, are labels and inputs in order, in "
         "the same units? (inputs alone, with labelled=False, are compared without labels, and "
         "metric= may show what it knows)"
+    )
+
+
+def explained(checks: Iterable[Check], error: float, own: float) -> str | None:
+    """Why a failure proves nothing; None where it is the candidate's.
+
+    Args:
+        checks: of the candidate.
+        error, own: the candidate's squared error, and that of a second run of the reference, as
+            shares of the outputs' variance.
+    """
+    if any(c.name not in _OF_ERRORS for c in checks if not c.passed):
+        return None
+    if not own or error > _AT_MOST * own:
+        return None
+    return (
+        f"the reference does not repeat itself: its own second run is off by {own**0.5:.0%} of the "
+        f"outputs' spread, the candidate by {error**0.5:.0%}; seed what it draws from"
     )
 
 

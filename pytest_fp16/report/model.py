@@ -14,7 +14,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 SCHEMA_VERSION: Literal[1] = 1
 
 CheckName = Literal[
-    "finite", "as predicted", "good enough", "16 bit ran", "better than chance", "same over seeds"
+    "finite",
+    "as predicted",
+    "good enough",
+    "16 bit ran",
+    "better than chance",
+    "deterministic",
+    "same over seeds",
 ]
 Verdict = Literal["equivalent", "not equivalent", "inconclusive"]
 Mechanism = Literal[
