@@ -81,10 +81,8 @@ class EvaluationRun:
         predict: bool = True,
     ) -> None:
         require_data(subject.data)
-        self.plan = plan_of(settings, test) if keep is None else None
-        self.keep = dict(keep or {})
-        self.subject = subject
-        self.settings = settings
+        self.subject, self.settings = subject, settings
+        self.plan, self.keep = plan_of(settings, test) if keep is None else None, dict(keep or {})
         self.passes = Passes(progress, subject.name)
         self.predict = predict
         self.device = resolve_device(settings.device)
