@@ -88,9 +88,6 @@ def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     line = Remedy(trials.precision, lines=(culprit.source,)) if culprit.source else None
     if culprit.mechanism == "mask-inf" and any(r.meeting == "fitted" for r in trials.short):
         return ""
-    met = Remedy(trials.precision, lines=(culprit.source or "",), meeting="narrowed")
-    if culprit.variant == "mixed dtypes" and not trials.heals(met, origin):
-        return ""
     change = replace(found, wide="").at(culprit.source)
     if not found.wide:
         return change
