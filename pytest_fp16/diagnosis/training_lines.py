@@ -84,7 +84,9 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, M
     line = culprit.source
     if line is None:
         return
-    what = f"compute {_on_the_line(culprit)} in float32 at {line} (from what the line reads on)"
+    outside = ", outside autocast" * precision.mixed
+    reads = f"(from what the line reads on, its casts included{outside})"
+    what = f"compute {_on_the_line(culprit)} in float32 at {line} {reads}"
     back = ", and cast back only where a layer takes the result"
     if culprit.variant == "mixed dtypes":
         everywhere = " and wherever else tensors of two dtypes meet"

@@ -52,12 +52,12 @@ def test_the_function_of_a_line():
 
 
 def test_it_follows_the_line():
-    for proposed in (
-        at_its_line(Guarded(), PRECISIONS["16-true"], at(LINE)),
-        at_its_line(Guarded(), PRECISIONS["16-mixed"], at(LINE)),
-    ):
+    for name in ("16-true", "16-mixed"):
+        proposed = at_its_line(Guarded(), PRECISIONS[name], at(LINE))
         line, around = (p.description for p in proposed)
+        assert ("outside autocast" in line) is PRECISIONS[name].mixed
         assert line.startswith(f"compute div in float32 at {LINE}")
+        assert "its casts included" in line
         assert around.startswith("compute all of guarded but its products in float32")
 
 
