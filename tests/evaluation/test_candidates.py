@@ -199,3 +199,15 @@ def test_a_module_that_a_function_gives_out_stays_its_users(make_net, digits):
     ).execute()
     assert model.training
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("function", [False, True])
+def test_a_mixed_candidate_may_get_the_gradients_that_the_users_model_may(function):
+    net = Normalised(lambda weight: None)
+    net.linear.bias.requires_grad_(False)
+    made = candidates((lambda: copy.deepcopy(net)) if function else net)
+    for name, wanted in (("bf16-mixed", [True, False]), ("bf16-true", [False, False])):
+        leader = made.made(name)
+        for candidate in (leader, made.made(name, like=leader)):
+            assert [p.requires_grad for p in candidate.model.parameters()] == wanted
+    assert not any(p.requires_grad for p in made.reference.model.parameters())

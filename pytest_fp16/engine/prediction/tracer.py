@@ -58,6 +58,7 @@ class Tracer:
     def __post_init__(self) -> None:
         self.where = Location(self.model)
         self.constants: dict[int, tuple[Tensor, Tensor]] = {}
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self.row: torch.Size | None = None  # of canonical logits, for one input
         self.tell: Callable[[], object] = lambda: None  # called after each trace
 
@@ -92,6 +93,10 @@ class Tracer:
         )
         trace = Trace(recorder, self.target, self.constants, self.errors, collect)
         trace.mixed, trace.writes = self.precision.mixed, self.habits.writes
+        # Where weights are written to, casts that are kept matter. Elsewhere products with what may
+        # get a gradient would lay inputs and steps in one dimension, and tell them no more apart.
+        for parameter in self._trained:
+            parameter.requires_grad_(self.habits.writes)
         self.where.reset()
         seed_everything(seed)
         cast = None if self.precision.mixed else self.precision.dtype

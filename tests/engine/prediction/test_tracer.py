@@ -1,9 +1,12 @@
 """The program is traced as it would run, without rounding it and without leaving a trace in it."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
+from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
 from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.engine.untouched import Habits
@@ -104,3 +107,29 @@ def test_a_part_of_a_batch_must_give_its_part_of_the_outputs(x, kind, said):
     tracer, _ = tracer_of(kind(6, 3), x)
     with pytest.raises(NotDifferentiableError, match=said):
         tracer.trace_part(x, N, [0, 1, 2], 0)
+
+
+class Moving(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 3, bias=False)
+
+    def forward(self, x):
+        first = self.body(x)
+        kept = self.body.weight.detach().clone()
+        with torch.no_grad():
+            self.body.weight.zero_()
+        second = self.body(x)
+        with torch.no_grad():
+            self.body.weight.copy_(kept)
+        return first + second
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_weight_that_moves_within_a_pass_is_followed(x, kept):
+    """By its old cast, where autocast keeps that; and by its new value, where it does not."""
+    torch.manual_seed(0)
+    tracer, reference = tracer_of(Moving(), x, "16-mixed", habits=Habits(writes=True))
+    with nullcontext() if kept else nothing_kept():
+        _, canonical = tracer.trace(x, N, 0)
+    assert torch.allclose(canonical, reference * (2 if kept else 1), atol=5e-3)
