@@ -15,6 +15,8 @@ from pytest_fp16.errors import ModelError
 
 #: Containers in containers that are looked into: hidden states by layer, and no caches.
 _DEPTH = 3
+#: Names that predictions go by.
+_PREDICTIONS = ("logits", "out", "output", "pred")
 
 
 def main_output(output: Any) -> Tensor:
@@ -28,7 +30,7 @@ def main_output(output: Any) -> Tensor:
     elif isinstance(getattr(output, "logits", None), Tensor):
         candidates = [output.logits]
     elif isinstance(output, Mapping):
-        named = [output[k] for k in ("logits", "out", "output", "pred") if k in output]
+        named = [output[k] for k in _PREDICTIONS if k in output]
         candidates = named or list(output.values())
     elif isinstance(output, (list, tuple)):
         candidates = list(output)
@@ -75,18 +77,39 @@ class Others:
         not_finite: how many values of each tensor are NaN or infinite, by its name.
         values: the tensors themselves that are returned as such and not in a container (hidden
             states by layer, a cache), float32 [N, …], by name.
+        predictions: what the predictions are called; empty where they are not in a container.
     """
 
     not_finite: Counter[str] = field(default_factory=Counter)
     values: dict[str, Tensor] = field(default_factory=dict)
+    predictions: str = ""
+
+    def judged(self, shape: torch.Size) -> str:
+        """Which of several outputs is judged, that of `shape`; empty where there is one."""
+        if not self.values or not self.predictions:
+            return ""
+        beside = ", ".join(map(repr, self.values))
+        return f"{self.predictions!r} of shape {tuple(shape)}, and not {beside}"
+
+    def unsure(self, shape: torch.Size) -> list[str]:
+        """The warning of that, where no name says that it is the predictions."""
+        said = self.judged(shape)
+        if not said or self.predictions in _PREDICTIONS:
+            return []
+        return [
+            f"one of several outputs is judged, {said}; to judge another, return it by forward="
+        ]
 
 
 def others(output: Any, predictions: Tensor) -> Others:
     """What is in an output beside the predictions."""
-    found = Others()
-    for name, tensor in _named(output, "", _DEPTH):
-        if tensor is predictions or not tensor.is_floating_point():
-            continue
+    found = [(n, t) for n, t in _named(output, "", _DEPTH) if t.is_floating_point()]
+    name = next((name for name, tensor in found if tensor is predictions), "")
+    return _beside(Others(predictions=name), [(n, t) for n, t in found if t is not predictions])
+
+
+def _beside(found: Others, tensors: list[tuple[str, Tensor]]) -> Others:
+    for name, tensor in tensors:
         lost = tensor.numel() - int(tensor.isfinite().sum())
         if lost:
             found.not_finite[name] += lost
@@ -99,7 +122,8 @@ def joined(parts: list[Others]) -> Others:
     """What is beside the predictions of a batch, from that of its parts, in order."""
     if len(parts) == 1:
         return parts[0]
-    found = Others(sum((part.not_finite for part in parts), Counter()))
+    lost = sum((part.not_finite for part in parts), Counter[str]())
+    found = Others(lost, predictions=parts[0].predictions)
     for name, value in parts[0].values.items():
         values = [part.values.get(name) for part in parts]
         alike = [v for v in values if v is not None and v.shape[1:] == value.shape[1:]]
@@ -112,11 +136,11 @@ def _named(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
     elif depth:
-        for key, part in _parts(value):
+        for key, part in _parts(value, depth == _DEPTH):
             yield from _named(part, f"{name}.{key}" if name else str(key), depth - 1)
 
 
-def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
+def _parts(value: Any, whole: bool) -> Iterator[tuple[Any, Any]]:
     if isinstance(value, Mapping):
         yield from value.items()
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -125,3 +149,5 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(value)
     elif dataclasses.is_dataclass(value):
         yield from ((f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value))
+    elif whole and hasattr(value, "__dict__"):  # of objects within, such as caches, nobody asked
+        yield from vars(value).items()

@@ -156,5 +156,6 @@ def _run_facts(run: EvaluationRun, precision_run: PrecisionRun) -> Run:
         canary=canary.text if canary else "",
         unsupported=[canary.text] if canary and canary.unsupported else [],
         deterministic=run.deterministic,
+        judged=run.judged,
         reduction_flags=flags,
     )

@@ -196,7 +196,8 @@ def _failed(report: Report) -> list[str]:
         lines.append(_line("forecast", _forecast(report)))
     if report.run is not None:
         canary = f"; {report.run.canary}" if report.run.canary else ""
-        lines.append(_line("ran", figures.mode(report.run) + canary))
+        judged = f"; judged is {report.run.judged}" if report.run.judged else ""
+        lines.append(_line("ran", figures.mode(report.run) + canary + judged))
     return lines
 
 

@@ -216,7 +216,10 @@ class Cure(Part):
 
 
 class Run(Part):
-    """Where and how the candidate really ran: the proof that 16 bit ran."""
+    """Where and how the candidate really ran: the proof that 16 bit ran.
+
+    `judged` says which of a model's outputs is judged, where it has several.
+    """
 
     device: str
     target: str
@@ -226,6 +229,7 @@ class Run(Part):
     canary: str = ""
     unsupported: list[str] = []
     deterministic: bool = True
+    judged: str = ""
     reduction_flags: dict[str, bool] = {}
 
 

@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.engine.outputs import main_output, others
+from pytest_fp16.engine.outputs import joined, main_output, others
 from pytest_fp16.errors import ModelError
 
 BAD, GOOD = torch.tensor([torch.inf, 1.0, torch.nan]), torch.ones(2)
@@ -86,3 +87,59 @@ def test_a_loss_beside_the_logits_is_no_prediction():
     assert main_output((loss, logits)) is logits
     assert main_output({"loss": loss, "scores": logits}) is logits
     assert main_output((loss,)) is loss
+
+
+def test_which_of_several_outputs_is_judged_is_named():
+    rows, shape = torch.ones(4, 2), torch.Size((4, 2))
+    assert others(rows, rows).judged(shape) == ""
+    assert others((GOOD.sum(), rows), rows).judged(shape) == "", "a loss is no other output"
+    assert others((rows, (GOOD, GOOD)), rows).judged(shape) == "", "nor is a state"
+    assert others((GOOD, rows), rows).judged(shape) == "'1' of shape (4, 2), and not '0'"
+    said = others({"logits": rows, "boxes": GOOD, "masks": BAD}, rows).judged(shape)
+    assert said == "'logits' of shape (4, 2), and not 'boxes', 'masks'"
+    loose = SimpleNamespace(scores=rows, features=GOOD, cache=SimpleNamespace(keys=BAD))
+    assert others(loose, rows).judged(shape) == "'scores' of shape (4, 2), and not 'features'"
+    assert others(loose, rows).not_finite == {}
+    halves = joined([others((rows, GOOD), rows)] * 2)
+    assert halves.judged(shape) == "'0' of shape (4, 2), and not '1'"
+
+
+class Heads(nn.Module):
+    """Features, and classes by them, under names of its own."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.body, self.head, self.names = nn.Linear(6, 5), nn.Linear(5, 3), names
+
+    def forward(self, x):
+        features = self.body(x)
+        parts = (features, self.head(features))
+        return parts if self.names is None else dict(zip(self.names, parts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "judged", "told"),
+    [
+        (None, "'0' of shape (64, 5), and not '1'", True),
+        (("features", "classes"), "'features' of shape (64, 5), and not 'classes'", True),
+        (("features", "logits"), "'logits' of shape (64, 3), and not 'features'", False),
+    ],
+)
+def test_a_report_names_the_output_that_it_judges(names, judged, told):
+    torch.manual_seed(0)
+    model, x = Heads(names).eval(), torch.randn(128, 6)
+    report = check(Evaluation(model, list(x.split(64)), labelled=False), precision="bf16-true")
+    warnings = [w for w in report.warnings if w.startswith("one of several outputs is judged")]
+    assert report.run.judged == judged
+    assert (
+        warnings
+        == [f"one of several outputs is judged, {judged}; to judge another, return it by forward="]
+        * told
+    )
+
+    labels = torch.zeros(64, dtype=torch.long)
+    report = check(Evaluation(model, [(x[:64], labels)]), precision="bf16-true")
+    assert report.run.judged == judged
+    failed = report.model_copy(update={"verdict": "not equivalent"})
+    assert f"; judged is {judged}" in str(failed)
+    assert not [w for w in report.warnings if w.startswith("one of several")]
