@@ -170,8 +170,9 @@ class _Rebinding:
 
     def _is_copy(self, value: Any) -> bool:
         """Whether it was made, and may be changed."""
-        self.made |= {id(made) for made in islice(self.memo.values(), self.counted, None)}
-        self.counted = len(self.memo)
+        if self.counted < len(self.memo):
+            self.made |= {id(made) for made in islice(self.memo.values(), self.counted, None)}
+            self.counted = len(self.memo)
         return id(value) in self.made
 
 
