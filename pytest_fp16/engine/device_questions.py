@@ -12,7 +12,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -73,13 +73,19 @@ def asked_at(model: nn.Module, *given: Any) -> list[Line]:
 
 def _parsed(function: FunctionType) -> ast.AST | None:
     """The function as it is written; None where that cannot be had, or names no device."""
+    if not _names_one(function.__code__):
+        return None  # most do not, and to find a source takes its time
     try:
-        source = textwrap.dedent(inspect.getsource(function))
-        if not any(word in source for word in (*_FLAGS, *_KINDS, "dev")):
-            return None
-        return ast.parse(source)
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError):
         return None  # a lambda in the middle of a call, or code that was never in a file
+
+
+def _names_one(code: CodeType) -> bool:
+    words = [*code.co_names, *code.co_varnames, *(c for c in code.co_consts if type(c) is str)]
+    if any(part in word for word in words for part in ("dev", *_KINDS)):
+        return True
+    return any(_names_one(c) for c in code.co_consts if isinstance(c, CodeType))
 
 
 class _Questions:

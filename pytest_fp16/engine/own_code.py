@@ -48,10 +48,14 @@ class _Found:
         self.functions: dict[CodeType, FunctionType] = {}
         self.classes: dict[type, None] = {}
         self.names: set[str] = set()
+        self._looked_at: set[type] = set()
 
     def knows(self, kind: type) -> None:
         """Methods of a class of the user's own are called by their names."""
-        for base in kind.__mro__:
+        if kind in self._looked_at:  # most of what a large model holds
+            return
+        for base in set(kind.__mro__) - self._looked_at:
+            self._looked_at.add(base)
             if is_program(_file_of(base)):
                 self.classes.setdefault(base)
 
