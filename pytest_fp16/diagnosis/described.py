@@ -89,11 +89,15 @@ def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     if culprit.mechanism == "mask-inf" and any(r.meeting == "fitted" for r in trials.short):
         return ""
     change = replace(found, wide="").at(culprit.source)
-    if not found.wide:
+    stored = culprit.variant in ("stored inputs", "stored digits")
+    if not found.wide and not stored:
         return change
     lost = lost_as_cast(trials, origin)
+    if lost is None and stored:
+        return change
     if lost is not None:
-        wide = "hand the inputs on in float32, which lose it when they are cast"
+        change = "" if stored else change
+        wide = "hand the inputs on in float32 (keep_inputs=), which lose it when they are cast"
         if lost.kind != "inputs":
             wide = f"keep the {lost.kind} {lost.name} in float32, which loses it when it is cast"
         return ", or ".join(filter(None, (change, wide)))

@@ -42,7 +42,7 @@ def counting(born: Operation, finding: Finding, fmt: Format) -> Why | None:
             text = f"whole numbers up to {measure.largest:.0f}; {fmt.name} can tell every one "
             text += f"apart up to {most:.0f} only"
             text += _BRING[stored].replace(", most of which", "; the error is what")
-            return Why("absorption", born, text, stored or "whole numbers")
+            return Why("absorption", born, text, "whole numbers")
     return None
 
 

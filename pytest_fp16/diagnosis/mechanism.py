@@ -50,9 +50,13 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
         mechanism, variant = "unsupported-op", "refused by the program"
         evidence += "; exact values of that dtype stop it as well"
     given = given_dtypes(found.error) if mechanism == "unsupported-op" else {}
-    if given:  # which words of the program's own need not tell
-        variant = "mixed dtypes" if len(given) > 1 else "refused by the program"
-        variant = "own statement" if set(given) == {"float32"} else variant
+    if len(given) > 1:  # which words of the program's own need not tell
+        variant = "mixed dtypes"
+    elif given and "float32" not in given:
+        variant = "refused by the program"
+    elif given and variant != "mixed dtypes":
+        variant = "own statement"
+    if given:
         what = (f"{dtype} ({', '.join(names)})" for dtype, names in given.items())
         evidence += f"; it was given {' and '.join(what)}"
     return Culprit(

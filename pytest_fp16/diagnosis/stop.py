@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_fp16.diagnosis.comparison import Comparison
@@ -136,6 +136,8 @@ def module_of(error: BaseException, model: torch.nn.Module) -> str:
 def given_dtypes(error: BaseException) -> dict[str, list[str]]:
     """What the function of the program's own that raised was given: floating arguments by dtype.
 
+    And what a module holds itself whose method it is.
+
     Empty where no statement of the program's raised it, or its function takes no such tensors.
     """
     if not raised_by_program(error):
@@ -146,6 +148,10 @@ def given_dtypes(error: BaseException) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in named:
         value = frame.f_locals.get(name)
-        if isinstance(value, Tensor) and value.dtype.is_floating_point:
-            found.setdefault(str(value.dtype).removeprefix("torch."), []).append(name)
+        given = {name: value}
+        if isinstance(value, nn.Module):
+            given = {f"{name}.{n}": p for n, p in value.named_parameters(recurse=False)}
+        for whole, tensor in given.items():
+            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
+                found.setdefault(str(tensor.dtype).removeprefix("torch."), []).append(whole)
     return found

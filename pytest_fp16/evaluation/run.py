@@ -105,17 +105,15 @@ class EvaluationRun:
             self._execute()
 
     def _execute(self) -> None:
-        self.warnings: list[str] = []
         self.runs: list[PrecisionRun] = []
         self.inputs = self.beyond = self.left_out = 0  # these: outputs past comparing, batches
         self.candidates = Candidates(self.subject, self.device, self.target)
         self.reference = self.candidates.reference
-        if self.candidates.was_training:
-            self.warnings.append("the model was in training mode; it was evaluated in eval mode")
+        trained = "the model was in training mode; it was evaluated in eval mode"
+        self.warnings = [trained] if self.candidates.was_training else []
         if self.plan is not None:
-            model = self.reference.model
             for name in self.settings.precisions:
-                self.keep[name] = kept_by(self.plan, self.subject.name, name, model)
+                self.keep[name] = kept_by(self.plan, self.subject.name, name, self.reference.model)
         self.candidates.keep = self.keep
         self.passes.total = length_hint(self.subject.data) or None
         for number, batch in enumerate(advice.explained(self._batches(), self.subject.data)):
@@ -126,10 +124,7 @@ class EvaluationRun:
         self.warnings += after_the_data(self)
 
     def rewind(self) -> None:
-        """Everything that models have carried along goes back to what it was before the data.
-
-        And so do their caches: what lies in one is not computed again, and could not be followed.
-        """
+        """What models have carried along, and their caches, are as they were before the data."""
         self.initial.restore()
         for one in self.runs:
             one.initial.restore()

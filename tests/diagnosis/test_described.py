@@ -107,7 +107,7 @@ def test_nor_is_a_line_told_of_beside_a_module():
     report, said = cured(Inside(), torch.randn(300, 4), "bf16-true")
     assert report.cure.modules == ["noise"]
     assert "compute the difference" not in said
-    assert "or keep the buffer noise.alphas in float32, which loses it when it is cast)" in said
+    assert "keep the buffer noise.alphas in float32, which loses it when it is cast)" in said
 
 
 class Ids(nn.Module):
@@ -123,7 +123,9 @@ def test_inputs_that_their_cast_ruins_are_named():
     torch.manual_seed(0)
     _, said = cured(Ids(), torch.randint(0, 5900, (300, 1)).float(), "bf16-true")
     assert "(not tried: keep the whole numbers as integers at " in said
-    assert said.endswith(", or hand the inputs on in float32, which lose it when they are cast)")
+    assert said.endswith(
+        ", or hand the inputs on in float32 (keep_inputs=), which lose it when they are cast)"
+    )
 
 
 class Grown(nn.Module):

@@ -306,7 +306,7 @@ class Late(nn.Module):
         return self.rows(x.float()[:, 0].long())
 
 
-@pytest.mark.parametrize(("stored", "variant"), [(True, "stored digits"), (False, "stored inputs")])
+@pytest.mark.parametrize(("stored", "variant"), [(True, "stored digits"), (False, "whole numbers")])
 def test_what_is_widened_too_late_is_laid_to_its_cast(stored, variant):
     torch.manual_seed(0)
     x = torch.randn(200, 8) if stored else torch.randint(0, 5980, (200, 1)).float()
