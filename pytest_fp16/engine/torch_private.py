@@ -48,6 +48,7 @@ NEEDED = {
         "torch.nn.Module()._buffers",
         "torch.nn.modules.batchnorm._BatchNorm",
         "torch.nn.modules.batchnorm._NormBase",
+        "torch.nn.modules.dropout._DropoutNd",
         "torch.nn.modules.instancenorm._InstanceNorm",
     ),
 }

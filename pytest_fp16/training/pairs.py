@@ -11,7 +11,7 @@ from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.engine.training.untaught import learned_nothing, remarked, unmoved
 from pytest_fp16.errors import ModelError
 from pytest_fp16.metric import gained
-from pytest_fp16.precision import REFERENCE, Precision
+from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.report.figures import loss_of
 from pytest_fp16.settings import Settings
 from pytest_fp16.theory.budget import allowed_loss, beyond_gain
@@ -145,7 +145,10 @@ class Pairs:
         A verdict would not take them for an equivalence either. And where they gain more than half
         of what training brings in 32 bits, it is too brief for so few seeds to tell.
         """
-        trial = Pairs(self.precision, tried, start=runs.start(r.seed for r, _ in tried))
+        own = (
+            PRECISIONS[tried[0][1].precision] if tried else self.precision
+        )  # a cure's may be another
+        trial = Pairs(own, tried, start=runs.start(r.seed for r, _ in tried))
         trial.look = replace(_look(trial, runs.settings), budget=budget)
         if trial.proves_nothing is not None or trial.start is None:
             return trial.proves_nothing

@@ -166,7 +166,8 @@ def _run(
     labels = to_device(labels, torch.device("cpu"))
     n = count_inputs(inputs, labels)
     inputs = to_device(inputs, place.device)
-    kept = nothing_kept() if is_lightning(model) else nullcontext()  # as a Trainer validates
+    lightning = issubclass(type(model), nn.Module) and is_lightning(model)  # a stand-in is none
+    kept = nothing_kept() if lightning else nullcontext()  # as a Trainer validates
     with kept, autocast(precision, place.device, place.target):
         output = main_output(call(model, inputs, precision, subject))
     output = output.detach().float().cpu()
