@@ -145,10 +145,8 @@ class Pairs:
         A verdict would not take them for an equivalence either. And where they gain more than half
         of what training brings in 32 bits, it is too brief for so few seeds to tell.
         """
-        own = (
-            PRECISIONS[tried[0][1].precision] if tried else self.precision
-        )  # a cure's may be another
-        trial = Pairs(own, tried, start=runs.start(r.seed for r, _ in tried))
+        precision = PRECISIONS[tried[0][1].precision]  # a cure's may be another one than failed
+        trial = Pairs(precision, tried, start=runs.start(r.seed for r, _ in tried))
         trial.look = replace(_look(trial, runs.settings), budget=budget)
         if trial.proves_nothing is not None or trial.start is None:
             return trial.proves_nothing

@@ -29,6 +29,12 @@ from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task
 
+#: Of a first step that does not repeat itself.
+_DRAWS = (
+    "the first step is another one each time, from the same weights on the same batch: it "
+    "draws from a generator of its own, so that both precisions of a pair drew different "
+    "numbers, or it counts outside the model; draw from torch's, and count in the model"
+)
 #: Batches that are compared: an order drawn anew may begin with the same one by chance.
 _COMPARED = 4
 
@@ -79,12 +85,7 @@ def validated(subject: Training, device: torch.device) -> ValidTraining:
     with on_data(subject.train_data):
         notes += _try_step(trainee, first)
     opening = FirstStep(subject, first, place)
-    if opening.draws:
-        notes.append(
-            "the first step is another one each time, from the same weights on the same batch: it "
-            "draws from a generator of its own, so that both precisions of a pair drew different "
-            "numbers, or it counts outside the model; draw from torch's, and count in the model"
-        )
+    notes += [_DRAWS] if opening.draws else []
     batch = first_batch(subject.eval_data, "eval_data")
     part = replace(subject, eval_data=[batch])
     with on_data(subject.eval_data), called(trainee.model) as calls:
