@@ -17,6 +17,7 @@ from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import HEALED, Trials
+from pytest_fp16.engine.batching import map_inputs
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.models import call_as_is, quiet
 from pytest_fp16.engine.outputs import main_output
@@ -46,7 +47,8 @@ def lost_as_cast(trials: Trials, origin: Origin | None) -> Lost | None:
         few = trials.rerun(Remedy(trials.precision), None)
         fmt = FORMATS[mode.dtype]
         fails = _failing(few, trials.model, origin)
-        if fails(map_tensors(few.sample.inputs, lambda t: _rounded(t, fmt))):
+        keep = few.candidate.subject.keep_inputs
+        if fails(map_inputs(few.sample.inputs, lambda t, k: t if k else _rounded(t, fmt), keep)):
             return Lost("inputs")
         buffers, weights = dict(trials.model.named_buffers()), trials.model.named_parameters()
         name = _alone(buffers, fmt, lambda: fails(few.sample.inputs))

@@ -16,7 +16,7 @@ from pytest_fp16.engine.containers import (
     leaves,
     map_tensors,
     mapping_like,
-    parts_of,
+    named_parts,
     with_parts,
 )
 from pytest_fp16.errors import DataError, ModelError, SettingError
@@ -124,7 +124,7 @@ def map_inputs(
     if not keep:
         return map_tensors(inputs, lambda t: change(t, False))
     parts = {}
-    for key, part in parts_of(inputs).items():
+    for key, part in named_parts(inputs).items():
         parts[key] = map_tensors(part, partial(_changed, change, key in keep))
     return with_parts(inputs, parts)
 
@@ -139,7 +139,7 @@ def require_kept(inputs: Any, keep: Sequence[int | str]) -> None:
     Raises:
         SettingError: they do not.
     """
-    has = parts_of(inputs) if keep else {}
+    has = named_parts(inputs) if keep else {}
     for key in keep:
         if key not in has:
             known = ", ".join(map(repr, has))

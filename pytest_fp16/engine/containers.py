@@ -76,7 +76,7 @@ def _packed_with(value: PackedSequence, change: Callable[[Tensor], Any]) -> Pack
     return PackedSequence(change(value.data), value.batch_sizes, *changed)
 
 
-def parts_of(value: Any) -> dict[Any, Any]:
+def named_parts(value: Any) -> dict[Any, Any]:
     """What a container holds, by key, place or field; a tensor alone is at place 0."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -88,7 +88,7 @@ def parts_of(value: Any) -> dict[Any, Any]:
 
 
 def with_parts(value: Any, parts: dict[Any, Any]) -> Any:
-    """A container like `value` with other `parts`, as `parts_of` tells them."""
+    """A container like `value` with other `parts`, as `named_parts` tells them."""
     if isinstance(value, Mapping):
         return mapping_like(value, parts)
     if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):

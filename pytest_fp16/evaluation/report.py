@@ -14,7 +14,7 @@ from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.ranges import beyond_range, sites_of
 from pytest_fp16.evaluation.soundness import explained, guesses
 from pytest_fp16.report.message import generous
-from pytest_fp16.report.model import Check, Report, Run, Verdict
+from pytest_fp16.report.model import Check, Metric, Report, Run, Verdict
 
 if TYPE_CHECKING:
     from pytest_fp16.evaluation.run import EvaluationRun
@@ -57,21 +57,8 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
         run.subject, run.totals, precision_run.outcome.metric, run.settings.budget, run.labelled
     )
     measured = None if precision_run.done else metric
-    made = rules.checks(precision_run, measured, run.totals)
+    verdict, made = _judged(run, precision_run, measured)
     outcome = precision_run.outcome
-    verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
-    if measured is not None and rules.doubtful(measured, run.totals):
-        verdict = "inconclusive" if all(c.passed for c in made[:-1]) else verdict
-    why = guesses(run.task, run.totals.tally, run.classes) if run.labelled else None
-    if verdict == "equivalent" and why is not None:
-        made.append(Check(name="better than chance", passed=False, detail=why))
-        verdict = "inconclusive"
-    own = explained(made, share(outcome.moved), run.wanders)
-    if verdict == "not equivalent" and own is not None:
-        made.append(Check(name="deterministic", passed=False, detail=own))
-        verdict = "inconclusive"
-    if precision_run.no_memory is not None:
-        verdict, made = "inconclusive", []
     losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)
     paper = run.task.kind == "classification" and outcome.decisions > 0
     return Report(
@@ -99,6 +86,25 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
         error=precision_run.failure or precision_run.no_memory,
         run=_run_facts(run, precision_run),
     )
+
+
+def _judged(
+    run: EvaluationRun, precision_run: PrecisionRun, metric: Metric | None
+) -> tuple[Verdict, list[Check]]:
+    """The verdict, and the checks that it rests on."""
+    if precision_run.no_memory is not None:
+        return "inconclusive", []
+    made = rules.checks(precision_run, metric, run.totals)
+    verdict: Verdict = "equivalent" if all(c.passed for c in made) else "not equivalent"
+    if metric is not None and rules.doubtful(metric, run.totals):
+        verdict = "inconclusive" if all(c.passed for c in made[:-1]) else verdict
+    why = guesses(run.task, run.totals.tally, run.classes) if run.labelled else None
+    if verdict == "equivalent" and why is not None:
+        return "inconclusive", [*made, Check(name="better than chance", passed=False, detail=why)]
+    own = explained(made, share(precision_run.outcome.moved), run.wanders)
+    if verdict == "not equivalent" and own is not None:
+        return "inconclusive", [*made, Check(name="deterministic", passed=False, detail=own)]
+    return verdict, made
 
 
 def _warnings(

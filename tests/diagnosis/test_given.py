@@ -1,5 +1,6 @@
 """What a cast takes from the inputs, from a buffer or from a weight."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,16 @@ def test_a_buffer_or_weight_among_others(kind, comparison):
 def test_inputs(comparison):
     ids = torch.randint(3001, 6000, (8, 1)).float()
     assert found(comparison, Ids(), ids) == Lost("inputs")
+
+
+def test_inputs_that_are_kept_are_not_cast(comparison):
+    few = comparison(Ids().eval(), "bf16-true", torch.randint(3001, 6000, (8, 1)).float())
+    origin, model = find_origin(few), Ids().eval()
+    model.load_state_dict(few.candidate.model.float().state_dict())
+    trials = SimpleNamespace(precision="bf16-true", model=model, rerun=lambda *_: few)
+    assert lost_as_cast(trials, origin) == Lost("inputs")
+    few.candidate.subject = replace(few.candidate.subject, keep_inputs=[0])
+    assert lost_as_cast(trials, origin) != Lost("inputs")
 
 
 def test_what_is_lost_in_the_arithmetic(comparison):
