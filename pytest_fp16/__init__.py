@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_fp16.conformance import check as check
     from pytest_fp16.decorator import fp16_equivalent as fp16_equivalent
+    from pytest_fp16.metric.dataset import DatasetMetric as DatasetMetric
     from pytest_fp16.report.model import Report as Report
     from pytest_fp16.settings import Settings as Settings
     from pytest_fp16.subject import Evaluation as Evaluation
     from pytest_fp16.subject import Training as Training
 
 _HOMES = {
+    "DatasetMetric": "pytest_fp16.metric.dataset",
     "Evaluation": "pytest_fp16.subject",
     "Report": "pytest_fp16.report.model",
     "Settings": "pytest_fp16.settings",
@@ -27,6 +29,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DatasetMetric",
     "Evaluation",
     "Report",
     "Settings",

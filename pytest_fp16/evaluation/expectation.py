@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
-from pytest_fp16.metric import right
+from pytest_fp16.metric.tallies import right
 from pytest_fp16.task import Task
 from pytest_fp16.theory.flips import flip_probability
 from pytest_fp16.theory.margin import margin, pick, top_two

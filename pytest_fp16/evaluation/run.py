@@ -47,7 +47,8 @@ from pytest_fp16.evaluation.soundness import (
     unsteady,
 )
 from pytest_fp16.evaluation.totals import MetricTotals
-from pytest_fp16.metric import Accuracy, Scores
+from pytest_fp16.metric.scores import Scores
+from pytest_fp16.metric.tallies import Accuracy
 from pytest_fp16.planned import kept_by, plan_of
 from pytest_fp16.precision import precision
 from pytest_fp16.progress import Progress

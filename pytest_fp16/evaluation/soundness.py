@@ -13,7 +13,8 @@ from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.containers import all_tensors, foreign
 from pytest_fp16.engine.use import IGNORED
 from pytest_fp16.errors import DataError, ModelError, SettingError
-from pytest_fp16.metric import Accuracy, RSquared, user_scores
+from pytest_fp16.metric.own import first_look
+from pytest_fp16.metric.tallies import Accuracy, RSquared
 from pytest_fp16.report.model import Check
 from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, guessed
@@ -200,7 +201,7 @@ def explained(checks: Iterable[Check], error: float, own: float) -> str | None:
 
 def unsteady(metric: Any, output: Tensor, labels: Any, n: int) -> list[str]:
     """A remark on a metric that draws: 16 bits and 32 are then judged by different dice."""
-    first, again = (user_scores(metric, output, labels, n) for _ in range(2))
+    first, again = (torch.tensor(first_look(metric, output, labels, n)) for _ in range(2))
     if torch.equal(first.nan_to_num(), again.nan_to_num()):
         return []
     return [

@@ -17,7 +17,8 @@ from pytest_fp16.evaluation.expectation import (
     flips_of,
     noisy,
 )
-from pytest_fp16.metric import Accuracy, RSquared, Scores, right, user_scores
+from pytest_fp16.metric.own import UserTally, tally_of
+from pytest_fp16.metric.tallies import Accuracy, RSquared, right
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
 from pytest_fp16.theory.margin import margin, top_two
@@ -34,10 +35,9 @@ class MetricTotals:
 
     def __init__(self, task: Task, subject: Evaluation, by_margin: bool = False) -> None:
         self.task = task
-        self.custom = subject.metric
-        self.tally: Accuracy | Agreement | RSquared | Scores
-        if self.custom is not None:
-            self.tally = Scores()
+        self.tally: Accuracy | Agreement | RSquared | UserTally
+        if subject.metric is not None:
+            self.tally = tally_of(subject.metric)
         elif by_margin:
             self.tally = Agreement()
         elif task.decides:
@@ -47,10 +47,8 @@ class MetricTotals:
 
     def add(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
         """Add what one run made of a batch: its raw and its canonical output."""
-        if isinstance(self.tally, Scores):
-            reference = output is batch.output
-            scores = user_scores(self.custom, output, batch.raw_labels, batch.n, reference)
-            self.tally.add(scores)
+        if isinstance(self.tally, UserTally):
+            self.tally.take(output, batch.raw_labels, batch.n, output is batch.output)
         elif isinstance(self.tally, Agreement):
             self._add_flips(self.tally, batch, [flips_of(batch.logits, logits)])
         elif isinstance(self.tally, Accuracy):
@@ -78,7 +76,7 @@ class MetricTotals:
         else:
             raw = self.task.raw(noisy(theory, self.task, batch.seed), batch.output.shape)
             if raw is not None:
-                self.tally.add(user_scores(self.custom, raw, batch.raw_labels, batch.n, False))
+                self.tally.take(raw, batch.raw_labels, batch.n, False)
 
     def _add_flips(self, tally: Agreement, batch: Batch, flips: Iterable[Flips]) -> None:
         tally.add(margin(batch.logits, *top_two(batch.logits)), batch.top, batch.valid)

@@ -7,8 +7,10 @@ import statistics
 
 from pytest_fp16.evaluation.agreement import Agreement
 from pytest_fp16.evaluation.precision_run import PrecisionRun
+from pytest_fp16.evaluation.soundness import require_finite
 from pytest_fp16.evaluation.totals import MetricTotals
-from pytest_fp16.metric import Scores, gained, metric_name
+from pytest_fp16.metric.own import UserTally, gained
+from pytest_fp16.metric.tallies import metric_name
 from pytest_fp16.report.figures import plural
 from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Standardised, Verdict
 from pytest_fp16.subject import Evaluation
@@ -115,7 +117,7 @@ def doubtful(metric: Metric, reference: MetricTotals) -> bool:
 
     Those of ours are what they are, and may gain.
     """
-    if not isinstance(reference.tally, Scores):
+    if not isinstance(reference.tally, UserTally):
         return False
     error = reference.tally.standard_error
     return beyond_gain(-metric.loss, metric.budget, usual(reference), error)
@@ -124,9 +126,8 @@ def doubtful(metric: Metric, reference: MetricTotals) -> bool:
 def usual(reference: MetricTotals, candidate: MetricTotals | None = None) -> float:
     """The default budget, whatever the user's; see `Scores.usual` for the candidate's part."""
     tally = reference.tally
-    if isinstance(tally, Scores):
-        beside = None if candidate is None else candidate.tally
-        return tally.usual(beside if isinstance(beside, Scores) else None)
+    if isinstance(tally, UserTally):
+        return tally.usual(None if candidate is None else candidate.tally)
     return clamp(tally.standard_error, tally.scale, tally.grain)
 
 
@@ -149,6 +150,8 @@ def metric_of(
 ) -> Metric:
     """The metric of both runs, and what may be lost."""
     tally = reference.tally
+    if isinstance(tally, UserTally):
+        require_finite(tally.value)
     allowed, origin = allowed_loss(budget, tally.value, usual(reference, candidate))
     value = candidate.value
     loss = tally.value - value
@@ -209,7 +212,7 @@ def _foreseen(precision_run: PrecisionRun, metric: Metric, loss: float) -> tuple
         what = "makes outputs NaN or infinite, or stops the program"
         lost = f"rounding {what}, with a probability of {chance:.0%}"
         return "not equivalent", lost
-    if isinstance(prediction.metric.tally, Scores) and not prediction.metric.tally.count:
+    if isinstance(prediction.metric.tally, UserTally) and not prediction.metric.tally.count:
         return "inconclusive", f"theory does not say what {metric.name} becomes for this task"
     expected = f"expected loss {loss:.3g}"
     if not within(loss, metric.budget, metric.reference):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 SMALLEST = 0.001
 LARGEST = 0.01
@@ -48,6 +49,19 @@ def mean_error(total: float, total_of_squares: float, n: int) -> float:
         return math.inf
     variance = max(0.0, total_of_squares - total * total / n) / (n - 1)
     return math.sqrt(variance / n)
+
+
+def jackknife(without: Sequence[float]) -> float:
+    """Standard error of a statistic, from its values with each group of the data left out in turn.
+
+    √((G − 1)/G · Σ (θ₍g₎ − θ̄)²) over G groups of equal size (Efron & Tibshirani, *An Introduction
+    to the Bootstrap*, 1993, chapter 11); infinite for fewer than two, or without a value.
+    """
+    groups = len(without)
+    if groups < 2 or not all(map(math.isfinite, without)):
+        return math.inf
+    mean = math.fsum(without) / groups
+    return math.sqrt((groups - 1) / groups * math.fsum((x - mean) ** 2 for x in without))
 
 
 def clamp(standard_error: float, scale: float = 1.0, grain: float = 0.0) -> float:

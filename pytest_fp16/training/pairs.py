@@ -10,7 +10,7 @@ from pytest_fp16.engine.training.runs import Runs
 from pytest_fp16.engine.training.train import RunResult
 from pytest_fp16.engine.training.untaught import learned_nothing, remarked, unmoved
 from pytest_fp16.errors import ModelError
-from pytest_fp16.metric import gained
+from pytest_fp16.metric.own import gained
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.report.figures import loss_of
 from pytest_fp16.settings import Settings

@@ -14,7 +14,7 @@ from pytest_fp16.evaluation.soundness import (
     require_better_than_chance,
     require_data,
 )
-from pytest_fp16.metric import Accuracy, RSquared
+from pytest_fp16.metric.tallies import Accuracy, RSquared
 from pytest_fp16.task import Task
 
 CLASSES = 4

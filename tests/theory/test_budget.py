@@ -14,6 +14,7 @@ from pytest_fp16.theory.budget import (
     beyond_gain,
     clamp,
     guessed,
+    jackknife,
     mean_error,
     within,
 )
@@ -124,3 +125,16 @@ def test_guesses_reach_chance_and_two_deviations_of_their_count(classes, n):
 )
 def test_a_gain_that_rounding_cannot_explain(gain, budget, usual, error, beyond):
     assert beyond_gain(gain, budget, usual, error) is beyond
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=50))
+def test_a_mean_with_one_left_out_in_turn_has_the_error_of_the_mean(scores):
+    without = [(math.fsum(scores) - x) / (len(scores) - 1) for x in scores]
+    squares = math.fsum(x * x for x in scores)
+    wanted = mean_error(math.fsum(scores), squares, len(scores))
+    assert jackknife(without) == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("without", [[], [1.0], [1.0, math.nan, 2.0], [math.inf, 1.0]])
+def test_a_jackknife_of_no_numbers_knows_no_error(without):
+    assert jackknife(without) == math.inf

@@ -19,7 +19,8 @@ from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.errors import DataError
-from pytest_fp16.metric import Accuracy, RSquared, Scores, metric_name, right, user_scores
+from pytest_fp16.metric.own import UserTally, tally_of
+from pytest_fp16.metric.tallies import Accuracy, RSquared, metric_name, right
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task, check_labels
@@ -141,8 +142,8 @@ def _add(
     if not task.batchwise:
         sums.keep(logits)
     if subject.metric is not None:
-        sums.tally = sums.tally or Scores()
-        sums.tally.add(user_scores(subject.metric, output, labels, n, not precision.low))
+        sums.tally = sums.tally or tally_of(subject.metric)
+        sums.tally.take(output, labels, n, not precision.low)
         return task
     targets = task.canonical_labels(labels, n)
     assert targets is not None, "unreachable: labels were required"
@@ -187,5 +188,5 @@ def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
         predictions=torch.cat(sums.kept) if sums.kept else torch.empty(0, 1, 1),
         grain=tally.grain,
         majority=None if sums.counts is None else float(sums.counts.max() / sums.counts.sum()),
-        own=isinstance(tally, Scores),
+        own=isinstance(tally, UserTally),
     )

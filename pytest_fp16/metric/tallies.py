@@ -1,25 +1,19 @@
-"""Running totals of a metric, fed batch by batch: accuracy, R², or a user's own score."""
+"""Running totals of a metric, fed batch by batch: accuracy or R²."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pytest_fp16.engine.advice import of_warning, raised
-from pytest_fp16.errors import DataError, FP16Error
+from pytest_fp16.metric.scores import name_of
 from pytest_fp16.task import Task
-from pytest_fp16.theory.budget import FEWEST, accuracy_error, clamp, mean_error
+from pytest_fp16.theory.budget import accuracy_error, mean_error
 
 #: Labels vary by less, relative to their mean square, where a sum in float64 only seems to.
 _NO_SPREAD = 1e-13
-#: Scores of an input that is right or wrong; more values than so many are not counted.
-_HITS = {0.0, 1.0}
-_COUNTED = 1000
 
 
 class Accuracy:
@@ -140,134 +134,6 @@ class RSquared:
         return per_input * self.count / self._spread if self._spread > 0 else math.inf
 
 
-class Scores:
-    """The mean of a user's scores, one per input.
-
-    Attributes:
-        values: those that came; None where they are many.
-    """
-
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.squares = 0.0
-        self.count = 0
-        self.values: set[float] | None = set()
-
-    def add(self, scores: Tensor) -> None:
-        """Add scores, [N]."""
-        scores = scores.double()
-        self.total += float(scores.sum())
-        self.squares += float(scores.square().sum())
-        self.count += scores.numel()
-        if self.values is not None:
-            self.values |= set(scores[scores.isfinite()].unique().tolist())
-            if len(self.values) > _COUNTED:
-                self.values = None
-
-    @property
-    def value(self) -> float:
-        """Their mean."""
-        return self.total / self.count if self.count else math.nan
-
-    @property
-    def hits(self) -> bool:
-        """Whether every input is right or wrong, and some is right: the mean is an accuracy."""
-        return self.values is not None and 1.0 in self.values and self.values <= _HITS
-
-    @property
-    def grain(self) -> float:
-        """What one input is worth, where that is known."""
-        return 1 / self.count if self.count and self.hits else 0.0
-
-    @property
-    def standard_error(self) -> float:
-        """Of their mean."""
-        error = accuracy_error if self.hits else mean_error
-        return error(self.total, self.squares, self.count)
-
-    @property
-    def scale(self) -> float:
-        """A user's metric has units of its own: its own size is the only scale known."""
-        return 1.0 if self.hits else abs(self.value) or 1.0
-
-    def usual(self, others: Scores | None = None) -> float:
-        """The default budget; `others` are the candidate's, which show in what steps scores go.
-
-        Scores of few values go in steps: what one input may lose without a word is one and a half,
-        as of an accuracy. Others may be as near to each other as they like.
-        """
-        if others is None:
-            others = self
-        if self.hits and others.values is not None and others.values <= _HITS:
-            return clamp(self.standard_error, self.scale, self.grain)
-        error = mean_error(self.total, self.squares, self.count)
-        budget = clamp(error, abs(self.value) or 1.0)
-        if self.values is None or others.values is None:
-            return budget
-        known = sorted(self.values | others.values)
-        if len(known) < 2 or 2 * len(known) > self.count:
-            return budget
-        step = min(b - a for a, b in pairwise(known))
-        least = step * accuracy_error(self.count, self.count, self.count)
-        return max(budget, min(FEWEST * step / self.count, math.hypot(error, least)))
-
-
-def user_scores(
-    metric: Any, outputs: Tensor, labels: Any, n: int, reference: bool = True
-) -> Tensor:
-    """What a user's metric says of one batch, checked.
-
-    Args:
-        metric: the user's.
-        outputs, labels: what it is given.
-        n: how many inputs there are.
-        reference: these outputs are float32's own. Of others some may be lost, and a metric that
-            raises on those scores nothing.
-
-    Raises:
-        DataError: it raises, or does not return one number per input.
-    """
-    try:
-        returned = metric(outputs.clone(), labels)  # it may write in them, and flips are read later
-    except FP16Error:
-        raise
-    except Exception as error:
-        if not reference and not bool(outputs.isfinite().all()):
-            return torch.full((n,), math.nan, dtype=torch.float64)
-        warned = of_warning(error)
-        raise DataError(
-            f"metric= raised {raised(error)}; it is called with (outputs, labels), here "
-            f"{_described(outputs)} and {_described(labels)}" + (f"; {warned}" if warned else "")
-        ) from error
-    try:
-        scores = torch.as_tensor(returned)
-    except (TypeError, ValueError, RuntimeError):
-        scores = None
-    if scores is None or scores.numel() != n:
-        got = type(returned).__name__ if scores is None else f"shape {tuple(scores.shape)}"
-        raise DataError(
-            f"metric returned {got} for {n} inputs; it must return one score per input, shape [N], "
-            "higher is better"
-        )
-    return scores.reshape(n).to(torch.float64)
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    kind = type(value).__name__
-    return f"{kind} of {len(value)}" if isinstance(value, Sized) else kind
-
-
-def gained(name: str, gain: float, budget: float) -> str:
-    """Why a metric of the user's own that gained far more than its budget settles nothing."""
-    return (
-        f"{name} of the 16-bit model is higher by {gain:.3g} (budget {budget:.3g}), which rounding "
-        "does not bring about: higher must be better; where lower is, let metric= return the "
-        "negative"
-    )
-
-
 def right(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether each decision [N, P] is right, as ``argmax`` decides: of a tie, the first class."""
     return (logits.nan_to_num(nan=-torch.inf).argmax(-1) == labels) & ~logits.isnan().any(-1)
@@ -276,7 +142,7 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
 def metric_name(task: Task, custom: Any, labelled: bool, by_margin: bool = False) -> str:
     """How the report calls the metric."""
     if custom is not None:
-        return getattr(custom, "__name__", "metric")
+        return name_of(custom)
     if task.kind == "regression":
         return "R²" if labelled else "R² to the reference"
     if task.kind == "embedding":

@@ -1,0 +1,1 @@
+"""Running totals of a metric, fed batch by batch: the tasks' own, and the user's."""

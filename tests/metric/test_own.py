@@ -1,0 +1,44 @@
+"""A metric of the user's own, whichever kind it is."""
+
+import pytest
+import torch
+
+from pytest_fp16 import DatasetMetric
+from pytest_fp16.errors import DataError
+from pytest_fp16.metric.dataset import Pooled
+from pytest_fp16.metric.own import first_look, gained, tally_of
+from pytest_fp16.metric.scores import Scores
+
+
+def scores(outputs, labels):
+    return outputs[:, 0] - labels
+
+
+def total(outputs, labels):
+    return outputs.sum() - labels.sum()
+
+
+def test_each_kind_has_its_tally():
+    assert isinstance(tally_of(scores), Scores)
+    assert isinstance(tally_of(DatasetMetric(total)), Pooled)
+
+
+def test_a_tally_is_fed_outputs_and_labels():
+    outputs, labels = torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 1.0])
+    for metric, value in ((scores, 2.0), (DatasetMetric(total), 4.0)):
+        tally = tally_of(metric)
+        tally.take(outputs, labels, 2)
+        assert (tally.value, tally.count) == (value, 2)
+
+
+def test_the_first_look_is_what_the_metric_says():
+    outputs, labels = torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 1.0])
+    assert first_look(scores, outputs, labels, 2) == [1.0, 3.0]
+    assert first_look(DatasetMetric(total), outputs, labels, 2) == [4.0]
+    with pytest.raises(DataError, match="one score per input"):
+        first_look(total, outputs, labels, 2)
+
+
+def test_a_gain_is_told_with_its_name_and_budget():
+    said = "loss of the 16-bit model is higher by 0.5 (budget 0.01), which rounding does not"
+    assert gained("loss", 0.5, 0.01).startswith(said)
