@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_fp16.claims import without_parameter
-from pytest_fp16.precision import REFERENCE
+from pytest_fp16.precision import PRECISIONS, REFERENCE
 
 if TYPE_CHECKING:
     from pytest_fp16.report.model import Report
@@ -28,12 +28,17 @@ def header(settings: Settings) -> str:
 
 
 def grouped(reports: list[Named]) -> list[Named]:
-    """Reports in order of arrival, but those of one test together."""
+    """Tests in order of arrival, the reports of each by precision: items may run in any order."""
     tests: dict[str, list[Named]] = {}
     for nodeid, report in reports:
         test = without_parameter(nodeid, report.precision)
         tests.setdefault(test, []).append((nodeid, report))
-    return [pair for group in tests.values() for pair in group]
+    order = list(PRECISIONS)
+    return [
+        pair
+        for group in tests.values()
+        for pair in sorted(group, key=lambda pair: order.index(pair[1].precision))
+    ]
 
 
 def summary(

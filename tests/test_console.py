@@ -25,10 +25,10 @@ def a_config(plugins=(), worker=False, **options):
     return config
 
 
-def test_reports_of_one_test_stand_together_in_order_of_arrival():
+def test_reports_of_one_test_stand_together_by_precision():
     arrived = [
         (f"f.py::{test}[{p}]", a_report(test, p))
-        for test, p in [("b", "16-true"), ("a", "16-true"), ("b", "bf16-true")]
+        for test, p in [("b", "bf16-true"), ("a", "16-true"), ("b", "16-true")]
     ]
     assert [nodeid for nodeid, _ in console.grouped(arrived)] == [
         "f.py::b[16-true]", "f.py::b[bf16-true]", "f.py::a[16-true]",
