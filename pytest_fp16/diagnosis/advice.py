@@ -78,6 +78,8 @@ _OTHERWISE: dict[str, tuple[str, str]] = {
                 "half of torch.finfo(x.dtype).min, x being what is masked,", ""),
     "bound": ("bound by torch.finfo(x.dtype).max, x being what is bounded, instead of the "
               "constant", ""),
+    "large constant": ("use torch.finfo(x.dtype).max, x being what it stands beside, instead of "
+                       "the constant", ""),
     "merged outputs": ("", "{in_float32} and leave its result so"),
     "stale weight": ("enter autocast with cache_enabled=False, or leave it before a weight "
                      "changes", ""),

@@ -47,7 +47,7 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
             born,
             f"the constant {constant:.3g} is infinite in {fmt.name}, whose largest number is "
             f"{fmt.largest:.4g}",
-            "bound" if born.name in BOUNDS else None,
+            form_of_constant(born.name, constant),
         )
     entered = [m for m in finding.operands if m.infinite and not m.made]
     infinite = [m for m in finding.own if m.infinite]
@@ -77,6 +77,18 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
         f"{whose} {held}; {part} values looked at become infinite",
         None if infinite else _stored(entered),
     )
+
+
+def form_of_constant(operation: str, constant: float | None) -> Variant | None:
+    """What a constant beyond the range is for: None for a mask's, as a negative one is taken for.
+
+    Args:
+        operation: that takes it.
+        constant: its value, where it is known.
+    """
+    if operation in BOUNDS:
+        return "bound"
+    return "large constant" if constant is not None and constant > 0 else None
 
 
 def _lost(measure: Measure) -> float:

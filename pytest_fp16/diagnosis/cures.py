@@ -193,7 +193,7 @@ def _candidates(
 
 def _may_be_fitted(culprit: Culprit) -> bool:
     """Whether a constant of the culprit's line is what does not fit, by itself."""
-    mask = culprit.mechanism == "mask-inf" and culprit.variant in (None, "bound")
+    mask = culprit.mechanism == "mask-inf" and culprit.variant in (None, "bound", "large constant")
     return mask and culprit.source is not None
 
 

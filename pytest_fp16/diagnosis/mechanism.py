@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pytest_fp16.diagnosis.bounds import (
-    BOUNDS,
     came_small,
+    form_of_constant,
     out_of_range,
     vanished,
     vanishing_constant,
@@ -45,7 +45,7 @@ def stopped(found: Raised, dtype_name: str) -> Culprit:
     variant = variant_of(told(found.error))
     if mechanism == "mask-inf":
         evidence = f"a constant beyond the range of {dtype_name}: {said}"
-        variant = "bound" if found.operation in BOUNDS else variant
+        variant = form_of_constant(found.operation, found.constant)
     elif found.anyway and (mechanism == "precision-loss" or _refuses(found, variant)):
         mechanism, variant = "unsupported-op", "refused by the program"
         evidence += "; exact values of that dtype stop it as well"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from pytest_fp16.diagnosis.comparison import Comparison
 from pytest_fp16.diagnosis.twin_run import Operation
@@ -24,6 +25,7 @@ class Raised:
         misled: the operation whose rounding led it there, such as that of an index; None where
             it stops for want of a kernel, whatever the values.
         anyway: whether it stops for exact values of the same dtypes as well.
+        constant: the largest number that the torch function was given beside its tensors.
     """
 
     module: str
@@ -32,6 +34,7 @@ class Raised:
     error: BaseException
     misled: Operation | None = None
     anyway: bool = False
+    constant: float | None = None
 
 
 class _Calls(TorchFunctionMode):
@@ -40,6 +43,7 @@ class _Calls(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.inside: str | None = None
+        self.constant: float | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -49,6 +53,8 @@ class _Calls(TorchFunctionMode):
         except Exception:
             if self.inside is None:
                 self.inside = getattr(func, "__name__", None)
+                numbers = [x for x in tree_leaves((args, kwargs)) if type(x) in (int, float)]
+                self.constant = max(numbers, key=abs, default=None)
             raise
 
 
@@ -61,7 +67,7 @@ def stopped(comparison: Comparison, error: Exception) -> Raised:
     except Exception as again:
         found = raised(again, comparison, calls.inside)
         misled, anyway = _misleading(comparison, again)
-        return replace(found, misled=misled, anyway=anyway)
+        return replace(found, misled=misled, anyway=anyway, constant=calls.constant)
     return raised(error, comparison)
 
 

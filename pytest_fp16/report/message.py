@@ -50,6 +50,7 @@ _WHY_VARIANT: dict[Variant, str] = {
     "no room": "a mask of the smallest number that {format} has, and what it is added to, are "
     "infinite",
     "bound": "a bound lies beyond the range of {format}",
+    "large constant": "a constant lies beyond the range of {format}",
 }
 
 _PLACES = {"": "the model itself", "<optimizer>": "the optimizer", "<loss>": "the loss"}

@@ -66,8 +66,8 @@ Variant = Literal[
     "mixed dtypes", "refused by the program", "refused by autocast", "not in NumPy", "other bits",
     "closure", "no gradient left", "while scaled", "whole numbers", "stored values",
     "stored inputs", "infinite inputs", "infinite values", "stored digits", "near one",
-    "another program", "another constant", "no room", "bound", "own statement", "merged outputs",
-    "stale weight",
+    "another program", "another constant", "no room", "bound", "large constant", "own statement",
+    "merged outputs", "stale weight",
 ]  # fmt: skip
 
 

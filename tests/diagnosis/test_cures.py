@@ -136,6 +136,38 @@ def test_a_bound_is_put_to_one_that_fits(make_net, digits, emulate):
     assert "bound by torch.finfo(x.dtype).max" in report.cure.description
 
 
+class Nearest(nn.Module):
+    """The nearest of eight neighbours; those that are missing lie as far away as can be."""
+
+    def __init__(self, body, fill):
+        super().__init__()
+        self.body, self.fill = body, fill
+
+    def forward(self, x):
+        rows = x.reshape(-1, 8, 8)
+        distances = self.fill((rows - 0.3).square().sum(-1), rows.sum(-1) < 0.5)
+        return self.body(x) - distances.amin(1, keepdim=True)
+
+
+def filled(distances, missing):
+    return distances.masked_fill(missing, 1e9)
+
+
+def taken(distances, missing):
+    return torch.where(missing, torch.full_like(distances, 1e10), distances)
+
+
+@pytest.mark.parametrize("fill", [filled, taken])
+@pytest.mark.parametrize("emulate", ["always", "never"])  # a CPU's kernel refuses it
+def test_a_large_constant_is_put_to_the_largest_number(make_net, digits, emulate, fill):
+    """The smallest, which a mask wants, would make of what is missing the nearest."""
+    report = evaluated(Nearest(make_net(nn.ReLU()), fill), digits, emulate=emulate, device="cpu")
+    assert (report.culprit.mechanism, report.culprit.variant) == ("mask-inf", "large constant")
+    assert "a constant lies beyond the range of float16" in str(report)
+    assert (report.cure.kind, report.cure.verified) == ("mask constant", True)
+    assert "use torch.finfo(x.dtype).max" in report.cure.description
+
+
 @pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
 def test_what_meets_a_layer_in_float64_is_brought_to_its_dtype(precision):
     class Counted(nn.Module):
