@@ -130,7 +130,7 @@ def _warnings(
     said += precision_run.outcome.beside.warnings()
     said += beyond_range(precision_run.candidate.stored, precision_run.precision)
     if metric is not None:
-        wide = generous(metric, rules.usual(run.totals, precision_run.outcome.metric))
+        wide = generous(metric, rules.usual(run.totals))
         said += [wide] if wide is not None else []
     if verdict == "equivalent":
         said += [w for w in (rules.luck(precision_run), rules.mass_ties(precision_run)) if w]

@@ -218,6 +218,7 @@ class EvaluationRun:
             require_meaning(self.settings.budget)
         if subject.metric is not None:
             self.warnings += unsteady(subject.metric, output, labels, n)
+            self.totals.try_wrong(output, labels, n)
         elif self.labelled:
             require_better_than_chance(self.task, output, labels, n)
         self._repeat(inputs, output, seed)

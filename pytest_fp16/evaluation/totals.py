@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from pytest_fp16.evaluation.expectation import (
     flips_of,
     noisy,
 )
-from pytest_fp16.metric.own import UserTally, tally_of
+from pytest_fp16.metric.own import UserTally, lost_scores, tally_of
+from pytest_fp16.metric.scores import Scores
 from pytest_fp16.metric.tallies import Accuracy, RSquared, right
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
@@ -44,6 +46,11 @@ class MetricTotals:
             self.tally = Accuracy()
         else:
             self.tally = RSquared()
+
+    def try_wrong(self, output: Tensor, labels: Any, n: int) -> None:
+        """Show a metric of the user's own what scores there are, by wrong outputs of n inputs."""
+        if isinstance(self.tally, Scores):
+            self.tally.hear(lost_scores(self.tally.metric, output, labels, n))
 
     def add(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
         """Add what one run made of a batch: its raw and its canonical output."""

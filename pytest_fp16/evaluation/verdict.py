@@ -123,11 +123,11 @@ def doubtful(metric: Metric, reference: MetricTotals) -> bool:
     return beyond_gain(-metric.loss, metric.budget, usual(reference), error)
 
 
-def usual(reference: MetricTotals, candidate: MetricTotals | None = None) -> float:
-    """The default budget, whatever the user's; see `Scores.usual` for the candidate's part."""
+def usual(reference: MetricTotals) -> float:
+    """The default budget, whatever the user's."""
     tally = reference.tally
     if isinstance(tally, UserTally):
-        return tally.usual(None if candidate is None else candidate.tally)
+        return tally.usual()
     return clamp(tally.standard_error, tally.scale, tally.grain)
 
 
@@ -152,7 +152,7 @@ def metric_of(
     tally = reference.tally
     if isinstance(tally, UserTally):
         require_finite(tally.value)
-    allowed, origin = allowed_loss(budget, tally.value, usual(reference, candidate))
+    allowed, origin = allowed_loss(budget, tally.value, usual(reference))
     value = candidate.value
     loss = tally.value - value
     return Metric(

@@ -180,9 +180,8 @@ class Pooled:
         """A user's metric has units of its own: its own size is the only scale known."""
         return abs(self.value) or 1.0
 
-    def usual(self, others: object = None) -> float:
+    def usual(self) -> float:
         """The default budget: one input and a half may be lost by any, as of an accuracy."""
-        del others
         error, n = self.standard_error, self.count
         budget, worth = clamp(error, self.scale), self.worth
         least = worth * n * accuracy_error(n, n, n)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pytest_fp16.metric.dataset import DatasetMetric, Pooled
@@ -29,6 +32,23 @@ def first_look(metric: Any, outputs: Tensor, labels: Any, n: int) -> list[float]
     if isinstance(metric, DatasetMetric):
         return metric.first_look(outputs, labels)
     return user_scores(metric, outputs, labels, n).tolist()
+
+
+def lost_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
+    """What a metric gives for wrong outputs of n inputs: each other's, the opposite, half of it.
+
+    Where the reference is right throughout, only these show whether a score is 1 or 0, or goes in
+    other steps. None where it cannot say, or is a `DatasetMetric`.
+    """
+    found = [torch.empty(0)]
+    if isinstance(metric, DatasetMetric) or not outputs.dim():
+        return found[0]
+    half = torch.rand(outputs.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    for wrong in (outputs.roll(1, 0), -outputs, torch.where(half, -outputs, outputs)):
+        with warnings.catch_warnings(), suppress(Exception):
+            warnings.simplefilter("ignore")
+            found.append(user_scores(metric, wrong, labels, n))
+    return torch.cat(found)
 
 
 def gained(name: str, gain: float, budget: float) -> str:

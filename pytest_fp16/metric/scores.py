@@ -46,8 +46,13 @@ class Scores:
         self.total += float(scores.sum())
         self.squares += float(scores.square().sum())
         self.count += scores.numel()
+        self.hear(scores)
+
+    def hear(self, scores: Tensor) -> None:
+        """Note values that scores may have: where all are alike, others show their steps."""
         if self.values is not None:
-            self.values |= set(scores[scores.isfinite()].unique().tolist())
+            finite = scores[scores.isfinite()].double()
+            self.values |= set(finite.unique().tolist())
             if len(self.values) > _COUNTED:
                 self.values = None
 
@@ -77,20 +82,17 @@ class Scores:
         """A user's metric has units of its own: its own size is the only scale known."""
         return 1.0 if self.hits else abs(self.value) or 1.0
 
-    def usual(self, others: object = None) -> float:
-        """The default budget; `others` are the candidate's, which show in what steps scores go.
+    def usual(self) -> float:
+        """The default budget.
 
         Scores of few values go in steps: what one input may lose without a word is one and a half,
-        as of an accuracy. Others may be as near to each other as they like.
+        as of an accuracy.
         """
-        others = others if isinstance(others, Scores) else self
-        if self.hits and others.values is not None and others.values <= _HITS:
+        if self.hits:
             return clamp(self.standard_error, self.scale, self.grain)
         error = mean_error(self.total, self.squares, self.count)
         budget = clamp(error, abs(self.value) or 1.0)
-        if self.values is None or others.values is None:
-            return budget
-        known = sorted(self.values | others.values)
+        known = sorted(self.values or ())
         if len(known) < 2 or 2 * len(known) > self.count:
             return budget
         step = min(b - a for a, b in pairwise(known))

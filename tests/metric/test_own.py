@@ -6,7 +6,7 @@ import torch
 from pytest_fp16 import DatasetMetric
 from pytest_fp16.errors import DataError
 from pytest_fp16.metric.dataset import Pooled
-from pytest_fp16.metric.own import first_look, gained, tally_of
+from pytest_fp16.metric.own import first_look, gained, lost_scores, tally_of
 from pytest_fp16.metric.scores import Scores
 
 
@@ -42,3 +42,14 @@ def test_the_first_look_is_what_the_metric_says():
 def test_a_gain_is_told_with_its_name_and_budget():
     said = "loss of the 16-bit model is higher by 0.5 (budget 0.01), which rounding does not"
     assert gained("loss", 0.5, 0.01).startswith(said)
+
+
+def test_outputs_that_are_wrong_show_what_scores_there_are():
+    outputs, labels = torch.eye(3), torch.arange(3)
+    found = lost_scores(lambda o, y: (o.argmax(1) == y).float(), outputs, labels, 3)
+    assert set(found.tolist()) >= {0.0}
+    shares = lost_scores(lambda o, y: (o == 1).float().mean(1), torch.ones(3, 64), labels, 3)
+    assert set(shares.tolist()) > {0.0, 1.0}
+    assert not len(lost_scores(lambda o, y: 1 / 0, outputs, labels, 3))
+    assert not len(lost_scores(DatasetMetric(total), outputs, labels, 3))
+    assert not len(lost_scores(scores, torch.tensor(1.0), labels, 3))
