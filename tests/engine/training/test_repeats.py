@@ -66,6 +66,52 @@ def test_what_the_model_counts_does_not(digits_training):
     assert opening.drift() is None
 
 
+def averaging(decay, start=None):
+    """A step that pulls weights to their average, which it keeps outside the model."""
+    average = {}
+
+    def step(model, batch):
+        for name, p in model.named_parameters():
+            kept = average.get(name, p.detach() if start is None else torch.full_like(p, start))
+            average[name] = decay * kept + (1 - decay) * p.detach()
+        pull = sum(((p - average[name]) ** 2).sum() for name, p in model.named_parameters())
+        return LOSS(model(batch[0]), batch[1]) + 0.1 * pull
+
+    return step
+
+
+def trained(training):
+    model = training.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(10):
+        for batch in training.train_data:
+            optimizer.zero_grad()
+            training.training_step(model, batch).backward()
+            optimizer.step()
+
+
+@pytest.mark.parametrize("start", [None, 0.5])
+@pytest.mark.parametrize("decay", [0.7, 0.9, 0.99])
+def test_an_average_outside_the_model_drifts(digits_training, decay, start):
+    """It is moved by each step that is made to look at it, too."""
+    training = digits_training(loss=None, training_step=averaging(decay, start))
+    opening = first_step(training)
+    trained(training)
+    assert "the training remembers earlier runs: its first step" in opening.drift()
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.5])
+def test_what_is_drawn_now_and_then_is_no_drift(digits_training, chance):
+    for seed in range(20):
+        own = np.random.default_rng(seed)
+
+        def step(model, batch, own=own):
+            return LOSS(model(batch[0]), batch[1]) * (2.0 if own.random() < chance else 1.0)
+
+        opening = first_step(digits_training(loss=None, training_step=step))
+        assert opening.drift() is None, seed
+
+
 def test_what_is_logged_outside_the_model_does_no_harm(digits_training):
     seen = []
 
