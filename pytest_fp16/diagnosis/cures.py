@@ -28,7 +28,7 @@ _OTHERS = 2
 #: A share of the arithmetic in float32 that leaves nothing to gain: no cure.
 _EVERYTHING = 0.99
 #: A share that leaves so little that another precision that passes with less is preferred.
-_LITTLE = 0.9
+LITTLE = 0.9
 #: How much more than without it a cure may leave there, before a cheaper one is looked for.
 _DEAR = 0.5
 
@@ -52,7 +52,7 @@ def find_cure(
     for kind, remedy in _candidates(trials, culprit, origin):
         if any(_includes(remedy, other) for other in passed):
             continue  # no cheaper: the allowance is for others
-        if dear is not None and remedy.precision != trials.precision and dear[0] < _LITTLE:
+        if dear is not None and remedy.precision != trials.precision and dear[0] < LITTLE:
             continue
         report = trials.judged(remedy)
         if report is None or not report.equivalent:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_fp16.diagnosis.cures import LITTLE
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.second_defect import second_defect
 from pytest_fp16.diagnosis.silent import silently_lost
@@ -78,18 +79,24 @@ def _chosen(
 ) -> tuple[Proposal, Cure] | None:
     """The first cure that is verified, or mends the culprit; else the first that loses nothing.
 
-    What mends the culprit, and is merely not settled, is likelier its cure than others.
+    What mends the culprit, and is merely not settled, is likelier its cure than others. One that
+    leaves little in 16 bits gives way to another precision.
     """
-    promising = None
+    promising = dear = None
     for proposal in every:
+        if dear is not None and proposal.precision is None:
+            continue
         cure = _tried(runs, pairs, proposal, vain)
         if cure is None:
             continue
         aimed = culprit is not None and proposal.points_to == culprit.module
-        if cure.verified or aimed:
+        leaves = cure.price is not None and cure.price.float32_share > LITTLE
+        if dear is None and leaves and proposal.precision is None and (cure.verified or aimed):
+            dear = proposal, cure
+        elif cure.verified or aimed:
             return proposal, cure
         promising = promising or (proposal, cure)
-    return promising
+    return dear or promising
 
 
 def _tried(runs: Runs, pairs: Pairs, proposal: Proposal, vain: list[str]) -> Cure | None:

@@ -60,8 +60,10 @@ def proposals(
     if culprit is not None and where not in ("<optimizer>", "<loss>"):
         lines = at_its_line(model, precision, culprit)
         kept = _kept(model, culprit.module, mechanism)
-        # Brought to one dtype, tensors leave everything in 16 bits, as a mask that fits does.
-        first = len(lines) if culprit.variant == "mixed dtypes" else mechanism == "mask-inf"
+        # Brought to one dtype, tensors leave everything in 16 bits, as a mask that fits does; and
+        # what has no kernel is a line, whose module may hold half of the model beside it.
+        at_once = culprit.variant == "mixed dtypes" or mechanism == "unsupported-op"
+        first = len(lines) if at_once else mechanism == "mask-inf"
         found += lines[:first] + kept + lines[first:]
     other = [*_mixed(precision), *_bfloat16(precision)]
     other = other[::-1] if mechanism == "overflow" else other

@@ -14,6 +14,7 @@ from pytest_fp16 import check
 from pytest_fp16.diagnosis.training_cures import Proposal, proposals
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.training.place import Amendment
+from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS, precision
 from pytest_fp16.report.model import Culprit
 from pytest_fp16.settings import Settings
@@ -154,6 +155,27 @@ def test_one_that_passes_is_preferred_unless_the_first_mends_the_culprit(
     monkeypatch.setattr(settled, "asked", [], raising=False)
     report = check(digits_training(optimizer=adam, epochs=1), precision="16-true", seeds=3)
     assert (report.cure.kind, report.cure.verified) == (kind, kind == "mixed")
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "kind"),
+    [
+        (["1", "2", "3"], ["bf16-mixed"], "bfloat16"),
+        (["1", "2", "3"], [], "keep_in_float32"),
+        (["2"], ["bf16-mixed"], "keep_in_float32"),
+    ],
+)
+def test_a_cure_that_leaves_little_in_16_bits_gives_way_to_another_precision(
+    digits_training, monkeypatch, names, others, kind
+):
+    from pytest_fp16.diagnosis import training
+
+    kept = Amendment(model=lambda model: keep_in_float32(model, names, quiet=True))
+    first = Proposal("keep_in_float32", "keep", modules=names, amendment=kept, points_to="2")
+    after = [Proposal("bfloat16", "other", precision=PRECISIONS[name]) for name in others]
+    monkeypatch.setattr(training, "proposals", lambda *_: iter([first, *after]))
+    report = check(digits_training(model=squaring), precision="16-true", seeds=3)
+    assert (report.cure.kind, report.cure.verified) == (kind, True), str(report)
 
 
 class Coarse(nn.Module):

@@ -293,9 +293,18 @@ def test_one_that_evaluates_the_loss_keeps_the_weights_as_they_are(digits_traini
     assert "float32 copies" not in kinds(subject, "16-true", "<optimizer>", "absorption")
 
 
-@pytest.mark.parametrize(("variant", "first"), [("mixed dtypes", "upcast"), (None, "keep_in")])
-def test_dtypes_are_brought_to_one_before_a_module_is_kept(digits_training, variant, first):
+@pytest.mark.parametrize(
+    ("mechanism", "variant", "first"),
+    [
+        ("unsupported-op", "mixed dtypes", "upcast"),
+        ("unsupported-op", None, "upcast"),
+        ("overflow", None, "keep_in"),
+    ],
+)
+def test_a_line_comes_before_a_module_where_it_is_enough(
+    digits_training, mechanism, variant, first
+):
     known = {"source": "net.py:3", "variant": variant}
-    culprit = culprit_of("0", "unsupported-op").model_copy(update=known)
+    culprit = culprit_of("0", mechanism).model_copy(update=known)
     found = proposals(digits_training(), norms(), PRECISIONS["16-true"], culprit, None)
     assert next(iter(found)).kind.startswith(first)
