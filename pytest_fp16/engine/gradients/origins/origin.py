@@ -54,7 +54,8 @@ class OriginWatch(FollowingMode):
 
     Attributes:
         phase: ``"<loss>"`` (forward and backward), ``"clip_grad_norm_"`` or ``"<optimizer>"``.
-        found: the operation, or None; one whose result nothing reads gives way to a later one.
+        found: the operation, or None; one whose result nothing reads gives way to a later one, till
+            something does, in the same forward pass.
         beyond: the first that leaves the range before the optimizer, or None.
         born: the first that made NaN of an infinity that no operation made, or None.
         emptied: the first that divided by such an infinity, or None.
@@ -71,6 +72,7 @@ class OriginWatch(FollowingMode):
         self.found: Found | None = None
         self.beyond: Found | None = None
         self._unread: Unread | None = None
+        self._gave_way: list[tuple[Found, Unread]] = []
         self.born: Found | None = None
         self.emptied: Found | None = None
         self._lines = ForwardLines()
@@ -93,6 +95,7 @@ class OriginWatch(FollowingMode):
         self._backward_of.clear()
         self._lines.clear()
         self._zeros.clear()
+        self._gave_way.clear()
         self._entered_any = False
 
     def watch(self, trainee: Any) -> None:
@@ -197,11 +200,26 @@ class OriginWatch(FollowingMode):
         if watching and self._unread is not None:
             self._unread.note(func, args, kwargs, out)
             watching = not self._unread.read
+        if self._gave_way:
+            watching &= not self._read_after_all(func, args, kwargs, out)
         if watching:
             self._look(func, args, held, named, results_of(func, args, out))
             if self.phase == "<loss>":
                 self._zeros.note(func, held, named, args, out)
         return out
+
+    def _read_after_all(self, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> bool:
+        """Whether a value that gave way to a later one is read now: it was the first."""
+        if goes_backwards() or self.phase != "<loss>":
+            self._gave_way.clear()
+            return False
+        for i, (found, unread) in enumerate(self._gave_way):
+            unread.note(func, args, kwargs, out)
+            if unread.read:
+                self.found, self._unread = found, unread
+                del self._gave_way[i:]
+                return True
+        return False
 
     def _look(
         self,
@@ -224,6 +242,8 @@ class OriginWatch(FollowingMode):
         lost = [stored(t) for t in results if not finite(t)]
         part = losing_part(func, args, kwargs)
         found = self._named(name, *((func, args, kwargs, results) if part is None else part), given)
+        if self.found is not None and self._unread is not None:
+            self._gave_way.append((self.found, self._unread))
         self.found = found if part is None else found._replace(part=part.name(name))
         self._unread = Unread(lost) if found.mechanism == "overflow" else None
         if found.mechanism == "overflow" and self.phase == "<loss>":

@@ -52,3 +52,24 @@ def test_what_is_read_as_it_is_or_as_a_copy():
 def test_one_that_is_read_later_is_found_instead():
     origin = watched(lambda x: 1 / (slope(x) * 9e4).square())
     assert (origin.found.operation, origin.swallowed) == ("mul", origin.found)
+
+
+def test_of_two_that_are_read_in_the_end_the_first_is_found():
+    """A soft Dice: what is divided by leaves the range, and then what is divided."""
+
+    def dice(x):
+        both, shared = x.sum(), x[:20].sum()
+        return (2 * shared + 1) / (both + 1)
+
+    origin = watched(dice)
+    assert (origin.found.operation, origin.found.reached) == ("sum", 192_000)
+    assert origin.swallowed is origin.found
+
+
+def test_what_is_read_after_the_forward_pass_stays_in_its_place():
+    def step(x):
+        total = x.sum()
+        (2 * x[:20].sum() + 1).backward()
+        return total + 1
+
+    assert watched(step).found.operation == "mul"
