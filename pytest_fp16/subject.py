@@ -10,9 +10,11 @@ from numbers import Integral
 from typing import Any
 
 from pytest_fp16.errors import SettingError
+from pytest_fp16.settings import Settings
 
 __tracebackhide__ = True  # misuse is shown at the user's own line
 
+_SETTINGS = frozenset(field.name for field in fields(Settings)) | {"precision"}
 TASKS = ("auto", "classification", "multilabel", "regression", "embedding")
 
 
@@ -27,6 +29,8 @@ def _spelt(kind: type[Any]) -> type[Any]:
             if name not in known:
                 near = get_close_matches(name, known, n=1)
                 meant = f"did you mean {near[0]}=? " if near else ""
+                if name in _SETTINGS:
+                    meant = f"it is a setting: hand {name}= to check or to the decorator; "
                 raise SettingError(
                     f"{kind.__name__} has no {name}=; {meant}it takes {', '.join(known)}"
                 )

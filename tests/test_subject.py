@@ -72,7 +72,9 @@ def test_a_field_that_is_misspelt_is_named(make):
     kind = type(make()).__name__
     with pytest.raises(SettingError, match=f"{kind} has no metrik=; did you mean metric=. it tak"):
         make(metrik=None)
-    with pytest.raises(SettingError, match=f"{kind} has no device=; it takes model, "):
+    with pytest.raises(
+        SettingError, match=f"{kind} has no device=; it is a setting: hand device= to check"
+    ):
         make(device="cpu")
 
 

@@ -97,12 +97,13 @@ def _verified(
 ) -> tuple[Cure, tuple[str, ...]]:
     """A cure that passed, and the modules that a plan may keep for it."""
     own = remedy.precision == trials.precision
+    lucky = [said for said in report.warnings if figures.BY_LUCK in said]
     cure = Cure(
         kind=kind,
         modules=list(remedy.keep),
         precision=None if own else remedy.precision,
         verified=True,
-        description=description,
+        description="; with it ".join([description, *lucky]),
         verdict=report.verdict,
         price=price,
         **_numbers(report),

@@ -115,8 +115,11 @@ def _told(comparison: Comparison, source: Ref | Entry) -> str:
     if isinstance(source, Ref):
         if source.fixed:
             return _held(comparison.candidate.model, source)
-        mixed = comparison.candidate.precision.mixed
-        return "an input" if mixed else f"an input that the program casts to {_named(source)}"
+        if comparison.candidate.precision.mixed:
+            return "an input"
+        if comparison.candidate.subject.keep_inputs:
+            return "an input that keep_inputs= hands on as it is"
+        return f"an input that the program casts to {_named(source)}"
     if _floats(source):
         low = _named(_floats(source)[0])
         return f"what {_name(comparison, source)} made of {low}"

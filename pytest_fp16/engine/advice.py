@@ -170,6 +170,18 @@ def on_data(data: Any, read: bool = False) -> Iterator[None]:
         raise type(error)(f"{error}; {said}") from error.__cause__
 
 
+@contextmanager
+def on_outputs(judged: str) -> Iterator[None]:
+    """Let what is refused inside also say which of several outputs was looked at, if there are."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        if not judged:
+            raise
+        said = f"{error}; the model returns several outputs, of which {judged} is judged: let "
+        raise type(error)(f"{said}forward= return another") from error.__cause__
+
+
 def explained(batches: Iterator[Any], data: Any) -> Iterator[Any]:
     """`batches` of `data`, with `on_data` around the drawing of each."""
     read = False

@@ -44,7 +44,6 @@ from pytest_fp16.evaluation.soundness import (
     require_no_nan,
     require_same_kind,
     require_use,
-    unsteady,
 )
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric.scores import Scores
@@ -199,12 +198,13 @@ class EvaluationRun:
         require_kept(inputs, subject.keep_inputs)
         if subject.metric is not None and labels is None:
             raise DataError("metric= needs labels; yield batches (inputs, labels)")
-        self.task = task_of(subject, output, labels, n)
+        self.judged = self.reference.beside.judged(output.shape)
+        with advice.on_outputs(self.judged):
+            self.task = task_of(subject, output, labels, n)
         if not self.probabilities:
             self.task = replace(self.task, threshold=0.0)
         self.classes = self.task.canonical(output).shape[-1]
         require_no_nan(output)
-        self.judged = self.reference.beside.judged(output.shape)
         if labels is None:  # which would fit but one
             self.warnings += self.reference.beside.unsure(output.shape)
         if subject.metric is None:
@@ -216,10 +216,8 @@ class EvaluationRun:
         self.totals = MetricTotals(self.task, subject, self.by_margin)
         if isinstance(self.totals.tally, Accuracy):
             require_meaning(self.settings.budget)
-        if subject.metric is not None:
-            self.warnings += unsteady(subject.metric, output, labels, n)
-            self.totals.try_wrong(output, labels, n)
-        elif self.labelled:
+        self.warnings += self.totals.try_own(output, labels, n)
+        if subject.metric is None and self.labelled:
             require_better_than_chance(self.task, output, labels, n)
         self._repeat(inputs, output, seed)
         whole = not self._runs_in_part(inputs, n, seed)

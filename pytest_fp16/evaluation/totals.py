@@ -18,6 +18,7 @@ from pytest_fp16.evaluation.expectation import (
     flips_of,
     noisy,
 )
+from pytest_fp16.evaluation.soundness import unsteady
 from pytest_fp16.metric.own import UserTally, lost_scores, tally_of
 from pytest_fp16.metric.scores import Scores
 from pytest_fp16.metric.tallies import Accuracy, RSquared, right
@@ -47,10 +48,18 @@ class MetricTotals:
         else:
             self.tally = RSquared()
 
-    def try_wrong(self, output: Tensor, labels: Any, n: int) -> None:
-        """Show a metric of the user's own what scores there are, by wrong outputs of n inputs."""
+    def try_own(self, output: Tensor, labels: Any, n: int) -> list[str]:
+        """Ask a metric of the user's own of the first batch, and of wrong outputs: what to warn of.
+
+        Raises:
+            DataError: it cannot say.
+        """
+        if not isinstance(self.tally, UserTally):
+            return []
+        remarks = unsteady(self.tally.metric, output, labels, n)
         if isinstance(self.tally, Scores):
             self.tally.hear(lost_scores(self.tally.metric, output, labels, n))
+        return remarks
 
     def add(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
         """Add what one run made of a batch: its raw and its canonical output."""

@@ -16,6 +16,9 @@ from pytest_fp16.diagnosis.trials import Recheck, Trials
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report.model import Culprit, Price
 
+#: What a report has that nothing was found out of.
+NOTHING = {"flips": 0, "decisions": 9, "metric": None, "warnings": ()}
+
 
 class Rms(nn.Module):
     def forward(self, x):
@@ -439,7 +442,9 @@ def test_more_and_more_lines_leave_an_allowance_for_another_precision(monkeypatc
         same = remedy == passes
         verdict = "equivalent" if same else "not equivalent"
         return Recheck(
-            SimpleNamespace(equivalent=same, verdict=verdict, flips=0, decisions=9, metric=None)
+            SimpleNamespace(
+                equivalent=same, verdict=verdict, flips=0, decisions=9, metric=None, warnings=()
+            )
         )
 
     def rerun(remedy, kept):
@@ -486,7 +491,9 @@ def test_what_leaves_little_in_16_bits_is_the_last_that_is_taken(monkeypatch, ch
         passes = remedy == kept or (cheaper and remedy == other)
         verdict = "equivalent" if passes else "not equivalent"
         return Recheck(
-            SimpleNamespace(equivalent=passes, verdict=verdict, flips=0, decisions=9, metric=None)
+            SimpleNamespace(
+                equivalent=passes, verdict=verdict, flips=0, decisions=9, metric=None, warnings=()
+            )
         )
 
     monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
@@ -507,7 +514,9 @@ def test_what_several_lines_win_is_not_told_as_the_one_lines(monkeypatch):
     monkeypatch.setattr(cures, "_next_line", lambda _, remedy: f"net.py:{len(remedy.lines) + 1}")
 
     def judge(remedy):
-        return Recheck(SimpleNamespace(equivalent=False, flips=1, decisions=9, metric=None))
+        return Recheck(
+            SimpleNamespace(equivalent=False, flips=1, decisions=9, metric=None, warnings=())
+        )
 
     trials = Trials(nn.Identity(), "bf16-true", judge, lambda *_: None, lambda _: None)
     culprit = Culprit(
@@ -551,7 +560,7 @@ def test_what_is_dear_is_kept_in_part_or_for_want_of_a_cheaper_one(monkeypatch, 
     def judge(remedy):
         passes = remedy in (kept, other) or (children and remedy.keep == part)
         verdict = "equivalent" if passes else "not equivalent"
-        report = SimpleNamespace(equivalent=passes, verdict=verdict, metric=None)
+        report = SimpleNamespace(equivalent=passes, verdict=verdict, metric=None, warnings=())
         return Recheck(SimpleNamespace(**vars(report), flips=0, decisions=9))
 
     monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
@@ -592,3 +601,13 @@ def test_a_constant_that_fits_comes_before_the_module(digits):
     assert (report.decisions, report.cure.decisions) == (0, 300)
     assert "of 300, passes" in str(report)
     assert "tried: agreement by margin " in str(report)
+
+
+def test_a_cure_that_passes_by_luck_says_so(make_net, digits, monkeypatch):
+    """Its decisions stand, and its outputs are far off: here, because so little counts as far."""
+    report = evaluated(Nearest(make_net(nn.ReLU()), filled), digits)
+    assert "with it the decisions" not in report.cure.description
+    monkeypatch.setattr("pytest_fp16.evaluation.verdict.LUCK", 1e-6)
+    report = evaluated(Nearest(make_net(nn.ReLU()), filled), digits)
+    assert report.cure.verified
+    assert re.search("; with it the decisions .*may not be so kind$", report.cure.description)

@@ -159,3 +159,21 @@ def test_what_16_bits_cannot_hold_is_widened():
     cure = checked(Large(), emulate="always").cure
     assert cure.verified
     assert "the wider one" not in cure.description
+
+
+def test_an_input_that_is_kept_is_told_as_that():
+    """No cast of the program's made it float32."""
+
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, x, t):
+            return self.head(x * t)
+
+    torch.manual_seed(0)
+    x, t = torch.randn(64, 16), torch.rand(64, 1) + 0.5
+    given = Evaluation(Timed(), [(x, t)], labelled=False, keep_inputs=[1])
+    evidence = check(given, precision="16-true").culprit.evidence
+    assert "an input that keep_inputs= hands on as it is" in evidence

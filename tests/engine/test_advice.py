@@ -152,3 +152,19 @@ def test_an_error_of_ours_passes_as_it_is():
 
     with pytest.raises(DataError, match=r"^no labels$"):
         guarded(refuse, "a step")
+
+
+def test_labels_that_do_not_fit_one_of_several_outputs_say_which():
+    class Heads(torch.nn.Module):
+        def forward(self, x):
+            return {"embedding": x[:, :4], "class_scores": x}
+
+    subject = Evaluation(Heads(), [(torch.randn(40, 10), torch.arange(40) % 10)])
+    said = (
+        r"labels run from 0 to 9, .*'embedding' of shape \(40, 4\), and not 'class_scores' is jud"
+    )
+    with pytest.raises(DataError, match=said + ".*let forward= return another"):
+        check(subject)
+    one = Evaluation(torch.nn.Linear(10, 4), [(torch.randn(40, 10), torch.arange(40) % 10)])
+    with pytest.raises(DataError, match=r"ignore_index is -100\)$"):
+        check(one)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pytest_fp16.report.model import Certified, Run, Speed, Standardised
+from pytest_fp16.report.model import Certified, Check, Run, Speed, Standardised
 from pytest_fp16.report.terminal import full, table
 
 ALL = Certified(measured=1.0, bounded=0.902, probable=0.9972)
@@ -182,3 +182,31 @@ def test_full_says_how_much_it_leaves_out(passed, site):
 def test_full_without_a_theory_pass(passed):
     text = full(passed())
     assert text.splitlines()[-1] == "  no ranges or shares: the theory pass gave none"
+
+
+@pytest.mark.parametrize("excused", [False, True])
+def test_full_says_why_more_than_is_allowed_passes(passed, excused):
+    detail = "spread of error over σ 3.82 (allowed 1.71)"
+    if excused:
+        detail += ": correlated rounding, an ideal emulation has it too"
+    text = full(
+        passed(
+            standardised=Standardised(
+                count=360,
+                spread=3.82,
+                spread_allowed=1.71,
+                mean=0.0,
+                mean_allowed=0.4,
+                bound_exceeded=0,
+                median_abs=0.7,
+            ),
+            checks=[Check(name="as predicted", passed=True, detail=detail)],
+        )
+    )
+    assert (f"    {detail}" in text.splitlines()) == excused
+
+
+def test_full_has_no_column_of_shares_where_nothing_was_shared_out(passed, site):
+    text = full(passed(sites=[site(module=f"m{i}", share=0.0) for i in range(2)]))
+    assert "share" not in text
+    assert "headroom" in text
