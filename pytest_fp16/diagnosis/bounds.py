@@ -116,7 +116,7 @@ def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | No
         masked = any(m.binary or m.fixed for m in finding.operands if m is not measure)
         placed = born.name in _PLACES or (scales and masked)  # a bias in a product is no mask
         if measure.fixed and not measure.made and alone and too_large and placed:
-            return measure.constant or -measure.largest
+            return measure.constant if measure.constant is not None else measure.only
     if not lost:
         return None
     masks = not scales or any(m.binary or m.fixed for m in finding.operands)

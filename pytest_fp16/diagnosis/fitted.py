@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+#: Functions that put a number into a tensor of the dtype they are asked for.
+_MAKERS = frozenset("full tensor as_tensor scalar_tensor".split())
+#: Those whose numbers are sizes, which may well be larger than a format's numbers.
+_SHAPES = frozenset(
+    """
+    view reshape expand repeat tile unflatten narrow unfold as_strided resize_ unsqueeze
+    new_zeros new_ones new_empty select index_select split chunk roll
+    """.split()
+)
+
+
 class Fitted(TorchFunctionMode):
     """Hands functions of 16-bit tensors no finite number beyond their format."""
 
@@ -41,8 +52,10 @@ class Fitted(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         floating = [t for t in all_tensors((args, kwargs)) if t.is_floating_point() and t.dim()]
-        dtype = floating[0].dtype if floating else None
-        if dtype not in LOW:
+        name = getattr(func, "__name__", "")
+        made = kwargs.get("dtype") if name in _MAKERS else None
+        dtype = floating[0].dtype if floating else made
+        if dtype not in LOW or name in _SHAPES:
             return func(*args, **kwargs)
         return func(
             *(_within(a, dtype) for a in args), **{k: _within(v, dtype) for k, v in kwargs.items()}

@@ -138,6 +138,11 @@ class Measure:
         same = away.numel() > 1 and bool((away == away[0]).all())
         return float(away[0]) if same else None
 
+    @property
+    def only(self) -> float | None:
+        """The exact one, where it is a single number."""
+        return float(self._values) if self.count == 1 else None
+
     @cached_property
     def alike(self) -> bool:
         """Whether the exact one holds one number only, however often."""

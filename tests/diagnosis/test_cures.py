@@ -140,7 +140,7 @@ def test_a_bound_is_put_to_one_that_fits(make_net, digits, emulate):
 
 
 class Nearest(nn.Module):
-    """The nearest of eight neighbours; those that are missing lie as far away as can be."""
+    """How far the nearest of eight neighbours are; those that are missing lie as far away as can be."""
 
     def __init__(self, body, fill):
         super().__init__()
@@ -148,8 +148,8 @@ class Nearest(nn.Module):
 
     def forward(self, x):
         rows = x.reshape(-1, 8, 8)
-        distances = self.fill((rows - 0.3).square().sum(-1), rows.sum(-1) < 0.5)
-        return self.body(x) - distances.amin(1, keepdim=True)
+        distances = self.fill((rows - 0.3).square().sum(-1), rows.sum(-1) < 1.0)
+        return self.body(x) - ((-distances).softmax(1) * distances).sum(1, keepdim=True)
 
 
 def filled(distances, missing):
@@ -160,7 +160,15 @@ def taken(distances, missing):
     return torch.where(missing, torch.full_like(distances, 1e10), distances)
 
 
-@pytest.mark.parametrize("fill", [filled, taken])
+def made(distances, missing):
+    return torch.where(missing, torch.full((), 1e9, dtype=distances.dtype), distances)
+
+
+def cast(distances, missing):
+    return torch.where(missing, torch.tensor(1e9).to(distances.dtype), distances)
+
+
+@pytest.mark.parametrize("fill", [filled, taken, made])
 @pytest.mark.parametrize("emulate", ["always", "never"])  # a CPU's kernel refuses it
 def test_a_large_constant_is_put_to_the_largest_number(make_net, digits, emulate, fill):
     """The smallest, which a mask wants, would make of what is missing the nearest."""
@@ -169,6 +177,14 @@ def test_a_large_constant_is_put_to_the_largest_number(make_net, digits, emulate
     assert "a constant lies beyond the range of float16" in str(report)
     assert (report.cure.kind, report.cure.verified) == ("mask constant", True)
     assert "use torch.finfo(x.dtype).max" in report.cure.description
+    assert report.forecast.verdict == "not equivalent"
+
+
+def test_a_constant_that_is_cast_has_its_own_sign(make_net, digits):
+    report = evaluated(Nearest(make_net(nn.ReLU()), cast), digits)
+    assert report.culprit.variant == "large constant"
+    assert "the constant 1e+09 is infinite" in report.culprit.evidence
+    assert report.cure.verified
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])

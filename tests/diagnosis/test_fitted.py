@@ -19,6 +19,9 @@ HIDDEN = torch.tensor([True, False])
         lambda x: torch.where(HIDDEN, -9e15, x),
         lambda x: x.masked_fill(HIDDEN, torch.tensor(-9e15)),
         lambda x: x + HIDDEN.to(x.dtype) * -9e15,
+        lambda x: torch.where(HIDDEN, torch.full((), -9e15, dtype=x.dtype), x),
+        lambda x: torch.where(HIDDEN, torch.tensor(-9e15, dtype=x.dtype), x),
+        lambda x: torch.where(HIDDEN, x.new_full((2,), -9e15), x),
     ],
 )
 def test_a_mask_holds_the_least_number_of_the_format(mask):
@@ -48,3 +51,12 @@ def test_what_a_target_refuses_to_assign_is_fitted_first():
             x[HIDDEN] = -1e9
     assert x.tolist() == [LEAST, 1.0]
     assert torch.Tensor.__setitem__ is own
+
+
+def test_sizes_are_no_constants():
+    x = torch.ones(70_000, 2).half()
+    with Fitted():
+        assert x.view(140_000).shape == x.reshape(140_000).shape == (140_000,)
+        assert x.new_zeros(70_000).shape == (70_000,)
+        assert x[:1, 0].expand(70_000).shape == (70_000,)
+        assert torch.full((70_000,), 1.0, dtype=x.dtype).shape == (70_000,)

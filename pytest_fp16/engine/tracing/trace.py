@@ -255,7 +255,8 @@ class Trace(Interception):
             parts, noisy = self._rounded(call, _parts(y), torch.float16, shadow)
             return torch.view_as_complex(parts), noisy
         known, fmt = call.known, FORMATS.get(dtype)
-        rounds = not known.exact or narrows(known, call.args, call.kwargs)
+        # A number beyond the range is infinite where no kernel has refused it, as of `full`.
+        rounds = not known.exact or not call.depends or narrows(known, call.args, call.kwargs)
         if fmt is None or y.dtype != torch.float32 or not rounds:
             return y, call.depends and call.noisy
         aliased = shadow is not None and shadow.cell.aliases > 1
