@@ -67,6 +67,11 @@ def _decorate(test: Any, settings: dict[str, Any]) -> Any:
     if isinstance(test, classmethod):
         raise SettingError(f"write fp16_equivalent below @classmethod, above {test.__name__}")
     if not inspect.isroutine(test):
+        if isinstance(test, type):
+            raise SettingError(
+                f"fp16_equivalent decorates a test function or method; for all of {test.__name__} "
+                "it is a mark: @pytest.mark.fp16_equivalent"
+            )
         raise SettingError(
             "fp16_equivalent decorates a test function or method; its arguments are keywords "
             f"(got {type(test).__name__} {getattr(test, '__name__', test)!r})"

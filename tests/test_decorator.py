@@ -150,3 +150,11 @@ def test_an_item_calls_another_function_for_a_while():
     with pytest.raises(IndexError), instead(item, "other"):
         seen.append(item.obj) or [][1]
     assert (seen, item.obj) == (["other"], "own")
+
+
+def test_on_a_class_it_is_a_mark():
+    with pytest.raises(SettingError, match=r"for all of TestNet it is a mark: @pytest\.mark\.fp16"):
+
+        @fp16_equivalent
+        class TestNet:
+            pass

@@ -16,6 +16,10 @@ def in_float32(culprit: Culprit) -> str:
     return f"compute {written(culprit.operation) or 'it'} in float32"
 
 
+#: Before the place where inputs are first read; nothing without one.
+_ENTERING = "; they enter"
+
+
 @dataclass(frozen=True)
 class Advice:
     """What to change in the code.
@@ -36,6 +40,7 @@ class Advice:
         """All of it, with the line."""
         where = f" at {place}" if place else ""
         text = ", or ".join(filter(None, (self.change, self.wide)))
+        text = text if place else text.removesuffix(_ENTERING)
         return f"{text}{where}{self.then if self.wide else ''}" if text else ""
 
 
@@ -64,7 +69,7 @@ _OTHERWISE: dict[str, tuple[str, str]] = {
     "stored inputs": ("hand the inputs on in float32 (keep_inputs=), as a mixed precision does, "
                       "or shift and scale them before they are cast", ""),
     "infinite inputs": ("hand the inputs on in float32 (keep_inputs=), as a mixed precision "
-                        "does, or scale them before they are cast; they enter", ""),
+                        "does, or scale them before they are cast" + _ENTERING, ""),
     "infinite values": ("scale what is stored, and take the scale back behind, or keep the weight "
                         "or buffer in float32 that is read", ""),
     "stored digits": ("keep the weight or buffer in float32 that is read", ""),

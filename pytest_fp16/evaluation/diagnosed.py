@@ -19,7 +19,7 @@ from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.price import price_of
-from pytest_fp16.evaluation.report import is_doubtful, is_due, report_of
+from pytest_fp16.evaluation.report import is_close, is_doubtful, is_due, report_of
 from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.planned import extended, remarks
 from pytest_fp16.report.model import Report
@@ -66,7 +66,7 @@ def request_of(
     assert precision_run.outcome.kept is not None, "unreachable: the caller has looked"
     return DiagnosisRequest(
         report=report,
-        siblings={name: r for name, r in siblings.items() if name != report.precision},
+        siblings={n: _as_cure(report, r) for n, r in siblings.items() if n != report.precision},
         candidate=lambda remedy: (
             precision_run.candidate if remedy == Remedy(report.precision) else remedied(run, remedy)
         ),
@@ -76,16 +76,28 @@ def request_of(
         error=precision_run.failure_error,
         emulated=precision_run.mode == "emulated",
         price=lambda remedy: price_of(run, precision_run, remedied(run, remedy)),
-        judge=lambda remedy: _cured(run, remedy, report.equivalent and is_doubtful(precision_run)),
+        judge=lambda remedy: _cured(run, remedy, report, is_doubtful(precision_run)),
     )
 
 
-def _cured(run: EvaluationRun, remedy: Remedy, lucky: bool) -> Recheck:
+def _as_cure(before: Report, after: Report, sound: bool = True) -> Report:
+    """The report of a remedy; where one that passes is to be won back, it has to be better.
+
+    Args:
+        before: without the remedy.
+        after: with it.
+        sound: whether it would mend a pass by luck.
+    """
+    vain = before.equivalent and not (sound and not (is_close(before) and is_close(after)))
+    if not vain or not after.equivalent:
+        return after
+    return after.model_copy(update={"verdict": "inconclusive"})
+
+
+def _cured(run: EvaluationRun, remedy: Remedy, report: Report, lucky: bool) -> Recheck:
     """What came of a remedy; where all passed by luck, what does so again has mended nothing."""
     again = _judged(run, remedy, run.keep)
-    if lucky and again.report.equivalent and not again.sound:
-        return replace(again, report=again.report.model_copy(update={"verdict": "inconclusive"}))
-    return again
+    return replace(again, report=_as_cure(report, again.report, again.sound or not lucky))
 
 
 def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:

@@ -28,9 +28,12 @@ def needs_diagnosis(report: Report, lucky: bool = False) -> bool:
     """Whether a report fails, only just passes, or passes by luck."""
     if report.verdict == "not equivalent":
         return True
-    metric = report.metric
-    close = metric is not None and metric.loss > SPENT * metric.budget
-    return report.verdict == "equivalent" and (close or lucky)
+    return report.verdict == "equivalent" and (is_close(report) or lucky)
+
+
+def is_close(report: Report) -> bool:
+    """Whether a report spends more of its budget than is passed over in silence."""
+    return report.metric is not None and report.metric.loss > SPENT * report.metric.budget
 
 
 def is_due(precision_run: PrecisionRun, report: Report) -> bool:

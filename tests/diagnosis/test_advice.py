@@ -15,3 +15,18 @@ def test_a_cast_is_not_computed_but_left_out(operation, said):
         module="", operation=operation, mechanism="overflow", evidence="", source="a.py:3"
     )
     assert advice(culprit)[1] == f"divide before it, or {said}, up to where its values fit again"
+
+
+@pytest.mark.parametrize(
+    ("source", "end"), [("a.py:3", "cast; they enter at a.py:3"), (None, "are cast")]
+)
+def test_where_inputs_enter_is_told_where_it_is_known(source, end):
+    culprit = Culprit(
+        module="",
+        operation="add",
+        mechanism="overflow",
+        evidence="",
+        source=source,
+        variant="infinite inputs",
+    )
+    assert advice(culprit)[1].endswith(end)

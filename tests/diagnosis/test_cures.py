@@ -140,7 +140,7 @@ def test_a_bound_is_put_to_one_that_fits(make_net, digits, emulate):
 
 
 class Nearest(nn.Module):
-    """How far the nearest of eight neighbours are; those that are missing lie as far away as can be."""
+    """How far the nearest of eight neighbours are; what is missing is as far away as can be."""
 
     def __init__(self, body, fill):
         super().__init__()

@@ -12,6 +12,7 @@ from pytest_fp16.conformance import examine
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.errors import ModelError
 from pytest_fp16.evaluation.run import EvaluationRun
+from pytest_fp16.report.model import Metric
 from pytest_fp16.settings import Settings
 
 
@@ -160,3 +161,25 @@ def test_a_cure_that_passes_by_luck_again_is_none(monkeypatch):
     monkeypatch.setattr(after, "diagnose", watched)
     check(lucky())
     assert [again.report.verdict for again in offered] == ["inconclusive", "equivalent"]
+
+
+def near(loss):
+    """A report that passes with a loss of so many budgets."""
+    numbers = {"name": "accuracy", "reference": 0.9, "candidate": 0.9 - loss * 0.01, "budget": 0.01}
+    metric = Metric(**numbers, loss=loss * 0.01, budget_origin="default", labelled=True)
+    verdict = "equivalent" if loss <= 1 else "not equivalent"
+    report = check(lucky(1e-3))
+    return report.model_copy(update={"verdict": verdict, "metric": metric})
+
+
+@pytest.mark.parametrize(
+    ("before", "then", "verdict"),
+    [
+        (0.7, 0.7, "inconclusive"),
+        (0.7, 0.2, "equivalent"),
+        (3.0, 0.7, "equivalent"),
+        (0.7, 3.0, "not equivalent"),
+    ],
+)
+def test_what_spends_more_than_half_of_the_budget_again_wins_nothing_back(before, then, verdict):
+    assert after._as_cure(near(before), near(then)).verdict == verdict
