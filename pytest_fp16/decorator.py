@@ -69,8 +69,9 @@ def _decorate(test: Any, settings: dict[str, Any]) -> Any:
     if not inspect.isroutine(test):
         if isinstance(test, type):
             raise SettingError(
-                f"fp16_equivalent decorates a test function or method; for all of {test.__name__} "
-                "it is a mark: @pytest.mark.fp16_equivalent"
+                "fp16_equivalent decorates a test function or method (got type "
+                f"{test.__name__!r}); for all tests of a class it is a mark: "
+                "@pytest.mark.fp16_equivalent"
             )
         raise SettingError(
             "fp16_equivalent decorates a test function or method; its arguments are keywords "

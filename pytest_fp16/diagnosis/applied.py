@@ -33,8 +33,8 @@ class Applied:
         out_of_place: whether one of them writes into its argument, whose name stands for the
             float32 result from there on.
         complex: whether a result is of complex numbers.
-        taken: where results were cast back, as float32 is refused there: modules, or functions
-            with their line.
+        taken: what refuses float32 results, which were cast back there: modules, or functions with
+            their line. Of tensors brought to one dtype, what refused to take them together.
     """
 
     computed: dict[str, None] = field(default_factory=dict)

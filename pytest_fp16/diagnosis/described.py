@@ -25,7 +25,10 @@ def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin |
     if remedy.meeting == "fitted":
         return fitting(culprit)
     if remedy.meeting:
-        return f"{advice(culprit)[1]}: {brought(remedy.meeting, culprit)}"
+        said = f"{advice(culprit)[1]}: {brought(remedy.meeting, culprit)}"
+        done = trials.applied.get(remedy)
+        others = _elsewhere(done.taken, culprit) if done is not None else []
+        return f"{said}; and so for {_listed(others)}" if others else said
     if remedy.lines:
         own = culprit.variant == "another constant"
         instead = f" (or, not tried: {advice(culprit)[1]})" * own
@@ -43,6 +46,12 @@ def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin |
         there = f"; there, not tried: {untried}" if untried else ""
         return f"{what} ({culprit.module} alone is not enough{there})"
     return f"{what} (not tried: {untried})" if untried else what
+
+
+def _elsewhere(places: Iterable[str], culprit: Culprit) -> list[str]:
+    """Where tensors of two dtypes met, but for the culprit's own place."""
+    own = (culprit.module, f"{written(culprit.operation)} at {culprit.source}")
+    return [place for place in places if place not in own]
 
 
 def _lines(trials: Trials, remedy: Remedy, culprit: Culprit) -> str:

@@ -132,6 +132,10 @@ def _told(comparison: Comparison, source: Ref | Entry) -> str:
     return f"what {_name(comparison, source)} made{how}"
 
 
+#: Where a module keeps the functions that it calls before and after its own.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
 def _held(model: nn.Module, ref: Ref) -> str:
     """A constant that no operation has made, by the name a module has for it."""
     place = memory(ref.low)
@@ -142,6 +146,8 @@ def _held(model: nn.Module, ref: Ref) -> str:
         for name, value in vars(module).items():
             if name not in _CAST and place in map(memory, all_tensors(value)):
                 whose = path or "the model"
+                if name in _HOOKS:
+                    return f"a tensor that a hook of {whose} holds, which no cast reaches"
                 return (
                     f"{name} of {whose}, a plain attribute that no cast reaches: register it as a "
                     "buffer"

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pytest_fp16.diagnosis.applied import Applied
 from pytest_fp16.engine.containers import all_tensors, map_tensors
 from pytest_fp16.engine.emulation.wording import mixes_dtypes
 
@@ -22,7 +23,14 @@ class Narrowed(TorchFunctionMode):
     """Casts the wider of tensors that a function refuses to take together, as ``.to`` would.
 
     What is written into cannot be cast: there, what is written takes its dtype.
+
+    Args:
+        applied: where it is told what refused them.
     """
+
+    def __init__(self, applied: Applied | None = None) -> None:
+        super().__init__()
+        self.applied = Applied() if applied is None else applied
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -38,6 +46,7 @@ class Narrowed(TorchFunctionMode):
         if not (isinstance(target, Tensor) and target.is_floating_point()):
             target = min(given, key=lambda t: t.dtype.itemsize)
         dtype = target.dtype
+        self.applied.took(getattr(func, "__name__", ""))
         cast = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
         return func(*map_tensors(args, cast), **map_tensors(kwargs, cast))
 

@@ -74,7 +74,9 @@ def mode_for(
     """The mode under which lines run in float32, and tensors of different dtypes meet so."""
     if meeting == "fitted":
         return Fitted()
-    return Narrowed() if meeting == "narrowed" else Upcast(lines, meeting == "widened", applied)
+    if meeting == "narrowed":
+        return Narrowed(applied)
+    return Upcast(lines, meeting == "widened", applied)
 
 
 class _Watched(Variant):
@@ -86,10 +88,9 @@ class _Watched(Variant):
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         with self._fp16_mode() as mode:
             out = own(self, *args, **kwargs)
-        if not isinstance(mode, Upcast):
-            return out
-        mode.applied.named(self)  # type: ignore[arg-type]
-        return mode.current(out)
+        if isinstance(mode, (Upcast, Narrowed)):
+            mode.applied.named(self)  # type: ignore[arg-type]
+        return mode.current(out) if isinstance(mode, Upcast) else out
 
 
 class Upcast(TorchFunctionMode):

@@ -1,6 +1,7 @@
 """A refusal of two dtypes names where the wider one came into the program, and from what."""
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,36 @@ def test_an_input_that_is_kept_is_told_as_that():
     given = Evaluation(Timed(), [(x, t)], labelled=False, keep_inputs=[1])
     evidence = check(given, precision="16-true").culprit.evidence
     assert "an input that keep_inputs= hands on as it is" in evidence
+
+
+def test_a_hooks_tensor_is_told_as_that_and_all_that_meets_it_is_named():
+    class Steer:
+        def __init__(self):
+            self.vector = torch.linspace(0, 1, 16)
+
+        def __call__(self, module, args, output):
+            return output + self.vector
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16, elementwise_affine=False))
+    model.append(nn.Linear(16, 10))
+    model[0].register_forward_hook(Steer())
+    culprit = checked(model, emulate="always").culprit
+    assert "meets a tensor that a hook of 0 holds, which no cast reaches" in culprit.evidence
+
+
+@pytest.mark.parametrize(("meetings", "end"), [(1, "x.to(y.dtype)"), (2, "; and so for 2")])
+def test_wherever_dtypes_were_brought_together_is_named(meetings, end):
+    class Wide(nn.Module):
+        def forward(self, x):
+            return x + torch.zeros(x.shape[-1]) if self.on else x
+
+    torch.manual_seed(0)
+    wides = [Wide(), Wide()]
+    for i, wide in enumerate(wides):
+        wide.on = i < meetings
+    layers = [wides[0], nn.Linear(16, 16), wides[1], nn.Linear(16, 10)]
+    model = nn.Sequential(OrderedDict(zip("a1b2", layers, strict=True)))
+    cure = checked(model, emulate="always").cure
+    assert cure.verified
+    assert cure.description.endswith(end)
