@@ -10,6 +10,7 @@ from pytest_fp16.engine.canary import LARGE_DIFFERENCE
 from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
 from pytest_fp16.evaluation.evidence import share
+from pytest_fp16.evaluation.foreseen import forecast
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.ranges import beyond_range, sites_of
 from pytest_fp16.evaluation.soundness import explained, guesses
@@ -76,7 +77,7 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
         decisions=outcome.decisions,
         flips=outcome.flips if run.task.decides and not precision_run.done else None,
         ties=outcome.ties if run.task.decides and not precision_run.done else None,
-        forecast=rules.forecast(precision_run, metric),
+        forecast=forecast(precision_run, metric, run.totals),
         certified=rules.certified(precision_run),
         delta_max=outcome.delta_max if paper else None,
         gamma_median=rules.median(outcome.gammas) if paper else None,
@@ -137,6 +138,8 @@ def _warnings(
         said += [wide] if wide is not None else []
     if verdict == "equivalent":
         said += [w for w in (rules.luck(precision_run), rules.mass_ties(precision_run)) if w]
+        if lost := rules.lost_parts(precision_run, run.totals):
+            said.append(f"what the reference tells apart is lost, if it means anything: {lost}")
         if metric is not None and metric.loss > SPENT * metric.budget:
             share = metric.loss / metric.budget
             said.append(f"{share:.0%} of the budget is spent")

@@ -18,6 +18,7 @@ from pytest_fp16.evaluation.expectation import (
     flips_of,
     noisy,
 )
+from pytest_fp16.evaluation.parts import Parts
 from pytest_fp16.evaluation.soundness import unsteady
 from pytest_fp16.metric.own import UserTally, lost_scores, tally_of
 from pytest_fp16.metric.scores import Scores
@@ -47,6 +48,8 @@ class MetricTotals:
             self.tally = Accuracy()
         else:
             self.tally = RSquared()
+        #: None where a metric of the user's own says what counts, or nothing is decided by itself.
+        self.parts = Parts() if subject.metric is None and task.kind != "embedding" else None
 
     def try_own(self, output: Tensor, labels: Any, n: int) -> list[str]:
         """Ask a metric of the user's own of the first batch, and of wrong outputs: what to warn of.
@@ -65,34 +68,59 @@ class MetricTotals:
         """Add what one run made of a batch: its raw and its canonical output."""
         if isinstance(self.tally, UserTally):
             self.tally.take(output, batch.raw_labels, batch.n, output is batch.output)
-        elif isinstance(self.tally, Agreement):
-            self._add_flips(self.tally, batch, [flips_of(batch.logits, logits)])
-        elif isinstance(self.tally, Accuracy):
-            labels = batch.top if batch.labels is None else batch.labels
-            self.tally.add(right(logits, labels), batch.valid)
+        elif isinstance(self.tally, RSquared):
+            self._add_values(self.tally, batch, _values(logits))
+        else:
+            labels = _classes(batch)
+            answered = right(logits, labels)
+            self._add_answers(batch, labels, answered)
+            if isinstance(self.tally, Agreement):
+                self._add_flips(self.tally, batch, [flips_of(batch.logits, logits)])
+                return
+            self.tally.add(answered, batch.valid)
             if self.task.kind == "multilabel":
                 self.tally.hear(labels[batch.valid], logits.argmax(-1)[batch.valid])
-        else:
-            self.tally.add(_values(logits), _targets(batch))
 
     def add_expected(self, batch: Batch, theory: TheoryBatch, chance: Tensor) -> None:
         """Add what theory expects of a batch; `chance` is each decision's probability to flip."""
-        if isinstance(self.tally, Agreement):
+        if isinstance(self.tally, (Agreement, Accuracy)):
+            labels = _classes(batch)
+            answered = expected_right(batch.logits, labels, theory, chance)
+            self._add_answers(batch, labels, answered)
+            if isinstance(self.tally, Accuracy):
+                self.tally.add(answered, batch.valid)
+                return
             self._add_flips(self.tally, batch, expected_flips(batch.logits, theory, chance))
-        elif isinstance(self.tally, Accuracy):
-            labels = batch.top if batch.labels is None else batch.labels
-            self.tally.add(expected_right(batch.logits, labels, theory, chance), batch.valid)
         elif isinstance(self.tally, RSquared):
             values, variance = theory.average, theory.scatter
             if values is None:
                 # σ belongs to a random direction of length one: D such directions make the output.
                 values = theory.logits
                 variance = theory.sigma[:, 0].double().square() * values.shape[-1]
-            self.tally.add(_values(values), _targets(batch), variance)
+            self._add_values(self.tally, batch, _values(values), variance)
         else:
             raw = self.task.raw(noisy(theory, self.task, batch.seed), batch.output.shape)
             if raw is not None:
                 self.tally.take(raw, batch.raw_labels, batch.n, False)
+
+    def _add_answers(self, batch: Batch, labels: Tensor, answered: Tensor) -> None:
+        if self.parts is not None:
+            classes = batch.logits.shape[-1]
+            self.parts.add_answers(self.task, labels, answered, batch.valid, classes)
+
+    def _add_values(
+        self, tally: RSquared, batch: Batch, values: Tensor, variance: Tensor | None = None
+    ) -> None:
+        targets = _targets(batch)
+        tally.add(values, targets, variance)
+        if self.parts is not None:
+            self.parts.add_values(values, targets)  # what rounding adds is known of all together
+
+    def lost_parts(self, others: MetricTotals) -> list[str]:
+        """Classes or outputs of this run, the reference's, that are lost whole in another's."""
+        if self.parts is None or others.parts is None:
+            return []
+        return self.parts.lost(others.parts)
 
     def _add_flips(self, tally: Agreement, batch: Batch, flips: Iterable[Flips]) -> None:
         tally.add(margin(batch.logits, *top_two(batch.logits)), batch.top, batch.valid)
@@ -109,6 +137,10 @@ class MetricTotals:
 def _values(logits: Tensor) -> Tensor:
     values = logits.flatten(1)
     return values.masked_fill(values.isnan(), torch.inf)
+
+
+def _classes(batch: Batch) -> Tensor:
+    return batch.top if batch.labels is None else batch.labels
 
 
 def _targets(batch: Batch) -> Tensor:

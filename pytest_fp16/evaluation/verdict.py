@@ -6,21 +6,20 @@ import math
 import statistics
 
 from pytest_fp16.evaluation.agreement import Agreement
+from pytest_fp16.evaluation.parts import told
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.soundness import require_finite
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric.own import UserTally, gained
 from pytest_fp16.metric.tallies import metric_name
 from pytest_fp16.report.figures import BY_LUCK, EXCUSED, plural
-from pytest_fp16.report.model import Certified, Check, Forecast, Metric, Standardised, Verdict
+from pytest_fp16.report.model import Certified, Check, Metric, Standardised
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.theory.budget import allowed_loss, beyond_gain, clamp, within
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
 #: A candidate whose errors exceed an ideal emulation's by this factor has more than correlation.
 BEYOND_IDEAL = 1.25
-#: Probability that every output stays finite, below which a lost one is to be expected.
-LIKELY_LOST = 0.5
 #: Outputs that moved by more than this, relative to their spread, survived by luck.
 LUCK = 0.1
 #: Beyond this share of exact ties the order of the classes decides.
@@ -40,9 +39,16 @@ def checks(
     made = [_sixteen_bit_ran(precision_run), _finite(precision_run)]
     if precision_run.prediction.metric is not None and precision_run.theory is not None:
         made.append(_as_predicted(precision_run))
+    if metric is not None and metric.labelled and (lost := lost_parts(precision_run, reference)):
+        made.append(Check(name="each class or output", passed=False, detail=lost))
     if metric is not None:
         made.append(_good_enough(metric, doubtful(metric, reference)))
     return [c for c in made if c is not None]
+
+
+def lost_parts(precision_run: PrecisionRun, reference: MetricTotals) -> str:
+    """The classes or outputs that the candidate loses whole, in words; empty where none is."""
+    return told(reference.lost_parts(precision_run.outcome.metric))
 
 
 def _sixteen_bit_ran(precision_run: PrecisionRun) -> Check | None:
@@ -164,60 +170,6 @@ def metric_of(
         budget_origin=origin,  # type: ignore[arg-type]
         labelled=labelled or subject.metric is not None,  # which reads them, whatever the task
     )
-
-
-def forecast(precision_run: PrecisionRun, metric: Metric) -> Forecast | None:
-    """The verdict from 32-bit arithmetic alone."""
-    theory, prediction = precision_run.theory, precision_run.prediction
-    if theory is None:
-        return None
-    if precision_run.forecast_missing:
-        return Forecast(
-            verdict="inconclusive",
-            reason=precision_run.forecast_missing,
-            method="unavailable",
-            metric_loss=math.nan,
-            flips_expected=math.nan,
-            flips_allowed=0,
-        )
-    loss = metric.reference - prediction.metric.value
-    verdict, reason = _foreseen(precision_run, metric, loss)
-    return Forecast(
-        verdict=verdict,
-        reason=reason,
-        method="random rounding" if theory.method == "random rounding" else "adjoint",
-        metric_loss=loss,
-        flips_expected=prediction.expected_flips,
-        flips_allowed=prediction.flips.allowed(),
-        overflows=prediction.overflows,
-        undecided=prediction.undecided,
-        certified=certified_by_theory(precision_run),
-        sigma_median=median(prediction.sigmas),
-        margin_median=median(prediction.margins),
-        notes=theory.notes,
-    )
-
-
-def _foreseen(precision_run: PrecisionRun, metric: Metric, loss: float) -> tuple[Verdict, str]:
-    """The verdict to expect, and why; `loss` is that of the metric, NaN where it has no value."""
-    prediction = precision_run.prediction
-    if precision_run.forecast_failure:
-        return "not equivalent", f"cannot run: {precision_run.forecast_failure}"
-    if prediction.not_finite:
-        dtype_name = precision_run.precision.dtype_name
-        left = f"{prediction.not_finite} outputs leave the range of {dtype_name}"
-        return "not equivalent", left
-    if prediction.kept_finite < LIKELY_LOST:
-        chance = 1 - prediction.kept_finite
-        what = "makes outputs NaN or infinite, or stops the program"
-        lost = f"rounding {what}, with a probability of {chance:.0%}"
-        return "not equivalent", lost
-    if isinstance(prediction.metric.tally, UserTally) and not prediction.metric.tally.count:
-        return "inconclusive", f"theory does not say what {metric.name} becomes for this task"
-    expected = f"expected loss {loss:.3g}"
-    if not within(loss, metric.budget, metric.reference):
-        return "not equivalent", f"{expected} exceeds the budget of {metric.budget:.3g}"
-    return "equivalent", f"{expected} within the budget of {metric.budget:.3g}"
 
 
 def certified_by_theory(precision_run: PrecisionRun) -> Certified:

@@ -13,7 +13,7 @@ from pytest_fp16.task import Task
 from pytest_fp16.theory.budget import accuracy_error, mean_error
 
 #: Labels vary by less, relative to their mean square, where a sum in float64 only seems to.
-_NO_SPREAD = 1e-13
+NO_SPREAD = 1e-13
 
 
 class Accuracy:
@@ -103,7 +103,7 @@ class RSquared:
         if self.sum is None:
             return 0.0  # a model that never ran
         about_mean = self.square - float(self.sum.square().sum()) / self.count
-        return about_mean if about_mean > _NO_SPREAD * self.square else self.square
+        return about_mean if about_mean > NO_SPREAD * self.square else self.square
 
     @property
     def value(self) -> float:
@@ -125,7 +125,7 @@ class RSquared:
             return 0.0
         elsewhere = about_mean * self.count / (self.count - 1)
         excess = (self.squared_error - elsewhere) / about_mean
-        return excess / max(self.standard_error, _NO_SPREAD)
+        return excess / max(self.standard_error, NO_SPREAD)
 
     @property
     def standard_error(self) -> float:

@@ -17,6 +17,7 @@ CheckName = Literal[
     "finite",
     "as predicted",
     "good enough",
+    "each class or output",
     "16 bit ran",
     "better than chance",
     "deterministic",

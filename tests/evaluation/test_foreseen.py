@@ -1,0 +1,48 @@
+"""The forecast, from 32-bit arithmetic alone; whole evaluations are in test_evaluation."""
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_fp16 import Evaluation, check
+
+
+class Logits(torch.nn.Module):
+    """log(p / (1 − p)) of several tags, which is infinite where p rounds to one."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        p = torch.sigmoid(x * self.scale)
+        return torch.log(p / (torch.ones_like(p) - p))
+
+
+@pytest.mark.parametrize(("scale", "said"), [(9.0, "not equivalent"), (4.0, "equivalent")])
+def test_outputs_that_only_rounding_loses_are_forecast(scale, said):
+    x = torch.linspace(-1, 1, 600).reshape(100, 6)
+    subject = Evaluation(Logits(scale), [(x, (x > 0).float())], task="multilabel")
+    report = check(subject, precision="16-true")
+    assert report.forecast.verdict == report.verdict == said, str(report)
+    assert ("NaN or infinite" in report.forecast.reason) == (said == "not equivalent")
+
+
+class Tags(nn.Module):
+    """Evidence of a rare class, on an offset that takes its digits."""
+
+    def __init__(self, offset):
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, x):
+        return torch.stack([torch.zeros_like(x), x], 1) + self.offset
+
+
+@pytest.mark.parametrize(("offset", "said"), [(2400.0, "not equivalent"), (0.0, "equivalent")])
+def test_a_class_that_is_lost_is_forecast(offset, said):
+    x = torch.where(torch.arange(4000) % 200 == 0, 0.3, -0.3).reshape(40, 100)
+    report = check(Evaluation(Tags(offset), [(x, (x > 0).long())]), precision="bf16-true")
+    assert report.verdict == report.forecast.verdict == said
+    lost = "expected to be lost: class 1: 0 right answers of 20 are left"
+    assert (report.forecast.reason == lost) == (said == "not equivalent")
