@@ -15,6 +15,8 @@ from pytest_fp16.errors import ModelError
 
 #: Containers in containers that are looked into: hidden states by layer, and no caches.
 _DEPTH = 3
+#: Names of what ``generate`` returns for each step.
+_OF_STEPS = ("logits", "scores")
 #: Names that predictions go by.
 _PREDICTIONS = ("logits", "out", "output", "pred")
 
@@ -22,9 +24,13 @@ _PREDICTIONS = ("logits", "out", "output", "pred")
 def main_output(output: Any) -> Tensor:
     """The tensor of predictions in what a model returns: itself, `.logits`, a dict's or a tuple's.
 
+    Logits of several steps ([N, C] each, as ``generate`` returns them) are those of all: [N, T, C].
+
     Raises:
         ModelError: there is no floating tensor in it.
     """
+    if (steps := _steps(output)) is not None:
+        return steps
     if isinstance(output, Tensor):
         candidates = [output]
     elif isinstance(getattr(output, "logits", None), Tensor):
@@ -44,6 +50,20 @@ def main_output(output: Any) -> Tensor:
         if isinstance(candidate, (list, tuple)) and candidate and isinstance(candidate[0], Tensor):
             return candidate[0]
     raise ModelError(f"the model returned no logits: {_described(output)}")
+
+
+def _steps(output: Any) -> Tensor | None:
+    """The logits of all steps, where an output holds those of each; None elsewhere."""
+    for name in _OF_STEPS:
+        logits = getattr(output, name, None)
+        if not isinstance(logits, (list, tuple)) or not logits:
+            continue
+        if not all(isinstance(t, Tensor) and t.is_floating_point() for t in logits):
+            continue
+        shape = logits[0].shape
+        if len(shape) == 2 and all(t.shape == shape for t in logits):
+            return torch.stack(list(logits), 1)
+    return None
 
 
 def _described(output: Any) -> str:
@@ -91,10 +111,15 @@ class Others:
         beside = ", ".join(map(repr, self.values))
         return f"{self.predictions!r} of shape {tuple(shape)}, and not {beside}"
 
-    def unsure(self, shape: torch.Size) -> list[str]:
-        """The warning of that, where no name says that it is the predictions."""
+    def unsure(self, shape: torch.Size, labelled: bool) -> list[str]:
+        """The warning of that, where neither a name nor labels say that it is the predictions.
+
+        Labels do where no other output has its shape, which they would fit as well.
+        """
         said = self.judged(shape)
         if not said or self.predictions in _PREDICTIONS:
+            return []
+        if labelled and not any(value.shape == shape for value in self.values.values()):
             return []
         return [
             f"one of several outputs is judged, {said}; to judge another, return it by forward="
@@ -104,6 +129,8 @@ class Others:
 def others(output: Any, predictions: Tensor) -> Others:
     """What is in an output beside the predictions."""
     found = [(n, t) for n, t in _named(output, "", _DEPTH) if t.is_floating_point()]
+    if _steps(output) is not None:  # they are the predictions
+        found = [(n, t) for n, t in found if n.partition(".")[0] not in _OF_STEPS]
     name = next((name for name, tensor in found if tensor is predictions), "")
     return _beside(Others(predictions=name), [(n, t) for n, t in found if t is not predictions])
 

@@ -205,8 +205,7 @@ class EvaluationRun:
             self.task = replace(self.task, threshold=0.0)
         self.classes = self.task.canonical(output).shape[-1]
         require_no_nan(output)
-        if labels is None:  # which would fit but one
-            self.warnings += self.reference.beside.unsure(output.shape)
+        self.warnings += self.reference.beside.unsure(output.shape, labels is not None)
         if subject.metric is None:
             self.warnings += advice.of_task(subject.task, self.task, labels, output)
         self.labelled = labels is not None and self.task.kind != "embedding"

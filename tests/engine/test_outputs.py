@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16 import Evaluation, check
+from pytest_fp16 import Evaluation, Training, check
 from pytest_fp16.engine.outputs import joined, main_output, others
 from pytest_fp16.errors import ModelError
 
@@ -143,3 +143,55 @@ def test_a_report_names_the_output_that_it_judges(names, judged, told):
     failed = report.model_copy(update={"verdict": "not equivalent"})
     assert f"; judged is {judged}" in str(failed)
     assert not [w for w in report.warnings if w.startswith("one of several")]
+
+
+def test_logits_of_several_steps_are_those_of_all():
+    first, second = torch.ones(4, 7), torch.zeros(4, 7)
+    for made in (
+        SimpleNamespace(sequences=torch.ones(4, 9).long(), logits=(first, second), scores=None),
+        SimpleNamespace(sequences=torch.ones(4, 9).long(), logits=None, scores=[first, second]),
+    ):
+        steps = main_output(made)
+        assert steps.shape == (4, 2, 7)
+        assert steps[:, 1].eq(0).all()
+        assert others(made, steps).judged(steps.shape) == ""
+        assert not others(made, steps).not_finite
+
+
+class Flows(nn.Module):
+    """A list of predictions, each better than the one before."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+
+    def forward(self, x):
+        first = self.body(x)
+        return [first, first * 2]
+
+
+def test_outputs_that_fit_the_labels_alike_are_told():
+    torch.manual_seed(0)
+    model, x = Flows().eval(), torch.randn(64, 6)
+    data = [(x, model(x)[0].detach() + 0.1 * torch.randn(64, 3))]
+    report = check(Evaluation(model, data), precision="bf16-true")
+    said = "one of several outputs is judged, '0' of shape (64, 3), and not '1'; to judge another, "
+    assert f"{said}return it by forward=" in report.warnings
+    alone = Evaluation(model, data, forward=lambda model, x: model(x)[0])
+    assert not check(alone, precision="bf16-true").warnings
+
+
+def test_a_training_tells_it_too():
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    data = [(x, x @ torch.randn(6, 3))]
+    training = Training(
+        model=Flows,
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        loss=lambda outputs, y: sum((o - y).square().mean() for o in outputs),
+        train_data=data,
+        eval_data=data,
+        epochs=3,
+    )
+    report = check(training, precision="bf16-mixed", seeds=1)
+    assert any(w.startswith("one of several outputs is judged, '0'") for w in report.warnings)

@@ -13,7 +13,7 @@ from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
 from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
 from pytest_fp16.engine.models import autocast, call, taking_gradients
-from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.outputs import main_output, others
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.order import step_seed
@@ -45,6 +45,7 @@ class Score:
         grain: the smallest step of the metric, 0 where there is none.
         majority: share of the commonest label; None where there are no classes.
         own: the metric is the user's own.
+        remarks: what to warn of, of the first batch's outputs.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Score:
     grain: float = 0.0
     majority: float | None = None
     own: bool = False
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -69,6 +71,7 @@ class _Sums:
     probabilities: bool = True
     inputs: int = 0
     counts: Tensor | None = None
+    remarks: list[str] | None = None
 
     def keep(self, logits: Tensor) -> None:
         rows = self.room // max(logits[0].numel(), 1)
@@ -127,7 +130,7 @@ def _add(
     task: Task | None,
     batch: Any,
 ) -> Task:
-    output, labels, n = _run(subject, model, precision, place, batch)
+    output, labels, n = _run(sums, subject, model, precision, place, batch)
     if task is None:
         task = task_of(subject, output, labels, n)
         if task.kind == "embedding" and subject.metric is None:
@@ -160,7 +163,12 @@ def _add(
 
 
 def _run(
-    subject: Training, model: nn.Module, precision: Precision, place: Place, batch: Any
+    sums: _Sums,
+    subject: Training,
+    model: nn.Module,
+    precision: Precision,
+    place: Place,
+    batch: Any,
 ) -> tuple[Tensor, Any, int]:
     """The outputs of a batch in float32, its labels, and how many inputs it holds."""
     inputs, labels = split_batch(batch, labelled=True)
@@ -170,7 +178,10 @@ def _run(
     lightning = issubclass(type(model), nn.Module) and is_lightning(model)  # a stand-in is none
     kept = nothing_kept() if lightning else nullcontext()  # as a Trainer validates
     with kept, autocast(precision, place.device, place.target):
-        output = main_output(call(model, inputs, precision, subject))
+        returned = call(model, inputs, precision, subject)
+    output = main_output(returned)
+    if sums.remarks is None:
+        sums.remarks = others(returned, output).unsure(output.shape, labelled=True)
     output = output.detach().float().cpu()
     if subject.metric is not None and output.dim():
         n = output.shape[0]  # its labels may come in any number: all boxes in one table
@@ -189,4 +200,5 @@ def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
         grain=tally.grain,
         majority=None if sums.counts is None else float(sums.counts.max() / sums.counts.sum()),
         own=isinstance(tally, UserTally),
+        remarks=sums.remarks or [],
     )

@@ -89,12 +89,13 @@ def validated(subject: Training, device: torch.device) -> ValidTraining:
     batch = first_batch(subject.eval_data, "eval_data")
     part = replace(subject, eval_data=[batch])
     with on_data(subject.eval_data), called(trainee.model) as calls:
-        _, task = guarded(
+        scored, task = guarded(
             lambda: score(part, trainee.model, REFERENCE, place, None),
             "evaluating a batch of eval_data in float32",
         )
     if subject.forward is not None and not calls:
         _require_use(part, trainee.model, place)
+    notes += scored.remarks
     if subject.metric is None and subject.task == "auto":
         notes += of_labels(task, split_batch(batch, labelled=True)[1])
     return ValidTraining(subject, task, steps, notes, opening)
