@@ -41,7 +41,7 @@ def find_cure(
 ) -> tuple[Cure, tuple[str, ...]]:
     """The first cure that passes a full re-check and leaves enough in 16 bits to be worth it.
 
-    Where none does, the first that passes and leaves something; or advice.
+    Where none does, the first that passes and leaves something, then one by luck; or advice.
 
     Returns:
         The cure, and the modules that make the failing precision itself pass (for a plan).
@@ -49,6 +49,7 @@ def find_cure(
     hint, vain = advice(culprit), ""
     passed: list[Remedy] = []
     dear: tuple[float, Cure, tuple[str, ...]] | None = None
+    reserve: list[tuple[Cure, tuple[str, ...]]] = []  # what passes by luck
     for kind, remedy in _candidates(trials, culprit, origin):
         if any(_includes(remedy, other) for other in passed):
             continue  # no cheaper: the allowance is for others
@@ -66,15 +67,25 @@ def find_cure(
         elif dear is None or share < dear[0]:
             said = _beside_a_dearer(described(trials, remedy, culprit, origin), dear)
             found = _verified(trials, kind, remedy, report, said, price)
+            if _by_luck(report):
+                reserve.append(found)
+                continue
             if price is None or share - (price.float32_share_before or 0.0) <= _DEAR:
                 return found
             dear, trials.dear = (share, *found), remedy
     if dear is not None:
         return dear[1:]
+    if reserve:
+        return reserve[0]
     cure = _advised(trials, hint, vain)
     if cure.verdict is None:
         cure = cure.model_copy(update={"untried": untried(trials, culprit, cure.kind)})
     return cure, ()
+
+
+def _by_luck(report: Report) -> list[str]:
+    """The warnings that what passes need not pass on other data."""
+    return [said for said in report.warnings if figures.BY_LUCK in said]
 
 
 def _beside_a_dearer(said: str, dear: tuple[float, Cure, tuple[str, ...]] | None) -> str:
@@ -97,13 +108,12 @@ def _verified(
 ) -> tuple[Cure, tuple[str, ...]]:
     """A cure that passed, and the modules that a plan may keep for it."""
     own = remedy.precision == trials.precision
-    lucky = [said for said in report.warnings if figures.BY_LUCK in said]
     cure = Cure(
         kind=kind,
         modules=list(remedy.keep),
         precision=None if own else remedy.precision,
         verified=True,
-        description="; with it ".join([description, *lucky]),
+        description="; with it ".join([description, *_by_luck(report)]),
         verdict=report.verdict,
         price=price,
         **_numbers(report),

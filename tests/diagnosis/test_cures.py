@@ -14,6 +14,7 @@ from pytest_fp16.diagnosis.cures import find_cure
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import Recheck, Trials
 from pytest_fp16.errors import FP16Error
+from pytest_fp16.report import figures
 from pytest_fp16.report.model import Culprit, Price
 
 #: What a report has that nothing was found out of.
@@ -115,7 +116,7 @@ class Bounded(Root):
 
     def forward(self, x):
         x = self.net(x)
-        total = (x * 300.0).exp().sum(-1, keepdim=True).clamp(max=1e30).log() * 0.01
+        total = (x * 300.0).exp().sum(-1, keepdim=True).clamp(max=1e30).log() * 1e-4
         return self.head(x - total)
 
 
@@ -627,3 +628,24 @@ def test_a_cure_that_passes_by_luck_says_so(make_net, digits, monkeypatch):
     report = evaluated(Nearest(make_net(nn.ReLU()), filled), digits)
     assert report.cure.verified
     assert re.search("; with it the decisions .*may not be so kind$", report.cure.description)
+
+
+def test_one_that_passes_by_luck_gives_way_to_one_that_does_not(monkeypatch):
+    def judge(remedy):
+        lucky = [f"moved; {figures.BY_LUCK}"] * bool(remedy.keep)
+        equivalent = bool(remedy.keep) or remedy.precision == "bf16-mixed"
+        verdict = "equivalent" if equivalent else "not equivalent"
+        known = {**NOTHING, "warnings": lucky}
+        return Recheck(SimpleNamespace(equivalent=equivalent, verdict=verdict, **known))
+
+    monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
+    ran = SimpleNamespace(run=lambda: None)
+    model = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.Linear(2, 2)))
+    culprit = Culprit(module="a", operation="mm", mechanism="overflow", evidence="")
+    trials = Trials(model, "16-mixed", judge, lambda *_: ran, lambda _: None)
+    cure, keep = find_cure(trials, culprit, None)
+    assert (cure.precision, keep) == ("bf16-mixed", ())
+    trials = Trials(model, "bf16-mixed", judge, lambda *_: ran, lambda _: None)
+    cure, keep = find_cure(trials, culprit, None)
+    assert keep == ("a",)
+    assert f"with it moved; {figures.BY_LUCK}" in cure.description
