@@ -22,10 +22,9 @@ from pytest_fp16.report.model import Culprit, Cure, CureKind, Price, Report, Ver
 
 #: Further modules kept one after another, where one is not enough.
 ROUNDS = 4
-
 #: Full re-checks that sets of several lines leave to other precisions.
 _OTHERS = 2
-#: A share of the arithmetic in float32 that leaves nothing to gain: no cure.
+#: A share of the arithmetic in float32 that leaves nothing to gain but memory: no cure by itself.
 _EVERYTHING = 0.99
 #: A share that leaves so little that another precision that passes with less is preferred.
 LITTLE = 0.9
@@ -62,7 +61,7 @@ def find_cure(
         price = trials.price(remedy)
         share = 0.0 if price is None else price.float32_share
         passed.append(remedy)
-        if share >= _EVERYTHING:
+        if share >= _EVERYTHING and not trials.stores(remedy):
             vain = " (what was tried passes only with the whole model in float32)"
         elif dear is None or share < dear[0]:
             said = _beside_a_dearer(described(trials, remedy, culprit, origin), dear)

@@ -90,6 +90,15 @@ class Trials:
         """Whether the few inputs come out (nearly) right; where that is not known, yes."""
         return self.left(remedy, origin) < HEALED
 
+    def stores(self, remedy: Remedy) -> bool:
+        """Whether modules that are kept leave most of the model's weights in 16 bits."""
+        own = remedy.precision == self.precision and not self.precision.endswith("mixed")
+        if not own or not remedy.keep:
+            return False
+        kept = {p for name in remedy.keep for p in self.names[name].parameters()}
+        total = sum(p.numel() for p in self.model.parameters())
+        return bool(2 * sum(p.numel() for p in kept) < total)
+
     def left(self, remedy: Remedy, origin: Origin | None) -> float:
         """The damage left on the few inputs; infinite where the remedy cannot be applied."""
         try:

@@ -1,5 +1,6 @@
 """What is spent on trying cures, and what is remembered of those that fell short."""
 
+from collections import OrderedDict
 from types import SimpleNamespace
 
 from torch import nn
@@ -52,3 +53,13 @@ def test_nothing_is_judged_once_the_budget_is_spent_or_where_it_cannot_be_applie
     found.budget = 1
     assert found.judged(Remedy("16-true", ("1",))) is BAD
     assert found.judged(Remedy("16-true", ("0",))) is None
+
+
+def test_a_table_stays_in_16_bits_where_all_that_computes_does_not():
+    model = nn.Sequential(OrderedDict(table=nn.Embedding(50, 4), score=nn.Linear(4, 4)))
+    trials = Trials(model, "16-true", lambda _: None, lambda *_: None, lambda _: None)
+    assert trials.stores(Remedy("16-true", ("score",)))
+    assert not trials.stores(Remedy("16-true", ("table",)))
+    assert not trials.stores(Remedy("16-true", ("score", "table")))
+    assert not trials.stores(Remedy("16-mixed", ("score",)))
+    assert not trials.stores(Remedy("16-true", lines=("net.py:3",)))
