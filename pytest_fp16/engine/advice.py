@@ -50,9 +50,11 @@ def of_batch(error: Exception, inputs: Any, labelled: bool | None, taken: Any) -
     if any(isinstance(leaf, np.ndarray) for leaf in leaves(inputs)):
         return "the batch holds NumPy arrays: make them tensors with torch.from_numpy()"
     if isinstance(taken, Mapping):
+        gone = ", ".join(repr(key) for key in taken if key not in inputs)
         return (
-            "the labels were taken out of the batch: what the model reads of them must be in it "
-            "under another name too (an encoder-decoder wants decoder_input_ids)"
+            f"the labels were taken out of the batch ({gone}): where that is an input, set "
+            "labelled=False, or yield (inputs, labels); what the model reads of labels must be in "
+            "it under another name too (an encoder-decoder wants decoder_input_ids)"
         )
     if isinstance(inputs, Mapping):
         return f"a dict's entries become keyword arguments: {', '.join(map(str, inputs))}"
@@ -72,7 +74,8 @@ def of_batch(error: Exception, inputs: Any, labelled: bool | None, taken: Any) -
         if not isinstance(inputs[1], Tensor):
             return (
                 f"the second part of the batch ({type(inputs[1]).__name__}) was taken for an "
-                "input: labels are a tensor, an array or a list of numbers, one for each input"
+                "input: labels are a tensor, an array or a list of numbers, one for each input; "
+                "others need a metric= that reads them"
             )
     return "check the batch and forward="
 

@@ -15,7 +15,7 @@ from pytest_fp16.metric.tallies import metric_name
 from pytest_fp16.report.figures import BY_LUCK, EXCUSED, plural
 from pytest_fp16.report.model import Certified, Check, Metric, Standardised
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.theory.budget import allowed_loss, beyond_gain, clamp, within
+from pytest_fp16.theory.budget import LARGEST, allowed_loss, beyond_gain, clamp, within
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
 #: A candidate whose errors exceed an ideal emulation's by this factor has more than correlation.
@@ -39,11 +39,24 @@ def checks(
     made = [_sixteen_bit_ran(precision_run), _finite(precision_run)]
     if precision_run.prediction.metric is not None and precision_run.theory is not None:
         made.append(_as_predicted(precision_run))
-    if metric is not None and metric.labelled and (lost := lost_parts(precision_run, reference)):
+    if (
+        metric is not None
+        and guards_parts(metric)
+        and (lost := lost_parts(precision_run, reference))
+    ):
         made.append(Check(name="each class or output", passed=False, detail=lost))
     if metric is not None:
         made.append(_good_enough(metric, doubtful(metric, reference)))
     return [c for c in made if c is not None]
+
+
+def guards_parts(metric: Metric) -> bool:
+    """Whether a class or an output that is lost whole fails.
+
+    Without labels nobody knows what a class means, and a wide budget of the user's allows much.
+    """
+    usual_one = metric.budget_origin == "default" or metric.budget <= LARGEST
+    return metric.labelled and usual_one
 
 
 def lost_parts(precision_run: PrecisionRun, reference: MetricTotals) -> str:

@@ -168,3 +168,18 @@ def test_labels_that_do_not_fit_one_of_several_outputs_say_which():
     one = Evaluation(torch.nn.Linear(10, 4), [(torch.randn(40, 10), torch.arange(40) % 10)])
     with pytest.raises(DataError, match=r"ignore_index is -100\)$"):
         check(one)
+
+
+def test_an_input_that_was_taken_for_labels_is_named():
+    class Likes(nn.Module):
+        def forward(self, history, target):
+            return history * target
+
+    batch = {"history": torch.randn(8, 3), "target": torch.randn(8, 3)}
+    said = (
+        r"out of the batch \('target'\): where that is an input, set labelled=False, or yield \(in"
+    )
+    with pytest.raises(ModelError, match=said):
+        check(Evaluation(Likes(), [batch]))
+    report = check(Evaluation(Likes(), [batch], labelled=False, task="regression"))
+    assert report.equivalent

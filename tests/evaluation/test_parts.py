@@ -139,6 +139,14 @@ def test_without_labels_it_is_a_warning():
     assert any("what the reference tells apart is lost" in said for said in report.warnings)
 
 
+@pytest.mark.parametrize(("budget", "verdict"), [(0.01, "not equivalent"), (0.02, "equivalent")])
+def test_a_wide_budget_allows_it_and_is_warned(budget, verdict):
+    report = check(rare(), precision="bf16-true", budget=budget)
+    assert report.verdict == report.forecast.verdict == verdict
+    told = [w for w in report.warnings if "what the reference tells apart is lost" in w]
+    assert len(told) == (verdict == "equivalent")
+
+
 def test_a_metric_of_ones_own_says_what_counts():
     def right(outputs, labels):
         return (outputs.argmax(1) == labels).float().mean((1, 2))
