@@ -8,13 +8,13 @@ large one: what is learned may be the small one (a shift beside the place of a p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.emulation.operations import facts, tensors
+from pytest_fp16.engine.emulation.operations import Facts, facts, tensors
 from pytest_fp16.engine.gradients.finding import Finding
 from pytest_fp16.engine.gradients.origins.forward_lines import goes_backwards
 from pytest_fp16.engine.gradients.origins.own_checks import observed
@@ -22,6 +22,7 @@ from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.source import user_line, user_source
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.uncompiled import FollowingMode
+from pytest_fp16.engine.untouched import memory
 from pytest_fp16.report.model import Mechanism
 
 #: A result is lost where a quarter of its size is error, as a gradient is ...
@@ -32,8 +33,17 @@ GROWS = 10
 #: are steep where their argument is large, and quotients where a few divisors are nearly zero.
 _DIFFERENCES = frozenset("add sub rsub".split())
 _STEEP = frozenset("sin cos tan exp div reciprocal".split())
+#: Of these a large argument is lost where it is made: its last digits are all that they look at.
+_PERIODIC = frozenset("sin cos tan".split())
+_GROWING = frozenset("mul add bmm mm addmm baddbmm cumsum".split())
+#: A period or two: smaller arguments have digits enough.
+_LARGE = 10.0
 #: Of each tensor so many values are kept at most, evenly spread: a large model has many.
 _KEPT = 2**12
+
+
+#: Module, operation, the user's line.
+Place = tuple[str, str, str | None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class LostDigits:
         beside: whether size and error are those of a small number that is added to a large one.
         vanished: the share of its values that are zero and should not be.
         late: whether its arguments are the 32-bit ones, rounded: there it is too late for a cure.
+        then: the function that is far off, of what this operation has rounded; empty where it is
+            this operation's own result.
     """
 
     module: str
@@ -58,6 +70,7 @@ class LostDigits:
     late: bool = False
     vanished: float = 0.0
     beside: bool = False
+    then: str = ""
 
     @property
     def mechanism(self) -> Mechanism:
@@ -79,6 +92,9 @@ class LostDigits:
                 f"a difference of {self.size:.2g} is left of values of {self.of:.2g} (root mean "
                 f"squares), and {self.error:.0%} of its size is error{late}"
             )
+        if self.then:
+            made = f"it rounds numbers of {self.of:.2g} (root mean square), of which {self.then} is"
+            return f"{made} off by {self.error:.0%}"
         of = f"of arguments of {self.of:.2g} (root mean square)"
         return f"{of} it is off by {self.error:.0%}{late}"
 
@@ -93,11 +109,12 @@ class LostDigits:
 
 @dataclass(frozen=True)
 class _Made:
-    place: tuple[str, str, str | None]
+    place: Place
     shape: torch.Size
     dtype: torch.dtype
     result: Tensor
     given: list[Tensor]
+    maker: Place | None = None
 
 
 class Digits(FollowingMode):
@@ -111,23 +128,43 @@ class Digits(FollowingMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.location = Location(model)
         self.made: list[_Made] = []
+        self._makers: dict[int, Place] = {}
+        self._held: list[Tensor] = []  # lest their memory is used anew
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        name = facts(func).name
-        given = list(tensors(args, kwargs or {}))
+        known, given = facts(func), list(tensors(args, kwargs or {}))
+        name = known.name
         watched = name in _DIFFERENCES or name in _STEEP
         # Torch's own slopes add up what may nearly cancel; a slope by hand is the program's.
         watched = watched and not (goes_backwards() and user_line() is None)
         watched = watched and not any(t.is_complex() or t.is_sparse for t in given)
-        given = [_kept(t) for t in given] if watched else []
+        makers = [self._makers.get(memory(t)) for t in given]
+        kept = [_kept(t) for t in given] if watched else []
         out = func(*args, **(kwargs or {}))
-        if watched and isinstance(out, Tensor) and out.is_floating_point():
-            module = self.location() if self.location.stack else "<loss>"
-            place = module, name, user_source()
-            self.made.append(_Made(place, out.shape, out.dtype, _kept(out), given))
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            return out
+        if not goes_backwards():
+            self._note_maker(known, out, makers)
+        if watched:
+            maker = next(iter(makers), None) if name in _PERIODIC else None
+            made = _Made(self._place(name), out.shape, out.dtype, _kept(out), kept, maker)
+            self.made.append(made)
         return out
+
+    def _place(self, name: str) -> Place:
+        module = self.location() if self.location.stack else "<loss>"
+        return module, name, user_source()
+
+    def _note_maker(self, known: Facts, out: Tensor, makers: list[Place | None]) -> None:
+        """Who made what a periodic function may take: numbers of many periods, since moved."""
+        maker = next(filter(None, makers), None) if known.exact else None
+        if known.name in _GROWING and out.numel() and float(out.detach().abs().max()) >= _LARGE:
+            maker = self._place(known.name)
+        if maker is not None:
+            self._makers[memory(out)] = maker
+            self._held.append(out.detach())
 
 
 def _kept(tensor: Tensor) -> Tensor:
@@ -170,7 +207,12 @@ def _looked_at(exact: _Made, low: _Made) -> LostDigits | None:
     late = any(grown) and all(_rounded(a, b, low.dtype) for a, b in pairs)
     gone = float(((low.result == 0) & (exact.result != 0)).float().mean())
     size = _size(exact.result)
-    return LostDigits(*exact.place, size=size, of=of, error=error, late=late, vanished=gone)
+    lost = LostDigits(*exact.place, size=size, of=of, error=error, late=late, vanished=gone)
+    if low.maker is None or late:
+        return lost
+    module, operation, line = low.maker
+    then = exact.place[1]
+    return replace(lost, module=module, operation=operation, line=line, then=then)
 
 
 def _absorbed(exact: _Made, low: _Made) -> LostDigits | None:

@@ -142,9 +142,33 @@ def test_arguments_that_were_rounded_before():
     assert not lost(partial(Gaps, steep=True)).late
 
 
+class Waves(Gaps):
+    """Its angles come from somewhere, and are moved before they are read."""
+
+    def __init__(self, made=True):
+        super().__init__()
+        self.made = made
+
+    def forward(self, x):
+        angles = x * 2000 if self.made else x
+        angles = torch.cat([angles, angles], 1)
+        return self.head(angles[:, :2].sin())
+
+
+def test_what_makes_large_arguments_of_a_wave_loses_their_digits():
+    found = lost(Waves)
+    assert (found.operation, found.mechanism, found.then) == ("mul", "precision-loss", "sin")
+    assert "angles = x * 2000" in linecache.getline(*at(found.line))
+    assert "it rounds numbers of 5" in found.said()
+    assert "of which sin is off by" in found.said()
+
+
 def test_a_function_that_is_steep_at_large_arguments():
-    found = lost(partial(Gaps, steep=True))
-    assert (found.operation, found.mechanism) == ("sin", "precision-loss")
+    """Whoever made them."""
+    x = 2000 * torch.rand(64, 2, generator=torch.Generator().manual_seed(0)) - 1000
+    data = [(x, (x[:, 0] > x[:, 1]).long())]
+    found = lost(partial(Waves, made=False), train_data=data, eval_data=data)
+    assert (found.operation, found.mechanism, found.then) == ("sin", "precision-loss", "")
     assert "it is off by" in found.said()
 
 
