@@ -12,6 +12,7 @@ from pytest_fp16.engine.copies import own_model
 from pytest_fp16.engine.models import call_as_is, evaluating
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import preserved_state
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.precision import REFERENCE
 from pytest_fp16.subject import Evaluation, Training
 
@@ -50,7 +51,7 @@ def _one_step(subject: Training) -> None:
     state = initial_state(subject, 0)
     batch = first_batch(subject.train_data, "train_data")
     trainee = Trainee(subject, REFERENCE, 0, state, Place(torch.device("cpu")))
-    trainee.model.train()
+    to_train(trainee.model)
     with trainee.installed():
         trainee.step(batch, last=True)
 

@@ -28,6 +28,7 @@ from pytest_fp16.engine.models import (
     prepare,
     taking_gradients,
 )
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.precision import REFERENCE, Precision
 from pytest_fp16.precision import precision as precision_of
 from pytest_fp16.report.model import Report, Speed
@@ -242,7 +243,7 @@ def _training(
     subject = replace(subject, model=partial(own_model, subject.model))
     place = Place(device, device.type)
     trainee = Trainee(subject, precision, 0, initial_state(subject, 0), place)
-    trainee.model.train()
+    to_train(trainee.model)
     batch = first_batch(subject.train_data, "the data")
 
     def run() -> object:

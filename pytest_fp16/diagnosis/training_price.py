@@ -8,6 +8,7 @@ import torch
 
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.engine.arithmetic import Arithmetic
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.report.model import Price
@@ -40,7 +41,7 @@ def _share(runs: Runs, precision: Precision, seed: int, cure: Proposal | None) -
     try:
         with torch.enable_grad():
             trainee = Trainee(subject, precision, seed, runs.state(seed), runs.place, amendment)
-            trainee.model.train()
+            to_train(trainee.model)
             with trainee.installed():
                 batch = next(iter(ordered(subject.train_data, seed, 0)))
                 trainee.step(batch, last=True, observer=counted)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.origins.origin import OriginWatch
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.train import with_last
 from pytest_fp16.engine.training.trainee import Trainee
@@ -47,7 +48,7 @@ def watched_run(
     origin.watch(trainee)
     with trainee.installed():
         for epoch in range(subject.epochs):
-            trainee.model.train()
+            to_train(trainee.model)
             losses = []
             batches = with_last(ordered(subject.train_data, seed, epoch))
             for step, (batch, last) in enumerate(batches):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.trainee import Trainee, gradient_of
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.gradient import (
@@ -86,7 +87,7 @@ class Point:
 
 def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gradients:
     """Loss and gradients of a batch; whatever else the model keeps stays as it is."""
-    model = trainee.model.train()
+    model = to_train(trainee.model)
     trainee.optimizer.zero_grad()
     seed_everything(seed)
     with untouched(model), trainee.place.arithmetic(trainee.precision):

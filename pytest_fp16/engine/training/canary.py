@@ -18,6 +18,7 @@ from pytest_fp16.engine.batching import take
 from pytest_fp16.engine.canary import CanaryFindings, refused, spoken_for
 from pytest_fp16.engine.containers import all_tensors
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import ordered, step_seed
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.trainee import Trainee, as_real, gradient_of
@@ -121,7 +122,7 @@ def _attempt(trainee: Trainee, batch: Any) -> tuple[_Step | None, Exception | No
     start = [as_real(p.detach()).float().clone() for p in trainee.parameters()]
     try:
         with torch.enable_grad(), trainee.installed():
-            trainee.model.train()
+            to_train(trainee.model)
             trainee.step(batch, last=True)
     except Exception as error:
         return None, error

@@ -29,6 +29,18 @@ def is_lightning(model: nn.Module) -> bool:
     return all(callable(getattr(model, n, None)) for n in ("training_step", "configure_optimizers"))
 
 
+def lightning_base(model: nn.Module) -> type | None:
+    """Lightning's own class that a module is of, or None."""
+    return next(
+        (
+            c
+            for c in type(model).__mro__
+            if c.__name__ == "LightningModule" and c.__module__.partition(".")[0] in _PACKAGES
+        ),
+        None,
+    )
+
+
 def optimizes_by_hand(model: nn.Module) -> bool:
     """Whether a module steps its own optimizers, inside its training step."""
     return is_lightning(model) and not getattr(model, "automatic_optimization", True)
@@ -57,14 +69,7 @@ def require_own_optimizers(subject: Training) -> None:
 
 def unheard(model: nn.Module) -> list[str]:
     """A note that names the hooks the module overrides and nobody will call."""
-    base = next(
-        (
-            c
-            for c in type(model).__mro__
-            if c.__name__ == "LightningModule" and c.__module__.partition(".")[0] in _PACKAGES
-        ),
-        None,
-    )
+    base = lightning_base(model)
     own = [
         n
         for n in _HOOKS

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee, initial_state
@@ -86,7 +87,7 @@ class FirstStep:
             with torch.enable_grad():
                 state = initial_state(self.subject, 0)
                 trainee = Trainee(self.subject, REFERENCE, 0, state, self.place)
-                trainee.model.train()
+                to_train(trainee.model)
                 with trainee.installed():
                     seed_everything(step_seed(0, 0, 0))
                     return trainee.step(self.batch, last=True)

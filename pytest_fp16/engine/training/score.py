@@ -16,6 +16,7 @@ from pytest_fp16.engine.models import autocast, call, taking_gradients
 from pytest_fp16.engine.outputs import main_output, others
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.lightning import is_lightning
+from pytest_fp16.engine.training.modes import modes_kept
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.errors import DataError
@@ -96,11 +97,10 @@ def score(
         DataError: no data, or labels that do not fit the outputs.
         ModelError: outputs that cannot be read as predictions.
     """
-    was_training = model.training
-    model.eval()
     sums = _Sums()
     try:
-        with torch.no_grad(), place.arithmetic(precision):
+        with modes_kept(model), torch.no_grad(), place.arithmetic(precision):
+            model.eval()
             seed_everything(step_seed(0, 0))
             called = subject
             for batch in subject.eval_data:
@@ -113,7 +113,6 @@ def score(
                     task = _add(sums, called, model, precision, place, task, batch)
     finally:
         torch.clear_autocast_cache()
-        model.train(was_training)
     if task is None or not sums.inputs:
         raise DataError("eval_data yields no batches; it must yield (inputs, targets), every time")
     if task.threshold and not sums.probabilities:  # they were by chance, untrained or at first

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.models import parameter_dtypes
 from pytest_fp16.engine.training.guard import Ended, Guard
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import ordered
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.score import Score, score
@@ -189,7 +190,7 @@ def _epochs(
     trainee: Trainee, seed: int, result: RunResult, tell: StepCallback | None, guard: Guard
 ) -> None:
     for epoch in range(trainee.subject.epochs):
-        trainee.model.train()
+        to_train(trainee.model)
         losses = _epoch(trainee, seed, epoch, result, guard, tell)
         trainee.end_epoch(result.losses[-1])
         guard.after_epoch(trainee, epoch, losses)

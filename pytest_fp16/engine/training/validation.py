@@ -18,6 +18,7 @@ from pytest_fp16.engine.copies import make_model, own_model, shares_tensors
 from pytest_fp16.engine.hard_coded import HardCoded
 from pytest_fp16.engine.models import Location, require_float32
 from pytest_fp16.engine.training.lightning import is_lightning, unheard
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import is_part_of, ordered, same_batch
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.repeats import FirstStep, foreign, require_own_parameters
@@ -206,7 +207,7 @@ def _require_graph(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> 
 
 def _try_step(trainee: Trainee, batch: Any) -> list[str]:
     """What to say of a first step that can be made."""
-    trainee.model.train()
+    to_train(trainee.model)
     where = Location(trainee.model)
     seen, reads = HardCoded(where), Reads(trainee.model, where, inside=True)
 

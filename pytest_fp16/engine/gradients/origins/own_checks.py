@@ -21,6 +21,7 @@ from pytest_fp16.engine.gradients.origins.whole_numbers import Miscount, WholeNu
 from pytest_fp16.engine.gradients.points import gradients
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.engine.untouched import untouched
@@ -156,7 +157,7 @@ def _loss(
     trainee: Trainee, batch: Any, seed: int, observer: Any = None, backwards: bool = False
 ) -> float:
     """The loss of a batch; nothing of the trainee is changed."""
-    trainee.model.train()
+    to_train(trainee.model)
     seed_everything(seed)
     with untouched(trainee.model), trainee.place.arithmetic(trainee.precision):
         placed = trainee.placed(batch)

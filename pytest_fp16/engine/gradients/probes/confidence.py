@@ -18,6 +18,7 @@ from pytest_fp16.engine.batching import split_batch
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.training.modes import modes_kept
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.errors import DataError
@@ -154,15 +155,13 @@ def scaled_outputs(model: nn.Module, confidence: Changed) -> Iterator[None]:
 
 def outputs(trainee: Trainee, batch: Any) -> Tensor | None:
     """What the model returns in training mode, if it is a floating tensor, in float32."""
-    training, model = trainee.model.training, trainee.model
-    with torch.no_grad(), untouched(model):
+    model = trainee.model
+    with torch.no_grad(), untouched(model), modes_kept(model):
         try:
             inputs = trainee.placed(split_batch(batch, labelled=True)[0])
             found = main_output(call_as_is(model, inputs, trainee.subject.forward))
         except Exception:
             return None  # the user's own step calls the model, or reads the batch, in its own way
-        finally:
-            model.train(training)
     return found.float() if found.is_floating_point() else None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.emulation.operations import facts, flat
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.source import user_source
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.uncompiled import FollowingMode
 from pytest_fp16.theory.rounding import Format
@@ -152,7 +153,7 @@ def lost_guards(trainee: Trainee, batch: Any, form: Format) -> dict[Any, Guard]:
     """
     if form.smallest_subnormal < _ANYTHING_WRITTEN:
         return {}
-    trainee.model.train()
+    to_train(trainee.model)
     with trainee.place.arithmetic(trainee.precision), Guards(trainee.model, form.dtype) as guards:
         try:
             trainee.loss(trainee.placed(batch))

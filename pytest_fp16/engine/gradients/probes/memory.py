@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import plain_tensors, untouched
 
@@ -41,7 +42,7 @@ def passes_of(trainee: Trainee, batch: Any) -> int:
 
 def follow(trainee: Trainee, batch: Any, passes: int) -> None:
     """Make so many passes over a batch, forwards: what the model keeps goes along."""
-    trainee.model.train()
+    to_train(trainee.model)
     for number in range(passes):
         seed_everything(number)
         with trainee.place.arithmetic(trainee.precision):

@@ -25,6 +25,7 @@ from pytest_fp16.engine.gradients.probes.evaluated import scores
 from pytest_fp16.engine.gradients.probes.watched_steps import watched
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.guard import all_finite
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import carry_over
@@ -105,7 +106,7 @@ def exact_step(
     found = []
     for number, batch in enumerate(batches):
         seed_everything(step_seed(seed, step, number))
-        trainee.model.train()
+        to_train(trainee.model)
         found.append(trainee.step(batch, observer=observer))
     return found
 

@@ -26,6 +26,7 @@ from pytest_fp16.engine.gradients.probes.confidence import (
 from pytest_fp16.engine.gradients.probes.memory import follow, passes_of
 from pytest_fp16.engine.models import call_as_is
 from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.training.modes import modes_kept
 from pytest_fp16.engine.training.trainee import Trainee
 from pytest_fp16.engine.untouched import untouched
 from pytest_fp16.theory.expected_steps import expected_solved, share
@@ -129,10 +130,11 @@ def _finite(found: Gradients) -> bool:
 
 def wrong_share(trainee: Trainee, batches: Sequence[Any]) -> tuple[float, int] | None:
     """(share of wrong decisions, decisions per batch); None where outputs are no decisions."""
-    training, model = trainee.model.training, trainee.model.eval()
+    model = trainee.model
     wrong = count = 0
     try:
-        with torch.no_grad(), untouched(model):
+        with torch.no_grad(), untouched(model), modes_kept(model):
+            model.eval()
             for batch in batches:
                 inputs, targets = split_batch(trainee.placed(batch), labelled=True)
                 outputs = main_output(call_as_is(model, inputs, trainee.subject.forward))
@@ -142,8 +144,6 @@ def wrong_share(trainee: Trainee, batches: Sequence[Any]) -> tuple[float, int] |
                 wrong, count = wrong + int((~right).sum()), count + right.numel()
     except Exception:
         return None  # the user's own step calls the model, or reads the batch, in its own way
-    finally:
-        model.train(training)
     return share(wrong, count), max(count // len(batches), 1)
 
 

@@ -12,6 +12,7 @@ from pytest_fp16.engine.gradients.origins.origin import CLIPPING, OriginWatch
 from pytest_fp16.engine.gradients.probes.confidence import Changed, scaling
 from pytest_fp16.engine.gradients.probes.memory import follow
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee
@@ -46,7 +47,7 @@ def watched(
         origin.begin()
         own = since + number // every, number % every
         seed_everything(drawn if seed is None else step_seed(seed, *own))
-        trainee.model.train()
+        to_train(trainee.model)
         try:
             trainee.step(batch, observer=origin)
         except Exception:
