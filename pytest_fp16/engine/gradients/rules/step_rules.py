@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.gradients.evidence import Evidence
     from pytest_fp16.engine.gradients.origins.found import Found
     from pytest_fp16.engine.gradients.probes.optimizer_probe import Probe
+    from pytest_fp16.engine.gradients.probes.second_look import SecondLook
 
 #: Weights that move less than this share of their 32-bit way, or this many times as far, over the
 #: first steps, and over the optimizer's run alone. Lost updates are common in healthy trainings,
@@ -23,6 +24,8 @@ STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.5, 10.0
 SCALED = 0.1
 #: A runaway is harmful where the loss has grown by this factor.
 LOSS_GROWN = 2.0
+#: A share of a second moment without which steps are of another length altogether.
+_MOST = 0.5
 #: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
 STATE_DECADES = 1.5
 
@@ -130,7 +133,8 @@ def slow(evidence: Evidence) -> Finding | None:
     if look is None or not look.slow:
         return None
     if look.origin is not None:
-        return _lost(evidence, look.origin, f"after {look.ended} steps the loss is not finite")
+        beyond = _lost(evidence, look.origin, f"after {look.ended} steps the loss is not finite")
+        return _led_there(evidence, look, beyond) or beyond
     said = "16 bits learn at less than half the speed: "
     if evidence.stuck is not None:
         return _skipping(evidence, evidence.stuck, look.said())
@@ -150,6 +154,18 @@ def _lost(evidence: Evidence, origin: Found, said: str) -> Finding:
     """A loss that an operation made NaN or infinite in the longer look."""
     detail = origin.detail(evidence.format)
     return origin.finding(f"{said} in 16 bits: {origin.where} ({detail})", f"{detail}; {said}")
+
+
+def _led_there(evidence: Evidence, look: SecondLook, lost: Finding) -> Finding | None:
+    """Steps that led where an operation leaves the range, for want of a second moment.
+
+    At the weights of 32 bits, where the check has looked, it does not.
+    """
+    _, share = vanished(evidence.optimizer)
+    looked_at = look.ended is not None and 2 * look.ended <= look.steps
+    if share <= _MOST or not looked_at or not wayward(evidence):
+        return None
+    return _stepping(evidence, lost.reason, "the weights go another way: ")
 
 
 def _beyond(evidence: Evidence, origin: Found, said: str) -> Finding:

@@ -259,3 +259,27 @@ def test_steps_are_not_blamed_for_what_the_weights_of_32_bits_lose_too():
     found = slow(lost)
     assert (found.module, found.operation) == ("wave", "sin")
     assert "evaluated in 16 bits" in found.evidence
+
+
+FAR = Movement(gain=0.3, size=4.0, length=1.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "moved", "ended", "blamed"),
+    [
+        (0.8, FAR, 4, "<optimizer>"),
+        (0.3, FAR, 4, "head"),  # a part of it: steps are no longer than they were
+        (0.8, HEALTHY, 4, "head"),
+        (0.8, FAR, 5, "head"),  # so far the check has not looked at 32-bit weights
+    ],
+)
+def test_steps_that_led_where_something_overflows_are_to_blame(share, moved, ended, blamed):
+    origin = Found("head", "mul", "overflow", 100.0, 7e4, "net.py:3")
+    look = replace(SLOW, candidate=[math.nan], ended=ended, origin=origin)
+    known = probe(zeroed={"exp_avg_sq": share})
+    found = slow(evidence(optimizer=known, weights=moved, second=look))
+    assert found.module == blamed
+    assert f"after {ended} steps the loss is not finite in 16 bits: mul in head" in found.reason
+    if blamed == "<optimizer>":
+        assert (found.operation, found.mechanism) == ("exp_avg_sq", "underflow")
+        assert f"{share:.0%} of exp_avg_sq is zero in float16" in found.evidence
