@@ -26,7 +26,9 @@ def to_train(model: nn.Module) -> nn.Module:
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[nn.Module]:
     """The model, each of whose modules is in the same mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    # Something may stand in the model's place, to see whether it is used: it has no modules.
+    whole = issubclass(type(model), nn.Module)
+    modes = [(module, module.training) for module in model.modules()] if whole else []
     training = model.training
     try:
         yield model

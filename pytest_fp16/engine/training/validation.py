@@ -117,6 +117,12 @@ def _of_training(subject: Training, trainee: Trainee, steps: int | None) -> list
         )
     if subject.loss is not None and (subject.training_step is not None or trainee.own_step):
         notes.append("loss= is not used: the training step returns the loss; leave it None")
+    own = subject.loss if isinstance(subject.loss, torch.nn.Module) else None
+    if own is not None and (learns := [n for n, p in own.named_parameters() if p.requires_grad]):
+        notes.append(
+            f"loss= has parameters of its own ({', '.join(learns[:3])}), which no optimizer "
+            "trains: what a loss learns belongs into the model, and is read in training_step="
+        )
     if trainee.own_step:
         notes += unheard(trainee.model)
     if not _repeats(subject.train_data):

@@ -315,3 +315,22 @@ def test_a_part_that_is_the_same_in_each_module_is_copied(digits_training):
     assert torch.equal(one[1].weight, before)
     assert not torch.equal(one[2].weight, other[2].weight), "seeds still vary the rest"
     assert torch.equal(part.weight, before)
+
+
+class Weighted(torch.nn.Module):
+    """Weighs its terms by numbers that are to be learned."""
+
+    def __init__(self, learns=True):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1), requires_grad=learns)
+
+    def forward(self, outputs, targets):
+        loss = torch.nn.functional.cross_entropy(outputs, targets)
+        return (loss * (-self.weight).exp() + self.weight).sum()
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_what_a_loss_would_learn_is_told(digits_training, learns):
+    notes = validated(digits_training(loss=Weighted(learns)), torch.device("cpu")).notes
+    told = [note for note in notes if note.startswith("loss= has parameters of its own (weight), ")]
+    assert len(told) == learns
