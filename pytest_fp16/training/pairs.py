@@ -14,10 +14,11 @@ from pytest_fp16.metric.own import gained
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.report.figures import loss_of
 from pytest_fp16.settings import Settings
-from pytest_fp16.theory.budget import allowed_loss, beyond_gain
+from pytest_fp16.theory.budget import LARGEST, allowed_loss, beyond_gain
 from pytest_fp16.theory.limits import largest
 from pytest_fp16.theory.seeds import Look, sequential
 from pytest_fp16.theory.seeds_ahead import further_runs, seeds_missing
+from pytest_fp16.training.classes import lost_in_all
 
 #: A default budget that is more than this share of the metric itself is wide: a convention.
 WIDE = 0.1
@@ -40,6 +41,7 @@ class Pairs:
         start: the metric of the weights that training starts from; None where it is not known.
         drift: why the runs are no trainings of one kind; see `engine.training.repeats`.
         notes: seeds that were left out, and why.
+        asked: whether the budget is the user's own.
     """
 
     precision: Precision
@@ -52,6 +54,7 @@ class Pairs:
     start: float | None = None
     drift: str | None = None
     notes: list[str] = field(default_factory=list)
+    asked: bool = False
 
     @property
     def losses(self) -> list[float]:
@@ -74,7 +77,14 @@ class Pairs:
             return "inconclusive"
         if self.look.outcome == "equivalent" and self.proves_nothing is not None:
             return "inconclusive"
-        return self.look.outcome
+        return "not equivalent" if self.lost else self.look.outcome
+
+    @property
+    def lost(self) -> str:
+        """Classes that no 16-bit run learns, in words; a wide budget of the user's allows that."""
+        if self.asked and self.look is not None and self.look.budget > LARGEST:
+            return ""
+        return lost_in_all(self.pairs)
 
     @property
     def proves_nothing(self) -> str | None:
@@ -148,8 +158,9 @@ class Pairs:
         precision = PRECISIONS[tried[0][1].precision]  # a cure's may be another one than failed
         trial = Pairs(precision, tried, start=runs.start(r.seed for r, _ in tried))
         trial.look = replace(_look(trial, runs.settings), budget=budget)
-        if trial.proves_nothing is not None or trial.start is None:
-            return trial.proves_nothing
+        trial.asked = runs.settings.budget is not None
+        if trial.proves_nothing is not None or trial.lost or trial.start is None:
+            return trial.proves_nothing or trial.lost or None
         gain, brought = -trial.look.mean, fmean(r.metric for r, _ in tried) - trial.start
         if gain <= max(budget, brought / 2):
             return None
@@ -167,7 +178,7 @@ def compare(runs: Runs, precision: Precision) -> Pairs:
     Raises:
         ModelError: the 32-bit training itself fails.
     """
-    pairs = Pairs(precision)
+    pairs = Pairs(precision, asked=runs.settings.budget is not None)
     allowance = runs.settings.seeds
     for seed in range(allowance):
         reference = runs.run(REFERENCE, seed)

@@ -96,6 +96,8 @@ def _checks(pairs: Pairs) -> list[Check]:
     elif pairs.pairs:
         detail = f"all {len(pairs.pairs)} runs finished with finite weights and outputs"
         checks.append(Check(name="finite", passed=True, detail=detail))
+    if lost := pairs.lost:
+        checks.append(Check(name="each class or output", passed=False, detail=lost))
     if pairs.drift is not None:
         checks.append(Check(name="same over seeds", passed=False, detail=pairs.drift))
     elif pairs.look is not None:

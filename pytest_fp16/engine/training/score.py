@@ -30,6 +30,8 @@ from pytest_fp16.theory.budget import clamp
 
 #: Numbers of a run's predictions that are kept for δ and Γ; a pair needs them side by side.
 KEPT = 2**20
+#: Classes that are told apart at most: a vocabulary is none.
+CLASSES = 1000
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Score:
         majority: share of the commonest label; None where there are no classes.
         own: the metric is the user's own.
         remarks: what to warn of, of the first batch's outputs.
+        right: right answers by class; empty where there are none, or too many to tell apart.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Score:
     majority: float | None = None
     own: bool = False
     remarks: list[str] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -73,6 +77,7 @@ class _Sums:
     inputs: int = 0
     counts: Tensor | None = None
     remarks: list[str] | None = None
+    right: Tensor | None = None
 
     def keep(self, logits: Tensor) -> None:
         rows = self.room // max(logits[0].numel(), 1)
@@ -80,9 +85,12 @@ class _Sums:
         self.kept.append(part)
         self.room = self.room - part.numel() if rows >= logits.shape[0] else 0
 
-    def count(self, labels: Tensor, classes: int) -> None:
-        found = torch.bincount(labels.reshape(-1).cpu(), minlength=classes)
+    def count(self, labels: Tensor, right: Tensor, classes: int) -> None:
+        """Count labels and right answers by class, both [n]."""
+        found = torch.bincount(labels.cpu(), minlength=classes)
+        answered = torch.bincount(labels.cpu(), right.cpu().double(), minlength=classes)
         self.counts = found if self.counts is None else self.counts + found
+        self.right = answered if self.right is None else self.right + answered
 
 
 def score(
@@ -156,8 +164,9 @@ def _add(
         return task
     sums.tally = sums.tally or Accuracy()
     valid = task.valid(targets, logits[..., 0])
-    sums.tally.add(right(logits, targets), valid)
-    sums.count(targets[valid], logits.shape[-1])
+    answered = right(logits, targets)
+    sums.tally.add(answered, valid)
+    sums.count(targets[valid], answered[valid], logits.shape[-1])
     return task
 
 
@@ -200,4 +209,5 @@ def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
         majority=None if sums.counts is None else float(sums.counts.max() / sums.counts.sum()),
         own=isinstance(tally, UserTally),
         remarks=sums.remarks or [],
+        right=[] if sums.right is None or len(sums.right) > CLASSES else sums.right.tolist(),
     )

@@ -34,7 +34,7 @@ from pytest_fp16.settings import Settings
 from pytest_fp16.subject import Training
 
 #: Raise it when what a run does, or what is kept of it, changes.
-FORMAT = 3
+FORMAT = 4
 
 _BATCHES = 2
 _PLAIN = (
