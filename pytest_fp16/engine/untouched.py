@@ -218,8 +218,30 @@ def _containers(value: Any, met: Met | None = None) -> Iterator[Any]:
             yield from _containers(part, met)
 
 
+def formats_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """Of the floating tensors in plain attributes, by name, as `plain_tensors` tells them.
+
+    An attribute that holds several of one format has it under its own name, too: more of them may
+    come.
+    """
+    found = {n: t.dtype for n, t in plain_tensors(model).items() if t.is_floating_point()}
+    whole: dict[str, set[torch.dtype]] = defaultdict(set)
+    for name, dtype in found.items():
+        whole[_attribute(name)].add(dtype)
+    return {n: next(iter(held)) for n, held in whole.items() if len(held) == 1} | found
+
+
+def _attribute(name: str) -> str:
+    """The attribute a tensor lies in: ``"shadow"`` of ``"shadow[0]"``."""
+    return name.partition("[")[0]
+
+
 def carry_over(
-    leader: nn.Module, model: nn.Module, dtype: torch.dtype | None, weights: bool = False
+    leader: nn.Module,
+    model: nn.Module,
+    dtype: torch.dtype | None,
+    weights: bool = False,
+    formats: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """Give a model what another has carried along: hidden states, caches, averages, counts.
 
@@ -229,11 +251,18 @@ def carry_over(
         dtype: of floating tensors in plain attributes; None for the leader's. A buffer, and a
             weight, keeps its own.
         weights: its weights, too.
+        formats: what is known of `dtype`, by name, as `formats_of` tells it: a program may keep an
+            average in float32, and may not take it in another.
     """
+    known = dict(formats or {})
+    names = {id(t): n for n, t in plain_tensors(leader).items()} if known else {}
 
     def cast(tensor: Tensor) -> Tensor:
-        floating = tensor.is_floating_point() and dtype is not None
-        return tensor.detach().to(dtype if floating else tensor.dtype, copy=True)
+        if not tensor.is_floating_point():
+            return tensor.detach().clone()
+        name = names.get(id(tensor), "")
+        own = known.get(name) or known.get(_attribute(name)) or dtype or tensor.dtype
+        return tensor.detach().to(own, copy=True)
 
     owned = {memory(p) for p in leader.parameters()}
     for own, other in zip(model.modules(), leader.modules(), strict=False):

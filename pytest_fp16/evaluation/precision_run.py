@@ -22,7 +22,7 @@ from pytest_fp16.engine.emulation.wording import (
 from pytest_fp16.engine.outputs import joined
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
-from pytest_fp16.engine.untouched import State, carry_over, untouched
+from pytest_fp16.engine.untouched import State, carry_over, formats_of, untouched
 from pytest_fp16.evaluation.batch import Batch, in_halves
 from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
 from pytest_fp16.evaluation.kept import enough_inputs, few_inputs
@@ -148,8 +148,8 @@ class PrecisionRun:
         """Before a batch: theory starts from what the reference has carried along until then."""
         if self.theory is not None:
             dtype = None if self.precision.mixed else self.precision.dtype
-            writes = self.candidate.habits.writes
-            carry_over(reference, self.theory.model, dtype, weights=writes)
+            own, theory = self.candidate, self.theory.model
+            carry_over(reference, theory, dtype, own.habits.writes, formats_of(own.model))
             self.theory.followers.clear()  # each starts from weights of its own
 
     def call_as(self, subject: Evaluation) -> None:

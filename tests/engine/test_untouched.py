@@ -10,7 +10,7 @@ from torch import nn
 
 from pytest_fp16 import Training
 from pytest_fp16.engine.gradients.check import gradient_check
-from pytest_fp16.engine.untouched import State, carry_over, plain_tensors, untouched
+from pytest_fp16.engine.untouched import State, carry_over, formats_of, plain_tensors, untouched
 from pytest_fp16.precision import precision
 from pytest_fp16.settings import Settings
 
@@ -306,6 +306,37 @@ def test_state_is_carried_over_in_the_formats_of_the_other_model():
     assert leader.plain[0] == 1
     carry_over(leader, model, None)
     assert model.plain.dtype == torch.float32
+
+
+def test_state_is_carried_over_in_the_formats_that_are_known_of_it():
+    leader, own, model = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    for keeper, mean in ((leader, torch.float32), (own, torch.float16)):
+        keeper.wide, keeper.count = {"mean": torch.ones(2), "sum": [torch.ones(2)]}, torch.ones(1)
+        keeper.recent = [torch.ones(2, dtype=mean)] * (1 if keeper is own else 3)
+        keeper.mean, keeper.index = torch.ones(2, dtype=mean), torch.arange(2)
+    own.count = own.count.double()
+    leader.other = torch.ones(2)
+    known = formats_of(own)
+    assert known["wide[mean]"] == known["wide[sum][0]"] == known["wide"] == torch.float32
+    assert (known["recent[0]"], known["recent"], known["count"]) == (
+        torch.float16,
+        torch.float16,
+        torch.float64,
+    )
+    assert "index" not in known
+    carry_over(leader, model, torch.bfloat16, formats=known)
+    assert model.wide["mean"].dtype == model.wide["sum"][0].dtype == torch.float32
+    assert [t.dtype for t in (model.mean, *model.recent)] == [torch.float16] * 4  # two are new
+    assert (model.count.dtype, model.index.dtype) == (torch.float64, torch.int64)
+    assert model.other.dtype == torch.bfloat16  # nothing is known of it
+    model.wide["mean"] += 1  # a copy of its own
+    assert torch.equal(leader.wide["mean"], torch.ones(2))
+
+
+def test_an_attribute_of_several_formats_has_none_of_its_own():
+    model = nn.Module()
+    model.kept = [torch.ones(2), torch.ones(2).half()]
+    assert formats_of(model) == {"kept[0]": torch.float32, "kept[1]": torch.float16}
 
 
 def test_nested_containers_are_as_they_were_and_weights_under_another_name_are_not_copied():

@@ -243,6 +243,29 @@ def test_a_mean_over_all_batches_is_carried_along(digits, name):
     assert [w for w in report.warnings if "carries something from one batch to the next" in w]
 
 
+class Centred(nn.Module):
+    """Takes off the mean of its outputs, which it keeps in float32 and takes in no other dtype."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.centre = nn.Linear(64, 10), None
+
+    def forward(self, x):
+        out = self.head(x.flatten(1)).float()
+        first, mean = self.centre is None, out.mean(0)
+        self.centre = mean if first else torch.lerp(self.centre, mean, 0.1)
+        return 10 * (out - self.centre)
+
+
+def test_a_mean_that_the_program_keeps_in_float32_stays_so_in_the_forecast(digits):
+    batches = unlabelled(digits)
+    labels = by_hand(Centred().eval(), batches).split(50)
+    data = list(zip(batches, labels, strict=True))
+    report = check(Evaluation(model=Centred().eval(), data=data), precision="16-true", budget=0.05)
+    assert report.verdict == report.forecast.verdict == "equivalent", report.forecast.reason
+
+
 def test_what_is_carried_along_is_no_error(digits):
     class Vanishing(Averaging):
         def forward(self, x):

@@ -99,14 +99,14 @@ class _Check:
         self.course, self.subject, self.precision = course, course.subject, precision
         self.state, self.losses = initial_state(self.subject, SEED), list[float]()
         self.exact = Trainee(self.subject, REFERENCE, SEED, self.state, place)
-        self.place = replace(place, emulated=True)
-        self.replays = Replays(self.exact, self.state, precision, self.place, SEED)
+        low = replace(place, emulated=True)
+        self.replays = Replays(self.exact, self.state, precision, low, SEED)
         self.evidence = Evidence(FORMATS[precision.dtype], cast=not precision.mixed)
         self.evidence.total_steps = self.course.total
         self.outlook = Outlook()
 
     def _candidate(self) -> Trainee:
-        return Trainee(self.subject, self.precision, SEED, self.state, self.place)
+        return self.replays.fresh()
 
     def _reference(self) -> Trainee:
         return Trainee(self.subject, REFERENCE, SEED, self.state, self.exact.place)
@@ -216,6 +216,8 @@ class _Check:
                     emptied += 1
                     evidence.broke = self._emptied(candidate, held[-1])
             alone.keep()
+            if step == 0 or step + 1 in points:
+                self.replays.learn_formats(course.first[: (step + 1) * course.every])
             if step + 1 in (half, 2 * half):
                 snapshots.append(float_tensors(exact))
             if step + 1 in points and evidence.broke is None:

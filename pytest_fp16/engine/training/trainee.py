@@ -115,6 +115,7 @@ class Trainee:
         self.applied = self.skipped = self.lost = 0
         self.counted = counted(self.model, subject)
         self.left_out, self.last_loss = False, 0.0
+        self.formats: Mapping[str, torch.dtype] = {}  # of what its own steps keep, where known
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -131,7 +132,7 @@ class Trainee:
 
     def follow(self, leader: Trainee) -> None:
         """Go on from where another trainee is now, in this precision's own formats."""
-        carry_over(leader.model, self.model, self.cast, weights=True)
+        carry_over(leader.model, self.model, self.cast, weights=True, formats=self.formats)
         self.emptied = emptied(dict(leader.model.named_buffers()), self.model)
         self.counted.follow(leader.counted)
 

@@ -205,6 +205,29 @@ def test_an_average_in_a_list_is_followed(late):
     assert wide.verdict == "equivalent", wide.reason
 
 
+class Centred(nn.Module):
+    """Keeps the mean of its outputs in float32, and takes it in no other dtype."""
+
+    def __init__(self, late):
+        super().__init__()
+        self.net, self.centre = net(), None if late else torch.zeros(3)
+
+    def forward(self, x):
+        out = self.net(x)
+        if self.training:
+            mean = out.detach().float().mean(0)
+            first = self.centre is None
+            self.centre = mean if first else torch.lerp(self.centre, mean, 0.1)
+        return out.float() - self.centre
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", ["16-true", "bf16-true", "16-mixed"])
+def test_a_mean_that_the_program_keeps_in_float32_stays_so(name, late):
+    found = check(name, model=partial(Centred, late))
+    assert found.verdict == "equivalent", found.reason
+
+
 def test_a_tiny_loss_underflows_and_a_scale_would_save_it():
     found = check(
         "16-true", loss=lambda z, y: F.cross_entropy(z, y) * 1e-7, optimizer=partial(SGD, lr=1e6)

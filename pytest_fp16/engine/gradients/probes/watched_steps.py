@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytest_fp16.engine.gradients.origins.found import Found
@@ -16,6 +17,7 @@ from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee
+from pytest_fp16.engine.untouched import formats_of
 from pytest_fp16.precision import Precision
 
 
@@ -60,6 +62,9 @@ def watched(
 class Replays:
     """Steps of a candidate made once more, by a fresh one, and watched.
 
+    What a program keeps in plain attributes has the formats that the program gives it, which one
+    that follows the reference cannot tell: they are learned from steps of its own.
+
     Args:
         reference: the 32-bit training, as far as it has come.
         state: the weights that it started from.
@@ -77,13 +82,47 @@ class Replays:
     ) -> None:
         self.reference, self.state = reference, state
         self.precision, self.place, self.seed = precision, place, seed
+        self._formats: dict[str, torch.dtype] = {}
+        self._learned: set[str] = set()
 
-    def _fresh(self) -> Trainee:
-        return Trainee(self.reference.subject, self.precision, self.seed, self.state, self.place)
+    def fresh(self) -> Trainee:
+        """A candidate as it starts, which knows the formats that have been learned so far."""
+        state, place = self.state, self.place
+        made = Trainee(self.reference.subject, self.precision, self.seed, state, place)
+        if not self._learned:
+            self._formats.update(formats_of(made.model))
+        made.formats = self._formats
+        return made
+
+    def learn_formats(self, batches: list[Any]) -> None:
+        """Which formats the candidate's own first steps give to what the reference keeps by now.
+
+        Args:
+            batches: of the training's first steps: as many of them are made as it takes. Where one
+                raises, no more is known.
+        """
+        wanted = formats_of(self.reference.model).keys()
+        if wanted <= self._learned:
+            return
+        own, every = self.fresh(), self.reference.subject.accumulate
+        for number, batch in enumerate(batches):
+            seed_everything(step_seed(self.seed, number // every, number % every))
+            own.model.train()
+            try:
+                own.step(batch)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                return
+            found = formats_of(own.model)
+            self._formats.update(found)
+            self._learned.update(found)
+            if wanted <= self._learned:
+                return
 
     def here(self, batches: list[Any], sure: Changed | None = None, drawn: int = 0) -> OriginWatch:
         """Steps from where the reference is now."""
-        fresh = self._fresh()
+        fresh = self.fresh()
         fresh.follow(self.reference)
         return watched(fresh, batches, None, sure, drawn)
 
@@ -94,7 +133,7 @@ class Replays:
 
     def first(self, batches: list[Any]) -> OriginWatch:
         """The first steps of the training, from its first weights."""
-        return watched(self._fresh(), batches, self.seed)
+        return watched(self.fresh(), batches, self.seed)
 
     def beyond_range(self, batches: list[Any], first: list[Any]) -> Found | None:
         """What leaves the range in a length over all weights: clipping, or a user's own optimizer.

@@ -1,5 +1,7 @@
 """Watched steps stop at what broke them, and name it."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import nn
@@ -106,3 +108,69 @@ def test_of_several_batches_the_one_that_breaks_is_found_with_what_it_draws():
     replays = Replays(exact, initial_state(fresh.subject, 0), fresh.precision, fresh.place, 0)
     assert replays.cause_in(data[:1]) is None
     assert replays.cause_in(data).operation == "mul"
+
+
+class Keeps(nn.Linear):
+    """Keeps averages in float32 and its last outputs as they are, the latter since some step."""
+
+    def __init__(self, since=0, fails=False):
+        super().__init__(2, 2)
+        self.since, self.fails, self.steps, self.means = since, fails, 0, [torch.zeros(2)]
+
+    def forward(self, x):
+        out = super().forward(x)
+        if self.fails and out.dtype == torch.float16:
+            raise RuntimeError("no")
+        if self.training:
+            self.steps += 1
+            self.means = [torch.lerp(self.means[0], out.detach().float().mean(0), 0.1)]
+            self.last = out.detach() if self.steps > self.since else None
+        return out
+
+
+def keeping(**given):
+    data = [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))] * 4
+    subject = Training(
+        model=lambda: Keeps(**given),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        loss=F.cross_entropy,
+        train_data=data,
+        eval_data=data,
+    )
+    place, state = Place(torch.device("cpu"), "cuda", True), initial_state(subject, 0)
+    exact = Trainee(subject, REFERENCE, 0, state, place)
+    for batch in data:
+        exact.step(batch)
+    return Replays(exact, state, precision("16-true"), place, 0), data
+
+
+@pytest.mark.parametrize("since", [0, 2])
+def test_a_candidate_that_follows_keeps_what_its_own_steps_keep_in_their_formats(since):
+    replays, data = keeping(since=since)
+    early = replays.fresh()
+    replays.learn_formats(data)
+    for one in (early, replays.fresh()):
+        one.follow(replays.reference)
+        assert one.model.means[0].dtype == torch.float32
+        assert one.model.last.dtype == torch.float16
+        assert torch.equal(one.model.means[0], replays.reference.model.means[0])
+        one.step(data[0])  # it refuses none of them
+    replays.learn_formats([None])  # all is known: no step is made
+
+
+def test_what_is_kept_from_the_start_is_known_and_steps_that_raise_tell_no_more():
+    replays, data = keeping(fails=True)
+    replays.learn_formats(data)
+    own = replays.fresh()
+    own.follow(replays.reference)
+    assert own.model.means[0].dtype == torch.float32  # made in the constructor
+    assert own.model.last.dtype == torch.float16  # as if it were cast with the model
+
+
+def test_memory_that_does_not_do_for_a_step_is_passed_on():
+    replays, _ = keeping()
+    replays.fresh = lambda: type(
+        "Full", (), {"model": nn.Linear(1, 1), "step": Mock(side_effect=torch.OutOfMemoryError)}
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        replays.learn_formats([None])
