@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.training.runs import Runs
     from pytest_fp16.training.pairs import Pairs
 
-#: Cures a diagnosis may try, each with two seeds at most; most that fail do so within a step.
-TRIES = 5
+#: Cures a diagnosis may try, each with two seeds at most; most that fail do so within a step. A
+#: line, its function, its module and that one's parent leave room for three other precisions.
+TRIES = 7
 #: Of updates so many must be lost to rounding for what float32 weights cure to be laid to that.
 UPDATES = 0.1
 

@@ -67,6 +67,7 @@ def proposals(
         found += lines[:first] + kept + lines[first:]
     other = [*_mixed(precision), *_bfloat16(precision)]
     other = other[::-1] if mechanism == "overflow" else other
+    other += _bfloat16_mixed(precision)
     yield from _unique([*found, *_masters(subject, model, precision, where), *other])
 
 
@@ -222,6 +223,21 @@ def _bfloat16(precision: Precision) -> list[Proposal]:
             kind="bfloat16",
             description=f"train in {name}: bfloat16 has the range of float32",
             precision=PRECISIONS[name],
+            mechanism="overflow",
+        )
+    ]
+
+
+def _bfloat16_mixed(precision: Precision) -> list[Proposal]:
+    """Both at once, for what loses its range as float16 and its digits as bfloat16."""
+    if precision.mixed or precision.dtype_name != "float16":
+        return []
+    return [
+        Proposal(
+            kind="bfloat16",
+            description="train in bf16-mixed: float32 weights and optimizer state, products in "
+            "bfloat16, which has the range of float32",
+            precision=PRECISIONS["bf16-mixed"],
             mechanism="overflow",
         )
     ]

@@ -1,8 +1,9 @@
 """Cures that compute a part of a training's own code in float32: the culprit's line, its function.
 
 What a line divides by may be lost a line before it, so its function follows. A result that falls to
-zero, or a guard that is none, is not brought back by the line that stumbles over it. A mask's
-constant that does not fit is first replaced by one that does, which costs nothing.
+zero, or a guard that is none, is not brought back by the line that stumbles over it; and behind a
+line without a kernel another may be at fault, which is reached only with the first one mended. A
+mask's constant that does not fit is first replaced by one that does, which costs nothing.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, M
         yield fitting(culprit), line, "fitted"
     yield f"{what}{back}", line, None
     around = function_of(line)
-    if around is not None and culprit.mechanism != "unsupported-op":
+    if around is not None:
         name, lines = around
         yield f"compute all of {name} but its products in float32 ({lines}){back}", lines, None
 

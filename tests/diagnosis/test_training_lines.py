@@ -70,8 +70,40 @@ def test_it_names_the_operation_that_the_line_has():
     assert line.startswith(f"compute sqrt in float32 at {LINE}")
 
 
-def test_a_missing_kernel_is_a_matter_of_its_line_alone():
-    assert len(at_its_line(Guarded(), PRECISIONS["16-true"], at(LINE, "unsupported-op"))) == 1
+def test_behind_a_line_without_a_kernel_its_function_is_tried():
+    found = at_its_line(Guarded(), PRECISIONS["16-true"], at(LINE, "unsupported-op"))
+    assert ["all of guarded" in p.description for p in found] == [False, True]
+
+
+class Whitened(nn.Module):
+    """Solves without a kernel, and behind a product takes a logarithm of what is zero in 16 bits.
+
+    Each of the two lines is in vain without the other.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mixing", torch.eye(64) * 0.5)
+        bank = torch.randn(64, 20, generator=torch.Generator().manual_seed(0)) / 64
+        self.register_buffer("bank", bank)
+        self.head = nn.Linear(20, 10)
+
+    def features(self, x):
+        white = torch.linalg.solve(self.mixing, x, left=False)
+        bands = white @ self.bank
+        return bands.relu().add(1e-10).log()
+
+    def forward(self, x):
+        return self.head(self.features(x.flatten(1)) / 10)
+
+
+def test_a_second_fault_behind_a_missing_kernel_is_mended_with_it(digits_training):
+    report = check(digits_training(model=Whitened), precision="16-true", seeds=2)
+    assert report.verdict == "not equivalent"
+    assert report.culprit.mechanism == "unsupported-op"
+    assert report.cure is not None, report
+    assert "all of features" in report.cure.description
+    assert report.cure.verified
 
 
 def test_a_guard_lost_a_line_before_is_cured(digits_training):
