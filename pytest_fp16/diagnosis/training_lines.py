@@ -9,7 +9,6 @@ mask's constant that does not fit is first replaced by one that does, which cost
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial, wraps
@@ -26,12 +25,8 @@ from pytest_fp16.diagnosis.upcast import lines_in_float32, mode_for
 from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.precision import Precision
-from pytest_fp16.report.figures import written
 from pytest_fp16.report.model import Culprit
 from pytest_fp16.subject import Training
-
-#: How a report's evidence says that an operation is part of the backward pass of another.
-_BEHIND = re.compile(r"in the backward pass of (\w+)")
 
 
 def at_its_line(model: nn.Module, precision: Precision, culprit: Culprit) -> list[Proposal]:
@@ -86,16 +81,17 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, M
     if line is None:
         return
     outside = ", outside autocast" * precision.mixed
-    reads = f"(from what the line reads on, its casts included{outside})"
-    what = f"compute {_on_the_line(culprit)} in float32 at {line} {reads}"
+    # One operation's name would say less than was tried: what it is given may be lost before it.
+    reads = "from what the line reads on, its casts included"
+    what = f"compute all of {line} in float32{outside}, {reads}"
     back = ", and cast back only where a layer takes the result"
     if culprit.variant == "mixed dtypes":
-        everywhere = " and wherever else tensors of two dtypes meet"
+        elsewhere = "wherever else tensors of two dtypes meet"
         _, meet = advice(culprit)
-        yield f"{meet}{everywhere}: {brought('narrowed', culprit)}", line, "narrowed"
+        yield f"{meet} and {elsewhere}: {brought('narrowed', culprit)}", line, "narrowed"
         yield f"{what}{back}", line, None
         if precision.mixed:
-            yield f"{what}{everywhere}{back}", line, "widened"
+            yield f"{what}, and so {elsewhere}{back}", line, "widened"
         return
     if culprit.mechanism == "mask-inf":
         yield fitting(culprit), line, "fitted"
@@ -128,12 +124,6 @@ def function_of(line: str) -> tuple[str, str] | None:
     innermost = max(around, key=lambda node: node.lineno)
     first, last = innermost.body[0].lineno, innermost.end_lineno
     return None if first == last else (innermost.name, f"{path}:{first}-{last}")
-
-
-def _on_the_line(culprit: Culprit) -> str:
-    """The operation that the user wrote there: ``sqrt``, whose backward pass divides."""
-    behind = _BEHIND.search(culprit.evidence)
-    return behind[1] if behind is not None else written(culprit.operation) or "it"
 
 
 def _watched(own: Callable[..., Any], line: str, meeting: Meeting | None) -> Callable[..., Any]:

@@ -219,7 +219,7 @@ def test_the_line_of_a_model_is_tried_in_float32(digits_training, module, line, 
     said = [p.description for p in found if p.kind == "upcast"]
     assert bool(said) is tried
     if tried:
-        assert said[0].startswith("compute mul in float32 at net.py:3")
+        assert said[0].startswith("compute all of net.py:3 in float32, from what the line")
 
 
 @pytest.mark.parametrize(("line", "tried"), [("net.py:3", True), (None, False)])
@@ -230,7 +230,7 @@ def test_the_line_of_a_training_step_is_tried_in_float32(digits_training, line, 
     said = [p.description for p in found if p.kind == "upcast"]
     assert bool(said) is tried
     if tried:
-        assert said[0].startswith("compute div in float32 at net.py:3")
+        assert said[0].startswith("compute all of net.py:3 in float32, from what the line")
 
 
 @pytest.mark.parametrize(("precision", "tried"), [("16-true", 2), ("16-mixed", 3)])
@@ -240,6 +240,7 @@ def test_where_dtypes_meet_more_than_the_line_is_tried(digits_training, precisio
     found = proposals(digits_training(), norms(), PRECISIONS[precision], culprit, None)
     said = [p.description for p in found if p.kind == "upcast"]
     assert ["dtypes meet" in text for text in said] == [True, False, True][:tried]
+    assert all("included, and so wherever else tensors of two" in text for text in said[2:])
     assert said[0] == (
         "bring the tensors that meet there to one dtype at net.py:3 and wherever else tensors of "
         "two dtypes meet: the wider one to that of the other, x.to(y.dtype)"
