@@ -95,8 +95,9 @@ class Training:
     Attributes:
         model: a function that makes a fresh module, or a module: then every seed starts from
             those weights and seeds vary the data order.
-        optimizer: a function of the parameters that returns a ``torch.optim.Optimizer``; None for
-            a Lightning module, which has ``configure_optimizers``.
+        optimizer: a function of the parameters that returns a ``torch.optim.Optimizer``; what it is
+            given is a list of them that also answers what the model does (``named_parameters()``).
+            None for a Lightning module, which has ``configure_optimizers``.
         loss: a function of (outputs, targets) that returns a scalar tensor; None where
             `training_step`, or a Lightning module's own, returns it.
         train_data: yields batches ``(inputs, targets)`` more than once. A seed draws the order

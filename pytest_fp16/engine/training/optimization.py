@@ -19,6 +19,7 @@ from pytest_fp16.engine.training.lightning import (
     require_own_optimizers,
 )
 from pytest_fp16.engine.training.optimizer_copy import copied_over
+from pytest_fp16.engine.training.parameters import Parameters
 from pytest_fp16.errors import SettingError
 from pytest_fp16.subject import Training
 
@@ -114,13 +115,10 @@ def optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
         return several(model), None, "epoch"
     if subject.optimizer is None:
         if not is_lightning(model):
-            raise SettingError(
-                "optimizer is None, and the model has no configure_optimizers(); pass a function "
-                "of the parameters, such as lambda params: SGD(params, lr=0.1)"
-            )
+            raise SettingError(f"optimizer is None, and the model has {_missing(model)}")
         optimizer, scheduler, interval = configured(model)
     else:
-        optimizer = subject.optimizer(list(model.parameters()))
+        optimizer = subject.optimizer(Parameters(model.parameters(), model))
         scheduler, interval = None, subject.scheduler_step
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise SettingError(
@@ -139,6 +137,20 @@ def optimization(subject: Training, model: nn.Module) -> tuple[Any, Any, str]:
             "ReduceLROnPlateau goes by the mean loss of an epoch; leave scheduler_step at 'epoch'"
         )
     return optimizer, scheduler, interval
+
+
+def _missing(model: nn.Module) -> str:
+    """What keeps a model from bringing its own optimizer, and what to pass in its place."""
+    if callable(getattr(model, "configure_optimizers", None)):
+        return (
+            "configure_optimizers(), but no training_step(), without which it is no Lightning "
+            "module; pass optimizer=lambda model: model.configure_optimizers(...), with what it "
+            "asks for"
+        )
+    return (
+        "no configure_optimizers(); pass a function of the parameters, such as "
+        "lambda params: SGD(params, lr=0.1)"
+    )
 
 
 def step_after_epoch(scheduler: Any, mean_loss: float) -> None:

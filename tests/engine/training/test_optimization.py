@@ -33,6 +33,47 @@ def test_the_function_gets_the_models_parameters(digits_training):
     assert (scheduler, interval) == (None, "epoch")
 
 
+def by_name(model):
+    named = list(model.named_parameters())
+    biases = [p for n, p in named if n.endswith("bias")]
+    others = [p for n, p in named if not n.endswith("bias")]
+    groups = [{"params": biases}, {"params": others, "weight_decay": 1e-3}]
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+
+def test_and_may_ask_for_their_names(digits_training):
+    model = digits_training().model()
+    optimizer, _, _ = optimization(digits_training(optimizer=by_name), model)
+    biases, others = (group["params"] for group in optimizer.param_groups)
+    assert [id(p) for p in biases] == [id(model[1].bias), id(model[3].bias)]
+    assert [id(p) for p in others] == [id(model[1].weight), id(model[3].weight)]
+
+
+def test_groups_by_name_are_trained(digits_training):
+    subject = digits_training(optimizer=by_name)
+    report = check(subject, precision="16-mixed", seeds=3, budget="5pt")
+    assert report.verdict == "equivalent", report
+
+
+class Configures(nn.Sequential):
+    """Makes its own optimizer, and is no Lightning module."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def configure_optimizers(self, rate):
+        return torch.optim.SGD(self.parameters(), lr=rate)
+
+
+def test_a_model_that_makes_its_own_optimizer_is_no_lightning_module(digits_training):
+    subject = digits_training(model=Configures, optimizer=None)
+    with pytest.raises(SettingError, match=r"has configure_optimizers\(\), but no training_step"):
+        check(subject, precision="16-mixed")
+    subject = digits_training(model=Configures, optimizer=lambda m: m.configure_optimizers(0.3))
+    optimizer, _, _ = optimization(subject, subject.model())
+    assert optimizer.param_groups[0]["lr"] == 0.3
+
+
 def test_a_scheduler_belongs_to_the_optimizer(digits_training):
     subject = digits_training(scheduler=halving, scheduler_step="step")
     optimizer, scheduler, interval = optimization(subject, subject.model())

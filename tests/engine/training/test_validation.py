@@ -149,10 +149,10 @@ BAD = {
         DataError,
         "put it into a DataLoader",
     ),
-    "an optimizer of the model": (
-        lambda t: {"optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.1)},
+    "an optimizer of what the model has not": (
+        lambda t: {"optimizer": lambda model: torch.optim.SGD(model.weights(), lr=0.1)},
         ModelError,
-        r"making optimizer and scheduler .* 'parameters' \(at .*test_validation\.py:\d+\)",
+        r"making optimizer and sched.* no attribute 'weights' \(at .*test_validation\.py:\d+\)",
     ),
     "a scheduler that goes by epochs": (
         lambda t: {
