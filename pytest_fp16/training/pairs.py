@@ -98,10 +98,16 @@ class Pairs:
         wanted = self.precision.dtype_name
         if not ran or not self.precision.low or any(dtypes.get(wanted) for dtypes in ran):
             return None
-        others = " and ".join(sorted(set().union(*ran)))
+        others = sorted(set().union(*ran))
+        ask = "does the step enter an autocast of its own, or switch it off?"
+        if self.precision.mixed and {"float16", "bfloat16"}.isdisjoint(others):
+            ask = (
+                "is there no operation that autocast casts (a matrix product, a convolution), or "
+                "does the step switch it off?"
+            )
         return (
-            f"nothing was computed in {wanted}: all ran in {others}, so these runs prove nothing "
-            "about it; does the step enter an autocast of its own, or switch it off?"
+            f"nothing was computed in {wanted}: all ran in {' and '.join(others)}, so these runs "
+            f"prove nothing about it; {ask}"
         )
 
     @property

@@ -1,6 +1,7 @@
 """When pairs of runs settle a verdict, and what they refuse or say of the 32-bit runs."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -189,15 +190,41 @@ def inside(context):
 
 
 @pytest.mark.parametrize(
-    ("context", "ran"), [({"enabled": False}, "float32"), ({"dtype": torch.bfloat16}, "bfloat16")]
+    ("context", "ran", "ask"),
+    [
+        (
+            {"enabled": False},
+            "float32",
+            "no operation that autocast casts",
+        ),
+        ({"dtype": torch.bfloat16}, "bfloat16", "does the step enter an autocast of its own"),
+    ],
 )
-def test_runs_that_computed_nothing_in_the_format_prove_nothing(digits_training, context, ran):
+def test_runs_that_computed_nothing_in_the_format_prove_nothing(digits_training, context, ran, ask):
     training = digits_training(loss=None, training_step=inside(context), epochs=2)
     report = check(training, precision="16-mixed", budget="20pt", seeds=3)
     assert report.verdict == "inconclusive"
     assert not next(c for c in report.checks if c.name == "16 bit ran").passed
     assert "nothing was computed in float16" in str(report)
     assert f"all ran in {ran}" in str(report)
+    assert re.search(ask, str(report))
+
+
+class Factors(nn.Module):
+    """Adds up what it looks up: there is nothing for autocast to cast."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(64, 10)
+
+    def forward(self, x):
+        return (self.table.weight * x.flatten(1)[:, :, None]).sum(1)
+
+
+def test_a_model_of_which_autocast_casts_nothing_is_told_so(digits_training):
+    report = check(digits_training(model=Factors), precision="16-mixed", budget="20pt", seeds=2)
+    assert report.verdict == "inconclusive"
+    assert "is there no operation that autocast casts (a matrix product" in str(report)
 
 
 @pytest.mark.parametrize(
