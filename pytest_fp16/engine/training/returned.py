@@ -25,13 +25,13 @@ def scalar_of(value: Any, may_leave_out: bool) -> Tensor | None:
     if value is None and may_leave_out:
         return None
     if not isinstance(value, Tensor) or value.numel() != 1:
-        got, what_to_do = _other(value)
+        got, what_to_do = _other(value, may_leave_out)
         raise ModelError(f"the loss must be a scalar tensor (got {got}); {what_to_do}")
     return value.reshape(())
 
 
-def _other(value: Any) -> tuple[str, str]:
-    """What was returned in place of a loss, and what to do."""
+def _other(value: Any, step: bool) -> tuple[str, str]:
+    """What was returned in place of a loss, and what to do; a step may be a whole loop's."""
     alone = "return the loss alone, or a dictionary with 'loss'"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}", "reduce it, with .mean() say"
@@ -40,6 +40,7 @@ def _other(value: Any) -> tuple[str, str]:
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {len(value)}", alone
     if value is None or isinstance(value, (bool, int, float, str)):
-        return repr(value)[:80], "return it as it was computed, before .item()"
+        rest = ", and leave backward() and the optimizer's step to the check" if step else ""
+        return repr(value)[:80], f"return it as it was computed, before .item(){rest}"
     has_one = isinstance(getattr(value, "loss", None), Tensor)
     return type(value).__name__, "return its .loss" if has_one else alone

@@ -27,6 +27,9 @@ from pytest_fp16.subject import Training
 from pytest_fp16.task import Task
 from pytest_fp16.theory.decline import comes_down
 
+#: An untrained loss of this size may be a GradScaler's work, which begins at 65536.
+_SCALED = 1e4
+
 
 class StepCallback(Protocol):
     """Told after every step: epoch, step within it, loss."""
@@ -158,10 +161,19 @@ def _judge_away(result: RunResult, guard: Guard, start: Score | None) -> None:
     if not guesses and (gained or (math.isfinite(result.metric) and comes_down(guard.losses))):
         return
     result.ended, result.failed_at = "diverged", guard.away_at
+    first = guard.first or 0.0
     result.error = (
         f"it diverged: its loss is {guard.tail:.3g} in the last quarter of an epoch, "
-        f"{guard.first:.3g} untrained; {start.name} {result.metric:.4g}, {start.value:.4g} before"
+        f"{first:.3g} untrained{_scaled(first)}; {start.name} {result.metric:.4g}, "
+        f"{start.value:.4g} before"
     )
+
+
+def _scaled(untrained: float) -> str:
+    """What an untrained loss of that size may be, where a loop's own GradScaler was taken along."""
+    if abs(untrained) < _SCALED:
+        return ""
+    return " (is it scaled already? The check scales it itself)"
 
 
 def trained(

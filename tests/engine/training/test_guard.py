@@ -100,6 +100,17 @@ def test_a_loss_that_ran_away_into_guesses_is_the_32_bit_trainings_own(digits_tr
         check(subject, precision=precision, seeds=3)
 
 
+def test_a_loss_that_the_step_has_scaled_is_asked_for(digits_training):
+    scaler = torch.amp.GradScaler("cpu")
+
+    def scaled(model, batch):
+        return scaler.scale(nn.functional.cross_entropy(model(batch[0]), batch[1]))
+
+    subject = digits_training(training_step=scaled, loss=None)
+    with pytest.raises(ModelError, match=r"untrained \(is it scaled already\? The check scales it"):
+        check(subject, precision="16-mixed", seeds=3)
+
+
 def test_beside_a_32_bit_run_the_loss_is_held_against_its_largest(digits_training):
     subject = digits_training(model=Weighed, training_step=growing, loss=None)
     ended = run(subject, "bf16-true", usual=1e-4)

@@ -30,7 +30,7 @@ def test_a_step_may_leave_a_batch_out_and_a_loss_may_not(value):
             r"\(got a tuple of 2\); return the loss alone, or a dict",
         ),
         ({"nll": torch.ones(())}, r"\(got a dictionary with 'nll'\); return the loss alone"),
-        (0.5, r"\(got 0\.5\); .*before \.item"),
+        (0.5, r"\(got 0\.5\); .*before \.item\(\), and leave backward\(\) and the"),
         (object(), r"\(got object\); return the loss alone"),
         (SimpleNamespace(loss=torch.ones(())), r"\(got SimpleNamespace\); return its \.loss$"),
     ],
@@ -38,6 +38,11 @@ def test_a_step_may_leave_a_batch_out_and_a_loss_may_not(value):
 def test_what_is_no_loss_is_told_without_its_numbers(value, said):
     with pytest.raises(ModelError, match=said):
         scalar_of(value, True)
+
+
+def test_a_loss_function_has_no_backward_to_leave():
+    with pytest.raises(ModelError, match=r"\(got 0\.5\); .*before \.item\(\)$"):
+        scalar_of(0.5, False)
 
 
 def test_a_loss_per_input_is_none():
