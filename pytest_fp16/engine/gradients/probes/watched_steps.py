@@ -107,7 +107,7 @@ class Replays:
         own, every = self.fresh(), self.reference.subject.accumulate
         for number, batch in enumerate(batches):
             seed_everything(step_seed(self.seed, number // every, number % every))
-            own.model.train()
+            to_train(own.model)
             try:
                 own.step(batch)
             except torch.OutOfMemoryError:
