@@ -35,7 +35,7 @@ class Parts:
     """The right answers of each class, or what is explained of each output.
 
     Attributes:
-        right: by class, [C]; of decisions between two also by output and answer, [P·2].
+        right: by class, [C]; of decisions between two by answer, [2], and by output and answer, [P·2].
         inputs: of a regression.
         sums: squared errors, labels and their squares by output, [3, D]; None without.
     """
@@ -53,9 +53,9 @@ class Parts:
             right: whether each is answered so, or the probability of it, [N, P].
             valid: decisions that count, [N, P].
         """
-        self._count("class", labels[valid], right[valid], c)
-        positions = labels.shape[1]
-        if task.kind == "multilabel" and 1 < positions <= ONE_BY_ONE:
+        between_two, positions = task.kind == "multilabel", labels.shape[1]
+        self._count("answer" if between_two else "class", labels[valid], right[valid], c)
+        if between_two and 1 < positions <= ONE_BY_ONE:
             places = labels + 2 * torch.arange(positions)
             self._count("output", places[valid], right[valid], 2 * positions)
 
@@ -122,7 +122,8 @@ def _told(kind: str, place: int, had: Tensor, now: Tensor) -> str:
     kept = f"{float(now):.4g} right answers of {float(had):.4g} are left"
     if kind == "class":
         return f"class {place}: {kept}"
-    return f"{'yes' if place % 2 else 'no'} of output {place // 2}: {kept}"
+    of = f" of output {place // 2}" if kind == "output" else ""
+    return f"{'yes' if place % 2 else 'no'}{of}: {kept}"
 
 
 def told(parts: Sequence[str], most: int = 3) -> str:

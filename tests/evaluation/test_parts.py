@@ -65,12 +65,12 @@ def answers(labels, right, kind="classification", classes=2):
 def test_answers_are_counted_by_class_and_by_output():
     labels = [[0, 1], [0, -100]] * 10
     reference = answers(labels, [[True, True]] * 20, "multilabel")
-    assert reference.right["class"].tolist() == [20, 10]
+    assert reference.right["answer"].tolist() == [20, 10]
     assert reference.right["output"].tolist() == [20, 0, 0, 10]
     assert "output" not in answers(labels, [[True, True]] * 20).right  # classes of tokens
     gone = answers(labels, [[True, False]] * 20, "multilabel")
     assert reference.lost(gone) == [
-        "class 1: 0 right answers of 10 are left",
+        "yes: 0 right answers of 10 are left",
         "yes of output 1: 0 right answers of 10 are left",
     ]
     assert reference.lost(reference) == []
