@@ -35,7 +35,8 @@ class Parts:
     """The right answers of each class, or what is explained of each output.
 
     Attributes:
-        right: by class, [C]; of decisions between two by answer, [2], and by output and answer, [P·2].
+        right: by class, [C]; of decisions between two by answer, [2], and by output and answer,
+            [P·2].
         inputs: of a regression.
         sums: squared errors, labels and their squares by output, [3, D]; None without.
     """
