@@ -227,11 +227,11 @@ def formats_of(model: nn.Module) -> dict[str, torch.dtype]:
     found = {n: t.dtype for n, t in plain_tensors(model).items() if t.is_floating_point()}
     whole: dict[str, set[torch.dtype]] = defaultdict(set)
     for name, dtype in found.items():
-        whole[_attribute(name)].add(dtype)
+        whole[attribute(name)].add(dtype)
     return {n: next(iter(held)) for n, held in whole.items() if len(held) == 1} | found
 
 
-def _attribute(name: str) -> str:
+def attribute(name: str) -> str:
     """The attribute a tensor lies in: ``"shadow"`` of ``"shadow[0]"``."""
     return name.partition("[")[0]
 
@@ -261,7 +261,7 @@ def carry_over(
         if not tensor.is_floating_point():
             return tensor.detach().clone()
         name = names.get(id(tensor), "")
-        own = known.get(name) or known.get(_attribute(name)) or dtype or tensor.dtype
+        own = known.get(name) or known.get(attribute(name)) or dtype or tensor.dtype
         return tensor.detach().to(own, copy=True)
 
     owned = {memory(p) for p in leader.parameters()}

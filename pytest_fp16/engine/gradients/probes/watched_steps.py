@@ -17,7 +17,7 @@ from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.trainee import Trainee
-from pytest_fp16.engine.untouched import formats_of
+from pytest_fp16.engine.untouched import attribute, formats_of
 from pytest_fp16.precision import Precision
 
 
@@ -101,8 +101,7 @@ class Replays:
             batches: of the training's first steps: as many of them are made as it takes. Where one
                 raises, no more is known.
         """
-        wanted = formats_of(self.reference.model).keys()
-        if wanted <= self._learned:
+        if not self._unknown():
             return
         own, every = self.fresh(), self.reference.subject.accumulate
         for number, batch in enumerate(batches):
@@ -117,8 +116,16 @@ class Replays:
             found = formats_of(own.model)
             self._formats.update(found)
             self._learned.update(found)
-            if wanted <= self._learned:
+            if not self._unknown():
                 return
+
+    def _unknown(self) -> bool:
+        """Whether the reference keeps what no step of the candidate's has been seen to keep.
+
+        Of a list that grows, one format that all of it has is enough.
+        """
+        kept = formats_of(self.reference.model)
+        return any(not {name, attribute(name)} & self._learned for name in kept)
 
     def here(self, batches: list[Any], sure: Changed | None = None, drawn: int = 0) -> OriginWatch:
         """Steps from where the reference is now."""

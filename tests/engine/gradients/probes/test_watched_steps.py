@@ -155,7 +155,16 @@ def test_a_candidate_that_follows_keeps_what_its_own_steps_keep_in_their_formats
         assert one.model.last.dtype == torch.float16
         assert torch.equal(one.model.means[0], replays.reference.model.means[0])
         one.step(data[0])  # it refuses none of them
-    replays.learn_formats([None])  # all is known: no step is made
+    replays.fresh = Mock(side_effect=AssertionError("all is known, no step need be made"))
+    replays.learn_formats(data)
+
+
+def test_a_list_that_grows_is_known_by_what_it_holds_so_far():
+    replays, data = keeping()
+    replays.reference.model.means *= 3
+    replays.learn_formats(data)
+    replays.fresh = Mock(side_effect=AssertionError("all is known, no step need be made"))
+    replays.learn_formats(data)
 
 
 def test_what_is_kept_from_the_start_is_known_and_steps_that_raise_tell_no_more():
