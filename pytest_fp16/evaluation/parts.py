@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pytest_fp16.metric.tallies import NO_SPREAD
+from pytest_fp16.metric.tallies import NO_SPREAD, summed
 from pytest_fp16.task import Task
 
 #: A part is lost where no more than this is left of what the reference gets right, or explains.
@@ -38,11 +38,13 @@ class Parts:
         right: by class, [C]; of decisions between two by answer, [2], and by output and answer,
             [P·2].
         inputs: of a regression.
+        alike: whether all batches have outputs that can be looked at, and as many.
         sums: squared errors, labels and their squares by output, [3, D]; None without.
     """
 
     right: dict[str, Tensor] = field(default_factory=dict)
     inputs: int = 0
+    alike: bool = True
     sums: Tensor | None = None
 
     def add_answers(self, task: Task, labels: Tensor, right: Tensor, valid: Tensor, c: int) -> None:
@@ -62,12 +64,15 @@ class Parts:
 
     def _count(self, kind: str, groups: Tensor, right: Tensor, size: int) -> None:
         found = torch.bincount(groups, right.double(), minlength=size)
-        self.right[kind] = self.right[kind] + found if kind in self.right else found
+        self.right[kind] = summed(self.right.get(kind), found)
 
     def add_values(self, values: Tensor, labels: Tensor) -> None:
         """Add values and labels, [N, D] each."""
         outputs = values.shape[1]
-        if not 1 < outputs <= ONE_BY_ONE:
+        other = self.sums is not None and self.sums.shape[1] != outputs
+        if other or not 1 < outputs <= ONE_BY_ONE:
+            self.alike = False
+        if not self.alike:
             return
         values, labels = values.double(), labels.double()
         errors = (values - labels).square().masked_fill(values == labels, 0.0)
@@ -92,7 +97,7 @@ class Parts:
             now = others.right.get(kind)
             if now is not None:
                 found += [_told(kind, i, had[i], now[i]) for i in lost_classes(had, now)]
-        if self.inputs >= FEWEST and len(self.explained) == len(others.explained):
+        if self.alike and self.inputs >= FEWEST and len(self.explained) == len(others.explained):
             had, now = self.explained, others.explained
             lost = (had >= EXPLAINED) & ~(now > LEFT * had)
             for i in lost.nonzero()[:, 0].tolist():

@@ -134,6 +134,15 @@ class RSquared:
         return per_input * self.count / self._spread if self._spread > 0 else math.inf
 
 
+def summed(total: Tensor | None, more: Tensor) -> Tensor:
+    """Counts by class, [C], and more of them: of batches whose inputs are the classes C varies."""
+    if total is None:
+        return more
+    size = max(len(total), len(more))
+    both = (torch.nn.functional.pad(part, (0, size - len(part))) for part in (total, more))
+    return sum(both, torch.zeros(size, dtype=more.dtype))
+
+
 def right(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether each decision [N, P] is right, as ``argmax`` decides: of a tie, the first class."""
     return (logits.nan_to_num(nan=-torch.inf).argmax(-1) == labels) & ~logits.isnan().any(-1)

@@ -106,6 +106,18 @@ def test_pixels_and_single_outputs_are_no_parts():
     assert parts.lost(parts) == []
 
 
+def test_batches_may_have_other_classes_and_outputs():
+    """As those whose classes are the inputs of the batch."""
+    parts = Parts()
+    for n in (8, 9):
+        labels, right = torch.arange(n)[:, None], torch.ones(n, 1)
+        parts.add_answers(Task("classification"), labels, right, right > 0, n)
+        parts.add_values(torch.randn(n, n), torch.randn(n, n))
+    assert parts.right["class"].tolist() == [2] * 8 + [1]
+    assert parts.lost(parts) == []
+    assert not parts.alike
+
+
 def test_many_are_counted():
     assert told(["a", "b"]) == "a; b"
     assert told(list("abcde")) == "a; b; c; 2 more"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pytest_fp16.metric.scores import Scores
-from pytest_fp16.metric.tallies import Accuracy, RSquared, right
+from pytest_fp16.metric.tallies import Accuracy, RSquared, right, summed
 
 
 def test_batches_add_up_to_the_accuracy_of_the_whole():
@@ -71,3 +71,9 @@ def test_an_infinity_that_is_met_is_no_error():
 def test_of_a_tie_the_first_class_and_of_nan_none():
     logits = torch.tensor([[[1.0, 1.0]], [[math.nan, 1.0]], [[0.0, math.inf]]])
     assert right(logits, torch.tensor([[0], [1], [1]])).flatten().tolist() == [True, False, True]
+
+
+def test_counts_of_more_classes_are_added_to_those_of_fewer():
+    few, many = torch.tensor([1, 2]), torch.tensor([1, 1, 1])
+    assert summed(None, few).tolist() == [1, 2]
+    assert summed(few, many).tolist() == summed(many, few).tolist() == [2, 3, 1]

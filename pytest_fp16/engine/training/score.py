@@ -21,7 +21,7 @@ from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.errors import DataError
 from pytest_fp16.metric.own import UserTally, tally_of
-from pytest_fp16.metric.tallies import Accuracy, RSquared, metric_name, right
+from pytest_fp16.metric.tallies import Accuracy, RSquared, metric_name, right, summed
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 from pytest_fp16.task import Task, check_labels
@@ -89,8 +89,8 @@ class _Sums:
         """Count labels and right answers by class, both [n]."""
         found = torch.bincount(labels.cpu(), minlength=classes)
         answered = torch.bincount(labels.cpu(), right.cpu().double(), minlength=classes)
-        self.counts = found if self.counts is None else self.counts + found
-        self.right = answered if self.right is None else self.right + answered
+        self.counts = summed(self.counts, found)
+        self.right = summed(self.right, answered)
 
 
 def score(
