@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from pytest_fp16.evaluation.parts import told
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.totals import MetricTotals
-from pytest_fp16.evaluation.verdict import certified_by_theory, guards_parts, median
+from pytest_fp16.evaluation.verdict import certified_by_theory, lost_whole, median
 from pytest_fp16.metric.own import UserTally
 from pytest_fp16.report.model import Forecast, Metric, Verdict
 from pytest_fp16.theory.budget import within
@@ -71,6 +70,6 @@ def _foreseen(
     expected = f"expected loss {loss:.3g}"
     if not within(loss, metric.budget, metric.reference):
         return "not equivalent", f"{expected} exceeds the budget of {metric.budget:.3g}"
-    if guards_parts(metric) and (lost := told(reference.lost_parts(prediction.metric))):
+    if lost := lost_whole(metric, reference, prediction.metric):
         return "not equivalent", f"expected to be lost: {lost}"
     return "equivalent", f"{expected} within the budget of {metric.budget:.3g}"

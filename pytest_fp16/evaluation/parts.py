@@ -26,6 +26,8 @@ FEWEST = 8
 EXPLAINED = 0.1
 #: Probability to lose so many of a class where all are lost alike, over all classes.
 CHANCE = 1e-4
+#: Right answers of a class that are expected, at least, where there are any.
+_ANY = 0.5
 #: Outputs, or decisions between two, that are looked at one by one; more are pixels.
 ONE_BY_ONE = 64
 
@@ -103,6 +105,15 @@ class Parts:
             for i in lost.nonzero()[:, 0].tolist():
                 found.append(f"output {i}: R² {float(now[i]):.3g}, reference {float(had[i]):.3g}")
         return found
+
+    def one_left(self, others: Parts) -> bool:
+        """Whether others answer one class alone, of several of these."""
+        for kind in ("class", "answer"):
+            had, now = self.right.get(kind), others.right.get(kind)
+            if had is not None and now is not None:
+                several = had >= FEWEST
+                return int(several.sum()) > 1 and int((now[several] >= _ANY).sum()) <= 1
+        return False
 
 
 def lost_classes(had: Tensor, now: Tensor) -> list[int]:

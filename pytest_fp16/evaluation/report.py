@@ -11,6 +11,7 @@ from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
 from pytest_fp16.evaluation.evidence import share
 from pytest_fp16.evaluation.foreseen import forecast
+from pytest_fp16.evaluation.parts import told
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.ranges import beyond_range, sites_of
 from pytest_fp16.evaluation.soundness import explained, guesses
@@ -138,7 +139,7 @@ def _warnings(
         said += [wide] if wide is not None else []
     if verdict == "equivalent":
         said += [w for w in (rules.luck(precision_run), rules.mass_ties(precision_run)) if w]
-        if lost := rules.lost_parts(precision_run, run.totals):
+        if lost := told(run.totals.lost_parts(precision_run.outcome.metric)):
             said.append(f"what the reference tells apart is lost, if it means anything: {lost}")
         if metric is not None and metric.loss > SPENT * metric.budget:
             share = metric.loss / metric.budget

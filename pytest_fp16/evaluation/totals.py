@@ -122,6 +122,12 @@ class MetricTotals:
             return []
         return self.parts.lost(others.parts)
 
+    def answers_one(self, others: MetricTotals) -> bool:
+        """Whether another run answers one class alone, where this one answers several."""
+        if self.parts is None or others.parts is None:
+            return False
+        return self.parts.one_left(others.parts)
+
     def _add_flips(self, tally: Agreement, batch: Batch, flips: Iterable[Flips]) -> None:
         tally.add(margin(batch.logits, *top_two(batch.logits)), batch.top, batch.valid)
         for leads, weights in flips:

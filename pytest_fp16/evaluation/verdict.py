@@ -39,29 +39,23 @@ def checks(
     made = [_sixteen_bit_ran(precision_run), _finite(precision_run)]
     if precision_run.prediction.metric is not None and precision_run.theory is not None:
         made.append(_as_predicted(precision_run))
-    if (
-        metric is not None
-        and guards_parts(metric)
-        and (lost := lost_parts(precision_run, reference))
-    ):
+    if metric is not None and (lost := lost_whole(metric, reference, precision_run.outcome.metric)):
         made.append(Check(name="each class or output", passed=False, detail=lost))
     if metric is not None:
         made.append(_good_enough(metric, doubtful(metric, reference)))
     return [c for c in made if c is not None]
 
 
-def guards_parts(metric: Metric) -> bool:
-    """Whether a class or an output that is lost whole fails.
+def lost_whole(metric: Metric, reference: MetricTotals, others: MetricTotals) -> str:
+    """The classes or outputs whose loss fails a run, in words; empty where none does.
 
-    Without labels nobody knows what a class means, and a wide budget of the user's allows much.
+    A wide budget of the user's allows much. Without labels nobody knows what a class means; but a
+    run that answers one class alone has none left.
     """
     usual_one = metric.budget_origin == "default" or metric.budget <= LARGEST
-    return metric.labelled and usual_one
-
-
-def lost_parts(precision_run: PrecisionRun, reference: MetricTotals) -> str:
-    """The classes or outputs that the candidate loses whole, in words; empty where none is."""
-    return told(reference.lost_parts(precision_run.outcome.metric))
+    if not usual_one or not (metric.labelled or reference.answers_one(others)):
+        return ""
+    return told(reference.lost_parts(others))
 
 
 def _sixteen_bit_ran(precision_run: PrecisionRun) -> Check | None:

@@ -145,9 +145,28 @@ def test_a_rare_class_that_vanishes_fails_within_the_budget():
     assert (report.culprit.operation, report.culprit.mechanism) == ("add", "absorption")
 
 
-def test_without_labels_it_is_a_warning():
+def test_without_labels_a_run_that_answers_one_class_alone_fails():
     report = check(rare(labelled=False), precision="bf16-true")
-    assert report.verdict == "equivalent"
+    assert report.metric.loss <= report.metric.budget
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert [c.name for c in report.checks if not c.passed] == ["each class or output"]
+
+
+class Third(nn.Module):
+    """Of three classes one rides on an offset."""
+
+    def forward(self, x):
+        y = torch.stack([-x, x, torch.full_like(x, -1)], 1)
+        return torch.cat([y[:, :2], (y[:, 2:] + 2 * (x == 0)[:, None] + 2400) - 2400], 1)
+
+
+def test_one_of_several_is_a_warning_without_labels():
+    """Nobody knows whether it means anything."""
+    x = torch.randn(40, 10, 10, generator=torch.Generator().manual_seed(0))
+    x = torch.where(torch.arange(4000).reshape(40, 10, 10) % 200 == 0, 0.0, x)
+    given = Evaluation(Third(), list(x.split(10)), labelled=False)
+    report = check(given, precision="bf16-true")
+    assert report.verdict == "equivalent", str(report)
     assert any("what the reference tells apart is lost" in said for said in report.warnings)
 
 
