@@ -15,6 +15,7 @@ from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
 from pytest_fp16.engine.containers import map_tensors
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
+from pytest_fp16.engine.gradients.rules.step_rules import BOUNDING
 from pytest_fp16.engine.randomness import cuda_autocast_off
 from pytest_fp16.engine.training.by_hand import Several
 from pytest_fp16.engine.training.lightning import is_lightning
@@ -28,7 +29,7 @@ from pytest_fp16.subject import Training
 
 #: Below √(smallest subnormal of the second moment) = 2^-12 an Adam epsilon cannot stand in for a
 #: second moment that has rounded to zero; above 1e-3 it begins to change the training itself.
-EPSILONS = (1e-4, 1e-3)
+EPSILONS = (BOUNDING, 1e-3)
 
 
 def proposals(

@@ -21,6 +21,7 @@ from pytest_fp16.engine.gradients.evidence import (
     Evidence,
     count_in,
     float_tensors,
+    least_epsilon,
     lost_epsilon,
     lost_in_the_cast,
     note_copies,
@@ -118,6 +119,7 @@ class _Check:
         evidence.batch_size = max(map(count_in, extra))
         candidate = self._candidate()
         evidence.epsilon = lost_epsilon(candidate)
+        evidence.least_epsilon = least_epsilon(candidate)
         evidence.lost_weights = lost_in_the_cast(self.state, candidate)
         with candidate.installed():
             evidence.broke = self._point(candidate, extra, 0)

@@ -78,6 +78,7 @@ class Evidence:
         total_steps: optimizer steps of the whole training.
         batch_size: inputs per batch.
         epsilon: (hyperparameter, value) of an optimizer epsilon that is zero in the format.
+        least_epsilon: the smallest epsilon of the optimizer; None where it has none.
     """
 
     format: Format
@@ -113,6 +114,7 @@ class Evidence:
     total_steps: int = 0
     batch_size: int = 0
     epsilon: tuple[str, float] | None = None
+    least_epsilon: float | None = None
 
     def compare(
         self,
@@ -227,6 +229,12 @@ def lost_epsilon(candidate: Trainee) -> tuple[str, float] | None:
             if group[name] > 0 and not float(torch.tensor(group[name]).to(candidate.cast)):
                 return name, group[name]
     return None
+
+
+def least_epsilon(candidate: Trainee) -> float | None:
+    """The smallest epsilon of the optimizer, which bounds its steps; None where it has none."""
+    groups = candidate.optimizer.param_groups
+    return min((group[name] for group in groups for name in epsilons_of(group)), default=None)
 
 
 def epsilons_of(group: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """The small questions the gradient check asks of a training."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pytest_fp16.engine.gradients.evidence import (
     Evidence,
     count_in,
     float_tensors,
+    least_epsilon,
     lost_epsilon,
     lost_in_the_cast,
     trained_weights,
@@ -187,3 +189,12 @@ def test_a_frozen_weight_is_no_matter():
     assert trained_weights(model) == ["0.weight", "0.bias"]
     assert weights_finite(model, tensors | {"1.weight": torch.tensor(torch.nan)})
     assert not weights_finite(model, tensors | {"0.bias": torch.tensor(torch.inf)})
+
+
+def test_the_least_epsilon_of_all_groups_is_known():
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    groups = [{"params": first.parameters()}, {"params": second.parameters(), "eps": 1e-6}]
+    adam = torch.optim.Adam(groups, eps=1e-4)
+    assert least_epsilon(SimpleNamespace(optimizer=adam)) == 1e-6
+    plain = torch.optim.SGD(first.parameters(), lr=0.1)
+    assert least_epsilon(SimpleNamespace(optimizer=plain)) is None

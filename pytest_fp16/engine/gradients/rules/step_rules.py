@@ -24,6 +24,8 @@ STANDSTILL, PROBE_STANDSTILL, RUNAWAY = 0.1, 0.5, 10.0
 SCALED = 0.1
 #: A runaway is harmful where the loss has grown by this factor.
 LOSS_GROWN = 2.0
+#: An epsilon from which steps are bounded without a second moment: what a cure sets it to.
+BOUNDING = 1e-4
 #: A share of a second moment without which steps are of another length altogether.
 _MOST = 0.5
 #: Decades by which optimizer state may be too large in the median: 1.5 makes steps 5.6 times short.
@@ -159,11 +161,13 @@ def _lost(evidence: Evidence, origin: Found, said: str) -> Finding:
 def _led_there(evidence: Evidence, look: SecondLook, lost: Finding) -> Finding | None:
     """Steps that led where an operation leaves the range, for want of a second moment.
 
-    At the weights of 32 bits, where the check has looked, it does not.
+    At the weights of 32 bits, where the check has looked, it does not; and an epsilon that bounds
+    steps is not at fault.
     """
     _, share = vanished(evidence.optimizer)
     looked_at = look.ended is not None and 2 * look.ended <= look.steps
-    if share <= _MOST or not looked_at or not wayward(evidence):
+    bounded = evidence.least_epsilon is None or evidence.least_epsilon >= BOUNDING
+    if bounded or share <= _MOST or not looked_at or not wayward(evidence):
         return None
     return _stepping(evidence, lost.reason, "the weights go another way: ")
 

@@ -265,19 +265,21 @@ FAR = Movement(gain=0.3, size=4.0, length=1.0)
 
 
 @pytest.mark.parametrize(
-    ("share", "moved", "ended", "blamed"),
+    ("eps", "share", "moved", "ended", "blamed"),
     [
-        (0.8, FAR, 4, "<optimizer>"),
-        (0.3, FAR, 4, "head"),  # a part of it: steps are no longer than they were
-        (0.8, HEALTHY, 4, "head"),
-        (0.8, FAR, 5, "head"),  # so far the check has not looked at 32-bit weights
+        (1e-6, 0.8, FAR, 4, "<optimizer>"),
+        (1e-4, 0.8, FAR, 4, "head"),  # it bounds them
+        (None, 0.8, FAR, 4, "head"),
+        (1e-6, 0.3, FAR, 4, "head"),  # a part of it: steps are no longer than they were
+        (1e-6, 0.8, HEALTHY, 4, "head"),
+        (1e-6, 0.8, FAR, 5, "head"),  # so far the check has not looked at 32-bit weights
     ],
 )
-def test_steps_that_led_where_something_overflows_are_to_blame(share, moved, ended, blamed):
+def test_steps_that_led_where_something_overflows_are_to_blame(eps, share, moved, ended, blamed):
     origin = Found("head", "mul", "overflow", 100.0, 7e4, "net.py:3")
     look = replace(SLOW, candidate=[math.nan], ended=ended, origin=origin)
     known = probe(zeroed={"exp_avg_sq": share})
-    found = slow(evidence(optimizer=known, weights=moved, second=look))
+    found = slow(evidence(optimizer=known, weights=moved, second=look, least_epsilon=eps))
     assert found.module == blamed
     assert f"after {ended} steps the loss is not finite in 16 bits: mul in head" in found.reason
     if blamed == "<optimizer>":
