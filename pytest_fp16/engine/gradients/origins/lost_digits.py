@@ -35,11 +35,14 @@ _DIFFERENCES = frozenset("add sub rsub".split())
 _STEEP = frozenset("sin cos tan exp div reciprocal".split())
 #: Of these a large argument is lost where it is made: its last digits are all that they look at.
 _PERIODIC = frozenset("sin cos tan".split())
+#: What makes numbers large.
 _GROWING = frozenset("mul add bmm mm addmm baddbmm cumsum".split())
 #: A period or two: smaller arguments have digits enough.
 _LARGE = 10.0
 #: Of each tensor so many values are kept at most, evenly spread: a large model has many.
 _KEPT = 2**12
+#: Numbers whose memory is held at most, lest it is used anew: beyond, makers are not known.
+_ROOM = 2**26
 
 
 #: Module, operation, the user's line.
@@ -129,7 +132,8 @@ class Digits(FollowingMode):
         self.location = Location(model)
         self.made: list[_Made] = []
         self._makers: dict[int, Place] = {}
-        self._held: list[Tensor] = []  # lest their memory is used anew
+        self._held: list[Tensor] = []
+        self._room = _ROOM
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -162,7 +166,8 @@ class Digits(FollowingMode):
         maker = next(filter(None, makers), None) if known.exact else None
         if known.name in _GROWING and out.numel() and float(out.detach().abs().max()) >= _LARGE:
             maker = self._place(known.name)
-        if maker is not None:
+        self._room -= out.numel() if maker is not None else 0
+        if maker is not None and self._room >= 0:
             self._makers[memory(out)] = maker
             self._held.append(out.detach())
 

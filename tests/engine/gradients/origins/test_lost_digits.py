@@ -163,6 +163,12 @@ def test_what_makes_large_arguments_of_a_wave_loses_their_digits():
     assert "of which sin is off by" in found.said()
 
 
+def test_no_more_memory_is_held_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr("pytest_fp16.engine.gradients.origins.lost_digits._ROOM", 10)
+    found = lost(Waves)
+    assert (found.operation, found.then) == ("sin", "")
+
+
 def test_a_function_that_is_steep_at_large_arguments():
     """Whoever made them."""
     x = 2000 * torch.rand(64, 2, generator=torch.Generator().manual_seed(0)) - 1000
