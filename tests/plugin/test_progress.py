@@ -42,9 +42,10 @@ def command(pytester):
 
 
 def on_a_terminal(command):
-    """What a person would see."""
+    """What a person would see, where there is room for a bar beside words of any length."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as run:
+    wide = {**os.environ, "COLUMNS": "140"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=wide) as run:
         os.close(theirs)
         seen = b""
         while True:
