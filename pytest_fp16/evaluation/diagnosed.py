@@ -88,8 +88,8 @@ def _as_cure(before: Report, after: Report, sound: bool = True) -> Report:
         after: with it.
         sound: whether it would mend a pass by luck.
     """
-    vain = before.equivalent and not (sound and not (is_close(before) and is_close(after)))
-    if not vain or not after.equivalent:
+    better = sound and not (is_close(before.metric) and is_close(after.metric))
+    if better or not (before.equivalent and after.equivalent):
         return after
     return after.model_copy(update={"verdict": "inconclusive"})
 

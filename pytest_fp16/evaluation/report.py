@@ -30,12 +30,12 @@ def needs_diagnosis(report: Report, lucky: bool = False) -> bool:
     """Whether a report fails, only just passes, or passes by luck."""
     if report.verdict == "not equivalent":
         return True
-    return report.verdict == "equivalent" and (is_close(report) or lucky)
+    return report.verdict == "equivalent" and (is_close(report.metric) or lucky)
 
 
-def is_close(report: Report) -> bool:
-    """Whether a report spends more of its budget than is passed over in silence."""
-    return report.metric is not None and report.metric.loss > SPENT * report.metric.budget
+def is_close(metric: Metric | None) -> bool:
+    """Whether more of a budget is spent than is passed over in silence."""
+    return metric is not None and metric.loss > SPENT * metric.budget
 
 
 def is_due(precision_run: PrecisionRun, report: Report) -> bool:
@@ -141,7 +141,7 @@ def _warnings(
         said += [w for w in (rules.luck(precision_run), rules.mass_ties(precision_run)) if w]
         if lost := told(run.totals.lost_parts(precision_run.outcome.metric)):
             said.append(f"what the reference tells apart is lost, if it means anything: {lost}")
-        if metric is not None and metric.loss > SPENT * metric.budget:
+        if metric is not None and is_close(metric):
             share = metric.loss / metric.budget
             said.append(f"{share:.0%} of the budget is spent")
     return said

@@ -15,7 +15,7 @@ from pytest_fp16.metric.tallies import metric_name
 from pytest_fp16.report.figures import BY_LUCK, EXCUSED, plural
 from pytest_fp16.report.model import Certified, Check, Metric, Standardised
 from pytest_fp16.subject import Evaluation
-from pytest_fp16.theory.budget import LARGEST, allowed_loss, beyond_gain, clamp, within
+from pytest_fp16.theory.budget import allowed_loss, allows_a_class, beyond_gain, clamp, within
 from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
 
 #: A candidate whose errors exceed an ideal emulation's by this factor has more than correlation.
@@ -52,8 +52,8 @@ def lost_whole(metric: Metric, reference: MetricTotals, others: MetricTotals) ->
     A wide budget of the user's allows much. Without labels nobody knows what a class means; but a
     run that answers one class alone has none left.
     """
-    usual_one = metric.budget_origin == "default" or metric.budget <= LARGEST
-    if not usual_one or not (metric.labelled or reference.answers_one(others)):
+    allowed = allows_a_class(metric.budget, metric.budget_origin != "default")
+    if allowed or not (metric.labelled or reference.answers_one(others)):
         return ""
     return told(reference.lost_parts(others))
 

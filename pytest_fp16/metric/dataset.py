@@ -166,12 +166,13 @@ class Pooled:
     def worth(self) -> float:
         """What one input is worth: the most that is lost where one has another's outputs."""
         outputs, labels = self._joined
-        n, most = len(outputs), 0.0
-        mixed = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
+        most, changed = 0.0, outputs.clone()
+        random = torch.Generator().manual_seed(0)
+        mixed = torch.randperm(len(outputs), generator=random).tolist()
         for i, other in islice(pairwise(mixed), _LOOKED_AT):
-            changed = outputs.clone()
             changed[i] = outputs[other]
             lost = self.value - _asked(self.metric, changed, labels, self._reference)
+            changed[i] = outputs[i]
             most = max(most, lost if math.isfinite(lost) else 0.0)
         return most
 

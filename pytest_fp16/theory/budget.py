@@ -95,6 +95,11 @@ def allowed_loss(budget: float | str | None, reference: float, usual: float) -> 
     return float(budget), "absolute"
 
 
+def allows_a_class(budget: float, asked: bool) -> bool:
+    """Whether a budget lets a class be lost: one of the user's above the largest usual one."""
+    return asked and budget > LARGEST
+
+
 def within(loss: float, budget: float, reference: float) -> bool:
     """Whether a loss is no more than the budget; what just equals it may be lost.
 

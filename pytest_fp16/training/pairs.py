@@ -14,7 +14,7 @@ from pytest_fp16.metric.own import gained
 from pytest_fp16.precision import PRECISIONS, REFERENCE, Precision
 from pytest_fp16.report.figures import loss_of
 from pytest_fp16.settings import Settings
-from pytest_fp16.theory.budget import LARGEST, allowed_loss, beyond_gain
+from pytest_fp16.theory.budget import allowed_loss, allows_a_class, beyond_gain
 from pytest_fp16.theory.limits import largest
 from pytest_fp16.theory.seeds import Look, sequential
 from pytest_fp16.theory.seeds_ahead import further_runs, seeds_missing
@@ -82,9 +82,8 @@ class Pairs:
     @property
     def lost(self) -> str:
         """Classes that no 16-bit run learns, in words; a wide budget of the user's allows that."""
-        if self.asked and self.look is not None and self.look.budget > LARGEST:
-            return ""
-        return lost_in_all(self.pairs)
+        allowed = self.look is not None and allows_a_class(self.look.budget, self.asked)
+        return "" if allowed else lost_in_all(self.pairs)
 
     @property
     def proves_nothing(self) -> str | None:

@@ -5,6 +5,15 @@ import pytest
 from pytest_fp16.report.model import Certified, Check, Run, Speed, Standardised
 from pytest_fp16.report.terminal import full, table
 
+STANDARDISED = Standardised(
+    count=360,
+    spread=1.04,
+    spread_allowed=1.62,
+    mean=-0.031,
+    mean_allowed=0.4,
+    bound_exceeded=0,
+    median_abs=0.7,
+)
 ALL = Certified(measured=1.0, bounded=0.902, probable=0.9972)
 
 
@@ -122,18 +131,9 @@ def test_full_shows_how_close_a_model_is_to_the_limits(passed, site):
         site(share=0.1, module="", operation="exp", subnormal=0.034, zeroed=0.0021),
         site(share=0.0, module="", operation="sqrt", largest=0.0, headroom=math.inf),
     ]
-    standardised = Standardised(
-        count=360,
-        spread=1.04,
-        spread_allowed=1.62,
-        mean=-0.031,
-        mean_allowed=0.4,
-        bound_exceeded=0,
-        median_abs=0.7,
-    )
     report = passed(
         sites=sites,
-        standardised=standardised,
+        standardised=STANDARDISED,
         certified=ALL,
         least_robust=[17, 3],
         delta_max=0.00123456,
@@ -191,15 +191,7 @@ def test_full_says_why_more_than_is_allowed_passes(passed, excused):
         detail += ": correlated rounding, an ideal emulation has it too"
     text = full(
         passed(
-            standardised=Standardised(
-                count=360,
-                spread=3.82,
-                spread_allowed=1.71,
-                mean=0.0,
-                mean_allowed=0.4,
-                bound_exceeded=0,
-                median_abs=0.7,
-            ),
+            standardised=STANDARDISED.model_copy(update={"spread": 3.82, "spread_allowed": 1.71}),
             checks=[Check(name="as predicted", passed=True, detail=detail)],
         )
     )

@@ -11,6 +11,7 @@ from scipy.stats import binom
 from pytest_fp16.theory.budget import (
     accuracy_error,
     allowed_loss,
+    allows_a_class,
     beyond_gain,
     clamp,
     guessed,
@@ -138,3 +139,10 @@ def test_a_mean_with_one_left_out_in_turn_has_the_error_of_the_mean(scores):
 @pytest.mark.parametrize("without", [[], [1.0], [1.0, math.nan, 2.0], [math.inf, 1.0]])
 def test_a_jackknife_of_no_numbers_knows_no_error(without):
     assert jackknife(without) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked", "allows"), [(0.02, True, True), (0.01, True, False), (0.02, False, False)]
+)
+def test_a_wide_budget_of_the_users_alone_allows_a_class_to_be_lost(budget, asked, allows):
+    assert allows_a_class(budget, asked) == allows

@@ -29,13 +29,13 @@ def modes_kept(model: nn.Module) -> Iterator[nn.Module]:
     # Something may stand in the model's place, to see whether it is used: it has no modules.
     whole = issubclass(type(model), nn.Module)
     modes = [(module, module.training) for module in model.modules()] if whole else []
-    training = model.training
+    whole_mode = model.training
     try:
         yield model
     finally:
-        model.train(training)  # which a module may have its own way of: adapters are taken out
-        for module, training in modes:
-            module.training = training
+        model.train(whole_mode)  # which a module may have its own way of: adapters are taken out
+        for module, mode in modes:
+            module.training = mode
 
 
 def _keeps_its_modes(model: nn.Module) -> bool:

@@ -63,8 +63,11 @@ class FirstStep:
         any.
         """
         first, *_ = self.before
-        after = self._losses(_AGAIN)
-        if not all(map(math.isfinite, after)) or not _differ(first, after[0]):
+        after = self._losses(1)
+        if math.isnan(after[0]) or not _differ(first, after[0]):
+            return None
+        after += self._losses(_AGAIN - 1)  # the usual training is spared them
+        if not all(map(math.isfinite, after)):
             return None
         if any(not _differ(first, loss) for loss in after):
             return None  # a draw makes it another one now and then

@@ -112,6 +112,12 @@ def test_what_is_drawn_now_and_then_is_no_drift(digits_training, chance):
         assert opening.drift() is None, seed
 
 
+def test_a_training_that_repeats_makes_one_step_more(digits_training, monkeypatch):
+    opening = first_step(digits_training())
+    monkeypatch.setattr(opening, "_losses", lambda n: opening.before[:1] * n if n == 1 else 1 / 0)
+    assert opening.drift() is None
+
+
 def test_what_is_logged_outside_the_model_does_no_harm(digits_training):
     seen = []
 
