@@ -66,7 +66,7 @@ def find_cure(
         elif dear is None or share < dear[0]:
             said = _beside_a_dearer(described(trials, remedy, culprit, origin), dear)
             found = _verified(trials, kind, remedy, report, said, price)
-            if _by_luck(report):
+            if report.luck is not None:
                 reserve.append(found)
                 continue
             if price is None or share - (price.float32_share_before or 0.0) <= _DEAR:
@@ -80,11 +80,6 @@ def find_cure(
     if cure.verdict is None:
         cure = cure.model_copy(update={"untried": untried(trials, culprit, cure.kind)})
     return cure, ()
-
-
-def _by_luck(report: Report) -> list[str]:
-    """The warnings that what passes need not pass on other data."""
-    return [said for said in report.warnings if figures.BY_LUCK in said]
 
 
 def _beside_a_dearer(said: str, dear: tuple[float, Cure, tuple[str, ...]] | None) -> str:
@@ -112,7 +107,7 @@ def _verified(
         modules=list(remedy.keep),
         precision=None if own else remedy.precision,
         verified=True,
-        description="; with it ".join([description, *_by_luck(report)]),
+        description=description if report.luck is None else f"{description}; with it {report.luck}",
         verdict=report.verdict,
         price=price,
         **_numbers(report),

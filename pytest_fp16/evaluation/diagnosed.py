@@ -19,7 +19,7 @@ from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.price import price_of
-from pytest_fp16.evaluation.report import is_close, is_doubtful, is_due, report_of
+from pytest_fp16.evaluation.report import is_close, is_doubtful, needs_diagnosis, report_of
 from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.planned import extended, remarks
 from pytest_fp16.report.model import Report
@@ -32,7 +32,7 @@ def diagnosed(run: EvaluationRun, reports: list[Report]) -> list[Report]:
     done = []
     run.rewind()
     for precision_run, report in zip(run.runs, reports, strict=True):
-        if is_due(precision_run, report) and precision_run.outcome.kept is not None:
+        if needs_diagnosis(report) and precision_run.outcome.kept is not None:
             report, found[report.precision] = _with_culprit(run, precision_run, report, siblings)
         if run.plan is not None:
             said = remarks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_fp16.engine.randomness import preserved_state
-from pytest_fp16.evaluation.report import is_due, report_of
+from pytest_fp16.evaluation.report import needs_diagnosis, report_of
 from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.progress import Progress
 from pytest_fp16.report.model import Report
@@ -19,7 +19,7 @@ def examine_evaluation(
         run = EvaluationRun(subject, settings, progress, test=test)
         run.execute()
         reports = [report_of(run, precision_run) for precision_run in run.runs]
-        if run.plan is not None or any(map(is_due, run.runs, reports)):
+        if run.plan is not None or any(map(needs_diagnosis, reports)):
             from pytest_fp16.evaluation.diagnosed import diagnosed
 
             reports = diagnosed(run, reports)

@@ -26,21 +26,16 @@ if TYPE_CHECKING:
 SPENT = 0.5
 
 
-def needs_diagnosis(report: Report, lucky: bool = False) -> bool:
+def needs_diagnosis(report: Report) -> bool:
     """Whether a report fails, only just passes, or passes by luck."""
     if report.verdict == "not equivalent":
         return True
-    return report.verdict == "equivalent" and (is_close(report.metric) or lucky)
+    return report.verdict == "equivalent" and (is_close(report.metric) or report.luck is not None)
 
 
 def is_close(metric: Metric | None) -> bool:
     """Whether more of a budget is spent than is passed over in silence."""
     return metric is not None and metric.loss > SPENT * metric.budget
-
-
-def is_due(precision_run: PrecisionRun, report: Report) -> bool:
-    """Whether the report of a run needs a diagnosis."""
-    return needs_diagnosis(report, rules.luck(precision_run) is not None)
 
 
 def is_doubtful(precision_run: PrecisionRun) -> bool:
@@ -87,6 +82,7 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
         standardised=rules.standardised_of(precision_run),
         sites=sites_of(precision_run),
         least_robust=rules.least_robust(precision_run),
+        luck=rules.luck(precision_run) if verdict == "equivalent" else None,
         warnings=_warnings(run, precision_run, verdict, measured),
         error=precision_run.failure or precision_run.no_memory,
         run=_run_facts(run, precision_run),

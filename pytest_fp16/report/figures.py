@@ -7,10 +7,6 @@ import re
 
 from pytest_fp16.report.model import Certified, Metric, Price, Report, Run
 
-#: How a check says that errors beyond the theory are the format's, and no defect's.
-EXCUSED = "an ideal emulation has it too"
-#: How a warning says that decisions survived, and need not on other data.
-BY_LUCK = "other data may not be so kind"
 #: Methods of a forecast that count flips.
 _COUNTING = ("adjoint", "random rounding")
 #: What is written in a program for operations that torch calls otherwise within.

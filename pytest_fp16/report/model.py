@@ -6,10 +6,11 @@ a positive loss is a loss.
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict
+
+from pytest_fp16.report.numbers import Facts, Real
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -30,38 +31,6 @@ Mechanism = Literal[
 ]  # fmt: skip
 
 
-def _jsonable(value: float) -> float | str:
-    """JSON has no NaN or infinity: write them as the words Python's float() reads back."""
-    return value if math.isfinite(value) else str(value)
-
-
-Real = Annotated[float, PlainSerializer(_jsonable, when_used="json")]
-
-_WORDS = {"nan", "inf", "-inf"}
-
-
-def _words(value: Any) -> Any:
-    """`_jsonable` for every number in nested lists and dicts."""
-    if isinstance(value, float):
-        return _jsonable(value)
-    if isinstance(value, dict):
-        return {key: _words(item) for key, item in value.items()}
-    return [_words(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _numbers(value: Any) -> Any:
-    """Undo `_words`."""
-    if isinstance(value, str) and value in _WORDS:
-        return float(value)
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    return [_numbers(item) for item in value] if isinstance(value, list) else value
-
-
-Facts = Annotated[
-    dict[str, Any], BeforeValidator(_numbers), PlainSerializer(_words, when_used="json")
-]
-
 #: Forms of a mechanism that its usual words and cures do not fit.
 Variant = Literal[
     "mixed dtypes", "refused by the program", "refused by autocast", "not in NumPy", "other bits",
@@ -79,10 +48,11 @@ class Part(BaseModel):
 
 
 class Check(Part):
-    """One named check of the verdict."""
+    """One named check of the verdict; `excused` passes with more than is allowed, and says why."""
 
     name: CheckName
     passed: bool
+    excused: bool = False
     detail: str
 
 
@@ -249,7 +219,8 @@ class Report(Part):
     """Everything one check found out.
 
     `flips` and `ties` are None for tasks without decisions (regression). `delta_max` is the
-    paper's δ, `gamma_median` the median of its Γ, both on probabilities.
+    paper's δ, `gamma_median` the median of its Γ, both on probabilities. `luck` says, of one that
+    passes, why it need not on other data.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -275,6 +246,7 @@ class Report(Part):
     least_robust: list[int] = []
     culprit: Culprit | None = None
     cure: Cure | None = None
+    luck: str | None = None
     warnings: list[str] = []
     error: str | None = None
     run: Run | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from pytest_fp16.report import figures
 from pytest_fp16.report.message import place
-from pytest_fp16.report.model import Check, Report, Site
+from pytest_fp16.report.model import Report, Site
 from pytest_fp16.report.trained import course
 
 Named = tuple[str, Report]
@@ -191,7 +191,7 @@ def _standing(report: Report) -> list[str]:
             f"(allowed ±{figures.decimal(s.mean_allowed, 2)}), {s.bound_exceeded} of {s.count} "
             "beyond the worst-case bound"
         )
-        lines += [f"  {check.detail}" for check in report.checks if _explains(check)]
+        lines += [f"  {check.detail}" for check in report.checks if check.excused]
     if report.delta_max is not None and report.gamma_median is not None:
         lines.append(
             f"largest δ {figures.significant(report.delta_max)}, "
@@ -207,11 +207,6 @@ def _standing(report: Report) -> list[str]:
     if report.least_robust:
         lines.append("least robust inputs: " + ", ".join(map(str, report.least_robust)))
     return lines
-
-
-def _explains(check: Check) -> bool:
-    """Whether a check passes with more than is allowed, and says why."""
-    return check.name == "as predicted" and check.passed and figures.EXCUSED in check.detail
 
 
 def _extremes(sites: Sequence[Site]) -> list[str]:
