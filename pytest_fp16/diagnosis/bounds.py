@@ -130,6 +130,19 @@ def _mask_constant(born: Operation, finding: Finding, fmt: Format) -> float | No
     return None
 
 
+def fell_as_stored(born: Operation, finding: Finding, fmt: Format) -> Why | None:
+    """A few values of a weight or buffer that are zero as it is cast, where outputs became NaN.
+
+    A small variance, say: the result shows it, and no constant guards it that is larger.
+    """
+    guards = max(map(abs, finding.scalars), default=0.0)
+    stored = [m for m in finding.operands if m.fixed and not m.made and m.count > 1]
+    fell = [m for m in stored if m.zeroed and m.largest_zeroed > guards]
+    if not fell or not any(m.lost or m.zeroed for m in finding.results):
+        return None
+    return _fell(born, max(fell, key=lambda m: m.largest_zeroed), fmt)
+
+
 def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | None:
     """An epsilon that rounds to zero, or a bound near one that rounds to one.
 

@@ -178,7 +178,9 @@ def _candidates(
             yield "keep_in_float32", Remedy(trials.precision, keep)
     lost = lost_as_cast(trials, origin)
     if lost is not None and lost.kind == "buffer":
-        yield "upcast", Remedy(trials.precision, buffers=(lost.name,))
+        bare = Remedy(trials.precision, buffers=(lost.name,))
+        beside = replace(bare, lines=_line(culprit))  # where 16-bit weights refuse what it gives
+        yield "upcast", bare if trials.heals(bare, origin) else beside
     name, _, mode = trials.precision.partition("-")
     mixed = f"{name}-mixed"
     if mode == "true":

@@ -29,13 +29,14 @@ def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin |
         done = trials.applied.get(remedy)
         others = _elsewhere(done.taken, culprit) if done is not None else []
         return f"{said}; and so for {_listed(others)}" if others else said
+    if remedy.buffers:
+        again = "set it again once the model is cast, which takes from it what is needed"
+        said = f"keep the buffer {_listed(remedy.buffers)} in float32: {again}"
+        return f"{said}; and {_lines(trials, remedy, culprit)}" if remedy.lines else said
     if remedy.lines:
         own = culprit.variant == "another constant"
         instead = f" (or, not tried: {advice(culprit)[1]})" * own
         return f"{_lines(trials, remedy, culprit)}{instead}"
-    if remedy.buffers:
-        again = "set it again once the model is cast, which takes from it what is needed"
-        return f"keep the buffer {_listed(remedy.buffers)} in float32: {again}"
     names = ", ".join(remedy.keep)
     what = f"keep {names} in float32"
     if remedy.precision != trials.precision:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pytest_fp16.diagnosis.bounds import (
     came_small,
+    fell_as_stored,
     form_of_constant,
     out_of_range,
     vanished,
@@ -200,7 +201,8 @@ def _why(
     finding = born.finding
     assert finding is not None, "unreachable: the caller has looked"
     fmt = format_of(finding)
-    for rule in (out_of_range, vanishing_constant, counting, absorbed):
+    fallen = [fell_as_stored] if lost else []
+    for rule in (out_of_range, *fallen, vanishing_constant, counting, absorbed):
         why = rule(born, finding, fmt)
         if why is not None:
             return why

@@ -16,14 +16,6 @@ from pytest_fp16.engine.emulation.operations import LOW, WIDE, Facts, flat
 #: Operations that put constants in place, such as the infinities of a mask.
 _FILLS = frozenset("full full_like fill masked_fill scalar_tensor where empty empty_like".split())
 
-#: Operations whose results are drawn.
-_DRAWS = frozenset(
-    """
-    rand randn rand_like randn_like randint randint_like randperm normal uniform exponential
-    bernoulli multinomial native_dropout geometric cauchy log_normal poisson rrelu_with_noise
-    """.split()
-)
-
 
 @dataclass(slots=True)
 class Ref:
@@ -114,7 +106,7 @@ class Tape:
             tuple(_noted(a) for a in args),
             {k: _noted(v) for k, v in kwargs.items()},
             index,
-            known is not None and known.name in _DRAWS,
+            known is not None and known.random,
         )
         self.entries.append(entry)
         return entry

@@ -120,10 +120,15 @@ def expected_flips(reference: Tensor, theory: TheoryBatch, chance: Tensor) -> It
 
 
 def noisy(theory: TheoryBatch, task: Task, seed: int) -> Tensor:
-    """Theory's logits with rounding errors of theory's size: a metric of the user's may see any."""
+    """Theory's logits with rounding errors of theory's size: a metric of the user's may see any.
+
+    A value that is exactly zero, as what is masked or clamped is, has none.
+    """
+    if theory.noisy_logits is not None:
+        return theory.noisy_logits
     generator = torch.Generator(device=theory.logits.device).manual_seed(seed)
     noise = torch.empty_like(theory.logits).normal_(generator=generator)
     sigma = theory.sigma.nan_to_num(0, 0, 0).reshape(len(noise), -1, 1)
     if task.kind == "classification":
         sigma = sigma / 2**0.5  # a margin is the difference of two logits
-    return theory.logits + noise * sigma
+    return theory.logits + (noise * sigma).masked_fill_(theory.logits == 0, 0)

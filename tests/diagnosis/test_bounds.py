@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.diagnosis.bounds import came_small, out_of_range, vanished, vanishing_constant
+from pytest_fp16.diagnosis.bounds import (
+    came_small,
+    fell_as_stored,
+    out_of_range,
+    vanished,
+    vanishing_constant,
+)
 from pytest_fp16.diagnosis.findings import Finding
 from pytest_fp16.diagnosis.measure import Measure
 from pytest_fp16.diagnosis.mechanism import because, explain, worth_watching
@@ -61,6 +67,29 @@ def test_what_vanishes_in_float16_does_not_in_bfloat16(dtype, told):
     why = vanished(Operation(0, "mul", "m"), finding([1e-9, 2e-9], dtype), FORMATS[dtype])
     assert (why is not None) == told
     assert not told or why.mechanism == "underflow"
+
+
+@pytest.mark.parametrize(
+    ("operation", "scalars", "told"),
+    [
+        (torch.rsqrt, [], True),
+        (lambda v: v + 1e-9, [1e-9], True),  # the smaller of two that are lost
+        (lambda v: v + 1e-5, [1e-5], False),  # it guards, and the result shows no zero
+        (lambda v: v.sum(0, keepdim=True), [], False),
+    ],
+)
+def test_a_few_values_that_fall_to_zero_as_they_are_cast(operation, scalars, told):
+    """Two variances of ten, of which the reciprocal is then infinite."""
+    variances = torch.tensor([1e-8, 2e-8, *[1.0] * 8])
+    low = variances.half()
+    entered = Measure(low, variances, torch.float16, fixed=True, made=False)
+    result = Measure(operation(low), operation(variances), torch.float16)
+    seen = Finding(operands=[entered], results=[result], scalars=scalars)
+    why = fell_as_stored(Operation(0, "any", "m"), seen, FORMATS[torch.float16])
+    assert (why is not None) == told
+    if told:
+        assert (why.mechanism, why.variant) == ("underflow", "stored values")
+        assert why.evidence.startswith("20.0% of the values of a weight or buffer fall to zero")
 
 
 @pytest.mark.parametrize(("values", "told"), [([3e-8, 5e-8], True), ([3e-4, 5e-4], False)])

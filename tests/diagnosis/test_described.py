@@ -91,6 +91,33 @@ def test_a_buffer_that_its_cast_ruins_is_named():
     assert said.startswith("keep the buffer alphas in float32: set it again once the model is cast")
 
 
+class Variances(nn.Module):
+    """Two of its variances are zero in float16; its layers take no float32."""
+
+    def __init__(self):
+        super().__init__()
+        variances = torch.tensor([1e-8, 1.0, 2.0, 2e-8, 0.5, 1.0, 1.5, 0.7])
+        self.first, self.head = nn.Linear(4, 8, bias=False), nn.Linear(8, 3)
+        with torch.no_grad():
+            self.first.weight.mul_(variances.sqrt()[:, None])
+        self.register_buffer("variances", variances)
+
+    def forward(self, x):
+        z = self.first(x) * self.variances.rsqrt()
+        return self.head(z)
+
+
+def test_a_buffer_whose_values_fall_to_zero_is_kept_with_the_line_that_reads_it():
+    torch.manual_seed(0)
+    report, said = cured(Variances(), torch.randn(300, 4))
+    culprit = report.culprit
+    assert (culprit.mechanism, culprit.variant) == ("underflow", "stored values")
+    assert culprit.operation == "rsqrt"
+    assert said.startswith("keep the buffer variances in float32: set it again once the model is")
+    assert f"; and compute rsqrt in float32 at {culprit.source}" in said
+    assert report.cure.verified
+
+
 class Inside(nn.Module):
     """The same, in a module that is kept with its buffer."""
 

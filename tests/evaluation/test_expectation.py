@@ -8,7 +8,14 @@ from torch import nn
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
-from pytest_fp16.evaluation.expectation import alike, expected_right, flip_chance, open_chance
+from pytest_fp16.evaluation.expectation import (
+    alike,
+    expected_right,
+    flip_chance,
+    noisy,
+    open_chance,
+)
+from pytest_fp16.task import Task
 
 
 def theory_of(logits, sigma=1.0, **more):
@@ -74,3 +81,37 @@ def test_embeddings_of_equal_inputs_are_forecast_as_the_ties_they_are(precision)
     subject = Evaluation(model=model, data=[x], labelled=False, task="embedding")
     report = check(subject, precision=precision)
     assert report.verdict == report.forecast.verdict == "equivalent", str(report)
+
+
+def test_rounding_errors_of_theory_s_size_leave_exact_zeros_alone():
+    values = [[0.0, 3.0, 0.0, -1.0]] * 500
+    seen = noisy(theory_of(values, 0.25), Task("regression"), 3).squeeze(1)
+    assert not seen[:, ::2].any()
+    assert seen[:, 1].std() == pytest.approx(0.25, rel=0.1)
+    ran = torch.rand(500, 1, 4)
+    assert noisy(theory_of(values, noisy_logits=ran), Task("regression"), 3) is ran
+
+
+class Suppressed(nn.Module):
+    """Scores of what is kept; all else is zero in every run. A sort has no derivative."""
+
+    def forward(self, x):
+        scores = x.sigmoid()
+        kept = torch.zeros_like(scores)
+        best = scores.argsort(dim=-1, descending=True)[:, :3]
+        return kept.scatter(1, best, scores.gather(1, best))
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
+def test_a_metric_that_asks_what_is_more_than_zero_is_foreseen(precision):
+    x = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+
+    def kept(outputs, labels):
+        return ((outputs > 0) == (labels > 0)).float().mean(-1)
+
+    subject = Evaluation(
+        model=Suppressed(), data=[(x, Suppressed()(x))], metric=kept, task="regression"
+    )
+    report = check(subject, precision=precision)
+    assert report.equivalent
+    assert report.forecast.verdict == "equivalent", report.forecast.reason

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.accumulators import accumulate
 from pytest_fp16.engine.emulation.composed import composition
+from pytest_fp16.engine.emulation.draws import keep_within_bounds
 from pytest_fp16.engine.emulation.interception import wrapped
 from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dtype
 from pytest_fp16.engine.emulation.nominal import doubled, dtype_of, nominal_dtypes, promoted_low
@@ -138,6 +139,7 @@ def _widened(func: OpOverload, known: Facts, args: tuple[Any, ...], kwargs: dict
     wide_args = tuple(widen(a) for a in args)
     wide_kwargs = {k: widen(v) for k, v in kwargs.items()}
     out = run_wide(func, wide_args, wide_kwargs)
+    keep_within_bounds(known.name, out, args, kwargs)
     written = _write_back(known, args, kwargs, wide_args, wide_kwargs)
     items = flat(out)
     fallback = None if nominal else promoted_low(args, kwargs) or kwargs.get("dtype")

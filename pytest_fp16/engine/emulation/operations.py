@@ -108,7 +108,11 @@ ATTENTION = frozenset(
 )
 
 _RANDOM = frozenset(
-    {"rand", "randn", "rand_like", "randn_like", "normal", "uniform", "exponential"}
+    """
+    rand randn rand_like randn_like randint randint_like randperm normal uniform exponential
+    bernoulli multinomial native_dropout geometric cauchy log_normal poisson rrelu_with_noise
+    _standard_gamma _sample_dirichlet binomial random
+    """.split()
 )
 
 

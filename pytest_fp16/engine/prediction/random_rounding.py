@@ -29,7 +29,7 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
         trace, plain = tracer.trace(inputs, n, seed, adjoint=False, detailed=detailed)
     plain = plain.detach()
     margin = task.margins(plain, reference)
-    squares, classes, lost, runs = torch.zeros_like(margin), [], [], 0
+    squares, classes, lost, runs, last = torch.zeros_like(margin), [], [], 0, plain
     moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
     for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
         run = _rounded(tracer, inputs, n, seed, generator)
@@ -37,7 +37,7 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
             lost.append(torch.ones((), dtype=torch.bool, device=plain.device))
             classes.append(torch.full(plain.shape[:2], -1, device=plain.device))
             continue
-        runs += 1
+        runs, last = runs + 1, run
         lost.append(lost_values(reference, run).any())
         squares += (task.margins(run, reference) - margin).square_()
         if task.decides:
@@ -60,6 +60,7 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
         overflowed=trace.recorder.overflowed,
         undecided=undecided[:n] if len(undecided) == n else undecided.new_zeros(n),
         noisy_classes=torch.stack(classes) if task.decides else None,
+        noisy_logits=last,
         noisy_lost=torch.stack(lost),
         **({} if task.decides else _values(plain, moved / times, moved_squares / times)),
     )

@@ -25,6 +25,7 @@ class TheoryBatch:
         overflowed, undecided: inputs that overflow somewhere, that lie near a discrete decision;
             bool, [N].
         noisy_classes: with random rounding, the class of each run, [R, N, P]; −1 where it is NaN.
+        noisy_logits: the logits of the last of these runs, [N, P, C].
         noisy_lost: whether each of these runs loses an output that the reference has, bool, [R].
         average: of values rounded at random, the runs' mean, [N, P, C].
         scatter: the runs' mean square distance from `average`, summed over an input's values, [N].
@@ -39,6 +40,7 @@ class TheoryBatch:
     overflowed: Tensor
     undecided: Tensor
     noisy_classes: Tensor | None = None
+    noisy_logits: Tensor | None = None
     noisy_lost: Tensor | None = None
     average: Tensor | None = None
     scatter: Tensor | None = None

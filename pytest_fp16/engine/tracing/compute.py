@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.accumulators import accumulate
+from pytest_fp16.engine.emulation.draws import keep_within_bounds
 from pytest_fp16.engine.emulation.emulate import widen
 from pytest_fp16.engine.emulation.operations import (
     ATTENTION,
@@ -102,7 +103,9 @@ def compute(call: Call, recorder: Recorder) -> Computed:
     if known.opaque and not differentiable(func):
         with torch.no_grad():
             return func(*inner_args, **inner_kwargs), written
-    return run_wide(func, inner_args, inner_kwargs), written
+    out = run_wide(func, inner_args, inner_kwargs)
+    keep_within_bounds(known.name, out, args, kwargs)
+    return out, written
 
 
 def _compute_out(call: Call, inner_args: Any, inner_kwargs: Any) -> Computed:
