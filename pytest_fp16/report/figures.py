@@ -20,6 +20,7 @@ _WRITTEN = {
     "convolution": "conv",
     "_to_copy": "cast",
     "grid_sampler_2d": "grid_sample",
+    "scalar_tensor": "where",
     "grid_sampler_3d": "grid_sample",
 }
 #: What torch puts around the name of a function, where a part of it runs.

@@ -31,7 +31,11 @@ from pytest_fp16.engine.emulation.operations import (
     rebuild,
     tensors,
 )
-from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, require_own_agreement
+from pytest_fp16.engine.emulation.refusal import (
+    UnsupportedOperation,
+    require_fit,
+    require_own_agreement,
+)
 from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes, bounds_as_on, narrowed
 from pytest_fp16.engine.emulation.target_mode import OnTarget
 from pytest_fp16.engine.emulation.wide import attention, run_wide
@@ -103,7 +107,8 @@ class Emulation(OnTarget):
         return _widened(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs)
 
     def require_kernel(self, known: Facts, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Raise UnsupportedOperation where the target is known to have no kernel."""
+        """Raise UnsupportedOperation where the target is known to have no kernel for it."""
+        require_fit(known.name, args, kwargs, self.target)
         if missing_kernel(known.name, args, self.target):
             require_same_dtype(known.name, args, self.target)  # asked before any kernel is
             low = next((t.dtype for t in tensors(args, kwargs) if t.dtype in WIDE), None)

@@ -14,6 +14,8 @@ from pytest_fp16.engine.emulation.scalars import is_number
 from pytest_fp16.engine.emulation.wording import first_line, is_missing_kernel
 
 _LOW = {torch.float16: "Half", torch.bfloat16: "BFloat16"}
+#: Operations that fill a tensor with a number, and where it stands among their arguments.
+_FILLS = {"fill": 1, "full": 1, "full_like": 1, "new_full": 2, "scalar_tensor": 0}
 
 
 class UnsupportedOperation(RuntimeError):  # noqa: N818
@@ -29,10 +31,10 @@ class UnsupportedOperation(RuntimeError):  # noqa: N818
 class RefusedNumber(UnsupportedOperation):
     """A number that the target does not put into a 16-bit tensor."""
 
-    def __init__(self, number: float, dtype: torch.dtype) -> None:
+    def __init__(self, number: float, dtype: torch.dtype, operation: str) -> None:
         words = f"value cannot be converted to type c10::{_LOW[dtype]} without overflow: {number:g}"
         RuntimeError.__init__(self, words)
-        self.operation = "__setitem__"
+        self.operation = operation
 
 
 class RefusedSizes(UnsupportedOperation):
@@ -73,9 +75,24 @@ def require_own_agreement(func: Any, name: str, args: Any, kwargs: Any) -> None:
             raise RuntimeError(said) from None
 
 
-def require_in_range(number: Any, dtype: torch.dtype) -> None:
+def require_in_range(number: Any, dtype: Any, operation: str) -> None:
     """Raise RefusedNumber for a finite number beyond the range of a 16-bit format."""
     if dtype not in _LOW or not is_number(number):
         return
     if torch.finfo(dtype).max < abs(number) < math.inf:
-        raise RefusedNumber(number, dtype)
+        raise RefusedNumber(number, dtype, operation)
+
+
+def require_fit(name: str, args: Sequence[Any], kwargs: dict[str, Any], target: str) -> None:
+    """Refuse to fill with a number beyond the range, as CUDA does whatever the tensor's size.
+
+    A CPU writes it into a single element. ``torch.where(mask, x, -1e9)`` makes one of its number.
+
+    Raises:
+        RefusedNumber: the target does not fill with it.
+    """
+    at = _FILLS.get(name)
+    if at is None or at >= len(args) or target == "cpu":
+        return
+    given = next((t.dtype for t in args if isinstance(t, Tensor)), None)
+    require_in_range(args[at], kwargs.get("dtype") or given, name)

@@ -39,7 +39,7 @@ def assignments_as_on(target: str) -> Iterator[None]:
 
     @wraps(own)  # a mode for torch functions tells them by their names
     def checked(self: Tensor, index: Any, value: Any) -> None:
-        require_in_range(value, self.dtype)
+        require_in_range(value, self.dtype, "__setitem__")
         own(self, index, value)
 
     _depth += 1

@@ -35,7 +35,11 @@ from pytest_fp16.engine.emulation.operations import (
     rebuild,
     seen_as,
 )
-from pytest_fp16.engine.emulation.refusal import UnsupportedOperation, require_own_agreement
+from pytest_fp16.engine.emulation.refusal import (
+    UnsupportedOperation,
+    require_fit,
+    require_own_agreement,
+)
 from pytest_fp16.engine.emulation.scalars import as_the_kernel_takes, bounds_as_on
 from pytest_fp16.engine.emulation.scans import by_steps
 from pytest_fp16.engine.tracing.arguments import (
@@ -201,6 +205,7 @@ class Trace(Interception):
         if low is None:
             return
         name = call.known.name
+        require_fit(name, call.args, call.kwargs, self.target)
         require_same_dtype(name, call.args, self.target)
         if call.known.foreign and not self.mixed:
             require_own_agreement(call.func, name, as_native(call.args), as_native(call.kwargs))
