@@ -70,8 +70,8 @@ _OTHERWISE: dict[str, tuple[str, str]] = {
                       "or shift and scale them before they are cast", ""),
     "infinite inputs": ("hand the inputs on in float32 (keep_inputs=), as a mixed precision "
                         "does, or scale them before they are cast" + _ENTERING, ""),
-    "infinite values": ("scale what is stored, and take the scale back behind, or keep the weight "
-                        "or buffer in float32 that is read", ""),
+    "infinite values": ("scale what is stored, and take the scale back behind, or keep in float32 "
+                        "what is read (a weight, a buffer, or a number of the program's own)", ""),
     "stored digits": ("keep the weight or buffer in float32 that is read", ""),
     "near one": ("use a bound that the format can tell from one, 0.999 in float16 and 0.99 in "
                  "bfloat16", "set it in float32"),

@@ -51,8 +51,8 @@ def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin |
 
 def _elsewhere(places: Iterable[str], culprit: Culprit) -> list[str]:
     """Where tensors of two dtypes met, but for the culprit's own place."""
-    own = (culprit.module, f"{written(culprit.operation)} at {culprit.source}")
-    return [place for place in places if place not in own]
+    line = f" at {culprit.source}"
+    return [place for place in places if place != culprit.module and not place.endswith(line)]
 
 
 def _lines(trials: Trials, remedy: Remedy, culprit: Culprit) -> str:

@@ -37,6 +37,8 @@ _PRODUCTS = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
     "scaled_dot_product_attention".split()
 )
+#: What is followed to where a layer refuses it; of float64 a program may take the way.
+_RAISED = frozenset({*WIDE.values(), torch.float64, torch.complex128})
 
 
 def lines_in_float32(
@@ -251,7 +253,7 @@ class Upcast(TorchFunctionMode):
 
     def _remember(self, out: Any, low: torch.dtype) -> None:
         for tensor in all_tensors(out):
-            if tensor.dtype in WIDE.values():
+            if tensor.dtype in _RAISED:
                 self.raised[id(tensor)] = (tensor, low)
 
 

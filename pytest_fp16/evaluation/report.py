@@ -34,8 +34,8 @@ def needs_diagnosis(report: Report) -> bool:
 
 
 def is_close(metric: Metric | None) -> bool:
-    """Whether more of a budget is spent than is passed over in silence."""
-    return metric is not None and metric.loss > SPENT * metric.budget
+    """Whether more of a budget is spent than is passed over in silence; half of it is not more."""
+    return metric is not None and metric.loss > SPENT * metric.budget * (1 + 1e-9)
 
 
 def is_doubtful(precision_run: PrecisionRun) -> bool:

@@ -36,7 +36,8 @@ _WHY_VARIANT: dict[Variant, str] = {
     "model is cast",
     "stored inputs": "the inputs themselves lose digits when they are cast to {format}",
     "infinite inputs": "the inputs themselves leave the range of {format} when they are cast",
-    "infinite values": "a weight or a buffer leaves the range of {format} as the model is cast",
+    "infinite values": "a weight, a buffer or a number of the program's own leaves the range of "
+    "{format} as it is cast",
     "stored digits": "a weight or a buffer loses digits as the model is cast to {format}",
     "near one": "a bound just below one is one in {format}, and what is left of one is zero",
     "another program": "the program does something else for {format}: it asks for the dtype, "

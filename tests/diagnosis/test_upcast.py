@@ -212,3 +212,31 @@ def test_numbers_made_on_the_line_are_made_in_float32(low):
         rounded = copy.deepcopy(plain).to(low)(inputs().to(low))
     assert torch.equal(exact.float(), plain(inputs()).detach())
     assert not torch.equal(rounded.float(), exact.float())
+
+
+class Timed(nn.Module):
+    """A time in the features' dtype, whose waves are computed in float64 and cast to its own."""
+
+    line = ""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x, t):
+        Timed.line = here()
+        t = t.to(x.dtype)
+        waves = torch.outer(t.type(torch.float64), torch.arange(8, dtype=torch.float64)).sin()
+        return self.head(waves.to(t.dtype) + x)
+
+
+def test_what_is_float32_is_followed_through_float64():
+    torch.manual_seed(0)
+    x, t, model = inputs().half(), torch.rand(5) * 100, Timed()
+    with torch.no_grad():
+        wanted = model(x.float(), t)
+        model.half()
+        assert not torch.allclose(model(x, t).float(), wanted, atol=1e-2)
+        lines_in_float32(model, [Timed.line])
+        torch.testing.assert_close(model(x, t).float(), wanted, atol=5e-3, rtol=1e-2)
+    assert "head" in applied_to(model).taken

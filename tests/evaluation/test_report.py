@@ -28,6 +28,7 @@ def a_report(verdict, loss=None, budget=0.01):
         ("not equivalent", 0.0, True),
         ("equivalent", 0.006, True),
         ("equivalent", 0.004, False),
+        ("equivalent", 1 - 0.995, False),  # 0.5 points of 1.0, but for the last bit of float64
         ("equivalent", -0.5, False),
         ("equivalent", None, False),
         ("inconclusive", None, False),
