@@ -20,6 +20,7 @@ from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.beside import Beside
 from pytest_fp16.evaluation.expectation import flip_chance, open_chance
 from pytest_fp16.evaluation.totals import MetricTotals
+from pytest_fp16.metric.own import UserTally
 from pytest_fp16.task import Task
 from pytest_fp16.theory.flips import FlipCount
 from pytest_fp16.theory.margin import (
@@ -29,7 +30,13 @@ from pytest_fp16.theory.margin import (
     floating_point_error,
     lost_values,
 )
-from pytest_fp16.theory.standardised import FLOAT32_NOISE, GRANTED_SPREAD, ErrorTotals
+from pytest_fp16.theory.standardised import (
+    FLOAT32_NOISE,
+    GRANTED_SPREAD,
+    ErrorTotals,
+    mean_allowed,
+    spread_allowed,
+)
 
 #: What is as large as this hides a class: ``finfo.min`` is another number in every format.
 _AS_GOOD_AS_INFINITE = torch.finfo(torch.float32).max / 16
@@ -101,28 +108,6 @@ class Prediction:
         self.nearest = sorted([*self.nearest, *several])[:NEAREST]
 
 
-@dataclass
-class SecondLook:
-    """Candidate and ideal emulation on the batches where the candidate strayed from theory."""
-
-    candidate: ErrorTotals = field(default_factory=ErrorTotals)
-    ideal: ErrorTotals = field(default_factory=ErrorTotals)
-    flips: int = 0
-    ideal_flips: int = 0
-    inputs: int = 0
-
-    def add(
-        self, task: Task, batch: Batch, said: TheoryBatch, logits: Tensor, ideal: Tensor
-    ) -> None:
-        """Add the canonical logits of both on one batch, [N, P, C]."""
-        self.inputs += batch.n
-        self.candidate.add(*standardised(task, batch, logits, said))
-        self.ideal.add(*standardised(task, batch, ideal, said))
-        if task.decides:
-            self.flips += int((flips_and_ties(logits, batch.top)[0] & batch.valid).sum())
-            self.ideal_flips += int((flips_and_ties(ideal, batch.top)[0] & batch.valid).sum())
-
-
 @dataclass(frozen=True)
 class Kept:
     """A few inputs of one batch, for the diagnosis.
@@ -164,6 +149,7 @@ class Outcome:
         ties: decisions that tie in the candidate, and do not in the reference.
         astray: inputs of the last batch that went wrong, and behind them those that tie.
         beside: what became of outputs that are not judged.
+        reshaped: the shapes of outputs that are not as the reference's, of the first such batch.
     """
 
     metric: MetricTotals
@@ -181,6 +167,7 @@ class Outcome:
     wrong_inputs: list[int] = field(default_factory=list)
     astray: list[int] = field(default_factory=list)
     beside: Beside = field(default_factory=Beside)
+    reshaped: str = ""
     kept: Kept | None = None
 
     def add(self, batch: Batch, output: Tensor, logits: Tensor, theory: TheoryBatch | None) -> None:
@@ -209,6 +196,30 @@ class Outcome:
         self.astray = [*places, *tied.nonzero().flatten().tolist()]
         room = NAMED - len(self.wrong_inputs)
         self.wrong_inputs += [batch.first + i for i in places[:room]]
+
+    def strays(self, flips_allowed: int) -> bool:
+        """Whether errors, or flips, are more than theory allows."""
+        errors = self.errors
+        if not errors.count:
+            return False
+        wide = errors.spread > spread_allowed(errors.inputs)
+        if wide or abs(errors.mean) > mean_allowed(errors.inputs):
+            return True
+        return self.metric.task.decides and self.flips > flips_allowed
+
+    def reshape(self, batch: Batch, output: Tensor) -> str | None:
+        """Take outputs of another shape than the reference's; what to say where nothing can.
+
+        A metric of the user's may take any shape. Nothing else holds one against the other.
+        """
+        shapes = f"{tuple(output.shape)}, where 32-true gives {tuple(batch.output.shape)}"
+        if not isinstance(self.metric.tally, UserTally):
+            return f"the outputs of a batch have the shape {shapes}"
+        self.inputs += batch.n
+        self.not_finite += int((~output.isfinite()).sum())
+        self.metric.add(batch, output, output)
+        self.reshaped = self.reshaped or shapes
+        return None
 
     def _add_moved(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
         """Squared errors, and the spread beside which they are seen, of outputs that count."""

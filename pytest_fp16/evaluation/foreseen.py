@@ -55,7 +55,7 @@ def _foreseen(
     """The verdict to expect, and why; `loss` is that of the metric, NaN where it has no value."""
     prediction = precision_run.prediction
     if precision_run.forecast_failure:
-        return "not equivalent", f"cannot run: {precision_run.forecast_failure}"
+        return "not equivalent", precision_run.forecast_failure
     if prediction.not_finite:
         dtype_name = precision_run.precision.dtype_name
         left = f"{prediction.not_finite} outputs leave the range of {dtype_name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -24,6 +25,11 @@ def few_inputs(batch: Batch, wrong: list[int]) -> Kept:
     indices = sorted([*wrong, *rest[: KEPT - len(wrong)]])
     places = [indices.index(i) for i in wrong]
     return Kept(take(batch.inputs, batch.n, indices), len(indices), places, batch.seed)
+
+
+def everything(batch: Batch, whole: bool, wrong: Sequence[int] = ()) -> Kept:
+    """All inputs of a batch; `whole` says that they cannot be looked at one by one."""
+    return Kept(batch.inputs, batch.n, list(wrong), batch.seed, whole=whole)
 
 
 def enough_inputs(

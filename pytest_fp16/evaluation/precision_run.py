@@ -20,20 +20,18 @@ from pytest_fp16.engine.emulation.wording import (
     told,
 )
 from pytest_fp16.engine.outputs import joined
-from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
+from pytest_fp16.engine.prediction.theory_batch import OtherShapeError, TheoryBatch
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
-from pytest_fp16.engine.untouched import State, carry_over, formats_of, untouched
+from pytest_fp16.engine.untouched import State, carry_over, formats_of
 from pytest_fp16.evaluation.batch import Batch, in_halves
-from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction, SecondLook
-from pytest_fp16.evaluation.kept import enough_inputs, few_inputs
+from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction
+from pytest_fp16.evaluation.kept import enough_inputs, everything
+from pytest_fp16.evaluation.second_look import SecondLook
 from pytest_fp16.evaluation.totals import MetricTotals
+from pytest_fp16.metric.own import UserTally
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
-from pytest_fp16.theory.standardised import mean_allowed, spread_allowed
-
-#: Inputs an ideal emulation may be run on to tell correlated rounding from a defect.
-SECOND_LOOK = 2000
 
 
 @dataclass
@@ -45,6 +43,7 @@ class PrecisionRun:
         failure_error: the exception itself, for the diagnosis.
         forecast_failure: why theory says it cannot run.
         no_memory: why the run could not be made at all.
+        reshaped: how outputs have another shape than the reference's: a verdict.
         theory: None where there is nothing to predict (32-true) or it could not be had.
         whole: a batch cannot be cut, as a graph's nodes cannot be had without its edges.
     """
@@ -62,14 +61,15 @@ class PrecisionRun:
     forecast_missing: str | None = None
     unfollowed: str | None = None
     no_memory: str | None = None
+    reshaped: str | None = None
     warnings: list[str] = field(default_factory=list)
     canary: CanaryFindings | None = None
     observer: DtypeObserver | None = None
-    second_look: SecondLook = field(default_factory=SecondLook)
     whole: bool = False
 
     def __post_init__(self) -> None:
         self.initial = self._state()
+        self.second_look = SecondLook(self.task)
 
     def _state(self) -> State:
         """What the candidate keeps now, or at least what it has in its caches."""
@@ -114,7 +114,7 @@ class PrecisionRun:
     @property
     def done(self) -> bool:
         """Whether more batches can change nothing."""
-        return self.failure is not None or self.no_memory is not None
+        return any(w is not None for w in (self.failure, self.no_memory, self.reshaped))
 
     def take(self, batch: Batch) -> None:
         """One batch: what theory says, then what the candidate does."""
@@ -134,15 +134,21 @@ class PrecisionRun:
         if output is None:
             if self.failure is not None and self.failure == self.unfollowed:
                 # It was the program that stopped the theory pass.
-                self.forecast_failure, self.forecast_missing = self.failure, None
-            self._keep(batch)
+                self.forecast_failure = f"cannot run: {self.failure}"
+                self.forecast_missing = None
+            self.outcome.kept = everything(batch, self.whole)  # any of them may be what stops it
+            return
+        if output.shape != batch.output.shape:
+            self.reshaped = self.outcome.reshape(batch, output)
+            self.outcome.kept = everything(batch, whole=True)
             return
         logits = self.task.canonical(output)
         self.outcome.add(batch, output, logits, said)
         self.outcome.beside.add(batch.beside, self.candidate.beside)
-        self._keep(batch, output)
-        if said is not None and not self.ideal and self._strays():
-            self._look_again(batch, said, logits, before)
+        self.outcome.kept = self._kept(batch, output)
+        allowed = self.prediction.flips.allowed
+        if said is not None and not self.ideal and self.outcome.strays(allowed()):
+            self.warnings += self.second_look.take(self.candidate, batch, said, logits, before)
 
     def follow(self, reference: nn.Module) -> None:
         """Before a batch: theory starts from what the reference has carried along until then."""
@@ -170,8 +176,10 @@ class PrecisionRun:
         except Exception as error:
             if is_out_of_memory(error):
                 self.forecast_missing = f"no memory for the theory pass ({first_line(error)})"
+            elif isinstance(error, OtherShapeError):
+                self._foresee_shape(str(error))
             elif isinstance(error, UnsupportedOperation) or stops_the_program(error):
-                self.forecast_failure = told(error)
+                self.forecast_failure = f"cannot run: {told(error)}"
             else:
                 self.unfollowed = told(error)
                 self.forecast_missing = (
@@ -181,6 +189,12 @@ class PrecisionRun:
             return None
         self.prediction.add(batch, said)
         return said
+
+    def _foresee_shape(self, said: str) -> None:
+        if isinstance(self.prediction.metric.tally, UserTally):
+            self.forecast_missing = said
+        else:
+            self.forecast_failure = said
 
     # -- the candidate ------------------------------------------------------------------------
 
@@ -252,49 +266,12 @@ class PrecisionRun:
         self.candidate.beside = joined(beside)
         return output
 
-    def _keep(self, batch: Batch, output: Tensor | None = None) -> None:
-        """Keep a few inputs, those that went wrong if any did, for the diagnosis to look at."""
-        kept = self.outcome.kept
-        if self.failure is not None:  # any of them may be the one that stops the program
-            self.outcome.kept = Kept(batch.inputs, batch.n, [], batch.seed, whole=self.whole)
-            return
-        wrong = self.outcome.astray[:KEPT]
+    def _kept(self, batch: Batch, output: Tensor) -> Kept | None:
+        """A few inputs, those that went wrong if any did, for the diagnosis to look at."""
+        kept, wrong = self.outcome.kept, self.outcome.astray[:KEPT]
         if kept is not None and (kept.wrong or not wrong):
-            return
+            return kept
         if self.whole:
-            self.outcome.kept = Kept(batch.inputs, batch.n, wrong, batch.seed, whole=True)
-            return
-        if output is None:
-            self.outcome.kept = few_inputs(batch, wrong)
-            return
+            return everything(batch, True, wrong)
         emulated = self.mode == "emulated"
-        self.outcome.kept = enough_inputs(batch, wrong, output, self.candidate, self.task, emulated)
-
-    # -- a second look ------------------------------------------------------------------------
-
-    def _strays(self) -> bool:
-        errors = self.outcome.errors
-        if not errors.count:
-            return False
-        wide = errors.spread > spread_allowed(errors.inputs)
-        if wide or abs(errors.mean) > mean_allowed(errors.inputs):
-            return True
-        return self.task.decides and self.outcome.flips > self.prediction.flips.allowed()
-
-    def _look_again(self, batch: Batch, said: TheoryBatch, logits: Tensor, before: State) -> None:
-        """Run the batch through an ideal emulation, to set the candidate beside it."""
-        look = self.second_look
-        if look.inputs > SECOND_LOOK:
-            return
-        try:
-            writes = self.candidate.habits.writes
-            with untouched(self.candidate.model, weights=writes, since=before):
-                output = self.candidate.outputs(
-                    batch.inputs, batch.seed, emulated=True, opaque="rounded"
-                )
-        except Exception as error:
-            self.warnings.append(f"no second look by emulation: {first_line(error)}")
-            look.inputs = SECOND_LOOK + 1
-            return
-        ideal = self.task.canonical(output.cpu())
-        look.add(self.task, batch, said, logits, ideal)
+        return enough_inputs(batch, wrong, output, self.candidate, self.task, emulated)

@@ -129,6 +129,8 @@ def _warnings(
             f"model.to({precision_.dtype}) would make it real and lose the imaginary part"
         )
     said += precision_run.outcome.beside.warnings()
+    if metric is not None and (shapes := precision_run.outcome.reshaped):
+        said.append(f"in 16 bits outputs have the shape {shapes}: {metric.name} alone judges them")
     said += beyond_range(precision_run.candidate.stored, precision_run.precision)
     if metric is not None:
         wide = generous(metric, rules.usual(run.totals))

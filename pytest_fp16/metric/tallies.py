@@ -73,7 +73,8 @@ class Accuracy:
 class RSquared:
     """R² = 1 − SSE / SST, pooled over the dimensions of the output, SST about each one's mean.
 
-    Where nothing varies (a single input, a constant), SST is about zero.
+    Outputs of one batch may be longer than those of another: what they share is told from the start
+    on. Where nothing varies (a single input, a constant), SST is about zero.
     """
 
     scale, grain = 1.0, 0.0
@@ -83,6 +84,7 @@ class RSquared:
         self.squared_error = 0.0
         self.fourth = 0.0
         self.sum: Tensor | None = None
+        self.seen: Tensor | None = None
         self.square = 0.0
 
     def add(self, values: Tensor, labels: Tensor, variance: Tensor | None = None) -> None:
@@ -94,15 +96,16 @@ class RSquared:
         self.count += len(values)
         self.squared_error += float(errors.sum())
         self.fourth += float(errors.square().sum())
-        self.sum = labels.sum(0) + (0 if self.sum is None else self.sum)
+        self.sum = summed(self.sum, labels.sum(0))
+        self.seen = summed(self.seen, torch.full_like(labels[:1], len(labels)).flatten())
         self.square += float(labels.square().sum())
 
     @property
     def _spread(self) -> float:
         """The labels' squared distance from their mean; from zero, where they do not vary."""
-        if self.sum is None:
+        if self.sum is None or self.seen is None:
             return 0.0  # a model that never ran
-        about_mean = self.square - float(self.sum.square().sum()) / self.count
+        about_mean = self.square - float((self.sum.square() / self.seen).sum())
         return about_mean if about_mean > NO_SPREAD * self.square else self.square
 
     @property
@@ -135,7 +138,7 @@ class RSquared:
 
 
 def summed(total: Tensor | None, more: Tensor) -> Tensor:
-    """Counts by class, [C], and more of them: of batches whose inputs are the classes C varies."""
+    """Counts or sums by place, [C], and more of them: C may vary from batch to batch."""
     if total is None:
         return more
     size = max(len(total), len(more))

@@ -20,6 +20,7 @@ CheckName = Literal[
     "good enough",
     "each class or output",
     "16 bit ran",
+    "same shape",
     "better than chance",
     "deterministic",
     "same over seeds",

@@ -318,3 +318,63 @@ def test_a_graph_that_memory_does_not_do_for_is_not_cut():
     report = check(subject, precision="16-true")
     assert report.verdict == "inconclusive"
     assert "no memory for a batch" in str(report)
+
+
+class Spoken(nn.Module):
+    """Frames for each token, as many as a rounded exponential says: of another length in 16 bits.
+
+    A token's duration lies just above a whole number, which bfloat16 rounds it to.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(30, 8), nn.Linear(8, 4)
+        self.register_buffer("durations", torch.linspace(2.0, 9.0, 30).round() + 1e-3)
+
+    def forward(self, tokens):
+        frames = torch.ceil(self.durations[tokens]).long()
+        longest = int(frames.sum(1).max())
+        rows = zip(self.embed(tokens), frames, strict=True)
+        rows = (torch.repeat_interleave(h, n, 0) for h, n in rows)
+        return torch.stack(
+            [nn.functional.pad(self.head(r), (0, 0, 0, longest - len(r))) for r in rows]
+        )
+
+
+def spoken(**more):
+    torch.manual_seed(0)
+    data = [torch.randint(30, (4, 10)) for _ in range(3)]
+    if "metric" in more:
+        data = [(tokens, torch.zeros(4)) for tokens in data]
+    return Evaluation(model=Spoken(), data=data, task="regression", **more)
+
+
+def test_outputs_of_another_shape_are_a_verdict():
+    report = check(spoken(labelled=False), precision="bf16-true")
+    assert report.verdict == "not equivalent"
+    failed = [c for c in report.checks if not c.passed]
+    assert [c.name for c in failed] == ["same shape"]
+    assert "where 32-true gives (4, " in failed[0].detail
+    assert report.metric is None
+    assert report.forecast.verdict == "not equivalent"
+    assert "an input's outputs have the shape" in report.forecast.reason
+    assert report.culprit is not None
+    assert "same shape: the outputs of a batch have the shape (4, " in str(report)
+
+
+def test_outputs_of_the_same_shape_may_be_longer_in_one_batch_than_in_another():
+    report = check(spoken(labelled=False), precision="16-mixed")
+    assert report.equivalent
+    assert report.metric.candidate == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("allowed", [1.0, 1e-4])
+def test_a_metric_of_ones_own_judges_outputs_of_any_shape(allowed):
+    def length(outputs, labels):
+        return torch.full((len(labels),), outputs.shape[1] / 100)
+
+    report = check(spoken(metric=length), precision="bf16-true", budget=allowed)
+    assert report.equivalent == (allowed == 1.0)
+    (said,) = [w for w in report.warnings if w.startswith("in 16 bits outputs have the shape")]
+    assert said.endswith(": length alone judges them")
+    assert report.forecast.verdict == "inconclusive"

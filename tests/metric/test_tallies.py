@@ -77,3 +77,15 @@ def test_counts_of_more_classes_are_added_to_those_of_fewer():
     few, many = torch.tensor([1, 2]), torch.tensor([1, 1, 1])
     assert summed(None, few).tolist() == [1, 2]
     assert summed(few, many).tolist() == summed(many, few).tolist() == [2, 3, 1]
+
+
+def test_outputs_may_be_longer_in_one_batch_than_in_another():
+    """Each place has the mean of the batches that reach it."""
+    generator = torch.Generator().manual_seed(0)
+    long, short = (torch.randn(50, d, generator=generator).double() for d in (6, 4))
+    total = RSquared()
+    total.add(long + 0.1, long)
+    total.add(short + 0.1, short)
+    shared, own = torch.cat([long[:, :4], short]), long[:, 4:]
+    spread = sum(float((part - part.mean(0)).square().sum()) for part in (shared, own))
+    assert total.value == pytest.approx(1 - 0.01 * (long.numel() + short.numel()) / spread)

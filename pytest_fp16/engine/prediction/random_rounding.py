@@ -11,7 +11,7 @@ from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulation.wording import comes_of_values
 from pytest_fp16.engine.prediction.decision_errors import learn_decisions
 from pytest_fp16.engine.prediction.reverse import NotDifferentiableError
-from pytest_fp16.engine.prediction.theory_batch import PROBABLE_SIGMAS, TheoryBatch
+from pytest_fp16.engine.prediction.theory_batch import PROBABLE_SIGMAS, TheoryBatch, require_shape
 from pytest_fp16.engine.prediction.tracer import Tracer
 from pytest_fp16.theory.margin import lost_values
 
@@ -28,11 +28,18 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
     if trace.doubts.decisions and not tracer.errors and _learned(tracer, inputs, n, seed):
         trace, plain = tracer.trace(inputs, n, seed, adjoint=False, detailed=detailed)
     plain = plain.detach()
+    require_shape(plain, reference)
     margin = task.margins(plain, reference)
     squares, classes, lost, runs, last = torch.zeros_like(margin), [], [], 0, plain
     moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
+    reshaped = 0
     for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
         run = _rounded(tracer, inputs, n, seed, generator)
+        if run is not None and run.shape != plain.shape:
+            reshaped += 1
+            if 2 * reshaped >= NOISE_RUNS:
+                require_shape(run, reference)
+            run = None
         if run is None:
             lost.append(torch.ones((), dtype=torch.bool, device=plain.device))
             classes.append(torch.full(plain.shape[:2], -1, device=plain.device))

@@ -51,6 +51,17 @@ class TheoryBatch:
         return replace(self, **{name: t.cpu() for name, t in held if t is not None})
 
 
+class OtherShapeError(RuntimeError):
+    """Rounding changes how many numbers the model returns."""
+
+
+def require_shape(logits: Tensor, reference: Tensor) -> None:
+    """Raise OtherShapeError where canonical logits have another shape than the reference's."""
+    if logits.shape != reference.shape:
+        there, here = (tuple(t.shape[1:]) for t in (reference, logits))
+        raise OtherShapeError(f"an input's outputs have the shape {here} and not {there}")
+
+
 def concatenate(parts: list[TheoryBatch]) -> TheoryBatch:
     """The theory of a batch from that of its chunks."""
 
