@@ -10,7 +10,9 @@ their mean the terms are counted so, too (``scatter_reduce_two`` in ``TensorAdva
 A soft margin loss is the logarithm of one plus an exponential, and so is its slope (``Loss.cpp``).
 The mean loss of all pixels is a quotient of two sums, each in the tensor's format (``NLLLoss2d.cu``
 and ``LossNLL2d.cpp``). An affine grid is a product with places that are made in the format
-(``AffineGridGenerator.cpp``).
+(``AffineGridGenerator.cpp``). ``cdist`` of many rows is the root of a matrix product, in which the
+squared lengths stand beside the rows, rounded (``_euclidean_dist`` in ``Distance.cpp``): what two
+near rows leave of them is no distance.
 """
 
 from __future__ import annotations
@@ -170,6 +172,19 @@ def grid_cast_inside(
     return _affine_grid(lambda func, *a, **kw: func(*a, **kw), theta, size, align_corners, cast)
 
 
+def _euclidean_dist(step: Step, a: Tensor, b: Tensor) -> Any:
+    def beside(x: Tensor, first: bool) -> Any:
+        square = step(_aten.sum.dim_IntList, step(_aten.pow.Tensor_Scalar, x, 2), [-1], True)
+        ones = step(_aten.ones_like.default, square)
+        parts = [step(_aten.mul.Tensor, x, -2), square, ones] if first else [x, ones, square]
+        return step(_aten.cat.default, parts, -1)
+
+    product = _aten.mm.default if a.dim() == 2 else _aten.bmm.default
+    turned = step(_aten.transpose.int, beside(b, False), -2, -1)
+    squares = step(_aten.clamp_min.default, step(product, beside(a, True), turned), 0)
+    return step(_aten.sqrt.default, squares)
+
+
 def _scatter_reduce(
     step: Step,
     x: Tensor,
@@ -208,6 +223,7 @@ _COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     _aten.soft_margin_loss_backward.default: _soft_margin_slope,
     _aten.nll_loss2d_forward.default: _nll_loss2d,
     _aten.affine_grid_generator.default: _affine_grid,
+    _aten._euclidean_dist.default: _euclidean_dist,
 }
 
 #: By id, as every operation of a program is looked up: the hash of one is a function in Python.

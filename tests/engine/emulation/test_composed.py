@@ -283,3 +283,62 @@ def test_a_cpus_own_affine_grid_is_not_astray(precision):
 
     assert report.verdict == "equivalent"
     assert 0.7 < report.standardised.spread < 1.4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+@pytest.mark.parametrize("batches", [(), (3,)])
+def test_distances_of_many_rows_are_the_native_ones(dtype, offset, batches):
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(*batches, n, 8, generator=generator) + offset for n in (40, 30)]
+    a, b = (x.to(dtype) for x in rows)
+    native, exact = torch.cdist(a, b).float(), torch.cdist(a.float(), b.float())
+    with Emulation("cuda"):
+        emulated = torch.cdist(a, b)
+        again = torch.cdist(a[..., :20, :], b[..., :20, :], 2.0, "use_mm_for_euclid_dist")
+    assert emulated.dtype == dtype
+    assert emulated.shape == native.shape
+    step = torch.finfo(dtype).eps * float(native.max())
+    torch.testing.assert_close(emulated.float(), native, atol=step, rtol=0)
+    torch.testing.assert_close(again.float(), native[..., :20, :20], atol=step, rtol=0)
+    if offset:  # what is left of squares of 200 is another distance
+        assert float((emulated.float() - exact).abs().max()) > 3 * step
+
+
+class Nearest(nn.Module):
+    """The nearest of a few prototypes, which have as much in common as the inputs."""
+
+    def __init__(self, offset):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("prototypes", torch.randn(30, 8, generator=generator) + offset)
+
+    def forward(self, x):
+        return -torch.cdist(x, self.prototypes)
+
+
+@pytest.mark.parametrize(("offset", "verdict"), [(0.0, "equivalent"), (20.0, "not equivalent")])
+@pytest.mark.parametrize("emulate", ["always", "never"])
+def test_near_rows_far_from_zero_are_foreseen_as_they_run(offset, verdict, emulate):
+    model = Nearest(offset)
+    x = model.prototypes[torch.arange(300) % 30]
+    x = x + 0.8 * torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    subject = Evaluation(model=model, data=[x], labelled=False)
+    report = check(subject, precision="16-true", emulate=emulate)
+    assert report.verdict == verdict
+    assert report.forecast.verdict == verdict
+
+
+def test_rows_that_are_compared_with_themselves_are_followed():
+    """The root of zero has no gradient; the kernel's is zero there."""
+
+    class Apart(nn.Module):
+        def forward(self, x):
+            return torch.cdist(x, x).topk(3, largest=False).values[:, 1:]
+
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    report = check(
+        Evaluation(model=Apart(), data=[x], labelled=False, task="regression"), precision="16-true"
+    )
+    assert report.equivalent
+    assert report.forecast.verdict == "equivalent"
