@@ -150,7 +150,8 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
     """
     wrong = finding.decided > 0
     if born.name not in _COMPARES:
-        known = born.name in _EPSILON or (born.name in _SCALES and _ends_at_one(finding, fmt))
+        known = born.name in _EPSILON
+        known |= born.name in _SCALES and (_ends_at_one(finding, fmt) or _left_as_is(finding, fmt))
         if not finding.results or not (known or any(m.fixed and m.alike for m in finding.results)):
             return None
         wrong = any(m.error > 0 or m.zeroed or m.lost for m in finding.own)
@@ -190,6 +191,20 @@ def _ends_at_one(finding: Finding, fmt: Format) -> bool:
     """Whether what is scaled is bounded by one and comes up to it, as what a tangent gives."""
     bounded = [m.largest for m in finding.operands if not m.fixed]
     return len(bounded) == 1 and 1 - fmt.unit_roundoff <= bounded[0] <= 1
+
+
+def _left_as_is(finding: Finding, fmt: Format) -> bool:
+    """Whether a factor just beside one is one, and nothing else is wrong: a step behind is missed.
+
+    Results that the format holds without it, such as i / n, are off by what it would have taken,
+    once: a decay is taken again and again.
+    """
+    for factor in finding.scalars:
+        off = abs(factor - 1)
+        if off and rounded(factor, fmt.dtype) == 1:
+            both = [*finding.own, *finding.results]
+            return all(0.5 * off < m.relative < 2 * off for m in both)
+    return False
 
 
 def vanished(born: Operation, finding: Finding, fmt: Format, few: bool = False) -> Why | None:

@@ -207,10 +207,15 @@ class TwinRun(Interception):
         return results if entry is None or self.tape is None else self.tape.end(entry, results)
 
     def _moved(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
-        """Move values that no operation has made yet: low and exact stay what they are."""
+        """Move values that no operation has made yet: low and exact stay what they are.
+
+        Which of them an input asks for makes no inputs of them.
+        """
         lows = func(*low(args), **{k: low(v) for k, v in kwargs.items()})
         far = func(*exact(args), **{k: exact(v) for k, v in kwargs.items()})
-        fixed = all(t.fate.fixed for t in twins(args, kwargs))
+        given = twins(args, kwargs)
+        values = [t for t in given if t.low.is_floating_point()] or given
+        fixed = all(t.fate.fixed for t in values)
         pairs = zip(flat(lows), flat(far), strict=True)
         return rebuild(lows, (Twin(n, f, Fate(False, fixed), n.dtype) for n, f in pairs))
 

@@ -39,7 +39,8 @@ _WHY_VARIANT: dict[Variant, str] = {
     "infinite values": "a weight, a buffer or a number of the program's own leaves the range of "
     "{format} as it is cast",
     "stored digits": "a weight or a buffer loses digits as the model is cast to {format}",
-    "near one": "a bound just below one is one in {format}, and what is left of one is zero",
+    "near one": "a bound just below one is one in {format}: what is left of one is zero, or a step "
+    "is taken that it keeps from",
     "another program": "the program does something else for {format}: it asks for the dtype, "
     "there or before",
     "stale weight": "a weight changes inside an autocast region, which goes on with its old cast",

@@ -168,11 +168,23 @@ def test_a_factor_next_to_one_bounds_what_comes_up_to_one(largest, told):
     """tanh(x) (1 - 1e-5), so that its inverse is finite; the decay of an average bounds nothing."""
     values = torch.tensor([0.5, largest])
     operand = Measure(values, values, torch.float16)
-    result = Measure(values, values * (1 - 1e-5), torch.float16)
-    seen = Finding(own=[result], operands=[operand], results=[result], scalars=[1 - 1e-5])
+    own, result = (Measure(values, values * (1 - 1e-5) ** n, torch.float16) for n in (1, 50))
+    seen = Finding(own=[own], operands=[operand], results=[result], scalars=[1 - 1e-5])
     why = vanishing_constant(Operation(0, "mul", "m"), seen, FORMATS[torch.float16])
     assert (why is not None) == told
     assert not told or "the constant 0.99999 rounds to 1" in why.evidence
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1 - 1e-6, True), (0.9, False), (2.0, False)])
+def test_a_factor_next_to_one_that_keeps_below_a_step(factor, told):
+    """Of i / n nothing rounds but the factor: every number that is a boundary falls on it."""
+    values = torch.arange(1.0, 16.0) / 16
+    operand = Measure(values, values, torch.float16)
+    result = Measure((values * factor).half(), values * factor, torch.float16)
+    seen = Finding(own=[result], operands=[operand], results=[result], scalars=[factor])
+    why = vanishing_constant(Operation(0, "mul", "m"), seen, FORMATS[torch.float16])
+    assert (why is not None) == told
+    assert not told or (why.mechanism, why.variant) == ("eps-underflow", "near one")
 
 
 def assigned(x, value, at):
