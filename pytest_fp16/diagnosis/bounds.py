@@ -175,6 +175,8 @@ def vanishing_constant(born: Operation, finding: Finding, fmt: Format) -> Why | 
                 f"the constant {constant!r} rounds to 1 in {fmt.name}",
                 "near one",
             )
+    if born.name in _SCALES:
+        return None  # what values are multiplied with guards nothing from zero
     made = [m for m in finding.results if m.alike]
     for measure in (*finding.operands, *made):
         if measure.fixed and measure.zeroed and measure.largest < fmt.smallest_subnormal:

@@ -58,6 +58,8 @@ def _branched(low: Comparison, wide: Comparison) -> Culprit | None:
         if damage.of(followed.play()) >= ENOUGH:
             return None  # they part in other ways than can be followed
         points = list(followed.parted)
+        if damage.of(followed.play(set(points))) < ENOUGH:
+            return None  # it is not where they part that does the harm
         first, last = 0, len(points)  # what is left of the damage when those before are put right
         while last - first > 1:
             middle = (first + last) // 2

@@ -175,6 +175,22 @@ def test_a_factor_next_to_one_bounds_what_comes_up_to_one(largest, told):
     assert not told or "the constant 0.99999 rounds to 1" in why.evidence
 
 
+def test_a_gain_that_is_zero_guards_nothing():
+    """A weight of many numbers, all alike, times what a tangent gives."""
+    values, gain = torch.tensor([0.5, 1.0]), torch.full((2,), 1e-8)
+    operands = [
+        Measure(values, values, torch.float16),
+        Measure(gain.half(), gain, torch.float16, fixed=True, made=False),
+    ]
+    low = values.half() * gain.half()
+    own, result = (Measure(low, exact, torch.float16) for exact in (low.float(), values * gain))
+    seen = Finding(own=[own], operands=operands, results=[result])
+    born = Operation(0, "mul", "m", finding=seen)
+    assert vanishing_constant(born, seen, FORMATS[torch.float16]) is None
+    culprit = because(born, [born])
+    assert (culprit.mechanism, culprit.variant) == ("underflow", "stored values")
+
+
 @pytest.mark.parametrize(("factor", "told"), [(1 - 1e-6, True), (0.9, False), (2.0, False)])
 def test_a_factor_next_to_one_that_keeps_below_a_step(factor, told):
     """Of i / n nothing rounds but the factor: every number that is a boundary falls on it."""

@@ -185,6 +185,7 @@ class Biased(nn.Module):
         self.first, self.last = nn.Linear(12, 64), nn.Linear(64, 5)
 
     def forward(self, x):
+        x = torch.where(x < 90, x, torch.finfo(x.dtype).min)  # another number, and no harm
         places = torch.arange(64, device=x.device).bfloat16()
         table = (places * 0.7 * 3.3).to(x.dtype)
         x = (self.first(x) + 300) - 300
@@ -196,5 +197,4 @@ def test_what_both_programs_round_alike_is_no_other_program(comparison):
     model, x = Biased().eval(), torch.randn(200, 12)
     low = comparison(model, "bf16-true", x)
     low.record()
-    culprit = branched(low, lambda _: comparison(model, "32-true", x))
-    assert culprit is None or culprit.operation not in ("mul", "cos")
+    assert branched(low, lambda _: comparison(model, "32-true", x)) is None
