@@ -17,11 +17,11 @@ from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.evidence import epsilons_of
 from pytest_fp16.engine.gradients.rules.step_rules import BOUNDING
 from pytest_fp16.engine.randomness import cuda_autocast_off
-from pytest_fp16.engine.training.by_hand import Several
 from pytest_fp16.engine.training.lightning import is_lightning
 from pytest_fp16.engine.training.masters import Masters
 from pytest_fp16.engine.training.optimization import needs_closure, optimization
 from pytest_fp16.engine.training.place import Amendment
+from pytest_fp16.engine.training.several import Several
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS, Precision
 from pytest_fp16.report.model import Culprit

@@ -7,49 +7,20 @@ parameter has the gradient that its own optimizer would apply, all at the same w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.training.lightning import every_configured, own_loss
+from pytest_fp16.engine.training.lightning import own_loss
+from pytest_fp16.engine.training.several import Several
 from pytest_fp16.errors import SettingError
 
 if TYPE_CHECKING:
     from pytest_fp16.engine.training.trainee import Trainee
-
-
-class Several(torch.optim.Optimizer):
-    """The optimizers of one module, looked at together. Hooks of a step are told of each one's."""
-
-    def __init__(self, parts: Sequence[torch.optim.Optimizer], schedulers: Sequence[Any]) -> None:
-        self.parts, self.schedulers = list(parts), list(schedulers)
-        groups = [g for p in parts for g in p.param_groups]
-        self.defaults: dict[str, Any] = {}
-        self.param_groups = groups
-
-    @property
-    def state(self) -> dict[Any, Any]:  # type: ignore[override]
-        """What all of them keep."""
-        return {key: held for part in self.parts for key, held in part.state.items()}
-
-    def register_step_pre_hook(self, hook: Any) -> Any:  # noqa: D102 (the base class's)
-        return _together([part.register_step_pre_hook(hook) for part in self.parts])
-
-    def register_step_post_hook(self, hook: Any) -> Any:  # noqa: D102 (the base class's)
-        return _together([part.register_step_post_hook(hook) for part in self.parts])
-
-    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: D102 (the base class's)
-        for part in self.parts:
-            part.zero_grad(set_to_none)
-
-
-def _together(handles: list[Any]) -> Any:
-    return SimpleNamespace(remove=lambda: [handle.remove() for handle in handles])
 
 
 class _Noted(NamedTuple):
@@ -84,7 +55,7 @@ class Handle:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget its gradients."""
         self.pending.clear()
-        if self._owner.noted is None:
+        if self._owner.noted is None or self._owner.reads:
             self.optimizer.zero_grad(set_to_none)
 
     @contextmanager
@@ -100,12 +71,14 @@ class ByHand:
 
     Attributes:
         noted: steps of the optimizers, where none is made; None where all are.
+        reads: the step looks at gradients between its backward pass and its optimizers' steps.
     """
 
     def __init__(self, trainee: Trainee, optimizer: Several) -> None:
         self.trainee, self.optimizer = trainee, optimizer
         self.handles = [Handle(self, part) for part in optimizer.parts]
         self.noted: list[_Noted] | None = None
+        self.reads = False
         self.losses: list[Tensor] = []
         self._toggled: list[tuple[nn.Parameter, bool]] = []
         _attach(trainee.model, self, optimizer.schedulers)
@@ -142,6 +115,22 @@ class ByHand:
 
     def loss(self, batch: Any) -> Tensor:
         """The sum of its losses, with the gradients that its optimizers would apply."""
+        state = torch.get_rng_state()
+        try:
+            return self._loss(batch)
+        except SettingError:
+            raise
+        except Exception:
+            if self.reads:
+                raise
+        self.reads = True  # it may be a gradient that is not there, as none is made
+        torch.set_rng_state(state)
+        return self._loss(batch)
+
+    def _loss(self, batch: Any) -> Tensor:
+        held = [(p, p.grad) for h in self.handles for p in h.parameters] if self.reads else []
+        for p, _ in held:
+            p.grad = None
         self.noted = []
         try:
             value = self._run(batch)
@@ -152,6 +141,8 @@ class ByHand:
                     steps.append(_Noted(list(handle.pending), handle.parameters))
         finally:
             self.noted = None
+            for p, grad in held:
+                p.grad = grad
         own = {id(p): p for step in steps for p in step.parameters if p.requires_grad}
         result: Tensor = _Gradients.apply(steps, value, *own.values())  # type: ignore[no-untyped-call]
         return result
@@ -162,6 +153,8 @@ class ByHand:
         if self.noted is not None:
             for handle in self.handles:
                 handle.pending.append(loss)
+            if self.reads:
+                loss.backward(*args, **{**kwargs, "retain_graph": True})
         elif self.trainee.scaler is not None:
             self.trainee.scaler.scale(loss).backward(*args, **kwargs)
         else:
@@ -282,19 +275,3 @@ def _of(step: _Noted, slope: Tensor) -> dict[int, Tensor]:
         step.clips(list(stand_ins.values()))
         found = {key: one.grad for key, one in stand_ins.items() if one.grad is not None}
     return found
-
-
-def several(model: Any) -> Several:
-    """All that a module's configure_optimizers makes.
-
-    Raises:
-        SettingError: it makes something else.
-    """
-    optimizers, schedulers = every_configured(model)
-    for optimizer in optimizers:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise SettingError(
-                "configure_optimizers must return torch.optim.Optimizers "
-                f"(it returned {type(optimizer).__name__})"
-            )
-    return Several(optimizers, schedulers)

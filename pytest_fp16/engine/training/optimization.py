@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_fp16.engine.training.by_hand import several
 from pytest_fp16.engine.training.lightning import (
     configured,
     is_lightning,
@@ -20,6 +19,7 @@ from pytest_fp16.engine.training.lightning import (
 )
 from pytest_fp16.engine.training.optimizer_copy import copied_over
 from pytest_fp16.engine.training.parameters import Parameters
+from pytest_fp16.engine.training.several import several
 from pytest_fp16.errors import SettingError
 from pytest_fp16.subject import Training
 

@@ -23,7 +23,7 @@ from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, requir
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.engine.stored import emptied
-from pytest_fp16.engine.training.by_hand import ByHand, Several
+from pytest_fp16.engine.training.by_hand import ByHand
 from pytest_fp16.engine.training.frozen_base import narrowed, widened
 from pytest_fp16.engine.training.lightning import is_lightning, own_loss
 from pytest_fp16.engine.training.optimization import (
@@ -34,6 +34,7 @@ from pytest_fp16.engine.training.optimization import (
 )
 from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.returned import scalar_of
+from pytest_fp16.engine.training.several import Several
 from pytest_fp16.engine.training.stand_in import counted
 from pytest_fp16.engine.untouched import carry_over
 from pytest_fp16.precision import Precision

@@ -347,3 +347,49 @@ def test_a_module_that_is_given_a_loss_too_has_its_own_steps_line_tried():
     kinds = [p.kind for p in proposals(held, Automatic(), PRECISIONS["16-true"], culprit, None)]
     assert kinds[0] == "upcast"
     assert "loss in float32" not in kinds
+
+
+class Reading(Searching):
+    """Looks at its gradients before it steps, and steps by what it sees."""
+
+    zeroes_last = False
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.2)
+
+    def training_step(self, batch, batch_idx):
+        one = self.optimizers()
+        if not self.zeroes_last:
+            one.zero_grad()
+        self.manual_backward(F.mse_loss(self.net(batch[0]), batch[1]))
+        norm = torch.stack([p.grad.norm() for p in self.parameters()]).norm()
+        assert norm > 0
+        one.step()
+        if self.zeroes_last:
+            one.zero_grad()
+
+
+class ReadingLast(Reading):
+    zeroes_last = True
+
+
+@pytest.mark.parametrize("model", [Reading, ReadingLast])
+def test_a_step_may_look_at_its_gradients(model):
+    held = subject(model)
+    ours = trainee(held)
+    plain = gradients(ours, held.train_data[0], 0).by_name
+    again = gradients(ours, held.train_data[0], 0).by_name
+    assert all(p.grad is None for p in ours.model.parameters())
+    with ours.installed():
+        loss = F.mse_loss(ours.model.net(held.train_data[0][0]), held.train_data[0][1])
+    wanted = torch.autograd.grad(loss, list(ours.model.parameters()))
+    for (name, grad), own in zip(plain.items(), wanted, strict=True):
+        torch.testing.assert_close(grad, own)
+        torch.testing.assert_close(again[name], own)
+
+
+@pytest.mark.parametrize("name", ["16-mixed", "bf16-true"])
+def test_one_that_looks_at_its_gradients_is_trained(name):
+    report = check(subject(Reading), precision=name, seeds=2, budget=1.0)
+    assert report.verdict in ("equivalent", "inconclusive")
+    assert report.error is None

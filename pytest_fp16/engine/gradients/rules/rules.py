@@ -22,11 +22,13 @@ from pytest_fp16.engine.gradients.rules.buffer_rules import (
 )
 from pytest_fp16.engine.gradients.rules.figures import loss_off, worst_tensor
 from pytest_fp16.engine.gradients.rules.step_rules import (
+    SCALED,
     epsilon,
     optimizer,
     runaway,
     slow,
     weights,
+    while_scaled,
 )
 from pytest_fp16.engine.training.guard import COLLAPSED
 from pytest_fp16.report.model import Mechanism
@@ -156,8 +158,11 @@ def _beyond(evidence: Evidence, finding: Finding | None) -> Finding | None:
         what += f", by {evidence.scaled:.0%} of its size in 32 bits too; {finding.evidence}"
         reason = f"the gradient is not proportional to the loss: {what}"
         return Finding(reason, "", "backward", "precision-loss", what, variant="while scaled")
+    bent_alone = finding is not None and finding.mechanism == "precision-loss"
+    if finding is not None and bent_alone and evidence.scaled_steps > SCALED:
+        return while_scaled(evidence, finding.evidence)
     changed = evidence.miscount or evidence.changed
-    if finding is not None and changed is not None and finding.mechanism == "precision-loss":
+    if finding is not None and changed is not None and bent_alone:
         reason = f"{finding.reason} ({changed.said(evidence.format)})"
         return changed.finding(reason, evidence.format, f"; {finding.evidence}")
     if finding is None:

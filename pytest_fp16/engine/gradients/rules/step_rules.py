@@ -143,7 +143,7 @@ def slow(evidence: Evidence) -> Finding | None:
     if evidence.stepped is not None:
         return _beyond(evidence, evidence.stepped, said + look.said())
     if evidence.scaled_steps > SCALED:
-        return _while_scaled(evidence, "weights go another way than in 32 bits: " + look.said())
+        return while_scaled(evidence, "weights go another way than in 32 bits: " + look.said())
     lost = metric_lost(evidence.evaluated, evidence.digits)
     if lost is not None:  # with the weights of 32 bits, too: steps are not to blame
         return lost
@@ -189,7 +189,7 @@ def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
     if evidence.stepped is not None:
         return _beyond(evidence, evidence.stepped, f"the weights stand still: {what}")
     if evidence.scaled_steps > SCALED:
-        return _while_scaled(evidence, what)
+        return while_scaled(evidence, what)
     # Where a second moment is gone, its weights' steps outgrow the others: a turn, no standstill.
     turned = bool(vanished(evidence.optimizer)[0]) and moved.gain < moved.size / 2
     if moved.size > 1 or turned:
@@ -200,9 +200,10 @@ def _still(evidence: Evidence, moved: Movement, when: str) -> Finding:
     return Finding(f"the weights stand still: {what}", "<optimizer>", "step", "absorption", what)
 
 
-def _while_scaled(evidence: Evidence, what: str) -> Finding:
+def while_scaled(evidence: Evidence, what: str) -> Finding:
     """Steps that change gradients, as clipping does, before a scaler's factor is taken out."""
-    off = f"with a gradient scaler they miss it by {evidence.scaled_steps:.0%} in 32 bits too"
+    miss = f"the first steps miss their way by {evidence.scaled_steps:.0%} in 32 bits too"
+    off = f"with a gradient scaler {miss}"
     reason = f"a step of its own changes gradients while they are scaled: {what}; {off}"
     evidenced = f"{what}; {off}"
     return Finding(reason, "", "step", "precision-loss", evidenced, variant="while scaled")

@@ -226,6 +226,15 @@ def test_a_bent_gradient_is_no_fault_where_the_model_learns_with_it():
     assert not found(points=[point(total=LOUD)], second=learns)
 
 
+def test_a_gradient_that_a_step_changes_while_it_is_scaled_is_not_the_formats_fault():
+    clipped = noise(rho=25.0, gain=0.0, relative=1.0)
+    assert only(points=[point(gate=clipped)]).variant is None
+    finding = only(points=[point(gate=clipped)], scaled_steps=0.95)
+    assert (finding.operation, finding.variant) == ("step", "while scaled")
+    assert finding.reason.startswith("a step of its own changes gradients while they are scaled")
+    assert "the first steps miss their way by 95% in 32 bits too" in finding.reason
+
+
 @pytest.mark.parametrize(
     "second",
     [
