@@ -198,8 +198,9 @@ def _standing(report: Report) -> list[str]:
             f"median Γ {figures.significant(report.gamma_median)}"
         )
     if report.loss_reference is not None and report.loss_candidate is not None:
+        what = "last training loss" if report.kind == "training" else "cross-entropy"
         lines.append(
-            f"cross-entropy: {figures.significant(report.loss_candidate)}, "
+            f"{what}: {figures.significant(report.loss_candidate)}, "
             f"reference {figures.significant(report.loss_reference)}"
         )
     if report.cure is not None and report.cure.price is not None:

@@ -255,9 +255,14 @@ def _require_reference(reference: RunResult, pairs: Pairs, seed: int) -> None:
 
 
 def _settled(pairs: Pairs, runs: Runs) -> Pairs:
-    """The pairs of an equivalence, held against where training started."""
+    """The pairs of an equivalence, held against where training started.
+
+    So are those that a wide budget leaves undecided: it may be what no further seed settles.
+    """
     look = pairs.look
-    if look is None or look.outcome != "equivalent":
+    if look is None or look.outcome == "not equivalent":
+        return pairs
+    if look.outcome == "undecided" and not pairs.wide:
         return pairs
     pairs.start = runs.start(r.seed for r, _ in pairs.pairs)
     if pairs.wide and pairs.idle is None:

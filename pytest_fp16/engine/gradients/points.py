@@ -9,7 +9,7 @@ from statistics import stdev
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.modes import to_train
@@ -88,19 +88,29 @@ class Point:
 def gradients(trainee: Trainee, batch: Any, seed: int, scale: float = 1.0) -> Gradients:
     """Loss and gradients of a batch; whatever else the model keeps stays as it is."""
     model = to_train(trainee.model)
-    trainee.optimizer.zero_grad()
+    _forget(trainee)
     seed_everything(seed)
     with untouched(model), trainee.place.arithmetic(trainee.precision):
         loss = trainee.loss(trainee.placed(batch))
         # A scaler's factor is a float32 tensor: a float16 loss is promoted before it is scaled.
         (loss * torch.tensor(scale, device=loss.device) if scale != 1 else loss).backward()
-    found = {
-        n: gradient_of(p) / scale
-        for n, p in model.named_parameters()
-        if p.requires_grad and p.grad is not None
-    }
-    trainee.optimizer.zero_grad()
+    found = {n: gradient_of(p) / scale for n, p in _stepped(trainee) if p.grad is not None}
+    _forget(trainee)
     return Gradients(float(loss.detach()), found, scale)
+
+
+def _stepped(trainee: Trainee) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that the optimizer steps; all, where it steps copies of them."""
+    trained = [(n, p) for n, p in trainee.model.named_parameters() if p.requires_grad]
+    known = {id(p) for g in trainee.optimizer.param_groups for p in g["params"]}
+    return [(n, p) for n, p in trained if id(p) in known] or trained
+
+
+def _forget(trainee: Trainee) -> None:
+    """No gradient is left, nor of a parameter that no optimizer steps."""
+    trainee.optimizer.zero_grad()
+    for p in trainee.model.parameters():
+        p.grad = None
 
 
 def scaled_gradients(

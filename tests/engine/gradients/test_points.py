@@ -90,6 +90,15 @@ def test_frozen_parameters_have_no_gradient_here():
     assert list(gradients(trainee("32-true", frozen), batches()[0], 0).by_name) == ["weight"]
 
 
+def test_parameters_that_no_optimizer_steps_have_none_either():
+    """Nor does what one batch leaves there reach the next."""
+    pupil = trainee("32-true", lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)))
+    pupil.optimizer = torch.optim.SGD([p for p in pupil.model.parameters() if p.dim() == 2], lr=0.1)
+    for batch in batches():
+        assert list(gradients(pupil, batch, 0, 1024.0).by_name) == ["0.weight", "1.weight"]
+        assert all(p.grad is None for p in pupil.model.parameters())
+
+
 def test_a_scale_is_halved_until_gradients_are_finite():
     large = trainee("16-mixed", loss=lambda z, y: F.cross_entropy(z, y) * 16)
     assert not gradients(large, batches()[0], 0, 2.0**16).finite
