@@ -175,7 +175,12 @@ def _functions(subject: Evaluation | Training, *names: str) -> None:
     for name in names:
         value = getattr(subject, name)
         if value is not None and not callable(value):
-            raise SettingError(f"{name} must be a function or None (got {type(value).__name__})")
+            kind = type(value).__name__
+            made_of = {"optimizer": "parameters", "scheduler": "optimizer"}.get(name)
+            anew = f"; each run makes its own, lambda {made_of}: {kind}({made_of}, …)"
+            raise SettingError(
+                f"{name} must be a function or None (got {kind}){anew if made_of else ''}"
+            )
         if name != "optimizer" and isinstance(value, type) and hasattr(value, "forward"):
             made = value.__name__
             raise SettingError(f"{name} is the class {made}; pass an instance of it: {made}()")

@@ -4,6 +4,7 @@ import pickle
 import re
 
 import pytest
+import torch
 
 from pytest_fp16.engine.batching import _LABEL_KEYS
 from pytest_fp16.errors import SettingError
@@ -129,3 +130,22 @@ def test_a_trainer_is_told_of_the_module_it_trains():
 def test_inputs_to_keep_are_a_list_of_places_or_keys(keep):
     with pytest.raises(SettingError, match="keep_inputs must be a list of places or keys"):
         Evaluation(model=None, data=[], keep_inputs=keep)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "example"),
+    [
+        ("optimizer", lambda: torch.optim.SGD([torch.zeros(1)], lr=0.1), "lambda parameters: SGD("),
+        (
+            "scheduler",
+            lambda: torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([torch.zeros(1)], lr=0.1)),
+            "lambda optimizer: ConstantLR(optimizer, …)",
+        ),
+    ],
+)
+def test_what_each_run_makes_anew_is_asked_for_by_example(name, made, example):
+    parts = {"model": torch.nn.Identity, "loss": max, "train_data": [], "eval_data": []}
+    given = {**parts, "optimizer": torch.optim.SGD, name: made()}
+    with pytest.raises(SettingError, match="must be a function or None") as raised:
+        Training(**given)
+    assert example in str(raised.value)

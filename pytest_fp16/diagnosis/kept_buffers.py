@@ -31,10 +31,11 @@ _SHOWN = 3
 
 
 class Float32Buffers(Variant):
-    """A module some of whose buffers are not cast."""
+    """A module some of whose buffers are not cast; or are of float32, with rounded values."""
 
     _fp16_prefix = "Float32Buffers"
     _fp16_kept: tuple[str, ...]
+    _fp16_rounded: torch.dtype | None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         buffers: dict[str, Tensor] = self._buffers  # type: ignore[attr-defined]
@@ -42,18 +43,38 @@ class Float32Buffers(Variant):
         out = super()._apply(fn, *args, **kwargs)  # type: ignore[misc]
         for name, buffer in held.items():
             buffers[name] = buffer.to(buffers[name].device)
+        self._round()
         return out
 
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        return own(self, *args, **kwargs)
+        out = own(self, *args, **kwargs)
+        self._round()
+        return out
+
+    def _round(self) -> None:
+        if self._fp16_rounded is None:
+            return
+        buffers: dict[str, Tensor] = self._buffers  # type: ignore[attr-defined]
+        with torch.no_grad():
+            for name in self._fp16_kept:
+                buffers[name] = buffers[name].to(self._fp16_rounded).float()
 
 
-def keep_buffers(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """The model, changed in place: a cast leaves the named buffers in float32."""
+def keep_buffers(
+    model: nn.Module, names: Sequence[str], rounded: torch.dtype | None = None
+) -> nn.Module:
+    """The model, changed in place: a cast leaves the named buffers in float32.
+
+    Args:
+        model: whose buffers they are.
+        names: of the buffers.
+        rounded: a format whose numbers they hold nevertheless, before each pass of their module.
+    """
     for owner in dict.fromkeys(map(module_of, names)):
         module = model.get_submodule(owner)
         module.__class__ = variant(Float32Buffers, type(module))
         vars(module)["_fp16_kept"] = tuple(leaf_of(n) for n in names if module_of(n) == owner)
+        vars(module)["_fp16_rounded"] = rounded
     return model
 
 
@@ -73,10 +94,10 @@ def kept_buffers(model: nn.Module, precision: Precision, culprit: Culprit | None
     if culprit is not None:
         wanted = f"{culprit.module}.{culprit.operation}".lstrip(".")
         names = [name for name in names if name == wanted]
-    return [_keep(names, culprit)] if names else []
+    return [_keep(names, culprit, precision.dtype)] if names else []
 
 
-def _keep(names: list[str], culprit: Culprit | None) -> Proposal:
+def _keep(names: list[str], culprit: Culprit | None, dtype: torch.dtype) -> Proposal:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     which = f"the buffer{'s' * (len(names) > 1)} {', '.join(names[:_SHOWN])}{more}"
     counts = culprit is None or culprit.mechanism == "absorption"
@@ -85,6 +106,10 @@ def _keep(names: list[str], culprit: Culprit | None) -> Proposal:
         kind="upcast",
         description=f"keep {which} in float32: set it again once the model is cast{whole}",
         amendment=Amendment(model=lambda model: keep_buffers(model, names)),
+        # A float32 constant makes float32 of all that it meets, which may be what helps.
+        control=Amendment(model=lambda model: keep_buffers(model, names, dtype))
+        if culprit is None
+        else None,
         points_to=module_of(names[0]),
         operation=leaf_of(names[0]) if len(names) == 1 else "",
         mechanism=culprit.mechanism if culprit is not None else "precision-loss",

@@ -19,6 +19,7 @@ class Proposal:
         subject: the training, changed; None where it stays.
         amendment: what changes beside the training.
         precision: another precision to train in instead.
+        control: the same without what it is said to mend; where that helps as well, it is no cure.
         points_to, operation, mechanism: the culprit it speaks for, should it help and nothing else
             name one.
     """
@@ -28,6 +29,7 @@ class Proposal:
     modules: list[str] = field(default_factory=list)
     subject: Training | None = None
     amendment: Amendment | None = None
+    control: Amendment | None = None
     precision: Precision | None = None
     points_to: str = ""
     operation: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,7 +89,7 @@ def _chosen(
         if dear is not None and proposal.precision is None:
             continue
         cure = _tried(runs, pairs, proposal, vain)
-        if cure is None:
+        if cure is None or _by_other_means(runs, pairs, proposal):
             continue
         aimed = culprit is not None and proposal.points_to == culprit.module
         leaves = cure.price is not None and cure.price.float32_share > LITTLE
@@ -140,6 +141,14 @@ def _tried(runs: Runs, pairs: Pairs, proposal: Proposal, vain: list[str]) -> Cur
         seeds=[reference.seed for reference in references],
         price=price_of(runs, pairs.precision, references[0].seed, proposal),
     )
+
+
+def _by_other_means(runs: Runs, pairs: Pairs, proposal: Proposal) -> bool:
+    """Whether a cure helps as well without what it is said to mend."""
+    if proposal.control is None:
+        return False
+    other = replace(proposal, amendment=proposal.control, control=None)
+    return _tried(runs, pairs, other, []) is not None
 
 
 def _references(runs: Runs, pairs: Pairs) -> list[RunResult]:

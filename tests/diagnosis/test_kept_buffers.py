@@ -66,3 +66,18 @@ def test_there_is_nothing_to_keep():
     assert kept_buffers(net(), LOW, at("1", "running_var")) == []
     assert kept_buffers(net(), LOW, at("<optimizer>", "")) == []
     assert kept_buffers(nn.Linear(2, 2), LOW, None) == []
+
+
+def test_its_control_has_float32_with_the_numbers_of_16_bits():
+    """A count that stands still in bfloat16 stands still there, too."""
+    (cure,) = kept_buffers(net(), LOW, None)
+    model = cure.control.model(net()).bfloat16()
+    assert model[2].table.dtype is torch.float32
+    assert torch.equal(model[2].table, torch.linspace(0, 1, 4).bfloat16().float())
+    model[2].step.fill_(256.0)
+    for _ in range(3):
+        model[2].step += 1
+        model[2](torch.ones(2, 4))
+    assert float(model[2].step) == 256.0
+    (known,) = kept_buffers(net(), LOW, at("2", "step"))
+    assert known.control is None

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from pytest_fp16 import check
+from pytest_fp16.diagnosis import training as after
 from pytest_fp16.diagnosis.training_cures import Proposal, proposals
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.precision import PRECISIONS, precision
-from pytest_fp16.report.model import Culprit
+from pytest_fp16.report.model import Culprit, Cure
 from pytest_fp16.settings import Settings
 
 
@@ -563,3 +564,18 @@ def test_a_run_that_breaks_at_once_leaves_the_default_budget_of_two_32_bit_runs(
     assert allowed(0.9, 0.8) == pytest.approx(2 * 0.1 / 2**0.5)
     runs.settings = Settings().with_(budget=0.05)
     assert allowed(0.9, 0.8) == 0.05
+
+
+@pytest.mark.parametrize("without", [True, False])
+def test_what_helps_as_well_without_what_it_mends_is_no_cure(monkeypatch, without):
+    """A mask in float32 makes float32 of all that it is added to: with rounded values, too."""
+    real, control = Amendment(loss_scale=2.0), Amendment(loss_scale=3.0)
+    passed = Cure(kind="upcast", description="", verified=True)
+
+    def tried(runs, pairs, one, vain):
+        return passed if one.amendment is real or without else None
+
+    monkeypatch.setattr(after, "_tried", tried)
+    kept = Proposal("upcast", "keep the buffer", amendment=real, control=control)
+    found = after._chosen(None, None, [kept], None, [])
+    assert found == (None if without else (kept, passed))
