@@ -80,7 +80,7 @@ class BeforeCast:
         lost = finite & after.isinf()
         beyond, rest = before[lost], before[finite & ~lost]
         largest = float(before[finite].abs().max()) if bool(finite.any()) else 0.0
-        meant = bool(len(beyond)) and _stands_for_infinity(beyond, rest, self.fmt)
+        meant = bool(len(beyond)) and stands_for_infinity(beyond, rest, self.fmt)
         return Stored(name, before.numel(), len(beyond), largest, meant)
 
 
@@ -116,7 +116,7 @@ def _values(tensor: Tensor) -> Tensor | None:
     return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
 
 
-def _stands_for_infinity(beyond: Tensor, rest: Tensor, fmt: Format) -> bool:
+def stands_for_infinity(beyond: Tensor, rest: Tensor, fmt: Format) -> bool:
     """Whether values that a format cannot hold are one constant that means "as large as can be".
 
     A mask's: it stands more than once, or is a round number; it is added to scores, or subtracted

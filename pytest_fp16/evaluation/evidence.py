@@ -18,6 +18,7 @@ from torch import Tensor
 from pytest_fp16.engine.prediction.theory_batch import TheoryBatch
 from pytest_fp16.evaluation.batch import Batch
 from pytest_fp16.evaluation.beside import Beside
+from pytest_fp16.evaluation.entering import Entering
 from pytest_fp16.evaluation.expectation import flip_chance, open_chance
 from pytest_fp16.evaluation.totals import MetricTotals
 from pytest_fp16.metric.own import UserTally
@@ -149,6 +150,7 @@ class Outcome:
         ties: decisions that tie in the candidate, and do not in the reference.
         astray: inputs of the last batch that went wrong, and behind them those that tie.
         beside: what became of outputs that are not judged.
+        entering: what of the inputs became infinite as they were cast.
         reshaped: the shapes of outputs that are not as the reference's, of the first such batch.
     """
 
@@ -167,6 +169,7 @@ class Outcome:
     wrong_inputs: list[int] = field(default_factory=list)
     astray: list[int] = field(default_factory=list)
     beside: Beside = field(default_factory=Beside)
+    entering: Entering = field(default_factory=Entering)
     reshaped: str = ""
     kept: Kept | None = None
 

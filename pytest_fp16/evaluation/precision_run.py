@@ -32,6 +32,7 @@ from pytest_fp16.metric.own import UserTally
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Evaluation
 from pytest_fp16.task import Task
+from pytest_fp16.theory.rounding import FORMATS
 
 
 @dataclass
@@ -129,6 +130,9 @@ class PrecisionRun:
             return
         if self.canary is None and self.observer is None and not self.outcome.inputs:
             self._first(batch)
+        if self.precision.casts and self.precision.low:
+            keep = self.candidate.subject.keep_inputs
+            self.outcome.entering.add(batch.inputs, FORMATS[self.precision.dtype], keep)
         before = self._state()
         output = None if self.done else self._run(batch)
         if output is None:

@@ -17,6 +17,7 @@ from pytest_fp16.evaluation.ranges import beyond_range, sites_of
 from pytest_fp16.evaluation.soundness import explained, guesses
 from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Check, Metric, Report, Run, Verdict
+from pytest_fp16.theory.rounding import FORMATS
 
 if TYPE_CHECKING:
     from pytest_fp16.evaluation.run import EvaluationRun
@@ -132,6 +133,8 @@ def _warnings(
     if metric is not None and (shapes := precision_run.outcome.reshaped):
         said.append(f"in 16 bits outputs have the shape {shapes}: {metric.name} alone judges them")
     said += beyond_range(precision_run.candidate.stored, precision_run.precision)
+    if precision_run.precision.low:
+        said += precision_run.outcome.entering.warnings(FORMATS[precision_run.precision.dtype])
     if metric is not None:
         wide = generous(metric, rules.usual(run.totals))
         said += [wide] if wide is not None else []
