@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_fp16.diagnosis.cures import LITTLE
+from pytest_fp16.diagnosis.custom_functions import advised
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.second_defect import second_defect
 from pytest_fp16.diagnosis.silent import silently_lost
@@ -65,7 +66,8 @@ def diagnose_training(
     if chosen is None:
         if vain:
             pairs.notes.append(f"cures that were tried and did not pass: {'; '.join(vain)}")
-        return culprit or _unexplained(pairs), None
+        advice = advised(culprit, pairs.precision, runs.place.target)
+        return culprit or _unexplained(pairs), advice
     proposal, cure = chosen
     left = second_defect(runs, pairs.precision, proposal)
     pairs.notes += [left] if left is not None else []
