@@ -108,7 +108,10 @@ def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     if lost is not None:
         change = "" if stored else change
         wide = "hand the inputs on in float32 (keep_inputs=), which lose it when they are cast"
-        if lost.kind != "inputs":
+        if lost.key is not None:
+            which = f"hand the input {lost.key!r} on in float32 (keep_inputs=[{lost.key!r}])"
+            wide = f"{which}, which loses it when it is cast"
+        elif lost.kind != "inputs":
             wide = f"keep the {lost.kind} {lost.name} in float32, which loses it when it is cast"
         return ", or ".join(filter(None, (change, wide)))
     if line is None or line in trials.short or not trials.heals(line, origin):

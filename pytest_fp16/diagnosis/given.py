@@ -18,7 +18,7 @@ from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import HEALED, Trials
 from pytest_fp16.engine.batching import map_inputs
-from pytest_fp16.engine.containers import map_tensors
+from pytest_fp16.engine.containers import map_tensors, named_parts
 from pytest_fp16.engine.models import call_as_is, quiet
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
@@ -32,10 +32,14 @@ _Fails = Callable[[Any], bool]
 
 @dataclass(frozen=True)
 class Lost:
-    """What loses it when it is cast: a buffer or a weight by its name, or the inputs."""
+    """What loses it when it is cast: a buffer or a weight by its name, or inputs.
+
+    Of several inputs, `key` is the one that does the damage alone; None where none does.
+    """
 
     kind: Literal["inputs", "buffer", "weight"]
     name: str = ""
+    key: int | str | None = None
 
 
 def lost_as_cast(trials: Trials, origin: Origin | None) -> Lost | None:
@@ -48,8 +52,8 @@ def lost_as_cast(trials: Trials, origin: Origin | None) -> Lost | None:
         fmt = FORMATS[mode.dtype]
         fails = _failing(few, trials.model, origin)
         keep = few.candidate.subject.keep_inputs
-        if fails(map_inputs(few.sample.inputs, lambda t, k: t if k else _rounded(t, fmt), keep)):
-            return Lost("inputs")
+        if fails(_given(few.sample.inputs, fmt, keep)):
+            return Lost("inputs", key=_single(few.sample.inputs, fmt, keep, fails))
         buffers, weights = dict(trials.model.named_buffers()), trials.model.named_parameters()
         name = _alone(buffers, fmt, lambda: fails(few.sample.inputs))
         if name is not None:
@@ -58,6 +62,21 @@ def lost_as_cast(trials: Trials, origin: Origin | None) -> Lost | None:
         return None if name is None else Lost("weight", name)
     except Exception:  # nothing can be told
         return None
+
+
+def _given(inputs: Any, fmt: Format, keep: Sequence[int | str]) -> Any:
+    """Inputs as a cast leaves them, but for those that are kept."""
+    return map_inputs(inputs, lambda t, kept: t if kept else _rounded(t, fmt), keep)
+
+
+def _single(inputs: Any, fmt: Format, keep: Sequence[int | str], fails: _Fails) -> int | str | None:
+    """The one of several inputs whose cast is enough."""
+    names: list[int | str] = list(named_parts(inputs))
+    for name in names if len(names) > 1 else ():
+        others = [other for other in names if other != name]
+        if name not in keep and fails(_given(inputs, fmt, others)):
+            return name
+    return None
 
 
 def _failing(few: Comparison, model: nn.Module, origin: Origin | None) -> _Fails:

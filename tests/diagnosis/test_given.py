@@ -68,6 +68,24 @@ def test_inputs(comparison):
     assert found(comparison, Ids(), ids) == Lost("inputs")
 
 
+class Looked(nn.Module):
+    """A number that is looked up beside features, which rounding does no harm."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.head = Ids(), nn.Linear(4, 3)
+
+    def forward(self, features, ids):
+        return self.ids(ids) + 1e-3 * self.head(features)
+
+
+def test_of_several_inputs_the_one_is_named(comparison):
+    torch.manual_seed(0)
+    ids = torch.randint(3001, 6000, (8, 1)).float()
+    inputs = {"features": torch.randn(8, 4), "ids": ids}
+    assert found(comparison, Looked(), inputs) == Lost("inputs", key="ids")
+
+
 def test_inputs_that_are_kept_are_not_cast(comparison):
     few = comparison(Ids().eval(), "bf16-true", torch.randint(3001, 6000, (8, 1)).float())
     origin, model = find_origin(few), Ids().eval()
