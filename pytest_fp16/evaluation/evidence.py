@@ -210,7 +210,7 @@ class Outcome:
             return True
         return self.metric.task.decides and self.flips > flips_allowed
 
-    def reshape(self, batch: Batch, output: Tensor) -> str | None:
+    def take_reshaped(self, batch: Batch, output: Tensor) -> str | None:
         """Take outputs of another shape than the reference's; what to say where nothing can.
 
         A metric of the user's may take any shape. Nothing else holds one against the other.

@@ -140,10 +140,11 @@ class PrecisionRun:
                 # It was the program that stopped the theory pass.
                 self.forecast_failure = f"cannot run: {self.failure}"
                 self.forecast_missing = None
-            self.outcome.kept = everything(batch, self.whole)  # any of them may be what stops it
+            if self.failure is not None:  # any of the inputs may be what stops the program
+                self.outcome.kept = everything(batch, self.whole)
             return
         if output.shape != batch.output.shape:
-            self.reshaped = self.outcome.reshape(batch, output)
+            self.reshaped = self.outcome.take_reshaped(batch, output)
             self.outcome.kept = everything(batch, whole=True)
             return
         logits = self.task.canonical(output)
