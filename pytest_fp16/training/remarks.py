@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pytest_fp16.engine.training.runs import Runs
     from pytest_fp16.training.pairs import Pairs
 
+#: A way of the weights that is this many times that of 32 bits is told of.
+_FURTHER = 1.5
+
 
 def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> list[str]:
     """Everything worth a warning, of the data, the runs, the canary and the forecast."""
@@ -33,9 +36,11 @@ def warnings_of(runs: Runs, pairs: Pairs, forecast: GradientFindings | None) -> 
     warnings += surprises(pairs, forecast)
     higher = pairs.look is not None and -pairs.look.mean > pairs.look.budget
     if pairs.look is not None and higher and pairs.gained is None:
+        further = forecast.figures.get("weights_gain", 1.0) if forecast is not None else 1.0
+        far = f" (the first ones lead {further:.3g} times as far)" if further > _FURTHER else ""
         warnings.append(
             f"the 16-bit runs score higher by {-pairs.look.mean:.3g}, more than the budget: their "
-            "steps are others than those of 32 bits, which may be trained too briefly"
+            f"steps are others than those of 32 bits{far}, which may be trained too briefly"
         )
     if runs.place.emulated and pairs.precision.low:
         warnings += _skipped(pairs)

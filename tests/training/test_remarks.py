@@ -25,6 +25,14 @@ def test_a_gain_beyond_the_budget_is_no_merit_of_16_bits(made, runs, mean, told)
     assert any("score higher by 0.05, more than the budget" in w for w in said) is told
 
 
+@pytest.mark.parametrize(("gain", "told"), [(30.04, True), (1.02, False)])
+def test_steps_that_lead_further_are_told_of_beside_a_gain(made, runs, gain, told):
+    """As where a second moment is zero: a training of another speed, whatever it scores."""
+    seen = GradientFindings("equivalent", "nothing found", figures={"weights_gain": gain})
+    said = made.report(runs(), made.settled(made.pair(), mean=-0.05), seen).warnings
+    assert any("(the first ones lead 30 times as far)" in w for w in said) is told
+
+
 def test_a_failure_that_was_not_foreseen_is_explained(made, runs):
     silent = GradientFindings(
         "equivalent", "nothing found", figures={"points": [{"step": 12}], "total_steps": 300}
