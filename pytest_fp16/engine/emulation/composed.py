@@ -223,8 +223,10 @@ _COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     _aten.soft_margin_loss_backward.default: _soft_margin_slope,
     _aten.nll_loss2d_forward.default: _nll_loss2d,
     _aten.affine_grid_generator.default: _affine_grid,
-    _aten._euclidean_dist.default: _euclidean_dist,
 }
+if (_distances := getattr(_aten, "_euclidean_dist", None)) is not None:
+    _COMPOSED[_distances.default] = _euclidean_dist
+
 
 #: By id, as every operation of a program is looked up: the hash of one is a function in Python.
 _TAKEN_APART = frozenset(map(id, (*_POWERS, *_REDUCED, *_COMPOSED, *ON_CPU)))
