@@ -68,7 +68,7 @@ def keep_buffers(
     Args:
         model: whose buffers they are.
         names: of the buffers.
-        rounded: a format whose numbers they hold nevertheless, before each pass of their module.
+        rounded: a format whose numbers they hold nevertheless, from the cast and each pass on.
     """
     for owner in dict.fromkeys(map(module_of, names)):
         module = model.get_submodule(owner)
