@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pytest_fp16.engine.containers import all_tensors, named_parts
 from pytest_fp16.engine.stored import stands_for_infinity
+from pytest_fp16.engine.tracing.recorder import largest_magnitude
 from pytest_fp16.report.figures import plural, significant
 from pytest_fp16.theory.rounding import Format
 
@@ -26,6 +27,8 @@ class Infinite:
         """Add the values of one batch; a constant that stands for infinity is to become it."""
         values = values.detach().float()
         self.count += values.numel()
+        if largest_magnitude(values) < fmt.overflow_threshold:
+            return
         beyond = values.abs() >= fmt.overflow_threshold
         beyond &= values.isfinite()
         lost = values[beyond]

@@ -210,19 +210,19 @@ class Outcome:
             return True
         return self.metric.task.decides and self.flips > flips_allowed
 
-    def take_reshaped(self, batch: Batch, output: Tensor) -> str | None:
-        """Take outputs of another shape than the reference's; what to say where nothing can.
-
-        A metric of the user's may take any shape. Nothing else holds one against the other.
-        """
+    def take_reshaped(self, batch: Batch, output: Tensor) -> None:
+        """Take outputs of another shape than the reference's, which a metric of the user's may."""
         shapes = f"{tuple(output.shape)}, where 32-true gives {tuple(batch.output.shape)}"
-        if not isinstance(self.metric.tally, UserTally):
-            return f"the outputs of a batch have the shape {shapes}"
-        self.inputs += batch.n
-        self.not_finite += int((~output.isfinite()).sum())
-        self.metric.add(batch, output, output)
         self.reshaped = self.reshaped or shapes
-        return None
+        if not self.incomparable:
+            self.inputs += batch.n
+            self.not_finite += int((~output.isfinite()).sum())
+            self.metric.add(batch, output, output)
+
+    @property
+    def incomparable(self) -> bool:
+        """Whether shapes differ, and nothing is there that takes any shape."""
+        return bool(self.reshaped) and not isinstance(self.metric.tally, UserTally)
 
     def _add_moved(self, batch: Batch, output: Tensor, logits: Tensor) -> None:
         """Squared errors, and the spread beside which they are seen, of outputs that count."""

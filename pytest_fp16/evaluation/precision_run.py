@@ -44,7 +44,6 @@ class PrecisionRun:
         failure_error: the exception itself, for the diagnosis.
         forecast_failure: why theory says it cannot run.
         no_memory: why the run could not be made at all.
-        reshaped: how outputs have another shape than the reference's: a verdict.
         theory: None where there is nothing to predict (32-true) or it could not be had.
         whole: a batch cannot be cut, as a graph's nodes cannot be had without its edges.
     """
@@ -62,7 +61,6 @@ class PrecisionRun:
     forecast_missing: str | None = None
     unfollowed: str | None = None
     no_memory: str | None = None
-    reshaped: str | None = None
     warnings: list[str] = field(default_factory=list)
     canary: CanaryFindings | None = None
     observer: DtypeObserver | None = None
@@ -115,7 +113,8 @@ class PrecisionRun:
     @property
     def done(self) -> bool:
         """Whether more batches can change nothing."""
-        return any(w is not None for w in (self.failure, self.no_memory, self.reshaped))
+        ended = self.failure is not None or self.no_memory is not None
+        return ended or self.outcome.incomparable
 
     def take(self, batch: Batch) -> None:
         """One batch: what theory says, then what the candidate does."""
@@ -144,7 +143,7 @@ class PrecisionRun:
                 self.outcome.kept = everything(batch, self.whole)
             return
         if output.shape != batch.output.shape:
-            self.reshaped = self.outcome.take_reshaped(batch, output)
+            self.outcome.take_reshaped(batch, output)
             self.outcome.kept = everything(batch, whole=True)
             return
         logits = self.task.canonical(output)

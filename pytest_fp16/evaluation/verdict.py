@@ -36,9 +36,10 @@ def checks(
                 name="16 bit ran", passed=False, detail=f"the model raised {precision_run.failure}"
             )
         ]
-    if precision_run.reshaped is not None:
+    if precision_run.outcome.incomparable:
         ran = _sixteen_bit_ran(precision_run)
-        shape = Check(name="same shape", passed=False, detail=precision_run.reshaped)
+        detail = f"the outputs of a batch have the shape {precision_run.outcome.reshaped}"
+        shape = Check(name="same shape", passed=False, detail=detail)
         return [shape] if ran is None else [ran, shape]
     made = [_sixteen_bit_ran(precision_run), _finite(precision_run)]
     if precision_run.prediction.metric is not None and precision_run.theory is not None:

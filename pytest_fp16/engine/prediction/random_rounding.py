@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ NOISE_RUNS = 8
 def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: int) -> TheoryBatch:
     """Theory for one batch of n inputs with the reference's canonical logits [N, P, C]."""
     task = tracer.task
-    generator = torch.Generator(device=tracer.device).manual_seed(seed)
     detailed = not tracer.totals
     trace, plain = tracer.trace(inputs, n, seed, adjoint=False, detailed=detailed)
     if trace.doubts.decisions and not tracer.errors and _learned(tracer, inputs, n, seed):
@@ -32,14 +32,7 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
     margin = task.margins(plain, reference)
     squares, classes, lost, runs, last = torch.zeros_like(margin), [], [], 0, plain
     moved, moved_squares = torch.zeros_like(plain), torch.zeros(len(plain), device=plain.device)
-    reshaped = 0
-    for _ in range(NOISE_RUNS):  # each reduced at once: a vocabulary of logits is large
-        run = _rounded(tracer, inputs, n, seed, generator)
-        if run is not None and run.shape != plain.shape:
-            reshaped += 1
-            if 2 * reshaped >= NOISE_RUNS:
-                require_shape(run, reference)
-            run = None
+    for run in _runs(tracer, inputs, n, seed, reference):  # reduced at once: a vocabulary is large
         if run is None:
             lost.append(torch.ones((), dtype=torch.bool, device=plain.device))
             classes.append(torch.full(plain.shape[:2], -1, device=plain.device))
@@ -71,6 +64,26 @@ def noise_batch(tracer: Tracer, inputs: Any, n: int, reference: Tensor, seed: in
         noisy_lost=torch.stack(lost),
         **({} if task.decides else _values(plain, moved / times, moved_squares / times)),
     )
+
+
+def _runs(
+    tracer: Tracer, inputs: Any, n: int, seed: int, reference: Tensor
+) -> Iterator[Tensor | None]:
+    """The outputs of each run; None where its values have stopped the program, or their number.
+
+    Raises:
+        OtherShapeError: half of the runs give another number of values than the reference.
+    """
+    noise, reshaped = torch.Generator(device=tracer.device).manual_seed(seed), 0
+    for _ in range(NOISE_RUNS):
+        run = _rounded(tracer, inputs, n, seed, noise)
+        if run is None or run.shape == reference.shape:
+            yield run
+            continue
+        reshaped += 1
+        if 2 * reshaped >= NOISE_RUNS:
+            require_shape(run, reference)
+        yield None
 
 
 def _rounded(
