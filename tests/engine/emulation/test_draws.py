@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.emulation.draws import keep_within_bounds
 from pytest_fp16.engine.emulation.emulate import Emulation
 
 N = 200_000
@@ -52,12 +53,19 @@ def test_draws_in_32_bits_are_left_as_they_are():
     assert torch.equal(drawn(DRAWS["rand"], torch.float32), plain)
 
 
-@pytest.mark.parametrize("rate", [1.0, 0.5])
+@pytest.mark.parametrize("rate", [1.0, 4.0])
 def test_an_exponential_draw_is_no_zero(rate):
-    """Of a float32 draw one in thirty million would round to one: here, the smallest there are."""
-    values = drawn(lambda dtype: torch.empty(N, dtype=dtype).exponential_(rate), torch.float16)
-    assert float(values.min()) > 0
-    assert float(values.mean()) == pytest.approx(1 / rate, rel=0.02)
+    """Of float32 one in thirty million is so small that it would be: here, one that is."""
+    values, asked = torch.tensor([0.0, 0.5]), torch.zeros(2, dtype=torch.bfloat16)
+    keep_within_bounds("exponential", values, (asked, rate), {})
+    assert values.tolist() == [torch.finfo(torch.float32).eps / 2 / rate, 0.5]
+    keep_within_bounds("normal", values.zero_(), (asked,), {})
+    assert not values.any()
+
+
+def test_exponential_draws_have_their_mean():
+    values = drawn(lambda dtype: torch.empty(N, dtype=dtype).exponential_(0.5), torch.float16)
+    assert float(values.mean()) == pytest.approx(2, rel=0.02)
 
 
 class Noisy(nn.Module):
