@@ -8,6 +8,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -169,6 +170,35 @@ def write(
     if not quick:
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The rows of a table that was written before, and when that was."""
+
+    rows: tuple[tuple[str, ...], ...] = ()
+    date: str = ""
+
+    @property
+    def told(self) -> str:
+        """What the new table says of them."""
+        return f"{len(self.rows)} rows stood here on {self.date} already." if self.rows else ""
+
+    def lacks(self, names: Iterable[str]) -> list[str]:
+        """The names that have no row."""
+        there = {row[0] for row in self.rows}
+        return [name for name in names if name not in there]
+
+
+def kept(name: str) -> Kept:
+    """The rows of benchmarks/results/<name>.md: for figures that pytest-fp16 has no part in."""
+    path = RESULTS / f"{name}.md"
+    if not path.exists():
+        return Kept()
+    *lines, last = path.read_text(encoding="utf-8").strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    date = re.search(r"\d{4}-\d\d-\d\d", last)
+    return Kept(tuple(tuple(row) for row in rows[2:]), date.group() if date else "an unknown day")
 
 
 def _module() -> str:

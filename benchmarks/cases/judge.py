@@ -244,6 +244,7 @@ def main() -> None:
         ("--device", {"choices": ("cpu", "cuda"), "default": "cpu", "help": "whose kernels"}),
         ("--only", {"default": "", "help": "cases whose name contains this"}),
         ("--held-out", {"action": "store_true", "help": "the cases of reported.py instead"}),
+        ("--missing", {"action": "store_true", "help": "those that the table lacks, beside it"}),
         ("--origins", {"action": "store_true", "help": "show where values first fail"}),
         ("--write", {"action": "store_true", "help": "write benchmarks/results/labels-*.md"}),
     )
@@ -252,7 +253,10 @@ def main() -> None:
         return
     policy = "cuda" if options.device == "cuda" else options.policy
     wanted = [case.name for case in cases(options.held_out) if options.only in case.name]
-    lines: list[Row] = []
+    whose = f"{policy}{'-native' * (options.device == 'cuda')}"
+    table = f"labels-{'held-out-' * options.held_out}{whose}"
+    kept = common.kept(table) if options.missing else common.Kept()
+    lines, wanted = list(kept.rows), kept.lacks(wanted)
     judged = partial(rows, policy=policy, device=options.device)
     for found in common.spread(judged, wanted, options):
         lines += found
@@ -262,14 +266,14 @@ def main() -> None:
     claimed, differ = sum(map(bool, marks)), marks.count("DIFFER")
     said = f"{marks.count('agree')} of {claimed} labels confirmed, {differ} differ"
     print(said)
-    whose = f"{policy}{'-native' * (options.device == 'cuda')}"
     kernels = "a GPU's kernels" if options.device == "cuda" else f"{policy}'s autocast policy"
     common.write(
-        f"labels-{'held-out-' * options.held_out}{whose}",
+        table,
         f"Labels against the judge, {kernels}",
         f"{said}.",
         ("case", "precision", "label", "judge", "reference", "loss (points)", "", "note"),
         lines,
+        kept.told,
         quick=not options.write,
     )
 

@@ -172,21 +172,25 @@ def main() -> None:
         ("--held-out", {"action": "store_true", "help": "those of training_heldout only"}),
         ("--reported", {"action": "store_true", "help": "those of training_reported only"}),
         ("--every", {"action": "store_true", "help": "every precision, labelled or not"}),
+        ("--missing", {"action": "store_true", "help": "those that the table lacks, beside it"}),
         ("--device", {"choices": ("cpu", "cuda"), "default": "cpu", "help": "whose kernels"}),
         ("--write", {"action": "store_true", "help": "write benchmarks/results/labels-…"}),
     )
     judging = partial(judged, every=options.every, device=options.device)
-    found = common.spread(judging, [case.name for case in chosen(options)], options)
-    lines = [row for rows in found for row in rows]
+    table = "labels-training" + "-cuda" * (options.device == "cuda")
+    kept = common.kept(table) if options.missing else common.Kept()
+    wanted = kept.lacks(case.name for case in chosen(options))
+    lines = [*kept.rows, *(row for rows in common.spread(judging, wanted, options) for row in rows)]
     differ = sum(row[6] == "DIFFER" for row in lines)
     said = f"{len(lines) - differ} of {len(lines)} labels confirmed, {differ} differ"
     print(said)
     common.write(
-        "labels-training" + "-cuda" * (options.device == "cuda"),
+        table,
         f"Training labels against the judge, native kernels of {options.device}",
         f"{said}.",
         ("case", "precision", "label", "judge", "32-bit metric", "loss (points)", "", "note"),
         lines,
+        kept.told,
         quick=not options.write,
     )
 

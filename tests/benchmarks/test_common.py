@@ -72,3 +72,16 @@ def needs_a_package(item):
 def test_a_missing_package_costs_its_items_alone(undone, workers):
     assert list(common.spread(needs_a_package, ["a", "b", "c"], options(workers))) == ["a", "c"]
     assert undone == ["Left out b: this benchmark needs b."]
+
+
+def test_rows_that_stand_are_kept_and_told(undone, monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert common.kept("name") == common.Kept()
+    assert common.Kept().told == ""
+    rows = [("first", "-", "", "0.50"), ("second", "broken", "agree", "a note")]
+    common.write("name", "Title", "Summary.", ("case", "label", "", "loss"), rows)
+    kept = common.kept("name")
+    assert kept.rows == tuple(rows)
+    assert kept.told == f"2 rows stood here on {kept.date} already."
+    assert kept.date in (tmp_path / "name.md").read_text()
+    assert kept.lacks(["second", "third"]) == ["third"]
