@@ -172,12 +172,12 @@ def _culprit(
     if found is None:
         return spread
     if found.unrounded:
-        lost = None if found.lossless else overflowing(comparison.side_by_side(lambda i: True))
+        lost = None if found.lost is None else overflowing(comparison.side_by_side(lambda i: True))
         culprit = lost or stale(comparison, found.damage)
         culprit = culprit or branched(comparison, request.comparison)
         if culprit is not None:
             return culprit
-    if found.lossless and not found.concentrated and spread is not None:
+    if found.lost is None and not found.concentrated and spread is not None:
         return spread  # what a measurement could add is an overflow, and there is none
     watched = worth_watching(found)
     operations = comparison.side_by_side(watched.__contains__)

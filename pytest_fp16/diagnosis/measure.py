@@ -124,6 +124,17 @@ class Measure:
         """Elements that are NaN or infinite where the exact one is finite."""
         return 0 if self._lost is None else int(self._lost.sum())
 
+    @property
+    def first_lost(self) -> int | None:
+        """Where the first of them is, in the order of memory; None where there is none."""
+        return (
+            None if self._lost is None or not self.lost else int(self._lost.flatten().nonzero()[0])
+        )
+
+    def pair(self, index: int) -> tuple[float, float]:
+        """The number at a place, in the order of memory, and the exact one."""
+        return float(self._actual.flatten()[index]), float(self._wanted.flatten()[index])
+
     @cached_property
     def infinite(self) -> int:
         """Those of the lost that are infinite."""

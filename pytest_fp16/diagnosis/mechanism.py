@@ -21,6 +21,7 @@ from pytest_fp16.diagnosis.digits import (
     counting,
     imprecise,
 )
+from pytest_fp16.diagnosis.domain import with_domain
 from pytest_fp16.diagnosis.findings import ADDITIONS
 from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.replay import Diverged
@@ -95,11 +96,15 @@ def misled(found: Raised, error: BaseException, watched: list[Operation]) -> Cul
 
 
 def worth_watching(origin: Origin) -> set[int]:
-    """Indices of the operations that `explain` needs measured: the origin, and additions behind."""
+    """Indices of the operations that `explain` needs measured.
+
+    The origin, additions behind it, and what makes NaN or infinity of finite values.
+    """
     first = origin.operation.index
     behind = origin.operations[first : first + AHEAD]
     follower = _after_casts(origin.operations, first)
-    return {first, follower} | {o.index for o in behind if o.name in ADDITIONS}
+    lost = set() if origin.lost is None else {origin.lost}
+    return {first, follower} | lost | {o.index for o in behind if o.name in ADDITIONS}
 
 
 def _after_casts(operations: list[Operation], first: int) -> int:
@@ -165,6 +170,10 @@ def explain(
     if born.finding is None or (first == 0 and sound):
         return None  # what the program does for its dtype is no error of its first operation
     culprit = _why(born, watched, bool(origin.damage.lost.any()), carries).culprit()
+    if origin.lost is not None and first < origin.lost < len(watched):
+        lost = watched[origin.lost]
+        led = with_domain(culprit, lost)
+        culprit = led if led is not culprit and carries((lost,)) else culprit
     merged = origin.damage.merged
     if merged is None or culprit.mechanism != "precision-loss":
         return culprit

@@ -41,7 +41,8 @@ class Origin:
             little.
         unrounded: whether the 16-bit program does the damage even if nothing is rounded: by what it
             does for its dtype, such as to clamp to its range, or an epsilon of its own.
-        lossless: whether no operation at all made NaN or infinity of finite values.
+        lost: the first operation that made NaN or infinity of finite values, by its index; None
+            where none did.
     """
 
     operation: Operation
@@ -49,7 +50,7 @@ class Origin:
     damage: Damage
     concentrated: bool
     unrounded: bool = False
-    lossless: bool = False
+    lost: int | None = None
 
 
 def find_origin(
@@ -116,7 +117,7 @@ def _born(
         ruin = _ruin(comparison, damage, found.index)
         if ruin is not None:
             damage, found = ruin, _ruining(comparison, ruin, expected[: found.index])
-    return Origin(found, operations, damage, concentrated, unrounded, lossless=lost is None)
+    return Origin(found, operations, damage, concentrated, unrounded, lost)
 
 
 def _told(comparison: Comparison, damage: Damage) -> Callable[[int], float]:

@@ -13,6 +13,8 @@ from pytest_fp16.theory.budget import within
 
 #: Probability that every output stays finite, below which a lost one is to be expected.
 LIKELY_LOST = 0.5
+#: The same, below which a pass that lost none is told to be one of chance.
+MAY_BE_LOST = 0.95
 
 
 def forecast(
@@ -61,10 +63,7 @@ def _foreseen(
         left = f"{prediction.not_finite} outputs leave the range of {dtype_name}"
         return "not equivalent", left
     if prediction.kept_finite < LIKELY_LOST:
-        chance = 1 - prediction.kept_finite
-        what = "makes outputs NaN or infinite, or stops the program"
-        lost = f"rounding {what}, with a probability of {chance:.0%}"
-        return "not equivalent", lost
+        return "not equivalent", _lost_by_chance(prediction.kept_finite)
     if isinstance(prediction.metric.tally, UserTally) and not prediction.metric.tally.count:
         return "inconclusive", f"theory does not say what {metric.name} becomes for this task"
     expected = f"expected loss {loss:.3g}"
@@ -73,3 +72,22 @@ def _foreseen(
     if lost := lost_whole(metric, reference, prediction.metric):
         return "not equivalent", f"expected to be lost: {lost}"
     return "equivalent", f"{expected} within the budget of {metric.budget:.3g}"
+
+
+def _lost_by_chance(kept_finite: float) -> str:
+    what = "makes outputs NaN or infinite, or stops the program"
+    return f"rounding {what}, with a probability of {1 - kept_finite:.0%}"
+
+
+def by_chance(precision_run: PrecisionRun, foreseen: Forecast | None) -> list[str]:
+    """The warning of a pass that 32-bit arithmetic did not foretell."""
+    kept = precision_run.prediction.kept_finite
+    if foreseen is None:
+        return []
+    if foreseen.verdict == "not equivalent":
+        reason = foreseen.reason
+    elif foreseen.verdict == "equivalent" and kept < MAY_BE_LOST:
+        reason = _lost_by_chance(kept)
+    else:
+        return []
+    return [f"32-bit arithmetic foretold otherwise: {reason}; other data may not be so kind"]

@@ -10,7 +10,7 @@ from pytest_fp16.engine.canary import LARGE_DIFFERENCE
 from pytest_fp16.engine.models import complex_tensors
 from pytest_fp16.evaluation import verdict as rules
 from pytest_fp16.evaluation.evidence import share
-from pytest_fp16.evaluation.foreseen import forecast
+from pytest_fp16.evaluation.foreseen import by_chance, forecast
 from pytest_fp16.evaluation.parts import told
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.ranges import beyond_range, sites_of
@@ -59,6 +59,7 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
     )
     measured = None if precision_run.done else metric
     verdict, made = _judged(run, precision_run, measured)
+    foreseen = forecast(precision_run, metric, run.totals)
     outcome = precision_run.outcome
     losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)
     paper = run.task.kind == "classification" and outcome.decisions > 0
@@ -74,7 +75,7 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
         decisions=outcome.decisions,
         flips=outcome.flips if run.task.decides and not precision_run.done else None,
         ties=outcome.ties if run.task.decides and not precision_run.done else None,
-        forecast=forecast(precision_run, metric, run.totals),
+        forecast=foreseen,
         certified=rules.certified(precision_run),
         delta_max=outcome.delta_max if paper else None,
         gamma_median=rules.median(outcome.gammas) if paper else None,
@@ -84,7 +85,10 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
         sites=sites_of(precision_run),
         least_robust=rules.least_robust(precision_run),
         luck=rules.luck(precision_run) if verdict == "equivalent" else None,
-        warnings=_warnings(run, precision_run, verdict, measured),
+        warnings=[
+            *_warnings(run, precision_run, verdict, measured),
+            *(by_chance(precision_run, foreseen) if verdict == "equivalent" else []),
+        ],
         error=precision_run.failure or precision_run.no_memory,
         run=_run_facts(run, precision_run),
     )

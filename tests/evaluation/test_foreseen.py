@@ -46,3 +46,33 @@ def test_a_class_that_is_lost_is_forecast(offset, said):
     assert report.verdict == report.forecast.verdict == said
     lost = "expected to be lost: class 1: 0 right answers of 20 are left"
     assert (report.forecast.reason == lost) == (said == "not equivalent")
+
+
+class Left(nn.Module):
+    """How much is left below a bound, which rounding may reach."""
+
+    def __init__(self, gap):
+        super().__init__()
+        self.gap = gap
+
+    def forward(self, x):
+        most = x.amax(1, keepdim=True)
+        return torch.sqrt(most * self.gap + most * 3.0 - x * 0.9 * 1.7 * 1.3 * (3 / 1.989))
+
+
+def test_a_pass_that_was_not_foretold_says_so():
+    x = torch.rand(60, 4, generator=torch.Generator().manual_seed(0)).half().float()
+    told = {}
+    for gap in (0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.5):
+        model = Left(gap)
+        report = check(Evaluation(model, [(x, model(x).argmax(-1))]), precision="16-true")
+        told[gap] = report.verdict, [w for w in report.warnings if "foretold" in w]
+    assert told[0.001] == ("not equivalent", [])
+    assert told[0.5] == ("equivalent", [])
+    said = [(verdict, w[0]) for verdict, w in told.values() if w]
+    assert said
+    for verdict, warning in said:
+        assert verdict == "equivalent"
+        assert warning.startswith(
+            "32-bit arithmetic foretold otherwise: rounding makes outputs NaN"
+        )
