@@ -20,6 +20,7 @@ from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, unneeded, vanishing
 from pytest_fp16.diagnosis.stale_weights import stale
 from pytest_fp16.diagnosis.stop import Raised, entered, raised
+from pytest_fp16.diagnosis.subnormal import below_range
 from pytest_fp16.diagnosis.trials import Judge, Pricer, Trials
 from pytest_fp16.engine.candidate import Candidate
 from pytest_fp16.engine.device import is_out_of_memory
@@ -184,6 +185,8 @@ def _culprit(
     culprit = explain(found, operations, carrier(comparison, found))
     if culprit is not None and culprit.source == found.operation.source:
         culprit = repeated(comparison, found, operations) or culprit
+    if culprit is not None and culprit.mechanism == "precision-loss" and not culprit.variant:
+        culprit = below_range(comparison, found, operations) or culprit
     index = found.operation.index
     lost_guard = culprit is not None and culprit.mechanism == "eps-underflow"
     if inflated(operations, index) or (lost_guard and unneeded(operations, index)):
