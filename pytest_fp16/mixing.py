@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import cast_module
 from pytest_fp16.engine.copies import own_module
+from pytest_fp16.engine.fast_path import without_fast_path
 from pytest_fp16.errors import ModelError
 from pytest_fp16.module_names import module_named
 from pytest_fp16.variants import Variant, variant
@@ -79,7 +80,7 @@ def keep_in_float32(model: nn.Module, modules: Iterable[str], *, quiet: bool = F
         module.register_load_state_dict_post_hook(_restore)
     for module in own.modules():
         if isinstance(module, nn.TransformerEncoder) and not islands.isdisjoint(module.modules()):
-            module.use_nested_tensor = False  # its fast path reads weights past their modules
+            without_fast_path(module)  # which reads weights past their modules
     return model
 
 

@@ -4,7 +4,7 @@ import torch
 from pytest_fp16.task import Task
 
 
-def test_padding_is_no_decision_and_no_class():
+def test_fast_path_is_no_decision_and_no_class():
     labels = torch.tensor([[0, -100], [1, 2]])
     task = Task("classification", many=True)
     margins = torch.zeros(2, 2)

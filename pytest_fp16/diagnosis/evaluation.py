@@ -16,6 +16,7 @@ from pytest_fp16.diagnosis.loops import repeated
 from pytest_fp16.diagnosis.mechanism import carrier, explain, misled, stopped, worth_watching
 from pytest_fp16.diagnosis.meeting import widened
 from pytest_fp16.diagnosis.origin import Origin, find_origin
+from pytest_fp16.diagnosis.padded import padded
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.scan import defective, inflated, overflowing, unneeded, vanishing
 from pytest_fp16.diagnosis.stale_weights import stale
@@ -174,7 +175,7 @@ def _culprit(
         return spread
     if found.unrounded:
         lost = None if found.lost is None else overflowing(comparison.side_by_side(lambda i: True))
-        culprit = lost or stale(comparison, found.damage)
+        culprit = lost or padded(comparison, found.damage) or stale(comparison, found.damage)
         culprit = culprit or branched(comparison, request.comparison)
         if culprit is not None:
             return culprit

@@ -16,6 +16,7 @@ from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.operations import LOW, facts, flat, tensors
 from pytest_fp16.engine.emulation.regions import LeftOff
+from pytest_fp16.engine.fast_path import with_zero_padding
 from pytest_fp16.engine.models import (
     Location,
     autocast,
@@ -106,6 +107,8 @@ class Candidate:
         self.target = target
         before = BeforeCast(model, FORMATS[precision.dtype]) if precision.casts else None
         self.model = prepare(model, precision, device)
+        if not precision.mixed:  # autocast switches it off
+            with_zero_padding(self.model)
         self.stored: list[Stored] = before.cast(self.model) if before is not None else []
         put_back(self.model, subject.forward)
         self.habits = Habits()

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pytest_fp16.engine.fast_path import fast_path_off
+
 
 @contextmanager
 def preserved_state() -> Iterator[None]:
@@ -19,8 +21,7 @@ def preserved_state() -> Iterator[None]:
 
     Covers: random states (Python, numpy, torch, CUDA), default dtype, grad mode, autocast and
     inference mode (off inside), TF32 and reduced-precision float32 products (off inside),
-    determinism flags, and the fast path of nn.MultiheadAttention (off inside: a fused kernel of its
-    own would hide the operations, and is not taken when anything is hooked).
+    determinism flags, and the fast path of nn.MultiheadAttention (off inside).
     """
     python, numpy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
@@ -29,14 +30,12 @@ def preserved_state() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     backends = torch.backends
     cudnn = (backends.cudnn.deterministic, backends.cudnn.benchmark)
-    fastpath = backends.mha.get_fastpath_enabled()
     with torch.random.fork_rng(devices=devices):
         try:
             torch.set_default_dtype(torch.float32)
-            backends.mha.set_fastpath_enabled(False)
             inference = torch.is_inference_mode_enabled()
             normal = torch.inference_mode(False) if inference else nullcontext()
-            with normal, no_region(), _exact_products():
+            with normal, no_region(), _exact_products(), fast_path_off():
                 yield
         finally:
             random.setstate(python)
@@ -45,7 +44,6 @@ def preserved_state() -> Iterator[None]:
             torch.set_grad_enabled(grad)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             backends.cudnn.deterministic, backends.cudnn.benchmark = cudnn
-            backends.mha.set_fastpath_enabled(fastpath)
 
 
 @contextmanager

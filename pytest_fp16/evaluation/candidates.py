@@ -14,6 +14,7 @@ from pytest_fp16.engine.candidate import Candidate, called_model, fresh_model
 from pytest_fp16.engine.checksums import Checksums
 from pytest_fp16.engine.copies import make_model, shares_tensors
 from pytest_fp16.engine.device_questions import device_remarks
+from pytest_fp16.engine.fast_path_outputs import fast_path_remarks
 from pytest_fp16.engine.hard_coded import hard_coded
 from pytest_fp16.engine.models import has_modes, require_float32
 from pytest_fp16.engine.modes import acts_in_training
@@ -166,6 +167,9 @@ class Candidates:
         if self.reference.own_autocast:
             said.append("the model enters an autocast of its own; 32-true ran without it")
         said += hard_coded(self.reference, few, seed)
+        said += fast_path_remarks(
+            self.reference, lambda: self._fresh(REFERENCE.name, None), few, seed
+        )
         forward = self.subject.forward
         return said + device_remarks(self.reference.model, self.target, self.device, forward)
 

@@ -44,6 +44,8 @@ _WHY_VARIANT: dict[Variant, str] = {
     "another program": "the program does something else for {format}: it asks for the dtype, "
     "there or before",
     "stale weight": "a weight changes inside an autocast region, which goes on with its old cast",
+    "padding": "padded positions are zero in float32 and not in a mixed precision, and the program "
+    "reads them",
     "another constant": "the program takes another constant for {format}: it asks for the dtype, "
     "as torch.finfo does",
     "own statement": "a statement of the program's own stops it in {format}: for the dtype, or for "

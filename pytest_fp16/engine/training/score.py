@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
 from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
+from pytest_fp16.engine.fast_path import zero_padding
 from pytest_fp16.engine.models import autocast, call, taking_gradients
 from pytest_fp16.engine.outputs import main_output, others
 from pytest_fp16.engine.randomness import seed_everything
@@ -107,7 +108,8 @@ def score(
     """
     sums = _Sums()
     try:
-        with modes_kept(model), torch.no_grad(), place.arithmetic(precision):
+        zeros = zero_padding(model, not precision.mixed)  # autocast switches it off
+        with modes_kept(model), torch.no_grad(), place.arithmetic(precision), zeros:
             model.eval()
             seed_everything(step_seed(0, 0))
             called = subject

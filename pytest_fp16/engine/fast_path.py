@@ -1,0 +1,134 @@
+"""What torch's fast path of `nn.TransformerEncoder` does beside being fast: padding becomes zero.
+
+In eval mode, without gradients, it packs what is not padded into a nested tensor and unpacks it at
+the end, so that padded positions are zero before the encoder's last norm. Elsewhere, as under
+autocast, they hold what the layers make of them, and a model that reads them (a mean over all
+positions) is another function there. A check runs without the fast path, which hides its
+operations; this puts its zeros where they would be.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+#: Whether the user's own runs may take the fast path, while it is off for a check.
+_WANTED: list[bool] = []
+#: Marks an encoder whose fast path was switched off for what a module of it is kept in.
+_SWITCHED_OFF = "_fp16_was_nested"
+#: On its last layer: whether it asks that padding be on the right.
+_ASKS = "_fp16_asks_for_padding"
+
+
+@contextmanager
+def fast_path_off() -> Iterator[None]:
+    """Without any fast path of `nn.MultiheadAttention` and its layers.
+
+    A fused kernel of its own would hide the operations; none is taken where anything is hooked.
+    """
+    mha = torch.backends.mha
+    wanted = mha.get_fastpath_enabled()
+    _WANTED.append(_WANTED[-1] if _WANTED else wanted)
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        _WANTED.pop()
+        mha.set_fastpath_enabled(wanted)
+
+
+@contextmanager
+def fast_path_on() -> Iterator[None]:
+    """As the user's own runs have it, within `fast_path_off`."""
+    mha = torch.backends.mha
+    off = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(_WANTED[-1] if _WANTED else off)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*nested tensors is in prototype")
+        try:
+            yield
+        finally:
+            mha.set_fastpath_enabled(off)
+
+
+def with_zero_padding(model: nn.Module) -> dict[str, RemovableHandle]:
+    """Give the encoders of a model of our own the zeros of torch's fast path; changed in place.
+
+    Returns:
+        What takes them away again, by the names of the encoders.
+    """
+    if _WANTED and not _WANTED[-1]:
+        return {}
+    return {
+        name: _hook(encoder, _zeroed)
+        for name, encoder in model.named_modules()
+        if _nests(encoder) or getattr(encoder, _SWITCHED_OFF, False)
+    }
+
+
+@contextmanager
+def zero_padding(model: nn.Module, there: bool = True) -> Iterator[list[str]]:
+    """The same for a while, if it is `there`; gives the names of the encoders."""
+    handles = with_zero_padding(model) if there else {}
+    try:
+        yield list(handles)
+    finally:
+        for handle in handles.values():
+            handle.remove()
+
+
+def without_fast_path(encoder: nn.TransformerEncoder) -> None:
+    """Switch the fast path of an encoder off, and keep its zeros; changed in place.
+
+    They are there where torch would take it: not in training, under autocast, or for gradients.
+    """
+    if _nests(encoder):
+        setattr(encoder, _SWITCHED_OFF, True)
+        encoder.use_nested_tensor = False
+        _hook(encoder, _zeroed_in_use)
+
+
+def _nests(module: nn.Module) -> bool:
+    return isinstance(module, nn.TransformerEncoder) and bool(
+        getattr(module, "use_nested_tensor", False)
+    )
+
+
+def _hook(encoder: Any, hook: Any) -> RemovableHandle:
+    last = encoder.layers[-1]
+    vars(last)[_ASKS] = getattr(encoder, "mask_check", True)
+    # First, so that whoever watches the layer sees what comes out of it.
+    return last.register_forward_hook(hook, prepend=True, with_kwargs=True)  # type: ignore[no-any-return]
+
+
+def _zeroed_in_use(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    """The same, where a model in use would be on the fast path."""
+    if not (_WANTED[-1] if _WANTED else torch.backends.mha.get_fastpath_enabled()):
+        return None
+    if torch.is_autocast_enabled(output.device.type):
+        return None
+    # Of gradients a check may ask for reasons of its own.
+    differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
+    if differentiated and not _WANTED:
+        return None
+    return _zeroed(layer, args, kwargs, output)
+
+
+def _zeroed(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    """The output of an encoder's last layer, [N, S, E], with zeros where its input is padded.
+
+    Conditions are those of `nn.TransformerEncoder.forward`.
+    """
+    mask = kwargs.get("src_key_padding_mask")
+    if layer.training or mask is None or kwargs.get("src_mask") is not None or output.dim() != 3:
+        return None
+    padded: Tensor = mask if mask.dtype == torch.bool else mask != 0
+    if vars(layer)[_ASKS]:  # torch looks at the values, which a trace need not be asked for here
+        padded = padded & (padded[:, 1:] | ~padded[:, :-1]).all()
+    return output.masked_fill(padded.unsqueeze(-1), 0.0)
