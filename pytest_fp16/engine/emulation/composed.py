@@ -12,7 +12,8 @@ The mean loss of all pixels is a quotient of two sums, each in the tensor's form
 and ``LossNLL2d.cpp``). An affine grid is a product with places that are made in the format
 (``AffineGridGenerator.cpp``). ``cdist`` of many rows is the root of a matrix product, in which the
 squared lengths stand beside the rows, rounded (``_euclidean_dist`` in ``Distance.cpp``): what two
-near rows leave of them is no distance.
+near rows leave of them is no distance. A bilinear layer multiplies its weights with one input, and
+what that gives, rounded, with the other (``_trilinear`` in ``Linear.cpp``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch._ops import OpOverload
 
 from pytest_fp16.engine.emulation.composed_on_cpu import ON_CPU
 from pytest_fp16.engine.emulation.operations import LOW
+from pytest_fp16.engine.emulation.windows import WINDOWS
 
 #: Runs one operation of the program.
 Step = Callable[..., Any]
@@ -45,6 +47,8 @@ def composition(
         args: its arguments.
         target: the device type whose kernel is meant; None for this device's own.
     """
+    if func in WINDOWS:  # whose dtype is no argument's; a CPU's run as they are
+        return WINDOWS[func] if target == "cuda" else None
     if id(func) not in _TAKEN_APART or not isinstance(args[0], Tensor) or args[0].dtype not in LOW:
         return None
     if func in _POWERS:
@@ -56,6 +60,8 @@ def composition(
         return _REDUCED[func] if target == "cuda" and args[4] in ("sum", "mean") else None
     if func is _aten.linalg_cross.default and args[1].dtype != args[0].dtype:
         return None  # its kernel refuses them
+    if func is _aten._trilinear.default and tuple(map(tuple, args[3:7])) != _OF_BILINEAR:
+        return None
     if func is _aten.nll_loss2d_forward.default and args[3] != 1:
         return None  # no mean
     if func is _aten.affine_grid_generator.default and min(args[1][2:]) < 2:
@@ -185,6 +191,21 @@ def _euclidean_dist(step: Step, a: Tensor, b: Tensor) -> Any:
     return step(_aten.sqrt.default, squares)
 
 
+def _bilinear(step: Step, x: Tensor, weight: Tensor, y: Tensor, *_: Any) -> Any:
+    outputs, rows, columns = weight.shape
+    turned = step(_aten.permute.default, weight, [1, 0, 2])
+    turned = step(_aten.clone.default, turned, memory_format=torch.contiguous_format)
+    turned = step(_aten.view.default, turned, [rows, outputs * columns])
+    part = step(_aten.view.default, step(_aten.mm.default, x, turned), [-1, outputs, columns])
+    return step(
+        _aten.squeeze.dim, step(_aten.bmm.default, part, step(_aten.unsqueeze.default, y, -1)), -1
+    )
+
+
+#: Axes by which `nn.functional.bilinear` asks for a product of three.
+_OF_BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
+
+
 def _scatter_reduce(
     step: Step,
     x: Tensor,
@@ -223,6 +244,7 @@ _COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     _aten.soft_margin_loss_backward.default: _soft_margin_slope,
     _aten.nll_loss2d_forward.default: _nll_loss2d,
     _aten.affine_grid_generator.default: _affine_grid,
+    _aten._trilinear.default: _bilinear,
 }
 if (_distances := getattr(_aten, "_euclidean_dist", None)) is not None:
     _COMPOSED[_distances.default] = _euclidean_dist

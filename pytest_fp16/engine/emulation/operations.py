@@ -72,7 +72,13 @@ _ON_THE_WAY_ON_CPU = frozenset(
 )
 
 #: A CPU's kernels that do so too, where CUDA's have accumulators, and bounds, of 32 bits.
-_STEPWISE_ON_CPU = _ON_THE_WAY_ON_CPU | {"prod", "col2im", "logit", "_adaptive_avg_pool3d"}
+#: Windows and frequencies multiply in place, and round the factor first.
+_STEPWISE_ON_CPU = _ON_THE_WAY_ON_CPU | frozenset(
+    """
+    prod col2im logit _adaptive_avg_pool3d hann_window hamming_window blackman_window
+    bartlett_window kaiser_window fft_fftfreq fft_rfftfreq
+    """.split()
+)
 
 #: Running sums and products, which CUDA keeps in 16 bits (see `scans`).
 SCANS = frozenset({"cumsum", "cumprod", "logcumsumexp"})

@@ -342,3 +342,24 @@ def test_rows_that_are_compared_with_themselves_are_followed():
     )
     assert report.equivalent
     assert report.forecast.verdict == "equivalent"
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 9e3), (torch.bfloat16, 1.0)])
+def test_a_bilinear_layer_rounds_its_first_product(dtype, size, target):
+    random = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(40, 24, generator=random) for _ in range(2))
+    x, y = (x * size).to(dtype), (y / size).to(dtype)
+    weight = torch.randn(5, 24, 24, generator=random).to(dtype)
+    bias = torch.randn(5, generator=random).to(dtype)
+    native = nn.functional.bilinear(x, y, weight, bias)
+    with Emulation(target):
+        emulated = nn.functional.bilinear(x, y, weight, bias)
+    exact = nn.functional.bilinear(x.double(), y.double(), weight.double(), bias.double())
+    errors = [(out.double() - exact).abs() for out in (native, emulated)]
+    lost = [~e.isfinite() for e in errors]
+    assert torch.equal(*lost)  # products that leave the range before the other input comes in
+    assert bool(lost[0].any()) == (dtype == torch.float16)
+    own, found = (float(e[~lost[0]].square().mean().sqrt()) for e in errors)
+    assert 0.7 * own < found < 1.4 * own
+    assert found > 1.5 * float((exact.to(dtype).double() - exact)[~lost[0]].square().mean().sqrt())
