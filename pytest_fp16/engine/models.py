@@ -18,6 +18,7 @@ from pytest_fp16.engine.emulation.branches import branches_as_python
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.emulation.regions import regions_off
 from pytest_fp16.engine.outputs import main_output
+from pytest_fp16.engine.own_caches import without_caches
 from pytest_fp16.engine.own_randomness import as_before
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.errors import ModelError
@@ -160,7 +161,7 @@ def taking_gradients(forward: Callable[[Any, Any], Any] | None) -> Callable[[Any
 def call_as_is(model: nn.Module, inputs: Any, forward: Callable[[Any, Any], Any] | None) -> Any:
     """The model's outputs on inputs that need no cast."""
     __tracebackhide__ = True
-    with as_before(model), branches_as_python():
+    with as_before(model), without_caches(), branches_as_python():
         if forward is not None:
             return forward(model, inputs)
         if isinstance(inputs, Mapping):

@@ -56,7 +56,7 @@ class _Found:
             return
         for base in set(kind.__mro__) - self._looked_at:
             self._looked_at.add(base)
-            if is_program(_file_of(base)):
+            if is_program(file_of(base)):
                 self.classes.setdefault(base)
 
     def holds(self, value: Any) -> None:
@@ -77,7 +77,7 @@ class _Found:
             code = function.__code__
             if code not in self.functions and is_program(code.co_filename):
                 self.functions[code] = function
-                self.names |= set(_names(code))
+                self.names |= set(names_in(code))
 
     def all(self) -> list[FunctionType]:
         """Everything that the names lead to."""
@@ -92,11 +92,11 @@ class _Found:
         return list(self.functions.values())
 
     def _follow(self, function: FunctionType) -> None:
-        names = set(_names(function.__code__))
+        names = set(names_in(function.__code__))
         for name in names & function.__globals__.keys():
             value = function.__globals__[name]
             if isinstance(value, ModuleType):
-                for part in names & vars(value).keys() if is_program(_file_of(value)) else ():
+                for part in names & vars(value).keys() if is_program(file_of(value)) else ():
                     self._meet(vars(value)[part])
             else:
                 self._meet(value)
@@ -131,15 +131,15 @@ def _functions_in(called: Any) -> Iterator[FunctionType]:
         yield own
 
 
-def _names(code: CodeType) -> Iterable[str]:
+def names_in(code: CodeType) -> Iterable[str]:
     """The names that code uses, that of functions inside it as well."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)
 
 
-def _file_of(thing: Any) -> str:
+def file_of(thing: Any) -> str:
     """The file of a module or a class; empty where it has none."""
     try:
         return inspect.getfile(thing)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pytest_fp16.engine.fast_path import fast_path_off
+from pytest_fp16.engine.own_caches import caches_apart
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def preserved_state() -> Iterator[None]:
             torch.set_default_dtype(torch.float32)
             inference = torch.is_inference_mode_enabled()
             normal = torch.inference_mode(False) if inference else nullcontext()
-            with normal, no_region(), _exact_products(), fast_path_off():
+            with normal, no_region(), _exact_products(), fast_path_off(), caches_apart():
                 yield
         finally:
             random.setstate(python)

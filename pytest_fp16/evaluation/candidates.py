@@ -18,6 +18,7 @@ from pytest_fp16.engine.fast_path_outputs import fast_path_remarks
 from pytest_fp16.engine.hard_coded import hard_coded
 from pytest_fp16.engine.models import has_modes, require_float32
 from pytest_fp16.engine.modes import acts_in_training
+from pytest_fp16.engine.own_caches import find_caches
 from pytest_fp16.engine.untouched import Habits, State, untouched
 from pytest_fp16.errors import ModelError
 from pytest_fp16.mixing import keep_in_float32
@@ -170,7 +171,8 @@ class Candidates:
         said += fast_path_remarks(
             self.reference, lambda: self._fresh(REFERENCE.name, None), few, seed
         )
-        forward = self.subject.forward
+        forward, reference = self.subject.forward, self.reference
+        said += find_caches(reference.model, forward, lambda: reference.outputs(few, seed))
         return said + device_remarks(self.reference.model, self.target, self.device, forward)
 
     def alone(self, few: Any, seed: int, initial: State) -> bool | None:

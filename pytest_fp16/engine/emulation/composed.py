@@ -13,7 +13,8 @@ and ``LossNLL2d.cpp``). An affine grid is a product with places that are made in
 (``AffineGridGenerator.cpp``). ``cdist`` of many rows is the root of a matrix product, in which the
 squared lengths stand beside the rows, rounded (``_euclidean_dist`` in ``Distance.cpp``): what two
 near rows leave of them is no distance. A bilinear layer multiplies its weights with one input, and
-what that gives, rounded, with the other (``_trilinear`` in ``Linear.cpp``).
+what that gives, rounded, with the other (``_trilinear`` in ``Linear.cpp``). A convolution whose
+time comes first adds one tap after the other to its output (``ConvolutionTBC.cpp``).
 """
 
 from __future__ import annotations
@@ -202,6 +203,30 @@ def _bilinear(step: Step, x: Tensor, weight: Tensor, y: Tensor, *_: Any) -> Any:
     )
 
 
+def _conv_tbc(step: Step, x: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Any:
+    length, batch, channels = x.shape
+    taps, _, outputs = weight.shape
+    size = length - taps + 1 + 2 * pad
+    out = step(_aten.expand.default, bias, [size, batch, outputs])
+    for k in range(taps):  # each tap is added to what those before have given
+        start, skip = max(0, k - pad), max(0, pad - k)
+        count = min(length + pad - k, size) - skip
+        if count <= 0:
+            continue
+        rows = step(_aten.slice.Tensor, x, 0, start, start + count)
+        rows = step(_aten.reshape.default, rows, [-1, channels])
+        total = step(_aten.slice.Tensor, out, 0, skip, skip + count)
+        total = step(_aten.reshape.default, total, [-1, outputs])
+        total = step(_aten.addmm.default, total, rows, step(_aten.select.int, weight, 0, k))
+        parts = [
+            step(_aten.slice.Tensor, out, 0, 0, skip),
+            step(_aten.view.default, total, [count, batch, outputs]),
+            step(_aten.slice.Tensor, out, 0, skip + count, size),
+        ]
+        out = step(_aten.cat.default, parts)
+    return out
+
+
 #: Axes by which `nn.functional.bilinear` asks for a product of three.
 _OF_BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
 
@@ -245,6 +270,7 @@ _COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     _aten.nll_loss2d_forward.default: _nll_loss2d,
     _aten.affine_grid_generator.default: _affine_grid,
     _aten._trilinear.default: _bilinear,
+    _aten.conv_tbc.default: _conv_tbc,
 }
 if (_distances := getattr(_aten, "_euclidean_dist", None)) is not None:
     _COMPOSED[_distances.default] = _euclidean_dist

@@ -363,3 +363,31 @@ def test_a_bilinear_layer_rounds_its_first_product(dtype, size, target):
     own, found = (float(e[~lost[0]].square().mean().sqrt()) for e in errors)
     assert 0.7 * own < found < 1.4 * own
     assert found > 1.5 * float((exact.to(dtype).double() - exact)[~lost[0]].square().mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("taps", "pad"), [(3, 1), (5, 0), (2, 2), (1, 0)])
+def test_a_convolution_with_time_first_adds_tap_after_tap(dtype, taps, pad):
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 4, 6, generator=random).to(dtype)
+    weight = torch.randn(taps, 6, 5, generator=random).to(dtype)
+    bias = (1000 * torch.randn(5, generator=random)).to(dtype)
+    with Emulation("cuda"):
+        found = torch.conv_tbc(x, weight, bias, pad)
+    native = torch.conv_tbc(x, weight, bias, pad)
+    exact = torch.conv_tbc(x.float(), weight.float(), bias.float(), pad)
+    own, other = ((out.float() - exact).abs() for out in (native, found))
+    assert float(other.max()) <= 1.5 * float(own.max()) + 1e-6
+    assert float(other.mean()) == pytest.approx(float(own.mean()), rel=0.25)
+    once = (exact.to(dtype).float() - exact).abs().mean()
+    assert taps == 1 or float(other.mean()) > 1.1 * float(once)
+
+
+def test_what_leaves_the_range_between_taps_is_lost():
+    x = torch.full((6, 1, 1), 300.0, dtype=torch.float16)
+    weight = torch.tensor([240.0, -240.0], dtype=torch.float16).view(2, 1, 1)
+    bias = torch.zeros(1, dtype=torch.float16)
+    with Emulation("cuda"):
+        found = torch.conv_tbc(x, weight, bias, 0)
+    assert not bool(found.isfinite().any())
+    assert not bool(torch.conv_tbc(x, weight, bias, 0).isfinite().any())

@@ -1,0 +1,196 @@
+"""Tensors that a program keeps outside its model from one run to the next: a table made once.
+
+A dictionary of a module, of a class or of a function, a name that is declared ``global``, an
+``lru_cache``: such a table has the format of whichever run came first, and a 16-bit candidate
+would go on with the reference's. A process that runs in 16 bits alone makes its own. So each run
+begins without them, and leaves them as they were. What the program cannot make again (constants)
+is no cache, and stays.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_fp16.engine.own_code import file_of, names_in, own_functions
+from pytest_fp16.engine.source import is_program
+
+_LRU = type(functools.lru_cache(lambda: None))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A mapping whose tensors may be a cache.
+
+    Attributes:
+        name: what the program calls it.
+        mapping: where it is.
+        only: the one key that is looked at, which is set to None; of others all are taken out.
+    """
+
+    name: str
+    mapping: Any
+    only: str | None = None
+
+    @property
+    def held(self) -> dict[Any, Any]:
+        """What it has of tensors."""
+        if self.only is not None:
+            items = [(self.only, self.mapping.get(self.only))]
+        else:
+            items = list(self.mapping.items())
+        return {key: value for key, value in items if _holds_tensors(value)}
+
+    @contextmanager
+    def emptied(self) -> Iterator[None]:
+        """Without them, and as it was afterwards."""
+        had = self.held
+        self._take_out(had)
+        try:
+            yield
+        finally:
+            self._take_out(self.held)
+            self.mapping.update(had)
+
+    def _take_out(self, keys: Any) -> None:
+        for key in keys:
+            if self.only is not None:
+                self.mapping[key] = None
+            else:
+                self.mapping.pop(key, None)
+
+
+@dataclass(frozen=True)
+class Memo:
+    """A function under `functools.lru_cache`."""
+
+    name: str
+    function: Any
+
+    @property
+    def held(self) -> int:
+        """How much it remembers."""
+        return int(self.function.cache_info().currsize)
+
+    @contextmanager
+    def emptied(self) -> Iterator[None]:
+        """Without it, also afterwards: what it remembers can be made again."""
+        self.function.cache_clear()
+        try:
+            yield
+        finally:
+            self.function.cache_clear()
+
+
+#: Those of the check that is under way.
+_ACTIVE: list[Cache | Memo] = []
+
+
+@contextmanager
+def caches_apart() -> Iterator[None]:
+    """For the length of a check: what is found in it is forgotten afterwards."""
+    before = list(_ACTIVE)
+    _ACTIVE.clear()
+    try:
+        yield
+    finally:
+        _ACTIVE[:] = before
+
+
+@contextmanager
+def without_caches() -> Iterator[None]:
+    """One run, which begins without what others have kept."""
+    with ExitStack() as stack:
+        for cache in _ACTIVE:
+            stack.enter_context(cache.emptied())
+        yield
+
+
+def find_caches(model: nn.Module, forward: Any, run: Callable[[], Tensor]) -> list[str]:
+    """Look for caches, once the reference has run: from now on every run begins without them.
+
+    Args:
+        model: the reference.
+        forward: the user's own way to call it, or None.
+        run: runs it on some inputs it has had, always alike.
+
+    Returns:
+        A warning of each that was found.
+    """
+    _ACTIVE.clear()
+    found = [cache for cache in _kept_outside(model, forward) if cache.held]
+    if not found:
+        return []
+    wanted = run()
+    _ACTIVE[:] = [cache for cache in found if _made_again(cache, run, wanted)]
+    return [
+        f"{cache.name} keeps tensors outside the model from one run to the next, in the format of "
+        "the first: each run here begins without them, a process of yours that changes its "
+        "precision does not"
+        for cache in _ACTIVE
+    ]
+
+
+def _made_again(cache: Cache | Memo, run: Callable[[], Tensor], wanted: Tensor) -> bool:
+    try:
+        with cache.emptied():
+            return torch.equal(run(), wanted) and bool(cache.held)
+    except Exception:  # it has what cannot be made again
+        return False
+
+
+def _kept_outside(model: nn.Module, forward: Any) -> Iterator[Cache | Memo]:
+    seen: set[int] = set()
+    for name, value in _reached(model, forward):
+        if isinstance(value, Cache):
+            yield value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, dict):
+                yield Cache(name, value)
+            elif isinstance(value, _LRU):
+                yield Memo(name, value)
+
+
+def _reached(model: nn.Module, forward: Any) -> Iterator[tuple[str, Any]]:
+    """What the functions of the user's own and the classes of the model lead to, by name."""
+    for function in own_functions(model, forward):
+        yield from _of_function(function)
+    for kind in {base for module in model.modules() for base in type(module).__mro__}:
+        if is_program(file_of(kind)):
+            yield from ((f"{kind.__name__}.{name}", value) for name, value in vars(kind).items())
+
+
+def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    yield function.__name__, vars(function)
+    yield from ((function.__name__, value) for value in function.__defaults__ or ())
+    names = set(names_in(function.__code__))
+    for name in names & function.__globals__.keys():
+        value = function.__globals__[name]
+        if isinstance(value, ModuleType):
+            own = vars(value) if is_program(file_of(value)) else {}
+            yield from ((f"{name}.{part}", own[part]) for part in names & own.keys())
+        else:
+            yield name, value
+    for instruction in dis.get_instructions(function):
+        if instruction.opname == "STORE_GLOBAL":
+            yield (
+                instruction.argval,
+                Cache(instruction.argval, function.__globals__, instruction.argval),
+            )
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(item, Tensor) for item in value)
+    return isinstance(value, Tensor)
