@@ -12,9 +12,7 @@ The mean loss of all pixels is a quotient of two sums, each in the tensor's form
 and ``LossNLL2d.cpp``). An affine grid is a product with places that are made in the format
 (``AffineGridGenerator.cpp``). ``cdist`` of many rows is the root of a matrix product, in which the
 squared lengths stand beside the rows, rounded (``_euclidean_dist`` in ``Distance.cpp``): what two
-near rows leave of them is no distance. A bilinear layer multiplies its weights with one input, and
-what that gives, rounded, with the other (``_trilinear`` in ``Linear.cpp``). A convolution whose
-time comes first adds one tap after the other to its output (``ConvolutionTBC.cpp``).
+near rows leave of them is no distance.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pytest_fp16.engine.emulation.composed_layers import LAYERS, OF_BILINEAR, moments_are_rounded
 from pytest_fp16.engine.emulation.composed_on_cpu import ON_CPU
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.emulation.windows import WINDOWS
@@ -59,9 +58,11 @@ def composition(
         return ON_CPU[func](*args)
     if func in _REDUCED:
         return _REDUCED[func] if target == "cuda" and args[4] in ("sum", "mean") else None
+    if func is _aten.native_group_norm.default:
+        return LAYERS[func] if target == "cuda" and moments_are_rounded() else None
     if func is _aten.linalg_cross.default and args[1].dtype != args[0].dtype:
         return None  # its kernel refuses them
-    if func is _aten._trilinear.default and tuple(map(tuple, args[3:7])) != _OF_BILINEAR:
+    if func is _aten._trilinear.default and tuple(map(tuple, args[3:7])) != OF_BILINEAR:
         return None
     if func is _aten.nll_loss2d_forward.default and args[3] != 1:
         return None  # no mean
@@ -192,45 +193,6 @@ def _euclidean_dist(step: Step, a: Tensor, b: Tensor) -> Any:
     return step(_aten.sqrt.default, squares)
 
 
-def _bilinear(step: Step, x: Tensor, weight: Tensor, y: Tensor, *_: Any) -> Any:
-    outputs, rows, columns = weight.shape
-    turned = step(_aten.permute.default, weight, [1, 0, 2])
-    turned = step(_aten.clone.default, turned, memory_format=torch.contiguous_format)
-    turned = step(_aten.view.default, turned, [rows, outputs * columns])
-    part = step(_aten.view.default, step(_aten.mm.default, x, turned), [-1, outputs, columns])
-    return step(
-        _aten.squeeze.dim, step(_aten.bmm.default, part, step(_aten.unsqueeze.default, y, -1)), -1
-    )
-
-
-def _conv_tbc(step: Step, x: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Any:
-    length, batch, channels = x.shape
-    taps, _, outputs = weight.shape
-    size = length - taps + 1 + 2 * pad
-    out = step(_aten.expand.default, bias, [size, batch, outputs])
-    for k in range(taps):  # each tap is added to what those before have given
-        start, skip = max(0, k - pad), max(0, pad - k)
-        count = min(length + pad - k, size) - skip
-        if count <= 0:
-            continue
-        rows = step(_aten.slice.Tensor, x, 0, start, start + count)
-        rows = step(_aten.reshape.default, rows, [-1, channels])
-        total = step(_aten.slice.Tensor, out, 0, skip, skip + count)
-        total = step(_aten.reshape.default, total, [-1, outputs])
-        total = step(_aten.addmm.default, total, rows, step(_aten.select.int, weight, 0, k))
-        parts = [
-            step(_aten.slice.Tensor, out, 0, 0, skip),
-            step(_aten.view.default, total, [count, batch, outputs]),
-            step(_aten.slice.Tensor, out, 0, skip + count, size),
-        ]
-        out = step(_aten.cat.default, parts)
-    return out
-
-
-#: Axes by which `nn.functional.bilinear` asks for a product of three.
-_OF_BILINEAR = ((1, 3), (0,), (1, 2), (2, 3))
-
-
 def _scatter_reduce(
     step: Step,
     x: Tensor,
@@ -269,8 +231,7 @@ _COMPOSED: dict[OpOverload, Callable[..., Any]] = {
     _aten.soft_margin_loss_backward.default: _soft_margin_slope,
     _aten.nll_loss2d_forward.default: _nll_loss2d,
     _aten.affine_grid_generator.default: _affine_grid,
-    _aten._trilinear.default: _bilinear,
-    _aten.conv_tbc.default: _conv_tbc,
+    **LAYERS,
 }
 if (_distances := getattr(_aten, "_euclidean_dist", None)) is not None:
     _COMPOSED[_distances.default] = _euclidean_dist
