@@ -63,6 +63,28 @@ def _headroom(most: float, largest: float) -> float:
     return math.log2(most / largest) if largest > 0 else math.inf
 
 
+def harmless_overflows(sites: list[Site], precision: Precision) -> list[str]:
+    """The warning of operations whose values leave the range, although the outputs bear it."""
+    if precision.dtype not in FORMATS:
+        return []
+    fmt = FORMATS[precision.dtype]
+    computed = [s for s in sites if s.source is not None or s.share > 0]  # others are stored
+    out = [s for s in computed if s.largest >= fmt.overflow_threshold]
+    said = [
+        f"{s.module or 'the model itself'}, operation {s.operation}{_at(s)}: values up to "
+        f"{significant(s.largest)} leave the range of {fmt.name}, which holds "
+        f"{significant(fmt.largest)}, and it does little harm on this data"
+        for s in sorted(out, key=lambda s: s.headroom)[:_NAMED]
+    ]
+    if len(out) > _NAMED:
+        said.append(f"so do those of {plural(len(out) - _NAMED, 'more operation')}")
+    return said
+
+
+def _at(site: Site) -> str:
+    return f" ({site.source})" if site.source is not None else ""
+
+
 def beyond_range(found: list[Stored], precision: Precision) -> list[str]:
     """The warning of each tensor of a model that its cast has made infinite in part."""
     lost = [stored for stored in found if stored.surprising]

@@ -13,7 +13,7 @@ from pytest_fp16.evaluation.evidence import share
 from pytest_fp16.evaluation.foreseen import by_chance, forecast
 from pytest_fp16.evaluation.parts import told
 from pytest_fp16.evaluation.precision_run import PrecisionRun
-from pytest_fp16.evaluation.ranges import beyond_range, sites_of
+from pytest_fp16.evaluation.ranges import beyond_range, harmless_overflows, sites_of
 from pytest_fp16.evaluation.soundness import explained, guesses
 from pytest_fp16.report.message import generous
 from pytest_fp16.report.model import Check, Metric, Report, Run, Verdict
@@ -59,6 +59,7 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
     )
     measured = None if precision_run.done else metric
     verdict, made = _judged(run, precision_run, measured)
+    sites = sites_of(precision_run)
     foreseen = forecast(precision_run, metric, run.totals)
     outcome = precision_run.outcome
     losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)
@@ -82,12 +83,17 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
         loss_reference=losses[0],
         loss_candidate=losses[1],
         standardised=rules.standardised_of(precision_run),
-        sites=sites_of(precision_run),
+        sites=sites,
         least_robust=rules.least_robust(precision_run),
         luck=rules.luck(precision_run) if verdict == "equivalent" else None,
         warnings=[
             *_warnings(run, precision_run, verdict, measured),
             *(by_chance(precision_run, foreseen) if verdict == "equivalent" else []),
+            *(
+                harmless_overflows(sites, precision_run.precision)
+                if verdict == "equivalent"
+                else []
+            ),
         ],
         error=precision_run.failure or precision_run.no_memory,
         run=_run_facts(run, precision_run),

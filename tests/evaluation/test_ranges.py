@@ -92,3 +92,42 @@ def test_what_is_far_from_the_limit_has_no_row():
     model, data = wide(1.0)
     sites = report_of(model, 100 * data).sites
     assert {"addmm", "native_batch_norm"} >= {s.operation for s in sites}
+
+
+class Normalised(nn.Module):
+    """Rows over their size, whose square leaves the range in a few: they become zero."""
+
+    def forward(self, x):
+        return x / (x * x).sum(-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("size", "precision"),
+    [(400.0, "16-true"), (4.0, "16-true"), (400.0, "bf16-true"), (400.0, "32-true")],
+)
+def test_an_overflow_that_does_little_harm_is_told(size, precision):
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    x[7] *= size
+    report = report_of(Normalised(), x, precision=precision, budget=0.99)
+    assert report.equivalent
+    told = [w for w in report.warnings if "it does little harm on this data" in w]
+    if (size, precision) != (400.0, "16-true"):
+        assert told == []
+        return
+    assert len(told) == 1  # the square: what is infinite is not counted again
+    assert told[0].startswith("the model itself, operation mul (")
+    assert "test_ranges.py:" in told[0]
+    assert "leave the range of float16, which holds 65504" in told[0]
+
+
+def test_of_many_overflows_a_few_are_named():
+    class Bounded(nn.Module):
+        def forward(self, x):
+            return x + 0.01 * (x * 1e6).tanh()
+
+    model = nn.Sequential(*(Bounded() for _ in range(5)))
+    report = report_of(model, torch.randn(50, 4), budget=0.99)
+    assert report.equivalent
+    told = [w for w in report.warnings if "leave the range" in w or "so do those" in w]
+    assert len(told) == 4
+    assert told[-1] == "so do those of 2 more operations"
