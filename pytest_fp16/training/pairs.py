@@ -175,10 +175,16 @@ class Pairs:
         )
 
 
-def compare(runs: Runs, precision: Precision) -> Pairs:
+def compare(runs: Runs, precision: Precision, wary: bool = False) -> Pairs:
     """Add pairs until they settle it, a run breaks, or the allowance is spent.
 
     Then, where the budget is what is not known well enough, further 32-bit runs.
+
+    Args:
+        runs: makes them.
+        precision: of the candidate.
+        wary: a failure is expected, which may strike in some runs and not in the first: nothing
+            but the whole allowance shows an equivalence.
 
     Raises:
         ModelError: the 32-bit training itself fails.
@@ -201,10 +207,12 @@ def compare(runs: Runs, precision: Precision) -> Pairs:
         untaught = pairs.untaught is not None
         if pairs.look.outcome == "not equivalent" or (untaught and len(pairs.pairs) >= UNTAUGHT):
             return pairs
-        if pairs.look.outcome == "equivalent" and not untaught:
+        if pairs.look.outcome == "equivalent" and not untaught and not wary:
             return _settled(pairs, runs)
     if pairs.untaught is not None:
         return pairs
+    if pairs.look is not None and pairs.look.outcome == "equivalent":
+        return _settled(pairs, runs)
     _sharpen(pairs, runs)
     if pairs.look is not None:
         pairs.missing = seeds_missing(pairs.look, pairs.losses, allowance)

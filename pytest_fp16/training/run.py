@@ -57,7 +57,7 @@ def examine_training(
         runs = Runs(found, settings, device, progress, store, planned)
         candidates = [PRECISIONS[name] for name in settings.precisions]
         forecasts = [_forecast(runs, precision, progress) for precision in candidates]
-        every = [_compared(runs, precision) for precision in candidates]
+        every = [_compared(runs, *each) for each in zip(candidates, forecasts, strict=True)]
         drift = found.opening.drift()
         for pairs in every:
             pairs.drift = drift
@@ -138,8 +138,9 @@ def _forecast(
         return GradientFindings("inconclusive", reason)
 
 
-def _compared(runs: Runs, precision: Precision) -> Pairs:
-    pairs = compare(runs, precision)
+def _compared(runs: Runs, precision: Precision, forecast: GradientFindings | None) -> Pairs:
+    wary = forecast is not None and forecast.verdict == "not equivalent"
+    pairs = compare(runs, precision, wary)
     runs.settle(precision)
     return pairs
 

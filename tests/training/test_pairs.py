@@ -114,6 +114,17 @@ def test_what_is_settled_by_pairs_asks_for_no_further_runs(made):
     assert runs.seeds("32-true") == runs.seeds("16-true")
 
 
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_where_a_failure_is_expected_the_allowance_is_spent(made, loss):
+    """It may strike in one run of six: four that pass are luck half of the time."""
+    for wary in (False, True):
+        runs = Known(made, loss=loss, seeds=8, budget=0.02)
+        pairs = compare(runs, PRECISIONS["16-true"], wary)
+        assert pairs.verdict == ("equivalent" if not loss else "not equivalent")
+        assert (len(runs.seeds("16-true")) == 8) == (wary and not loss)
+        assert runs.further == 0
+
+
 def test_a_given_budget_asks_for_no_further_runs(made):
     runs = Known(made, loss=0.05, budget=0.05)
     assert compared(runs).verdict == "inconclusive"
