@@ -53,7 +53,7 @@ def at_the_steps_line(
     if own is None and subject.loss is not None and not is_lightning(model):
         return _masks_in_the_loss(subject, subject.loss, culprit)
     found = []
-    for what, at, meeting in _parts(culprit, precision):
+    for what, at, meeting in [*_parts(culprit, precision), *_whole(culprit, precision)]:
         if own is None:  # it is a Lightning module's
             amendment = Amendment(partial(_with_step, line=at, meeting=meeting))
             found.append(_changed(culprit, what, meeting, amendment))
@@ -100,6 +100,17 @@ def _parts(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, M
     if around is not None:
         name, lines = around
         yield f"compute all of {name} but its products in float32 ({lines}){back}", lines, None
+
+
+def _whole(culprit: Culprit, precision: Precision) -> Iterator[tuple[str, str, None]]:
+    """The function of a loss with its products, where these are no layers but filters and sums."""
+    around = function_of(culprit.source) if culprit.source is not None else None
+    if around is not None and culprit.variant != "mixed dtypes":
+        name, lines = around
+        outside = ", outside autocast" * precision.mixed
+        what = f"compute all of {name} in float32{outside}, its products as well ({lines})"
+        path, _, numbers = lines.rpartition(":")
+        yield what, f"{path}:{numbers.replace('-', '..')}", None
 
 
 def function_of(line: str) -> tuple[str, str] | None:

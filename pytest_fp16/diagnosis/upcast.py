@@ -100,7 +100,8 @@ class Upcast(TorchFunctionMode):
 
     Args:
         lines: each ``"file:number"``; the file absolute, or as seen from here. Of
-            ``"file:first-last"`` what multiplies matrices stays as it is, as layers do.
+            ``"file:first-last"`` what multiplies matrices stays as it is, as layers do, and of
+            ``"file:first..last"`` it does not.
         meeting: whether what refuses tensors of different dtypes elsewhere is computed so, too.
         applied: where it is told what was done.
     """
@@ -114,9 +115,11 @@ class Upcast(TorchFunctionMode):
         self.places: dict[tuple[Path, int], bool] = {}  # and whether products are widened there
         for line in lines:
             name, _, number = line.rpartition(":")
-            first, _, last = number.partition("-")
+            first, but_products, last = number.partition("-")
+            if not but_products:
+                first, _, last = number.partition("..")
             path, numbers = Path(name).resolve(), range(int(first), int(last or first) + 1)
-            self.places.update({(path, n): not last for n in numbers})
+            self.places.update({(path, n): not but_products for n in numbers})
         self.numbers = {number for _, number in self.places}
         self.files: dict[str, Path] = {}
         self.raised: dict[int, tuple[Tensor, torch.dtype]] = {}

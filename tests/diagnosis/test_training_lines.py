@@ -140,3 +140,56 @@ def test_products_stay_as_they_are():
         out = mixed(x, w)
     assert seen == [torch.float16, torch.float32]
     assert out.dtype == torch.float16
+
+
+def filtered(x, y):
+    """A variance by sums, as box filters take them, whose products lose what is left."""
+    ones = torch.ones(x.shape[1], 1).to(x)
+    count = x.shape[1]
+    spread = (x * x) @ ones / count - ((x @ ones) / count) ** 2
+    return (y.float().mean() * 0 + 1e-4 / (spread + 1e-7)).mean()
+
+
+def test_a_loss_of_products_is_tried_with_them(digits_training):
+    def step(model, batch):
+        x, y = batch
+        return F.cross_entropy(model(x), y) + filtered(300 + x.flatten(1), y)
+
+    line = f"{__file__}:{filtered.__code__.co_firstlineno + 4}"
+    for name in ("16-true", "bf16-mixed"):
+        given = digits_training(loss=None, training_step=step)
+        precision = PRECISIONS[name]
+        found = at_the_steps_line(
+            given, given.model(), precision, at(line, "cancellation", "<loss>")
+        )
+        said = [p.description for p in found]
+        assert "but its products" in said[-2]
+        outside = ", outside autocast" * precision.mixed
+        first = filtered.__code__.co_firstlineno + 1
+        assert said[-1] == (
+            f"compute all of filtered in float32{outside}, its products as well "
+            f"({__file__}:{first}-{first + 4})"
+        )
+        x = 300 + torch.rand(8, 64, generator=torch.Generator().manual_seed(0))
+        y = torch.zeros(8, dtype=torch.long)
+        low = (lambda v: v) if precision.mixed else torch.Tensor.half
+
+        def loss(run, x=x, y=y, low=low, precision=precision):
+            with torch.autocast("cpu", precision.dtype, enabled=precision.mixed):
+                return float(run(lambda v: v, (low(x), y)))
+
+        def bare(_, batch):
+            return filtered(*batch)
+
+        changed = [
+            at_the_steps_line(
+                digits_training(loss=None, training_step=bare),
+                given.model(),
+                precision,
+                at(line, "cancellation", "<loss>"),
+            )[i].subject.training_step
+            for i in (-2, -1)
+        ]
+        off = [abs(loss(run) / float(filtered(low(x).float(), y)) - 1) for run in changed]
+        assert not off[0] < 1e-2  # NaN, too
+        assert off[1] < 1e-2
