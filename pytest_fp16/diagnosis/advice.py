@@ -88,6 +88,7 @@ _OTHERWISE: dict[str, tuple[str, str]] = {
     "merged outputs": ("", "{in_float32} and leave its result so"),
     "stale weight": ("enter autocast with cache_enabled=False, or leave it before a weight "
                      "changes", ""),
+    "coefficient": ("scale what it is added to until the format holds it", "{in_float32}"),
     "padding": ("set padded positions to zero behind it, or leave them out of what is read,", ""),
     "another program": ("do for 16 bits what is done for float32", ""),
     "another constant": ("use a constant of one's own, the same whatever the dtype,", ""),

@@ -106,13 +106,15 @@ def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     if lost is None and stored:
         return change
     if lost is not None:
-        change = "" if stored else change
-        wide = "hand the inputs on in float32 (keep_inputs=), which lose it when they are cast"
+        # Integers at the line are no help where one of the inputs that they meet is ruined before.
+        whole = culprit.variant == "whole numbers" and lost.key is not None
+        change = "" if stored or whole else change
+        wide = "hand the inputs on in float32 (keep_inputs=): their cast is what ruins it"
         if lost.key is not None:
-            which = f"hand the input {lost.key!r} on in float32 (keep_inputs=[{lost.key!r}])"
-            wide = f"{which}, which loses it when it is cast"
+            which = f"hand input {lost.key!r} on in float32 (keep_inputs=[{lost.key!r}])"
+            wide = f"{which}: its cast is what ruins it"
         elif lost.kind != "inputs":
-            wide = f"keep the {lost.kind} {lost.name} in float32, which loses it when it is cast"
+            wide = f"keep the {lost.kind} {lost.name} in float32: its cast is what ruins it"
         return ", or ".join(filter(None, (change, wide)))
     if line is None or line in trials.short or not trials.heals(line, origin):
         return change

@@ -170,6 +170,9 @@ def explain(
     if born.finding is None or (first == 0 and sound):
         return None  # what the program does for its dtype is no error of its first operation
     culprit = _why(born, watched, bool(origin.damage.lost.any()), carries).culprit()
+    if origin.lost is None and culprit.mechanism == "eps-underflow" and born.name in ADDITIONS:
+        # What guards a quotient or a logarithm leaves NaN or infinity where it is lost.
+        culprit = culprit.model_copy(update={"variant": culprit.variant or "coefficient"})
     if origin.lost is not None and first < origin.lost < len(watched):
         lost = watched[origin.lost]
         led = with_domain(culprit, lost)

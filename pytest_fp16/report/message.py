@@ -44,6 +44,7 @@ _WHY_VARIANT: dict[Variant, str] = {
     "another program": "the program does something else for {format}: it asks for the dtype, "
     "there or before",
     "stale weight": "a weight changes inside an autocast region, which goes on with its old cast",
+    "coefficient": "a number that the program adds is zero in {format}",
     "padding": "padded positions are zero in float32 and not in a mixed precision, and the program "
     "reads them",
     "another constant": "the program takes another constant for {format}: it asks for the dtype, "

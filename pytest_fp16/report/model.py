@@ -38,7 +38,7 @@ Variant = Literal[
     "closure", "no gradient left", "while scaled", "whole numbers", "stored values",
     "stored inputs", "infinite inputs", "infinite values", "stored digits", "near one",
     "another program", "another constant", "no room", "bound", "large constant", "own statement",
-    "merged outputs", "stale weight", "padding",
+    "merged outputs", "stale weight", "padding", "coefficient",
 ]  # fmt: skip
 
 

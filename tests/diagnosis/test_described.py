@@ -134,7 +134,7 @@ def test_nor_is_a_line_told_of_beside_a_module():
     report, said = cured(Inside(), torch.randn(300, 4), "bf16-true")
     assert report.cure.modules == ["noise"]
     assert "compute the difference" not in said
-    assert "keep the buffer noise.alphas in float32, which loses it when it is cast)" in said
+    assert "keep the buffer noise.alphas in float32: its cast is what ruins it)" in said
 
 
 class Ids(nn.Module):
@@ -151,8 +151,30 @@ def test_inputs_that_their_cast_ruins_are_named():
     _, said = cured(Ids(), torch.randint(0, 5900, (300, 1)).float(), "bf16-true")
     assert "(not tried: keep the whole numbers as integers at " in said
     assert said.endswith(
-        ", or hand the inputs on in float32 (keep_inputs=), which lose it when they are cast)"
+        ", or hand the inputs on in float32 (keep_inputs=): their cast is what ruins it)"
     )
+
+
+class Between(nn.Module):
+    """The mean of what lies between two positions, counted in the positions' own format."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x, ends):
+        place = torch.arange(x.shape[-1], dtype=ends.dtype)
+        inside = ((place >= ends[:, :1]) & (place <= ends[:, 1:])).to(x.dtype)
+        return self.fc((x * inside.unsqueeze(1)).sum(-1))
+
+
+def test_integers_are_no_help_beside_an_input_that_is_ruined():
+    torch.manual_seed(0)
+    start = torch.randint(300, 590, (300, 1)).float()
+    inputs = torch.randn(300, 4, 600), torch.cat([start, start + 1], 1)
+    _, said = cured(Between(), inputs, "bf16-true")
+    assert "as integers" not in said
+    assert "hand input 1 on in float32 (keep_inputs=[1]): its cast is what ruins it" in said
 
 
 class Grown(nn.Module):

@@ -314,3 +314,20 @@ def test_what_is_widened_too_late_is_laid_to_its_cast(stored, variant):
     report = check(made, precision="bf16-true")
     assert report.culprit.variant == variant
     assert "brings" in report.culprit.evidence or "bring, as" in report.culprit.evidence
+
+
+def test_a_number_that_guards_nothing_is_no_epsilon(make_net, comparison):
+    """ncnn#6979: a polynomial by Horner's rule, whose last coefficients are zero in float16."""
+
+    def polynomial(x):
+        square = (x + 3) ** 2
+        return x + (square * 0 + 2e-8) * square * 1e7
+
+    culprit = explained(comparison, make_net(of(polynomial), steps=5))
+    assert (culprit.operation, culprit.mechanism) == ("add", "eps-underflow")
+    assert culprit.variant == "coefficient"
+
+
+def test_one_that_leaves_infinity_where_it_is_lost_is_one(make_net, comparison):
+    culprit = explained(comparison, make_net(of(PARTS["eps-underflow"][0]), steps=5))
+    assert (culprit.mechanism, culprit.variant) == ("eps-underflow", None)
