@@ -34,7 +34,7 @@ def stale(comparison: Comparison, damage: Damage) -> Culprit | None:
     if not comparison.candidate.precision.mixed:
         return None
     names = {id(p): n for n, p in comparison.candidate.model.named_parameters() if p.requires_grad}
-    seen = _CastAnew(names, comparison.where)
+    seen = CastAnew(names, comparison.where)
     try:
         with nothing_kept():
             output = comparison.observed(seen)
@@ -45,7 +45,7 @@ def stale(comparison: Comparison, damage: Damage) -> Culprit | None:
     return seen.found
 
 
-class _CastAnew(FollowingMode):
+class CastAnew(FollowingMode):
     """Sees weights whose casts differ, where each is cast anew.
 
     Attributes:

@@ -14,6 +14,7 @@ from pytest_fp16.diagnosis.custom_functions import advised
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.second_defect import second_defect
 from pytest_fp16.diagnosis.silent import silently_lost
+from pytest_fp16.diagnosis.stale_training import fresh_casts, stale_in_a_step
 from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.diagnosis.watched_run import culprit_of, watched_run, when
@@ -60,7 +61,9 @@ def diagnose_training(
     scale = findings.loss_scale if findings is not None else None
     subject = runs.subject_for(pairs.precision)
     model = make_model(subject.model)
-    every = proposals(subject, model, pairs.precision, culprit, scale)
+    stale = stale_in_a_step(runs, pairs.precision, pairs.worst[1].seed)
+    others = proposals(subject, model, pairs.precision, culprit, scale)
+    every = itertools.chain(fresh_casts(stale), others)
     vain: list[str] = []
     chosen = _chosen(runs, pairs, itertools.islice(every, TRIES), culprit, vain)
     if chosen is None:
@@ -71,6 +74,8 @@ def diagnose_training(
     proposal, cure = chosen
     left = second_defect(runs, pairs.precision, proposal)
     pairs.notes += [left] if left is not None else []
+    if proposal.kind == "fresh casts":
+        return stale, cure
     return culprit or _attributed(pairs, proposal, findings), cure
 
 

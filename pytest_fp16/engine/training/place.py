@@ -45,8 +45,10 @@ class Amendment:
         model: applied to the float32 model, before its cast and before the optimizer is made.
         optimizer: applied to the optimizer once it is made.
         loss_scale: a constant factor on the loss, taken out of the gradients again.
+        anew: autocast keeps no cast of a weight.
     """
 
     model: Callable[[nn.Module], Any] | None = None
     optimizer: Callable[[Any], Any] | None = None
     loss_scale: float | None = None
+    anew: bool = False

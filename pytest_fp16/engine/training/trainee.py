@@ -169,9 +169,9 @@ class Trainee:
         return found
 
     def within(self, run: Callable[[], Any]) -> Any:
-        """Something of the user's, in this precision."""
-        kept = nothing_kept() if self.own_step else nullcontext()  # as a Trainer asks of autocast
-        with kept, autocast(self.precision, self.place.device, self.place.target):
+        """Something of the user's, in this precision; a Trainer lets autocast keep no casts."""
+        anew = nothing_kept() if self.own_step or self.amendment.anew else nullcontext()
+        with anew, autocast(self.precision, self.place.device, self.place.target):
             return run()
 
     def _user_loss(self, batch: Any) -> Any:
