@@ -19,8 +19,11 @@ SHARE = 0.5
 
 
 def vague(culprit: Culprit | None) -> bool:
-    """Whether a culprit says no more than that something is lost."""
-    return culprit is None or (not culprit.operation and culprit.mechanism == "precision-loss")
+    """Whether a culprit says no more than that something is lost, or that gradients are others."""
+    if culprit is None:
+        return True
+    unnamed = culprit.operation in ("", "backward") and culprit.variant is None
+    return unnamed and culprit.mechanism == "precision-loss"
 
 
 def lost_when_evaluated(runs: Runs, pairs: Pairs) -> Culprit | None:

@@ -63,6 +63,8 @@ def test_only_a_culprit_without_an_operation_is_looked_into():
     lost = Culprit(operation="", mechanism="precision-loss", **given)
     assert vague(None)
     assert vague(lost)
+    assert vague(lost.model_copy(update={"operation": "backward"}))
+    assert not vague(lost.model_copy(update={"operation": "backward", "mechanism": "underflow"}))
     assert not vague(lost.model_copy(update={"operation": "mul"}))
     assert not vague(lost.model_copy(update={"mechanism": "unsupported-op"}))
 
@@ -83,3 +85,39 @@ def test_what_a_plan_keeps_in_float32_is_no_culprit(tmp_path):
     report = check(slow, precision="bf16-true", plan=str(plan), seeds=3)
     assert report.verdict == "not equivalent"
     assert "evaluated in 16 bits" not in report.culprit.evidence
+
+
+class Pooled(nn.Module):
+    """Features of the points of each cloud, added up one after another, as atomic additions do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(1, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        count, size = x.shape[:2]
+        index = torch.arange(count).repeat_interleave(size)[:, None].expand(-1, 8)
+        h = self.body(x).relu().flatten(0, 1)
+        total = h.new_zeros(count, 8).scatter_add_(0, index, h)
+        return self.head(total / size)
+
+
+def test_a_forward_that_is_wrong_is_named_in_place_of_the_gradients_it_spoils():
+    random = torch.Generator().manual_seed(0)
+    share = 0.2 + 0.6 * torch.rand(96, 1, 1, generator=random)
+    x = (torch.arange(1500).view(1, -1, 1) < 1500 * share).float() * 2  # sorted, as graphs are
+    y = 5 * share[:, :, 0]
+    data = list(zip(x.split(8), y.split(8), strict=True))
+    adam = lambda params: torch.optim.Adam(params, lr=2e-2, eps=1e-4)  # noqa: E731
+    report = check(
+        training(Pooled, train_data=data, eval_data=data, optimizer=adam, epochs=6),
+        precision="bf16-mixed",
+        seeds=3,
+        budget=0.05,
+    )
+    assert report.verdict == "not equivalent", str(report)
+    assert (report.culprit.operation, report.culprit.mechanism) == ("scatter_add", "absorption")
+    assert "32-bit weights have R²" in report.culprit.evidence
+    assert report.cure.kind == "upcast"
+    assert report.cure.verified
