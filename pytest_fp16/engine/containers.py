@@ -159,12 +159,26 @@ def held_tensors(value: Any) -> dict[str, Any]:
     return {n: part for n, part in _attributes(value).items() if _holds(part, {id(value): value})}
 
 
+def dataclass_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name; None for one that it does not give out.
+
+    A configuration may refuse an attribute that its layers have each of their own.
+    """
+    found = {}
+    for field in dataclasses.fields(value):
+        try:
+            found[field.name] = getattr(value, field.name)
+        except Exception:  # of any kind: it is code of the user's
+            found[field.name] = None
+    return found
+
+
 def _attributes(value: Any) -> dict[str, Any]:
     """The attributes of an object that may be tensors, or hold some."""
     if isinstance(value, _NO_HOLDERS):
         return {}
     if dataclasses.is_dataclass(value):
-        own = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+        own = dataclass_fields(value)
     else:
         own = getattr(value, "__dict__", {})
     return {name: part for name, part in own.items() if _may_hold(part)}

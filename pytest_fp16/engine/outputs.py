@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.containers import dataclass_fields
 from pytest_fp16.errors import ModelError
 
 #: Containers in containers that are looked into: hidden states by layer, and no caches.
@@ -175,6 +176,6 @@ def _parts(value: Any, whole: bool) -> Iterator[tuple[Any, Any]]:
     elif isinstance(value, (list, tuple)):
         yield from enumerate(value)
     elif dataclasses.is_dataclass(value):
-        yield from ((f.name, getattr(value, f.name, None)) for f in dataclasses.fields(value))
+        yield from dataclass_fields(value).items()
     elif whole and hasattr(value, "__dict__"):  # of objects within, such as caches, nobody asked
         yield from vars(value).items()

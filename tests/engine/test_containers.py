@@ -9,7 +9,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from pytest_fp16 import Evaluation, check
 from pytest_fp16.engine.batching import cast_floating, count_inputs, split_batch, take
-from pytest_fp16.engine.containers import all_tensors, foreign, leaves, map_tensors, mapping_like
+from pytest_fp16.engine.containers import (
+    all_tensors,
+    dataclass_fields,
+    foreign,
+    leaves,
+    map_tensors,
+    mapping_like,
+)
 
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
 
@@ -195,3 +202,31 @@ def test_a_model_may_keep_the_same_list_in_very_many_ways():
     model.empty, model.deep = doubled([], 60), doubled([X], 60)
     model.kept = Graph(deep=doubled([X.clone()], 60))
     assert check(Evaluation(model=model, data=[X], labelled=False)).verdict == "equivalent"
+
+
+@dataclass
+class Guarded:
+    """A configuration that refuses what its layers have each of their own."""
+
+    size: int = 3
+    head: int = 0
+    table: Tensor | None = None
+
+    def __getattribute__(self, name):
+        if name == "head":
+            raise RuntimeError("'head' may vary across layers")
+        return super().__getattribute__(name)
+
+
+def test_an_attribute_that_is_refused_is_passed_over():
+    config = Guarded(table=X)
+    assert all(t is X for t in all_tensors([config]))
+    assert len(all_tensors([config])) == 1
+    assert dataclass_fields(config) == {"size": 3, "head": None, "table": X}
+
+    class Configured(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.config = Guarded()
+
+    assert check(Evaluation(Configured(), [X], labelled=False), precision="bf16-true").forecast

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pytest_fp16.engine.containers import dataclass_fields
 from pytest_fp16.engine.training.reached import is_library, reached
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
@@ -182,8 +183,8 @@ class Fingerprint:
                 self.feed(type(module), depth)
                 self._attributes(module, depth)
         elif dataclasses.is_dataclass(value):
-            for item in dataclasses.fields(value):
-                self.text(item.name).feed(getattr(value, item.name, None), depth)
+            for name, item in dataclass_fields(value).items():
+                self.text(name).feed(item, depth)
         elif hasattr(value, "__dict__"):
             self._attributes(value, depth)
         else:
