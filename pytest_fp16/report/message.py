@@ -243,7 +243,7 @@ def _siblings(report: Report) -> str:
     # More range is no help where digits are lost, nor where an operation is refused.
     digits = ("unsupported-op", "cancellation", "absorption", "precision-loss")
     no_help = report.culprit is not None and report.culprit.mechanism in digits
-    if report.precision.startswith("bf16") or no_help:
+    if report.precision.startswith("bf16") or no_help or report.kind == "training":  # where tried
         return ""
     return ", or test bf16-true and bf16-mixed, whose range is that of float32"
 

@@ -24,7 +24,12 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from pytest_fp16.engine.emulation.composed_layers import LAYERS, OF_BILINEAR, moments_are_rounded
+from pytest_fp16.engine.emulation.composed_layers import (
+    LAYERS,
+    OF_BILINEAR,
+    TRILINEAR,
+    moments_are_rounded,
+)
 from pytest_fp16.engine.emulation.composed_on_cpu import ON_CPU
 from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.emulation.windows import WINDOWS
@@ -59,10 +64,11 @@ def composition(
     if func in _REDUCED:
         return _REDUCED[func] if target == "cuda" and args[4] in ("sum", "mean") else None
     if func is _aten.native_group_norm.default:
-        return LAYERS[func] if target == "cuda" and moments_are_rounded() else None
+        alike = all(t is None or t.dtype == args[0].dtype for t in args[1:3])  # else it refuses
+        return LAYERS[func] if target == "cuda" and moments_are_rounded() and alike else None
     if func is _aten.linalg_cross.default and args[1].dtype != args[0].dtype:
         return None  # its kernel refuses them
-    if func is _aten._trilinear.default and tuple(map(tuple, args[3:7])) != OF_BILINEAR:
+    if func is TRILINEAR and tuple(map(tuple, args[3:7])) != OF_BILINEAR:
         return None
     if func is _aten.nll_loss2d_forward.default and args[3] != 1:
         return None  # no mean

@@ -106,9 +106,12 @@ def moments_are_rounded(version: str = torch.__version__) -> bool:
     return found < _KEEPS_MOMENTS
 
 
+#: The product of three that a bilinear layer is; torch need not have it.
+TRILINEAR = getattr(getattr(_aten, "_trilinear", None), "default", None)
+
 #: What each consists of.
 LAYERS: dict[OpOverload, Callable[..., Any]] = {
-    _aten._trilinear.default: _bilinear,
+    **({TRILINEAR: _bilinear} if TRILINEAR is not None else {}),
     _aten.conv_tbc.default: _conv_tbc,
     _aten.native_group_norm.default: _group_norm,
 }

@@ -197,11 +197,12 @@ def _total(evidence: Evidence) -> Finding | None:
         return None
     point = max(bad, key=lambda p: p.total.excess)
     name, noise = worst_tensor(point)
-    kind = _kind(point.total)
+    kind, size = _kind(point.total), point.total.relative
+    part = f"{size:.0%} of" if size < 10 else f"{size:.2g} times"
     what = (
         f"after {point.step} steps the gradient's error is {point.total.rho:.2g} of the batch "
-        f"noise (allowed {point.total.allowed:.2g}), {point.total.relative:.0%} of its size; gain "
-        f"{point.total.gain:.2f}, {point.total.zeroed:.0%} of its entries vanish"
+        f"noise (allowed {point.total.allowed:.2g}), {part} its size; gain "
+        f"{point.total.gain:.3g}, {point.total.zeroed:.0%} of its entries vanish"
     )
     everywhere = sum(_bad_tensor(n) for n in point.tensors.values()) > 0.9 * len(point.tensors)
     module = "<loss>" if everywhere and kind == "underflow" else module_of(name)
