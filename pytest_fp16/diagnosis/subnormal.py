@@ -41,8 +41,8 @@ def below_range(comparison: Comparison, origin: Origin, watched: list[Operation]
             unflushed = _without_underflow(comparison.tape, born.index, fmt).detach().float()
     except Exception:  # it cannot be played so
         return None
-    gone = behind - damage.of(unflushed) ** 2
-    if gone < _BY_UNDERFLOW * (behind - before):
+    born_here, gone = behind - before, behind - damage.of(unflushed) ** 2
+    if born_here <= 0 or gone < _BY_UNDERFLOW * born_here:
         return None
     most = max(born.finding.own, key=lambda m: m.small)
     return Why(
@@ -50,7 +50,7 @@ def below_range(comparison: Comparison, origin: Origin, watched: list[Operation]
         born,
         f"{most.small:,} of {most.count:,} values lie below the smallest normal number of "
         f"{fmt.name}, {fmt.smallest_normal:.2g}; with these alone put right, "
-        f"{min(1.0, gone / max(behind, 1e-30)):.0%} of the squared error is gone",
+        f"{min(1.0, gone / behind):.0%} of the squared error is gone",
     ).culprit()
 
 

@@ -107,8 +107,7 @@ class Candidate:
         self.target = target
         before = BeforeCast(model, FORMATS[precision.dtype]) if precision.casts else None
         self.model = prepare(model, precision, device)
-        if not precision.mixed:  # autocast switches it off
-            with_zero_padding(self.model)
+        with_zero_padding(self.model, not precision.mixed)  # autocast switches it off
         self.stored: list[Stored] = before.cast(self.model) if before is not None else []
         put_back(self.model, subject.forward)
         self.habits = Habits()

@@ -16,14 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from pytest_fp16.variants import Variant
 
 #: Whether the user's own runs may take the fast path, while it is off for a check.
 _WANTED: list[bool] = []
 #: Marks an encoder whose fast path was switched off for what a module of it is kept in.
 _SWITCHED_OFF = "_fp16_was_nested"
-#: On its last layer: whether it asks that padding be on the right.
+#: On its last layer: whether it is to have zeros, and whether padding must be on the right.
+_ZEROS = "_fp16_zeros"
 _ASKS = "_fp16_asks_for_padding"
+_FORWARD = nn.TransformerEncoder.forward
 
 
 @contextmanager
@@ -57,30 +60,39 @@ def fast_path_on() -> Iterator[None]:
             mha.set_fastpath_enabled(off)
 
 
-def with_zero_padding(model: nn.Module) -> dict[str, RemovableHandle]:
+def with_zero_padding(model: nn.Module, there: bool = True) -> list[str]:
     """Give the encoders of a model of our own the zeros of torch's fast path; changed in place.
 
+    Args:
+        model: it; a copy of it has them, too, until it is told otherwise.
+        there: whether it is to have them.
+
     Returns:
-        What takes them away again, by the names of the encoders.
+        The names of the encoders that have them now.
     """
-    if _WANTED and not _WANTED[-1]:
-        return {}
-    return {
-        name: _hook(encoder, _zeroed)
-        for name, encoder in model.named_modules()
-        if _nests(encoder) or getattr(encoder, _SWITCHED_OFF, False)
-    }
+    there &= not _WANTED or _WANTED[-1]
+    found = []
+    for name, encoder in model.named_modules():
+        if not _nests(encoder) and not getattr(encoder, _SWITCHED_OFF, False):
+            continue
+        last = vars(encoder.layers[-1])
+        if there and _ZEROS not in last:
+            _hook(encoder, _zeroed)
+        if there or _ZEROS in last:
+            last[_ZEROS] = there
+        found += [name] * there
+    return found
 
 
 @contextmanager
 def zero_padding(model: nn.Module, there: bool = True) -> Iterator[list[str]]:
     """The same for a while, if it is `there`; gives the names of the encoders."""
-    handles = with_zero_padding(model) if there else {}
+    names = with_zero_padding(model) if there else []
     try:
-        yield list(handles)
+        yield names
     finally:
-        for handle in handles.values():
-            handle.remove()
+        if there:
+            with_zero_padding(model, False)
 
 
 def without_fast_path(encoder: nn.TransformerEncoder) -> None:
@@ -95,16 +107,20 @@ def without_fast_path(encoder: nn.TransformerEncoder) -> None:
 
 
 def _nests(module: nn.Module) -> bool:
-    return isinstance(module, nn.TransformerEncoder) and bool(
+    """Whether it is an encoder that packs, and not one with a forward of its own."""
+    if not isinstance(module, nn.TransformerEncoder):
+        return False
+    kinds = (k for k in type(module).__mro__ if "forward" in vars(k) and not issubclass(k, Variant))
+    return vars(next(kinds))["forward"] is _FORWARD and bool(
         getattr(module, "use_nested_tensor", False)
     )
 
 
-def _hook(encoder: Any, hook: Any) -> RemovableHandle:
+def _hook(encoder: Any, hook: Any) -> None:
     last = encoder.layers[-1]
     vars(last)[_ASKS] = getattr(encoder, "mask_check", True)
     # First, so that whoever watches the layer sees what comes out of it.
-    return last.register_forward_hook(hook, prepend=True, with_kwargs=True)  # type: ignore[no-any-return]
+    last.register_forward_hook(hook, prepend=True, with_kwargs=True)
 
 
 def _zeroed_in_use(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -117,10 +133,14 @@ def _zeroed_in_use(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any
     differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
     if differentiated and not _WANTED:
         return None
-    return _zeroed(layer, args, kwargs, output)
+    return _with_zeros(layer, kwargs, output)
 
 
 def _zeroed(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    return _with_zeros(layer, kwargs, output) if vars(layer)[_ZEROS] else None
+
+
+def _with_zeros(layer: nn.Module, kwargs: Any, output: Any) -> Any:
     """The output of an encoder's last layer, [N, S, E], with zeros where its input is padded.
 
     Conditions are those of `nn.TransformerEncoder.forward`.

@@ -40,9 +40,11 @@ def labelled(model):
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
-def test_the_reference_is_the_model_as_it_runs(precision):
+@pytest.mark.parametrize("made", [True, False], ids=["a function", "a module"])
+def test_the_reference_is_the_model_as_it_runs(precision, made):
     model = Pooled().eval()
-    report = check(Evaluation(model, labelled(model)), precision=precision)
+    source = (lambda: Pooled().eval()) if made else model
+    report = check(Evaluation(source, labelled(model)), precision=precision)
     assert report.metric.reference == 1.0
     lost = precision == "bf16-mixed"  # under CUDA's autocast padding is not zero
     assert report.verdict == report.forecast.verdict == ("not equivalent" if lost else "equivalent")

@@ -75,6 +75,35 @@ def test_where_torch_has_no_fast_path_nothing_changes(net):
     assert bool(hooked[RIGHT].any())
 
 
+class Plain(nn.TransformerEncoder):
+    """Runs its layers itself, and packs nothing."""
+
+    def forward(self, src, src_key_padding_mask=None):
+        for layer in self.layers:
+            src = layer(src, src_key_padding_mask=src_key_padding_mask)
+        return src
+
+
+def test_an_encoder_with_a_forward_of_its_own_has_none():
+    net = Plain(encoder().layers[0], 2).eval()
+    with zero_padding(net) as names:
+        assert names == []
+
+
+@torch.no_grad()
+def test_a_copy_has_them_until_it_is_told_otherwise():
+    net = encoder()
+    with fast_path_off():
+        plain = net(X, src_key_padding_mask=RIGHT)
+        assert with_zero_padding(net) == [""]
+        zeros = net(X, src_key_padding_mask=RIGHT)
+        other = copy.deepcopy(net)
+        assert torch.equal(other(X, src_key_padding_mask=RIGHT), zeros)
+        with_zero_padding(other, False)
+        assert torch.equal(other(X, src_key_padding_mask=RIGHT), plain)
+        assert torch.equal(net(X, src_key_padding_mask=RIGHT), zeros)
+
+
 def test_the_users_own_switch_is_kept_and_asked():
     mha = torch.backends.mha
     was = mha.get_fastpath_enabled()
@@ -91,13 +120,16 @@ def test_the_users_own_switch_is_kept_and_asked():
 
 
 @torch.no_grad()
-def test_kept_in_float32_it_has_the_same_zeros():
+@pytest.mark.parametrize("name", ["layers.1", "layers.0.linear1", ""])
+def test_kept_in_float32_it_has_the_same_zeros(name):
     wanted = encoder()(X, src_key_padding_mask=RIGHT)
-    kept = keep_in_float32(encoder(), ["layers.1"])
+    whole = nn.ModuleDict({"net": encoder()})
+    kept = keep_in_float32(whole, [f"net.{name}".rstrip(".")])["net"]
+    assert not kept.use_nested_tensor
     torch.testing.assert_close(kept(X, src_key_padding_mask=RIGHT), wanted, rtol=1e-4, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):  # and where autocast would switch it off, none
         mixed = kept(X, src_key_padding_mask=RIGHT)
-    assert (mixed.float() - wanted).abs().max() > 0.1
+    assert ((mixed.float() - wanted).abs().max() > 0.1) == (name != "")
 
 
 def test_for_gradients_there_are_none():
