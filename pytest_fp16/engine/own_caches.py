@@ -49,6 +49,11 @@ class Cache:
             items = list(self.mapping.items())
         return {key: value for key, value in items if _holds_tensors(value)}
 
+    @property
+    def identity(self) -> dict[Any, int]:
+        """Which ones: a run that writes them anew reads none of an earlier one."""
+        return {key: id(value) for key, value in self.held.items()}
+
     @contextmanager
     def emptied(self) -> Iterator[None]:
         """Without them, and as it was afterwards."""
@@ -79,6 +84,11 @@ class Memo:
     def held(self) -> int:
         """How much it remembers."""
         return int(self.function.cache_info().currsize)
+
+    @property
+    def identity(self) -> int:
+        """As much as is known of what it remembers."""
+        return self.held
 
     @contextmanager
     def emptied(self) -> Iterator[None]:
@@ -129,8 +139,10 @@ def find_caches(model: nn.Module, forward: Any, run: Callable[[], Tensor]) -> li
     found = [cache for cache in _kept_outside(model, forward) if cache.held]
     if not found:
         return []
+    had = [(cache, cache.identity) for cache in found]
     wanted = run()
-    _ACTIVE[:] = [cache for cache in found if _made_again(cache, run, wanted)]
+    read = [cache for cache, before in had if cache.identity == before]  # not written each time
+    _ACTIVE[:] = [cache for cache in read if _made_again(cache, run, wanted)]
     return [
         f"{cache.name} keeps tensors outside the model from one run to the next, in the format of "
         "the first: each run here begins without them, a process of yours that changes its "

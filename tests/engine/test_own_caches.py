@@ -181,3 +181,18 @@ def test_what_is_made_otherwise_again_is_no_cache():
     with own_caches.caches_apart():
         assert not own_caches._made_again(cache, lambda: drawn(None), draws["grid"].clone())
     assert len(draws["grid"]) == 2
+
+
+SEEN = {}
+
+
+def watched(x):
+    SEEN["grid"] = made(x)
+    return SEEN["grid"]
+
+
+def test_what_each_run_writes_anew_is_left_where_it_is():
+    """A hook's features, say, which a metric reads afterwards."""
+    report = checked(watched)
+    assert not any("outside the model" in w for w in report.warnings)
+    assert SEEN["grid"].dtype == torch.bfloat16  # of the run that came last
