@@ -52,9 +52,11 @@ def composition(
         args: its arguments.
         target: the device type whose kernel is meant; None for this device's own.
     """
+    if id(func) not in _TAKEN_APART:
+        return None
     if func in WINDOWS:  # whose dtype is no argument's; a CPU's run as they are
         return WINDOWS[func] if target == "cuda" else None
-    if id(func) not in _TAKEN_APART or not isinstance(args[0], Tensor) or args[0].dtype not in LOW:
+    if not isinstance(args[0], Tensor) or args[0].dtype not in LOW:
         return None
     if func in _POWERS:
         powers = target == "cuda" or (target == "cpu" and args[0].dtype == torch.bfloat16)
@@ -244,4 +246,4 @@ if (_distances := getattr(_aten, "_euclidean_dist", None)) is not None:
 
 
 #: By id, as every operation of a program is looked up: the hash of one is a function in Python.
-_TAKEN_APART = frozenset(map(id, (*_POWERS, *_REDUCED, *_COMPOSED, *ON_CPU)))
+_TAKEN_APART = frozenset(map(id, (*_POWERS, *_REDUCED, *_COMPOSED, *ON_CPU, *WINDOWS)))
