@@ -34,6 +34,19 @@ def of_warning(error: Exception) -> str:
     )
 
 
+def of_call(error: Exception) -> str:
+    """What an error of a training step's own calls comes of, where that can be told."""
+    said = str(error)
+    if isinstance(error, TypeError) and said.endswith("object is not callable"):
+        return "training_step= is called with (model, batch), forward= with (model, inputs)"
+    if "not compiled with CUDA" in said or "No CUDA GPUs are available" in said:
+        return (
+            "model and batch lie where they are to be (--fp16-device): make what goes with them by "
+            "device=x.device, and leave .cuda() out"
+        )
+    return ""
+
+
 def of_batch(error: Exception, inputs: Any, labelled: bool | None, taken: Any) -> str:
     """What may be wrong with a batch that the model raises on.
 
@@ -209,6 +222,6 @@ def guarded(attempt: Any, doing: str) -> Any:
     except FP16Error:
         raise
     except Exception as error:
-        warned = of_warning(error)
-        said = f"{doing} raised {raised(error)}" + (f"; {warned}" if warned else "")
+        hint = of_warning(error) or of_call(error)
+        said = f"{doing} raised {raised(error)}" + (f"; {hint}" if hint else "")
         raise ModelError(said) from error

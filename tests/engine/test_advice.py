@@ -183,3 +183,21 @@ def test_an_input_that_was_taken_for_labels_is_named():
         check(Evaluation(Likes(), [batch]))
     report = check(Evaluation(Likes(), [batch], labelled=False, task="regression"))
     assert report.equivalent
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AssertionError("Torch not compiled with CUDA enabled"), "leave .cuda() out"),
+        (RuntimeError("No CUDA GPUs are available"), "leave .cuda() out"),
+        (TypeError("'tuple' object is not callable"), "(model, batch)"),
+    ],
+)
+def test_errors_of_a_steps_own_calls_have_a_hint(error, said):
+    def step():
+        raise error
+
+    with pytest.raises(ModelError) as caught:
+        guarded(step, "a step")
+    assert str(caught.value).startswith(f"a step raised {type(error).__name__}: {error}")
+    assert said in str(caught.value)

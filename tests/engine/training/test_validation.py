@@ -107,6 +107,11 @@ BAD = {
         SettingError,
         "forward= never uses the model that it is given",
     ),
+    "a step whose arguments are swapped": (
+        lambda t: {"training_step": lambda batch, model: t.loss(model(batch[0]), batch[1])},
+        ModelError,
+        r"object is not callable .*training_step= is called with \(model, batch\)",
+    ),
     "a loss that is NaN": (
         lambda t: {"loss": lambda o, t: o.sum() * float("nan")},
         ModelError,
