@@ -630,7 +630,7 @@ def test_whole_numbers_that_become_one_are_told_as_that():
     assert report.culprit.mechanism == "absorption"
     assert "why:   absorption: large whole numbers become one in float16" in str(report)
     assert "keep the whole numbers as integers at " in str(report)
-    assert "or hand the inputs on in float32 (keep_inputs=), which lose it" in str(report)
+    assert "or hand the inputs on in float32 (keep_inputs=): their cast is" in str(report)
 
 
 def _right(outputs, labels):
