@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.stale_weights import CastAnew
-from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.models import Location
 from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import ordered
@@ -45,7 +44,7 @@ def stale_in_a_step(runs: Runs, precision: Precision, seed: int) -> Culprit | No
     where = Location(trainee.model)
     try:
         batches = with_last(ordered(subject.train_data, seed, 0))
-        with trainee.installed(), nothing_kept():
+        with trainee.installed():
             to_train(trainee.model)
             for batch, last in islice(batches, _STEPS):
                 seen = CastAnew(names, where)

@@ -29,6 +29,11 @@ _ASKS = "_fp16_asks_for_padding"
 _FORWARD = nn.TransformerEncoder.forward
 
 
+def _taken() -> bool:
+    """Whether the user's own runs may take the fast path."""
+    return _WANTED[-1] if _WANTED else torch.backends.mha.get_fastpath_enabled()
+
+
 @contextmanager
 def fast_path_off() -> Iterator[None]:
     """Without any fast path of `nn.MultiheadAttention` and its layers.
@@ -37,7 +42,7 @@ def fast_path_off() -> Iterator[None]:
     """
     mha = torch.backends.mha
     wanted = mha.get_fastpath_enabled()
-    _WANTED.append(_WANTED[-1] if _WANTED else wanted)
+    _WANTED.append(_taken())
     mha.set_fastpath_enabled(False)
     try:
         yield
@@ -51,7 +56,7 @@ def fast_path_on() -> Iterator[None]:
     """As the user's own runs have it, within `fast_path_off`."""
     mha = torch.backends.mha
     off = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(_WANTED[-1] if _WANTED else off)
+    mha.set_fastpath_enabled(_taken())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*nested tensors is in prototype")
         try:
@@ -70,7 +75,7 @@ def with_zero_padding(model: nn.Module, there: bool = True) -> list[str]:
     Returns:
         The names of the encoders that have them now.
     """
-    there &= not _WANTED or _WANTED[-1]
+    there &= _taken()
     found = []
     for name, encoder in model.named_modules():
         if not _nests(encoder) and not getattr(encoder, _SWITCHED_OFF, False):
@@ -125,9 +130,7 @@ def _hook(encoder: Any, hook: Any) -> None:
 
 def _zeroed_in_use(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     """The same, where a model in use would be on the fast path."""
-    if not (_WANTED[-1] if _WANTED else torch.backends.mha.get_fastpath_enabled()):
-        return None
-    if torch.is_autocast_enabled(output.device.type):
+    if not _taken() or torch.is_autocast_enabled(output.device.type):
         return None
     # Of gradients a check may ask for reasons of its own.
     differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())

@@ -160,23 +160,29 @@ def _made_again(cache: Cache | Memo, run: Callable[[], Tensor], wanted: Tensor) 
 
 
 def _kept_outside(model: nn.Module, forward: Any) -> Iterator[Cache | Memo]:
-    seen: set[int] = set()
+    seen: set[tuple[int, str | None]] = set()
     for name, value in _reached(model, forward):
-        if isinstance(value, Cache):
+        if isinstance(value, dict):
+            value = Cache(name, value)
+        elif isinstance(value, _LRU):
+            value = Memo(name, value)
+        if not isinstance(value, (Cache, Memo)):
+            continue
+        what = (
+            (id(value.mapping), value.only)
+            if isinstance(value, Cache)
+            else (id(value.function), None)
+        )
+        if what not in seen:  # several functions may lead to it
+            seen.add(what)
             yield value
-        elif id(value) not in seen:
-            seen.add(id(value))
-            if isinstance(value, dict):
-                yield Cache(name, value)
-            elif isinstance(value, _LRU):
-                yield Memo(name, value)
 
 
 def _reached(model: nn.Module, forward: Any) -> Iterator[tuple[str, Any]]:
     """What the functions of the user's own and the classes of the model lead to, by name."""
     for function in own_functions(model, forward):
         yield from _of_function(function)
-    for kind in {base for module in model.modules() for base in type(module).__mro__}:
+    for kind in dict.fromkeys(base for m in model.modules() for base in type(m).__mro__):
         if is_program(file_of(kind)):
             yield from ((f"{kind.__name__}.{name}", value) for name, value in vars(kind).items())
 
@@ -185,11 +191,11 @@ def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield function.__name__, vars(function)
     yield from ((function.__name__, value) for value in function.__defaults__ or ())
     names = set(names_in(function.__code__))
-    for name in names & function.__globals__.keys():
+    for name in sorted(names & function.__globals__.keys()):
         value = function.__globals__[name]
         if isinstance(value, ModuleType):
             own = vars(value) if is_program(file_of(value)) else {}
-            yield from ((f"{name}.{part}", own[part]) for part in names & own.keys())
+            yield from ((f"{name}.{part}", own[part]) for part in sorted(names & own.keys()))
         else:
             yield name, value
     for instruction in dis.get_instructions(function):

@@ -61,6 +61,10 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
     verdict, made = _judged(run, precision_run, measured)
     sites = sites_of(precision_run)
     foreseen = forecast(precision_run, metric, run.totals)
+    of_a_pass = []
+    if verdict == "equivalent":
+        of_a_pass += by_chance(precision_run, foreseen)
+        of_a_pass += harmless_overflows(sites, precision_run.precision)
     outcome = precision_run.outcome
     losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)
     paper = run.task.kind == "classification" and outcome.decisions > 0
@@ -86,15 +90,7 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
         sites=sites,
         least_robust=rules.least_robust(precision_run),
         luck=rules.luck(precision_run) if verdict == "equivalent" else None,
-        warnings=[
-            *_warnings(run, precision_run, verdict, measured),
-            *(by_chance(precision_run, foreseen) if verdict == "equivalent" else []),
-            *(
-                harmless_overflows(sites, precision_run.precision)
-                if verdict == "equivalent"
-                else []
-            ),
-        ],
+        warnings=[*_warnings(run, precision_run, verdict, measured), *of_a_pass],
         error=precision_run.failure or precision_run.no_memory,
         run=_run_facts(run, precision_run),
     )

@@ -43,7 +43,7 @@ GRID = None
 
 def in_global(x):
     global GRID
-    if GRID is None:
+    if (GRID is None and len(x) > 3) or GRID is None:
         GRID = made(x)
     return GRID
 
