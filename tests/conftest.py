@@ -76,12 +76,24 @@ def digits_training(digits):
     return make
 
 
+class Computes(nn.Module):
+    """A module that computes a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class Net(nn.Module):
-    """An encoder, the part under test in a nested module, and a head."""
+    """An encoder, the part under test (a module, or a function) in a nested module, and a head."""
 
     def __init__(self, part, gain=1.0):
         super().__init__()
         self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
+        part = part if isinstance(part, nn.Module) else Computes(part)
         self.core = nn.ModuleDict({"part": part})
         self.head, self.gain = nn.Linear(32, 10), gain
 

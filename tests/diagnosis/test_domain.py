@@ -10,16 +10,6 @@ from pytest_fp16.diagnosis.mechanism import carrier, explain, worth_watching
 from pytest_fp16.diagnosis.origin import find_origin
 
 
-def of(function):
-    """A module that computes a function."""
-
-    class Part(nn.Module):
-        def forward(self, x):
-            return function(x)
-
-    return Part()
-
-
 def explained(under):
     origin = find_origin(under)
     watched = worth_watching(origin)
@@ -47,7 +37,7 @@ def spread(x):
 def test_what_led_there_is_the_culprit_and_the_number_is_told(
     make_net, comparison, function, operation, range_
 ):
-    culprit = explained(comparison(make_net(of(function), steps=5), "bf16-true"))
+    culprit = explained(comparison(make_net(function, steps=5), "bf16-true"))
     assert culprit.operation != operation
     assert culprit.mechanism in ("precision-loss", "cancellation")
     said = re.search(
@@ -68,7 +58,7 @@ def test_what_is_lost_without_consequence_is_not_told(make_net, comparison):
         angle = torch.where(cosine < 1, torch.acos(cosine), 0.0)  # NaN is left out
         return (x * 0.2 + 60) - 60 + 1e-4 * angle  # and this is what does the harm
 
-    under = comparison(make_net(of(function), steps=5), "bf16-true")
+    under = comparison(make_net(function, steps=5), "bf16-true")
     culprit = explained(under)
     assert under.tape.first_lost() is not None
     assert culprit.operation in ("add", "sub")

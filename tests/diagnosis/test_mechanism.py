@@ -12,16 +12,6 @@ from pytest_fp16.diagnosis.origin import find_origin
 from pytest_fp16.diagnosis.stop import Raised
 
 
-def of(function):
-    """A module that computes a function."""
-
-    class Part(nn.Module):
-        def forward(self, x):
-            return function(x)
-
-    return Part()
-
-
 def running(x):
     total = torch.full_like(x[:, :1], 4096.0)
     for i in range(32):
@@ -72,7 +62,7 @@ def explained(comparison, model, name="16-true"):
 @pytest.mark.parametrize("name", ["16-true", "bf16-true"])
 @pytest.mark.parametrize("function", [numbered, stalled])
 def test_a_running_sum_that_stalls_absorbs(make_net, comparison, function, name):
-    culprit = explained(comparison, make_net(of(function), steps=20), name)
+    culprit = explained(comparison, make_net(function, steps=20), name)
     assert (culprit.operation, culprit.mechanism) == ("cumsum", "absorption")
 
 
@@ -80,14 +70,14 @@ def test_a_running_sum_of_few_terms_does_not(make_net, comparison):
     def short(x):
         return torch.sin(900 * x.softmax(-1).cumsum(-1))
 
-    culprit = explained(comparison, make_net(of(short), steps=20))
+    culprit = explained(comparison, make_net(short, steps=20))
     assert culprit.mechanism == "precision-loss"
 
 
 @pytest.mark.parametrize("mechanism", PARTS)
 def test_each_mechanism(make_net, comparison, mechanism):
     function, gain = PARTS[mechanism]
-    culprit = explained(comparison, make_net(of(function), gain=gain, steps=20))
+    culprit = explained(comparison, make_net(function, gain=gain, steps=20))
     assert culprit.mechanism == mechanism
     assert culprit.module == "core.part"
     assert any(c.isdigit() for c in culprit.evidence)
@@ -103,7 +93,7 @@ def test_a_cast_in_which_values_vanish_is_the_culprit_itself(make_net, compariso
         y = (chances @ passes).squeeze(1)
         return x * (y / y.sum(-1, keepdim=True))
 
-    culprit = explained(comparison, make_net(of(product), steps=5), "16-mixed")
+    culprit = explained(comparison, make_net(product, steps=5), "16-mixed")
     assert (culprit.operation, culprit.mechanism) == ("_to_copy", "underflow")
 
 
@@ -112,7 +102,7 @@ def test_what_takes_coarse_operands_is_found_behind_both_casts(make_net, compari
         angle = (3 + x.tanh().exp()).unsqueeze(1)  # in float32, and cast for the product
         return x * torch.sin((angle @ torch.eye(x.shape[-1]).softmax(-1).log()).squeeze(1))
 
-    culprit = explained(comparison, make_net(of(product), steps=5), "16-mixed")
+    culprit = explained(comparison, make_net(product, steps=5), "16-mixed")
     assert culprit.mechanism in ("precision-loss", "cancellation")
     assert culprit.operation != "_to_copy"
 
@@ -126,7 +116,7 @@ def test_what_copies_operands_into_shape_is_not_what_takes_them(make_net, compar
         angle = rate @ place.transpose(1, 2)[:, :, None].float()
         return x * angle.flatten(1)[:, : x.shape[-1]].cos()
 
-    culprit = explained(comparison, make_net(of(turned), steps=5), "bf16-mixed")
+    culprit = explained(comparison, make_net(turned, steps=5), "bf16-mixed")
     assert (culprit.operation, culprit.mechanism) == ("bmm", "precision-loss")
 
 
@@ -136,14 +126,14 @@ def test_an_epsilon_that_is_compared_with_is_one_too(make_net, comparison):
         dead = (size < 1e-9).to(x.dtype)  # never true where 1e-9 is zero
         return x + x * 0 / (size + dead)
 
-    culprit = explained(comparison, make_net(of(guarded), steps=20))
+    culprit = explained(comparison, make_net(guarded, steps=20))
     assert (culprit.operation, culprit.mechanism) == ("lt", "eps-underflow")
     assert "1e-09" in culprit.evidence
 
 
 def test_the_epsilon_that_bfloat16_holds_is_no_culprit(make_net, comparison):
     function, gain = PARTS["eps-underflow"]
-    under = comparison(make_net(of(function), gain=gain, steps=20), "bf16-true")
+    under = comparison(make_net(function, gain=gain, steps=20), "bf16-true")
     origin = find_origin(under)
     assert origin is None or not origin.damage.lost.any()
 
@@ -241,7 +231,7 @@ def spread_of_few(x):
 
 def of_large(function):
     """A function of features whose level is hundreds, brought back to their size."""
-    return of(lambda x: (function(x) - 900) / 30 if function is softly else function(x) * 3)
+    return lambda x: (function(x) - 900) / 30 if function is softly else function(x) * 3
 
 
 @pytest.mark.parametrize(
@@ -267,7 +257,7 @@ def moments(x):
 
 @pytest.mark.parametrize("name", ["16-true", "bf16-true"])
 def test_differences_of_one_line_do_the_damage_together(make_net, comparison, name):
-    under = comparison(make_net(of(moments), steps=20), name)
+    under = comparison(make_net(moments, steps=20), name)
     origin = find_origin(under)
     operations = under.side_by_side(worth_watching(origin).__contains__)
     culprit = explain(origin, operations, carrier(under, origin))
@@ -285,7 +275,7 @@ def settled(x):
 
 
 def test_a_difference_that_only_ends_a_loop_has_cancelled_nothing(make_net, comparison):
-    under = comparison(make_net(of(settled), steps=20), "bf16-true")
+    under = comparison(make_net(settled, steps=20), "bf16-true")
     origin = find_origin(under)
     operations = under.side_by_side(worth_watching(origin).__contains__)
     assert explain(origin, operations).mechanism == "cancellation"
@@ -323,11 +313,11 @@ def test_a_number_that_guards_nothing_is_no_epsilon(make_net, comparison):
         square = (x + 3) ** 2
         return x + (square * 0 + 2e-8) * square * 1e7
 
-    culprit = explained(comparison, make_net(of(polynomial), steps=5))
+    culprit = explained(comparison, make_net(polynomial, steps=5))
     assert (culprit.operation, culprit.mechanism) == ("add", "eps-underflow")
     assert culprit.variant == "coefficient"
 
 
 def test_one_that_leaves_infinity_where_it_is_lost_is_one(make_net, comparison):
-    culprit = explained(comparison, make_net(of(PARTS["eps-underflow"][0]), steps=5))
+    culprit = explained(comparison, make_net(PARTS["eps-underflow"][0], steps=5))
     assert (culprit.mechanism, culprit.variant) == ("eps-underflow", None)

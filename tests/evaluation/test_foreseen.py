@@ -1,10 +1,13 @@
 """The forecast, from 32-bit arithmetic alone; whole evaluations are in test_evaluation."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.evaluation.foreseen import MAY_BE_LOST, by_chance
 
 
 class Logits(torch.nn.Module):
@@ -76,3 +79,20 @@ def test_a_pass_that_was_not_foretold_says_so():
         assert warning.startswith(
             "32-bit arithmetic foretold otherwise: rounding makes outputs NaN"
         )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kept", "told"),
+    [
+        ("not equivalent", 1.0, "the reason"),
+        ("equivalent", MAY_BE_LOST - 0.05, "with a probability of 10%"),
+        ("equivalent", MAY_BE_LOST, None),
+        ("inconclusive", 0.1, None),
+    ],
+)
+def test_a_pass_is_held_against_what_was_foretold(verdict, kept, told):
+    run = SimpleNamespace(prediction=SimpleNamespace(kept_finite=kept))
+    said = by_chance(run, SimpleNamespace(verdict=verdict, reason="the reason"))
+    assert len(said) == (told is not None)
+    assert told is None or told in said[0]
+    assert by_chance(run, None) == []
