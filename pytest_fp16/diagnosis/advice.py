@@ -89,6 +89,7 @@ _OTHERWISE: dict[str, tuple[str, str]] = {
     "stale weight": ("enter autocast with cache_enabled=False, or leave it before a weight "
                      "changes", ""),
     "coefficient": ("scale what it is added to until the format holds it", "{in_float32}"),
+    "fast path": ("make the encoder with enable_nested_tensor=False", ""),
     "padding": ("set padded positions to zero behind it, or leave them out of what is read,", ""),
     "another program": ("do for 16 bits what is done for float32", ""),
     "another constant": ("use a constant of one's own, the same whatever the dtype,", ""),
@@ -109,6 +110,8 @@ def advice(culprit: Culprit) -> tuple[CureKind, str]:
     found = advised(culprit)
     if culprit.variant == "stale weight":  # whose cure is not where it is used
         return "fresh casts", found.change
+    if culprit.variant == "fast path":  # nor this
+        return "no fast path", found.change
     return found.kind, found.at(culprit.source)
 
 

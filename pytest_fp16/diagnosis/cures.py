@@ -161,6 +161,8 @@ def _candidates(
 ) -> Iterator[tuple[CureKind, Remedy]]:
     if culprit.variant == "stale weight":
         yield "fresh casts", Remedy(trials.precision, anew=True)
+    if culprit.variant == "fast path":
+        yield "no fast path", Remedy(trials.precision, unpacked=True)
     kept = None
     narrowed = Remedy(trials.precision, lines=_line(culprit), meeting="narrowed")
     mixed_dtypes = culprit.variant == "mixed dtypes" and bool(narrowed.lines)

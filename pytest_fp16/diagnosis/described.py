@@ -20,7 +20,7 @@ _REGION = "outside autocast (with torch.autocast(device_type, enabled=False))"
 
 def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin | None) -> str:
     """What a remedy that passed was, and what else might be done."""
-    if remedy.anew:
+    if remedy.anew or remedy.unpacked:
         return advice(culprit)[1]
     if remedy.meeting == "fitted":
         return fitting(culprit)

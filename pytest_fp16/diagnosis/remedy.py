@@ -22,6 +22,7 @@ class Remedy:
             "narrowed" and "fitted" ones the lines are not widened. None: they are left.
         anew: autocast casts its weights anew each time, and keeps nothing.
         buffers: names of buffers that are not cast.
+        unpacked: encoders do without torch's fast path for padding.
     """
 
     precision: str
@@ -30,3 +31,4 @@ class Remedy:
     meeting: Meeting | None = None
     anew: bool = False
     buffers: tuple[str, ...] = ()
+    unpacked: bool = False

@@ -17,6 +17,7 @@ from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.operations import LOW, facts, flat, tensors
 from pytest_fp16.engine.emulation.regions import LeftOff
 from pytest_fp16.engine.fast_path import with_zero_padding
+from pytest_fp16.engine.fast_path_refusal import with_refusal
 from pytest_fp16.engine.models import (
     Location,
     autocast,
@@ -108,6 +109,8 @@ class Candidate:
         before = BeforeCast(model, FORMATS[precision.dtype]) if precision.casts else None
         self.model = prepare(model, precision, device)
         with_zero_padding(self.model, not precision.mixed)  # autocast switches it off
+        if precision.mixed and target == "cpu":  # not there
+            with_refusal(self.model, precision.dtype)
         self.stored: list[Stored] = before.cast(self.model) if before is not None else []
         put_back(self.model, subject.forward)
         self.habits = Habits()

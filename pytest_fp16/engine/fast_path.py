@@ -29,7 +29,7 @@ _ASKS = "_fp16_asks_for_padding"
 _FORWARD = nn.TransformerEncoder.forward
 
 
-def _taken() -> bool:
+def fast_path_taken() -> bool:
     """Whether the user's own runs may take the fast path."""
     return _WANTED[-1] if _WANTED else torch.backends.mha.get_fastpath_enabled()
 
@@ -42,7 +42,7 @@ def fast_path_off() -> Iterator[None]:
     """
     mha = torch.backends.mha
     wanted = mha.get_fastpath_enabled()
-    _WANTED.append(_taken())
+    _WANTED.append(fast_path_taken())
     mha.set_fastpath_enabled(False)
     try:
         yield
@@ -56,7 +56,7 @@ def fast_path_on() -> Iterator[None]:
     """As the user's own runs have it, within `fast_path_off`."""
     mha = torch.backends.mha
     off = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(_taken())
+    mha.set_fastpath_enabled(fast_path_taken())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*nested tensors is in prototype")
         try:
@@ -75,10 +75,10 @@ def with_zero_padding(model: nn.Module, there: bool = True) -> list[str]:
     Returns:
         The names of the encoders that have them now.
     """
-    there &= _taken()
+    there &= fast_path_taken()
     found = []
     for name, encoder in model.named_modules():
-        if not _nests(encoder) and not getattr(encoder, _SWITCHED_OFF, False):
+        if not packs(encoder) and not getattr(encoder, _SWITCHED_OFF, False):
             continue
         last = vars(encoder.layers[-1])
         if there and _ZEROS not in last:
@@ -100,19 +100,19 @@ def zero_padding(model: nn.Module, there: bool = True) -> Iterator[list[str]]:
             with_zero_padding(model, False)
 
 
-def without_fast_path(encoder: nn.TransformerEncoder) -> None:
-    """Switch the fast path of an encoder off, and keep its zeros; changed in place.
+def without_fast_path(encoder: Any) -> None:
+    """Switch the fast path of an encoder (of another module none) off; changed in place.
 
-    They are there where torch would take it: not in training, under autocast, or for gradients.
+    Its zeros stay where torch would take it: not in training, under autocast, or for gradients.
     """
-    if _nests(encoder):
+    if packs(encoder):
         setattr(encoder, _SWITCHED_OFF, True)
         encoder.use_nested_tensor = False
         _hook(encoder, _zeroed_in_use)
 
 
-def _nests(module: nn.Module) -> bool:
-    """Whether it is an encoder that packs, and not one with a forward of its own."""
+def packs(module: nn.Module) -> bool:
+    """Whether a module is an encoder that packs padding, and not one with a forward of its own."""
     if not isinstance(module, nn.TransformerEncoder):
         return False
     kinds = (k for k in type(module).__mro__ if "forward" in vars(k) and not issubclass(k, Variant))
@@ -130,7 +130,7 @@ def _hook(encoder: Any, hook: Any) -> None:
 
 def _zeroed_in_use(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     """The same, where a model in use would be on the fast path."""
-    if not _taken() or torch.is_autocast_enabled(output.device.type):
+    if not fast_path_taken() or torch.is_autocast_enabled(output.device.type):
         return None
     # Of gradients a check may ask for reasons of its own.
     differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
@@ -149,9 +149,25 @@ def _with_zeros(layer: nn.Module, kwargs: Any, output: Any) -> Any:
     Conditions are those of `nn.TransformerEncoder.forward`.
     """
     mask = kwargs.get("src_key_padding_mask")
-    if layer.training or mask is None or kwargs.get("src_mask") is not None or output.dim() != 3:
+    if layer.training or not may_pack(output, mask, kwargs.get("src_mask")):
         return None
-    padded: Tensor = mask if mask.dtype == torch.bool else mask != 0
+    padded = as_padding(mask)
     if vars(layer)[_ASKS]:  # torch looks at the values, which a trace need not be asked for here
-        padded = padded & (padded[:, 1:] | ~padded[:, :-1]).all()
+        padded = padded & on_the_right(padded)
     return output.masked_fill(padded.unsqueeze(-1), 0.0)
+
+
+def may_pack(source: Tensor, padding: Tensor | None, mask: Tensor | None) -> bool:
+    """Whether an encoder in eval mode packs inputs [N, S, E] of that padding, if all is right of
+    them, and mask."""
+    return padding is not None and mask is None and source.dim() == 3
+
+
+def as_padding(mask: Tensor) -> Tensor:
+    """True where a row is padded, [N, S], of a mask that may be one of numbers."""
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+def on_the_right(padded: Tensor) -> Tensor:
+    """Whether padding [N, S] is at the end of every row, one bool."""
+    return (padded[:, 1:] | ~padded[:, :-1]).all()

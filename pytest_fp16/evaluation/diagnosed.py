@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
+from torch import nn
+
 from pytest_fp16.diagnosis.evaluation import Diagnosis, DiagnosisRequest, diagnose
 from pytest_fp16.diagnosis.kept_buffers import keep_buffers
 from pytest_fp16.diagnosis.remedy import Remedy
@@ -17,6 +19,7 @@ from pytest_fp16.diagnosis.upcast import lines_in_float32
 from pytest_fp16.engine.candidate import Candidate, fresh_model
 from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import first_line
+from pytest_fp16.engine.fast_path import without_fast_path
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.price import price_of
 from pytest_fp16.evaluation.report import is_close, is_doubtful, needs_diagnosis, report_of
@@ -114,7 +117,15 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
     if remedy.lines:
         lines_in_float32(candidate.model, remedy.lines, remedy.meeting)
     candidate.keeps_casts = not remedy.anew
+    if remedy.unpacked:
+        _unpack(candidate.model)
     return candidate
+
+
+def _unpack(model: nn.Module) -> None:
+    """Do without torch's fast path; what it is in float32 stays as it was. Changed in place."""
+    for module in model.modules():
+        without_fast_path(module)
 
 
 def _judged(run: EvaluationRun, remedy: Remedy, planned: Mapping[str, tuple[str, ...]]) -> Recheck:
@@ -131,10 +142,14 @@ def _rechecked(
     """What came of a remedy, and whether its run was an ideal emulation."""
     settings = run.settings.with_(precisions=(remedy.precision,))
     subject = run.subject
-    if remedy.lines or remedy.buffers:  # where nothing is 16-bit it changes nothing
+    if (
+        remedy.lines or remedy.buffers or remedy.unpacked
+    ):  # where nothing is 16-bit it changes nothing
         model = fresh_model(subject.model, like=run.reference.model)
         if remedy.buffers:
             keep_buffers(model, remedy.buffers)
+        if remedy.unpacked:
+            _unpack(model)
         if remedy.lines:
             lines_in_float32(model, remedy.lines, remedy.meeting)
         subject = replace(subject, model=model)

@@ -45,8 +45,8 @@ _WHY_VARIANT: dict[Variant, str] = {
     "there or before",
     "stale weight": "a weight changes inside an autocast region, which goes on with its old cast",
     "coefficient": "a number that the program adds is zero in {format}",
-    "padding": "padded positions are zero in float32 and not in a mixed precision, and the program "
-    "reads them",
+    "padding": "the program reads padded positions, which are zero in float32 alone",
+    "fast path": "torch's fast path of padded encoders stays on under autocast, and stops there",
     "another constant": "the program takes another constant for {format}: it asks for the dtype, "
     "as torch.finfo does",
     "own statement": "a statement of the program's own stops it in {format}: for the dtype, or for "

@@ -38,7 +38,7 @@ Variant = Literal[
     "closure", "no gradient left", "while scaled", "whole numbers", "stored values",
     "stored inputs", "infinite inputs", "infinite values", "stored digits", "near one",
     "another program", "another constant", "no room", "bound", "large constant", "own statement",
-    "merged outputs", "stale weight", "padding", "coefficient",
+    "merged outputs", "stale weight", "padding", "coefficient", "fast path",
 ]  # fmt: skip
 
 
@@ -154,8 +154,9 @@ class Price(Part):
 
 
 CureKind = Literal[
-    "keep_in_float32", "fresh casts", "mixed", "bfloat16", "float16", "epsilon", "mask constant",
-    "upcast", "rescale", "loss scale", "loss in float32", "optimizer epsilon", "float32 copies",
+    "keep_in_float32", "fresh casts", "no fast path", "mixed", "bfloat16", "float16", "epsilon",
+    "mask constant", "upcast", "rescale", "loss scale", "loss in float32", "optimizer epsilon",
+    "float32 copies",
 ]  # fmt: skip
 
 

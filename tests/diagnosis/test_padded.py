@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16 import Evaluation, check
+from pytest_fp16 import Evaluation, Settings, check
+from pytest_fp16.conformance import examine
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
 
@@ -59,3 +60,31 @@ def test_a_model_that_leaves_padding_out_is_the_same_under_autocast():
     model = Pooled(counted=True).eval()
     report = check(Evaluation(model, labelled(model)), precision="bf16-mixed")
     assert report.verdict == "equivalent"
+
+
+@pytest.mark.parametrize("emulate", ["always", "never"])
+@pytest.mark.parametrize("counted", [False, True], ids=["reads padding", "leaves it out"])
+def test_a_cpu_refuses_its_fast_path_under_autocast(emulate, counted):
+    """The cure makes it run; whether it may be run so is another question."""
+    model = Pooled(counted).eval()
+    batches = labelled(model)
+    settings = Settings(precisions=("bf16-mixed",), target="cpu", emulate=emulate)
+    (report,) = examine(Evaluation(model, batches), settings)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        try:
+            model(batches[0][0])
+        except RuntimeError:
+            refused = True
+        else:
+            refused = False
+    if not refused:
+        pytest.skip("this torch takes its fast path under autocast on a CPU")
+    assert report.verdict == report.forecast.verdict == "not equivalent"
+    assert (report.culprit.module, report.culprit.variant) == ("encoder", "fast path")
+    assert report.metric is None or report.metric.reference == 1.0
+    cure = report.cure
+    if counted:
+        assert (cure.kind, cure.verified) == ("no fast path", True)
+    else:
+        assert cure.kind != "no fast path" or not cure.verified
+    assert "enable_nested_tensor=False" in cure.description or not counted

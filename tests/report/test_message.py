@@ -287,6 +287,8 @@ def test_no_number_has_more_digits_than_anybody_reads(failed, passed, metric):
         ("mixed dtypes", "tensors of different dtypes meet"),
         ("refused by the program", "the program itself refuses float16"),
         ("refused by autocast", "unsafe in 16 bits"),
+        ("padding", "reads padded positions, which are zero in float32 alone"),
+        ("fast path", "torch's fast path of padded encoders stays on under autocast"),
         ("not in NumPy", "hand it tensor.float()"),
         ("other bits", "the bits of float32 are asked for, and float16 has others"),
         ("closure", "that evaluates the loss itself"),

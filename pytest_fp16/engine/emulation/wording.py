@@ -48,6 +48,8 @@ _NOTHING_TO_SCALE = "No inf checks were recorded"
 _NOT_IN_NUMPY = "Got unsupported ScalarType"
 #: Autocast's words where a loss would be unsafe in 16 bits.
 _UNSAFE = "unsafe to autocast"
+#: Behind what torch says that stops in its fast path, which nothing in it tells.
+FAST_PATH = "in torch's fast path of nn.TransformerEncoder"
 
 
 def name_of(error: BaseException) -> str:
@@ -140,6 +142,8 @@ def mechanism_of(said: str) -> Mechanism:
 
 def variant_of(said: str) -> Variant | None:
     """Which form of its mechanism a refusal is, from an error as `told` says it; None for none."""
+    if FAST_PATH in said:
+        return "fast path"
     if mixes_dtypes(said):
         return "mixed dtypes"
     if refuses_closure(said):

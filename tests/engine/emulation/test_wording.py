@@ -6,6 +6,7 @@ from torch import nn
 
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.emulation.wording import (
+    FAST_PATH,
     comes_of_values,
     first_line,
     is_missing_kernel,
@@ -140,6 +141,7 @@ def test_why_a_program_stopped(said, mechanism):
         ("RuntimeError: Closure use is not currently supported if GradScaler", "closure"),
         ("AssertionError: No inf checks were recorded for this optimizer.", "no gradient left"),
         ("RuntimeError: binary_cross_entropy is unsafe to autocast", "refused by autocast"),
+        (f"RuntimeError: expected scalar type Float but found Half ({FAST_PATH})", "fast path"),
         ("TypeError: Got unsupported ScalarType BFloat16", "not in NumPy"),
         (_said(lambda: torch.ones(3, 1).half().view(torch.int32)), "other bits"),
         ("NotImplementedError: \"x\" not implemented for 'Half'", None),
