@@ -3,16 +3,16 @@
 A dictionary of a module, of a class or of a function, a name that is declared ``global``, an
 ``lru_cache``: such a table has the format of whichever run came first, and a 16-bit candidate
 would go on with the reference's. A process that runs in 16 bits alone makes its own. So each run
-begins without them, and leaves them as they were. What the program cannot make again (constants)
-is no cache, and stays.
+begins without them, and leaves them as they were; one of a training takes its own along from step
+to step. What the program cannot make again (constants) is no cache, and stays.
 """
 
 from __future__ import annotations
 
 import dis
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
@@ -55,14 +55,17 @@ class Cache:
         return {key: id(value) for key, value in self.held.items()}
 
     @contextmanager
-    def emptied(self) -> Iterator[None]:
-        """Without them, and as it was afterwards."""
+    def holding(self, own: dict[Any, Any]) -> Iterator[None]:
+        """With others in their place, which it may change, and as it was afterwards."""
         had = self.held
         self._take_out(had)
+        self.mapping.update(own)
         try:
             yield
         finally:
-            self._take_out(self.held)
+            own.clear()
+            own.update(self.held)
+            self._take_out(own)
             self.mapping.update(had)
 
     def _take_out(self, keys: Any) -> None:
@@ -91,8 +94,8 @@ class Memo:
         return self.held
 
     @contextmanager
-    def emptied(self) -> Iterator[None]:
-        """Without it, also afterwards: what it remembers can be made again."""
+    def holding(self, own: dict[Any, Any]) -> Iterator[None]:
+        """Without it, also afterwards: what it remembers can be made again, and not handed over."""
         self.function.cache_clear()
         try:
             yield
@@ -102,85 +105,111 @@ class Memo:
 
 #: Those of the check that is under way.
 _ACTIVE: list[Cache | Memo] = []
+#: The run that has its own in their place now, if any.
+_RUNNING: list[OwnTables] = []
+
+
+class OwnTables:
+    """What one run keeps outside its model, in the caches of the check."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, dict[Any, Any]] = {}
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Something of the run, which finds them where it has left them.
+
+        What is called within belongs to it.
+        """
+        if _RUNNING:
+            yield
+            return
+        with ExitStack() as stack:
+            for cache in _ACTIVE:
+                stack.enter_context(cache.holding(self._kept.setdefault(id(cache), {})))
+            _RUNNING.append(self)
+            stack.callback(_RUNNING.clear)
+            yield
 
 
 @contextmanager
 def caches_apart() -> Iterator[None]:
-    """For the length of a check: what is found in it is forgotten afterwards."""
+    """For the length of a check: what is found in it is forgotten afterwards.
+
+    One within another goes on with what that has found.
+    """
     before = list(_ACTIVE)
-    _ACTIVE.clear()
     try:
         yield
     finally:
         _ACTIVE[:] = before
 
 
-@contextmanager
-def without_caches() -> Iterator[None]:
-    """One run, which begins without what others have kept."""
-    with ExitStack() as stack:
-        for cache in _ACTIVE:
-            stack.enter_context(cache.emptied())
-        yield
+def without_caches() -> AbstractContextManager[None]:
+    """One run, which begins without what others have kept, or a part of one that has its own."""
+    return OwnTables().lent()
 
 
-def find_caches(model: nn.Module, forward: Any, run: Callable[[], Tensor]) -> list[str]:
+def find_caches(model: nn.Module, given: Sequence[Any], run: Callable[[], Tensor]) -> list[str]:
     """Look for caches, once the reference has run: from now on every run begins without them.
 
     Args:
         model: the reference.
-        forward: the user's own way to call it, or None.
+        given: functions of the user's own that are called with it, or None.
         run: runs it on some inputs it has had, always alike.
 
     Returns:
         A warning of each that was found.
     """
-    _ACTIVE.clear()
-    found = [cache for cache in _kept_outside(model, forward) if cache.held]
+    known = set(map(_place, _ACTIVE))
+    found = [c for c in _kept_outside(model, given) if c.held and _place(c) not in known]
     if not found:
         return []
     had = [(cache, cache.identity) for cache in found]
     wanted = run()
     read = [cache for cache, before in had if cache.identity == before]  # not written each time
-    _ACTIVE[:] = [cache for cache in read if _made_again(cache, run, wanted)]
+    made_again = [cache for cache in read if _made_again(cache, run, wanted)]
+    _ACTIVE.extend(made_again)
     return [
         f"{cache.name} keeps tensors outside the model from one run to the next, in the format of "
         "the first: each run here begins without them, a process of yours that changes its "
         "precision does not"
-        for cache in _ACTIVE
+        for cache in made_again
     ]
 
 
 def _made_again(cache: Cache | Memo, run: Callable[[], Tensor], wanted: Tensor) -> bool:
     try:
-        with cache.emptied():
+        with cache.holding({}):
             return torch.equal(run(), wanted) and bool(cache.held)
     except Exception:  # it has what cannot be made again
         return False
 
 
-def _kept_outside(model: nn.Module, forward: Any) -> Iterator[Cache | Memo]:
+def _kept_outside(model: nn.Module, given: Sequence[Any]) -> Iterator[Cache | Memo]:
     seen: set[tuple[int, str | None]] = set()
-    for name, value in _reached(model, forward):
+    for name, value in _reached(model, given):
         if isinstance(value, dict):
             value = Cache(name, value)
         elif isinstance(value, _LRU):
             value = Memo(name, value)
         if not isinstance(value, (Cache, Memo)):
             continue
-        what = (
-            (id(value.mapping), value.only)
-            if isinstance(value, Cache)
-            else (id(value.function), None)
-        )
-        if what not in seen:  # several functions may lead to it
-            seen.add(what)
+        if (place := _place(value)) not in seen:  # several functions may lead to it
+            seen.add(place)
             yield value
 
 
-def _reached(model: nn.Module, forward: Any) -> Iterator[tuple[str, Any]]:
+def _place(cache: Cache | Memo) -> tuple[int, str | None]:
+    """Which one it is."""
+    if isinstance(cache, Cache):
+        return id(cache.mapping), cache.only
+    return id(cache.function), None
+
+
+def _reached(model: nn.Module, given: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """What the functions of the user's own and the classes of the model lead to, by name."""
-    for function in own_functions(model, forward):
+    for function in own_functions(model, *given):
         yield from _of_function(function)
     for kind in dict.fromkeys(base for m in model.modules() for base in type(m).__mro__):
         if is_program(file_of(kind)):
@@ -193,7 +222,7 @@ def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     names = set(names_in(function.__code__))
     for name in sorted(names & function.__globals__.keys()):
         value = function.__globals__[name]
-        if isinstance(value, ModuleType):
+        if isinstance(value, (ModuleType, type)):
             own = vars(value) if is_program(file_of(value)) else {}
             yield from ((f"{name}.{part}", own[part]) for part in sorted(names & own.keys()))
         else:

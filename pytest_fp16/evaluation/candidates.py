@@ -172,7 +172,7 @@ class Candidates:
             self.reference, lambda: self._fresh(REFERENCE.name, None), few, seed
         )
         forward, reference = self.subject.forward, self.reference
-        said += find_caches(reference.model, forward, lambda: reference.outputs(few, seed))
+        said += find_caches(reference.model, (forward,), lambda: reference.outputs(few, seed))
         return said + device_remarks(self.reference.model, self.target, self.device, forward)
 
     def alone(self, few: Any, seed: int, initial: State) -> bool | None:

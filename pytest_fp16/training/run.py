@@ -14,6 +14,7 @@ from pytest_fp16.engine.emulation.wording import first_line
 from pytest_fp16.engine.gradients.check import GradientFindings, gradient_check
 from pytest_fp16.engine.randomness import preserved_state
 from pytest_fp16.engine.stored import BeforeCast
+from pytest_fp16.engine.training.lightning import own_calls
 from pytest_fp16.engine.training.order import preserved_generators
 from pytest_fp16.engine.training.place import Place
 from pytest_fp16.engine.training.runs import Runs
@@ -51,6 +52,7 @@ def examine_training(
         found = validated(subject, device)
         if found.task.decides and subject.metric is None:
             require_meaning(settings.budget)
+        tables = found.opening.caches()
         store = open_store(found.subject, settings, device)
         plan = plan_of(settings, test)
         planned = _planned(plan, found.subject) if plan is not None else None
@@ -67,7 +69,7 @@ def examine_training(
             culprit, cure = _diagnosis(runs, pairs, forecast)
             report = report_of(runs, pairs, forecast, culprit, cure)
             kept_so = (planned or {}).get(pairs.precision.name, (found.subject,))[0]
-            said = asked if pairs.precision.low else []
+            said = [*tables, *asked] if pairs.precision.low else []
             reports.append(report.remarked([*_stored(kept_so, pairs.precision), *said]))
         return reports if plan is None else _held_against(plan, reports, found.subject)
 
@@ -75,9 +77,7 @@ def examine_training(
 def _asked(subject: Training, place: Place) -> list[str]:
     """Where the program asks for the device that it is emulated for, and is not on."""
     model = make_model(subject.model)
-    step = subject.training_step or getattr(model, "training_step", None)
-    given = (step, subject.forward, subject.loss)
-    return device_remarks(model, place.target, place.device, *given)
+    return device_remarks(model, place.target, place.device, *own_calls(subject, model))
 
 
 def _stored(subject: Training, precision: Precision) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_fp16 import Evaluation, check
+from pytest_fp16 import Evaluation, Training, check
 from pytest_fp16.engine import own_caches
 
 SIZE = 2048
@@ -164,7 +164,7 @@ def test_a_model_that_keeps_nothing_is_run_no_more_often():
         runs.append(1)
         return torch.zeros(1)
 
-    assert own_caches.find_caches(nn.Linear(2, 2), None, run) == []
+    assert own_caches.find_caches(nn.Linear(2, 2), (), run) == []
     assert not runs
 
 
@@ -196,3 +196,96 @@ def test_what_each_run_writes_anew_is_left_where_it_is():
     report = checked(watched)
     assert not any("outside the model" in w for w in report.warnings)
     assert SEEN["grid"].dtype == torch.bfloat16  # of the run that came last
+
+
+class Shifted(nn.Module):
+    """Adds a table that it keeps outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.second(torch.relu(h + in_module(h)[:8]))
+
+
+class Plain(Shifted):
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
+def with_a_table(model, batch):
+    """A training step that weighs with a table of its own."""
+    x, y = batch
+    weights = in_class(x)[:2]
+    return nn.functional.cross_entropy(model(x), y, weight=weights)
+
+
+def batches(count):
+    random = torch.Generator().manual_seed(3)
+    x = torch.randn(count, 32, 4, generator=random)
+    return [(rows, (rows[:, 0] > 0).long()) for rows in x]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-mixed"])
+@pytest.mark.parametrize("where", ["IN_MODULE", "Sines.kept"])
+def test_each_run_of_a_training_makes_its_own(where, precision):
+    """With the reference's table a step meets two dtypes, and raises."""
+    own = where == "Sines.kept"
+    report = check(
+        Training(
+            model=Plain if own else Shifted,
+            train_data=batches(12),
+            eval_data=batches(4),
+            loss=None if own else nn.CrossEntropyLoss(),
+            optimizer=lambda p: torch.optim.SGD(p, 0.5),
+            training_step=with_a_table if own else None,
+        ),
+        precision=precision,
+        seeds=3,
+    )
+    assert report.verdict == report.forecast.verdict == "equivalent", str(report)
+    told = [w for w in report.warnings if "outside the model" in w]
+    assert len(told) == 1
+    assert told[0].startswith(f"{where} keeps tensors outside the model")
+    assert not any("expected a failure" in w for w in report.warnings)
+    assert not own_caches._ACTIVE
+
+
+def test_a_run_goes_on_with_its_own_and_another_begins_without():
+    bank = {"rows": torch.zeros(1)}
+    one, other = own_caches.OwnTables(), own_caches.OwnTables()
+
+    def step():
+        bank["rows"] = bank.get("rows", torch.ones(1)) + 1
+        return float(bank["rows"])
+
+    with own_caches.caches_apart():
+        own_caches._ACTIVE.append(own_caches.Cache("bank", bank))
+        found = []
+        for run in (one, other, one, one, other):
+            with run.lent(), own_caches.without_caches():  # a part of the run
+                found.append(step())
+        assert found == [2.0, 2.0, 3.0, 4.0, 3.0]
+        with own_caches.without_caches():
+            assert step() == 2.0
+        assert float(bank["rows"]) == 0.0
+        with pytest.raises(ZeroDivisionError), one.lent():
+            raise ZeroDivisionError
+        with other.lent():
+            assert step() == 4.0
+    assert float(bank["rows"]) == 0.0
+
+
+def test_a_check_within_another_goes_on_with_what_that_has_found():
+    with own_caches.caches_apart():
+        own_caches._ACTIVE.append(own_caches.Cache("IN_MODULE", IN_MODULE))
+        with own_caches.caches_apart():
+            assert [cache.name for cache in own_caches._ACTIVE] == ["IN_MODULE"]
+            in_module(torch.ones(1))
+            found = own_caches.find_caches(Shifted(), (), lambda: torch.zeros(1))
+            assert found == []
+            own_caches._ACTIVE.clear()
+        assert len(own_caches._ACTIVE) == 1
+    assert not own_caches._ACTIVE

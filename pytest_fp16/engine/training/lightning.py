@@ -83,6 +83,12 @@ def unheard(model: nn.Module) -> list[str]:
     ]
 
 
+def own_calls(subject: Training, model: Any) -> tuple[Any, ...]:
+    """The functions of the user's own that are called with a model in training, or None."""
+    step = subject.training_step or getattr(model, "training_step", None)
+    return step, subject.forward, subject.loss
+
+
 def own_loss(model: Any, batch: Any, index: int) -> Any:
     """What the module's training step returns for a batch of that index."""
     step = model.training_step

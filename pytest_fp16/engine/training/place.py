@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pytest_fp16.engine.emulation.emulate import Emulation
+from pytest_fp16.engine.models import autocast
 from pytest_fp16.precision import Precision
 
 
@@ -35,6 +36,10 @@ class Place:
         if not self.emulated or not precision.low:
             return nullcontext()
         return Emulation(self.kernels or self.target)
+
+    def region(self, precision: Precision) -> Any:
+        """The context that a program of that precision runs in; see `autocast`."""
+        return autocast(precision, self.device, self.target)
 
 
 @dataclass

@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_fp16.engine.copies import make_model
+from pytest_fp16.engine.own_caches import find_caches
 from pytest_fp16.engine.randomness import seed_everything
+from pytest_fp16.engine.training.lightning import own_calls
 from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.place import Place
@@ -80,6 +83,11 @@ class FirstStep:
             "What it counts or learns must be in the model, as a submodule, a buffer or an "
             "attribute, since each run has a model of its own"
         )
+
+    def caches(self) -> list[str]:
+        """Look for tables kept outside the model; a warning of each, see `find_caches`."""
+        subject, model = self.subject, make_model(self.subject.model)
+        return find_caches(model, own_calls(subject, model), lambda: torch.tensor(self._loss()))
 
     def _losses(self, steps: int) -> list[float]:
         return [self._loss() for _ in range(steps)]

@@ -13,7 +13,7 @@ from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
 from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
 from pytest_fp16.engine.fast_path import zero_padding
-from pytest_fp16.engine.models import autocast, call, taking_gradients
+from pytest_fp16.engine.models import call, taking_gradients
 from pytest_fp16.engine.outputs import main_output, others
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.training.lightning import is_lightning
@@ -188,7 +188,7 @@ def _run(
     inputs = to_device(inputs, place.device)
     lightning = issubclass(type(model), nn.Module) and is_lightning(model)  # a stand-in is none
     kept = nothing_kept() if lightning else nullcontext()  # as a Trainer validates
-    with kept, autocast(precision, place.device, place.target):
+    with kept, place.region(precision):
         returned = call(model, inputs, precision, subject)
     output = main_output(returned)
     if sums.remarks is None:

@@ -130,7 +130,8 @@ def train(
                     _epochs(trainee, seed, result, tell, guard)
                 except Ended as end:
                     result.ended, result.failed_at = end.ended, end.at
-                result.score, _ = score(subject, trainee.model, precision, place, task)
+                with trainee.tables.lent():
+                    result.score, _ = score(subject, trainee.model, precision, place, task)
                 if not result.score.finite and not result.broke:
                     result.ended = "nan"
             if guard.away_at is not None and not result.broke:

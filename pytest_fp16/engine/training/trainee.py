@@ -1,8 +1,7 @@
 """A fresh model with its optimizer at one precision, and one training step of it.
 
-``16-true`` and ``bf16-true`` keep parameters, gradients and optimizer state in 16 bits, with no
-master weights, and the batch (its floating targets too) is cast with them. ``16-mixed`` is autocast
-with a gradient scaler, ``bf16-mixed`` autocast alone.
+True 16-bit precisions keep parameters, gradients and optimizer state so, without master weights,
+and cast the batch, floating targets too. Mixed ones are autocast, float16's with a gradient scaler.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from pytest_fp16.engine.batching import cast_batch, cast_module, copied, split_b
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.autocast import held_policy
 from pytest_fp16.engine.emulation.cast_cache import nothing_kept
-from pytest_fp16.engine.models import applied_loss, autocast, call_as_is, require_float32
+from pytest_fp16.engine.models import applied_loss, call_as_is, require_float32
+from pytest_fp16.engine.own_caches import OwnTables
 from pytest_fp16.engine.randomness import seed_everything
 from pytest_fp16.engine.source import entrance
 from pytest_fp16.engine.stored import emptied
@@ -115,7 +115,7 @@ class Trainee:
         self.clipping: Callable[[], None] = lambda: None  # told before gradients are clipped
         self.applied = self.skipped = self.lost = 0
         self.counted = counted(self.model, subject)
-        self.left_out, self.last_loss = False, 0.0
+        self.left_out, self.last_loss, self.tables = False, 0.0, OwnTables()
         self.formats: Mapping[str, torch.dtype] = {}  # of what its own steps keep, where known
 
     @contextmanager
@@ -171,7 +171,7 @@ class Trainee:
     def within(self, run: Callable[[], Any]) -> Any:
         """Something of the user's, in this precision; a Trainer lets autocast keep no casts."""
         anew = nothing_kept() if self.own_step or self.amendment.anew else nullcontext()
-        with anew, autocast(self.precision, self.place.device, self.place.target):
+        with self.tables.lent(), anew, self.place.region(self.precision):
             return run()
 
     def _user_loss(self, batch: Any) -> Any:
