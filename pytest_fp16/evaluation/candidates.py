@@ -16,6 +16,7 @@ from pytest_fp16.engine.copies import make_model, shares_tensors
 from pytest_fp16.engine.device_questions import device_remarks
 from pytest_fp16.engine.fast_path_outputs import fast_path_remarks
 from pytest_fp16.engine.hard_coded import hard_coded
+from pytest_fp16.engine.kept_attributes import Table, held_by, kept_tables
 from pytest_fp16.engine.models import has_modes, require_float32
 from pytest_fp16.engine.modes import acts_in_training
 from pytest_fp16.engine.own_caches import find_caches
@@ -57,6 +58,7 @@ class Candidates:
         source = fresh_model(subject.model)
         require_float32(source)
         self._trained = {name for name, p in source.named_parameters() if p.requires_grad}
+        self._held, self._tables = held_by(source), list[Table]()
         modes = has_modes(source) and has_modes(subject.model)
         self.was_training = modes and acts_in_training(source)
         self.reference = self._candidate(REFERENCE.name, source)
@@ -81,6 +83,7 @@ class Candidates:
         """
         name = self._reads_original(few, seed)
         if name is None:
+            self._find_tables(few, seed)
             return None
         source = self.subject.model
         if isinstance(source, nn.Module):
@@ -95,6 +98,14 @@ class Candidates:
         if not torch.equal(self.reference.outputs(inputs, seed).cpu(), output):
             raise ModelError(belongs(name))
         return before
+
+    def _find_tables(self, few: Any, seed: int) -> None:
+        """See what the model brings along of an earlier run that each of them makes itself."""
+        reference = self.reference
+        with untouched(reference.model, weights=self.habits.writes):
+            self._tables = kept_tables(
+                reference.model, self._held, lambda: reference.outputs(few, seed)
+            )
 
     def _reads_original(self, few: Any, seed: int) -> str | None:
         seen = Reads(self.reference.model, self.reference.where, self.subject.forward is not None)
@@ -128,6 +139,8 @@ class Candidates:
             like = self.reference
         shared = None if like is None or self.habits.writes else like.model
         made = fresh_model(source, like=reference, weights=shared)
+        for table in self._tables:
+            table.forget(made)
         for name, parameter in made.named_parameters():
             if name in self._trained:  # which a copy of the reference's is not
                 parameter.requires_grad_()
@@ -173,6 +186,7 @@ class Candidates:
         )
         forward, reference = self.subject.forward, self.reference
         said += find_caches(reference.model, (forward,), lambda: reference.outputs(few, seed))
+        said += [table.said for table in self._tables]
         return said + device_remarks(self.reference.model, self.target, self.device, forward)
 
     def alone(self, few: Any, seed: int, initial: State) -> bool | None:
