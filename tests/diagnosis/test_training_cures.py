@@ -264,7 +264,7 @@ def test_so_is_that_of_a_lightning_modules_own_step(digits_training):
         assert bool(line.amendment.model(model).training_step(x).isfinite())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_no_line_of_a_script_is_tried(digits_training):
     culprit = culprit_of("").model_copy(update={"source": "net.py:3"})
     scripted = torch.jit.script(norms())

@@ -102,7 +102,7 @@ def test_a_model_without_parameters_is_used_when_it_is_called(forward):
     assert not ignores(Pure(), lambda given: forward(given, X))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize(
     "made",
     [

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pytest_fp16.engine.emulation.release import since
+
 #: Runs one operation of the program.
 Step = Callable[..., Any]
 
@@ -96,14 +98,9 @@ def _group_norm(
     return step(_aten.reshape.default, kept(out), list(x.shape)), *saved
 
 
-#: CUDA's group norm keeps the mean and the inverse deviation in the input's format, up to there.
-_KEEPS_MOMENTS = (2, 13)
-
-
 def moments_are_rounded(version: str = torch.__version__) -> bool:
-    """Whether CUDA's group norm rounds its moments, in this version of torch."""
-    found = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
-    return found < _KEEPS_MOMENTS
+    """Whether CUDA's group norm keeps the mean and the inverse deviation in the input's format."""
+    return not since(2, 13, version)
 
 
 #: The product of three that a bilinear layer is; torch need not have it.

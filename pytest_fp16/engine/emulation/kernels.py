@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.operations import ATTENTION, LOW, tensors
+from pytest_fp16.engine.emulation.release import since
 from pytest_fp16.engine.emulation.transforms import refuses_sizes
 
 #: Arguments that must share one floating dtype; ATen promotes nothing here, it raises.
@@ -96,6 +97,10 @@ NO_CUDA_KERNEL = _NO_KERNEL.union(
     """.split()
 )
 
+#: Those that CUDA has from torch 2.14 on: pytorch#191301, and its table of sparse products; `polar`
+#: a CPU, too, in float16 alone (pytorch#192311).
+_SINCE_2_14 = {"angle": LOW, "sparse_sampled_addmm": LOW, "polar": frozenset({torch.float16})}
+
 #: No float16 or bfloat16 kernel on a CPU, by torch's table (of what CUDA has one for).
 _NO_CPU_KERNEL = _NO_KERNEL.union(
     "avg_pool3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa multi_margin_loss "
@@ -140,6 +145,9 @@ def missing_kernel(name: str, args: Sequence[Any], target: str) -> bool:
         return not (mode == 1 or (mode == 0 and many))
     if name in _FIRST_CHOOSES and args[0].dtype not in LOW:
         return False
+    if name in _SINCE_2_14 and since(2, 14):
+        given = {t.dtype for t in tensors(args, {})}
+        return bool((given & LOW) - _SINCE_2_14[name])
     if target != "cuda":
         return name in _NO_CPU_KERNEL
     if name in _NO_COMPLEX and any(t.dtype is torch.complex32 for t in tensors(args, {})):

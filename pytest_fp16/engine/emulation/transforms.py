@@ -1,7 +1,9 @@
-"""Fourier transforms in float16, which CUDA has for sizes that are powers of two, and no CPU has.
+"""Fourier transforms in 16 bits, which CUDA has for sizes that are powers of two, and no CPU has.
 
 ``torch.fft`` refuses them on a CPU before any operation is seen. While CUDA is meant they run in
-float32 instead: the sum first, which cuFFT leaves in 16 bits, and then the scale of the norm.
+float32 instead: the sum first, which cuFFT leaves in 16 bits, and then the scale of the norm. Those
+of bfloat16, from torch 2.14 on, are handed over in 32 bits: torch has no such complex numbers there
+(``_fft_r2c_cufft`` in ATen's ``SpectralOps.cpp``).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from pytest_fp16.engine.emulation.operations import WIDE
 from pytest_fp16.engine.emulation.patching import replaced_everywhere
 from pytest_fp16.engine.emulation.refusal import RefusedSizes
+from pytest_fp16.engine.emulation.release import since
 
 #: Whether each is the forward transform. Those of Hermitian signals are left to refuse.
 _FORWARD = {
@@ -80,7 +83,7 @@ def _taking_halves(
             # next collection of garbage.
             mine = getattr(torch.fft, name)
             return handle_torch_function(mine, (input,), input, *args, **kwargs)
-        halves = isinstance(input, Tensor) and input.dtype in (torch.float16, torch.complex32)
+        halves = isinstance(input, Tensor) and input.dtype in _taken()
         if not halves or input.device.type != "cpu" or "out" in kwargs:
             return own(input, *args, **kwargs)
         options = defaults | dict(zip(defaults, args, strict=False)) | kwargs
@@ -91,11 +94,26 @@ def _taking_halves(
             sizes = _sizes(name, wide, out, size, dim)
             if refuses_sizes(sizes):
                 raise RefusedSizes(f"fft_{name}", sizes)
-            low = out.to(torch.complex32 if out.is_complex() else torch.float16)
+            low = _rounded(out, input.dtype)
         scale = _scale(_FORWARD[name], norm, math.prod(sizes))
         return low if scale is None else low * scale
 
     return call
+
+
+def _taken() -> tuple[torch.dtype, ...]:
+    """What CUDA transforms in 16 bits."""
+    halves = (torch.float16, torch.complex32)
+    return (*halves, torch.bfloat16) if since(2, 14) else halves
+
+
+def _rounded(out: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sum as cuFFT leaves it for a signal of that dtype, in the dtype that torch gives it."""
+    if dtype is not torch.bfloat16:
+        return out.to(torch.complex32 if out.is_complex() else torch.float16)
+    parts = torch.view_as_real(out) if out.is_complex() else out
+    parts = parts.bfloat16().float()
+    return torch.view_as_complex(parts) if out.is_complex() else parts
 
 
 def _sizes(name: str, given: Tensor, out: Tensor, size: Any, dim: Any) -> list[int]:

@@ -1,7 +1,10 @@
+import contextlib
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from pytest_fp16.engine.emulation import kernels
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.kernels import missing_kernel, require_same_dtype
 
@@ -142,7 +145,6 @@ def test_torchvisions_boxes_have_no_bfloat16_on_cuda(name):
         lambda x: torch.linalg.pinv(x),
         lambda x: torch.special.log_ndtr(x),
         lambda x: torch.special.bessel_j0(x),
-        lambda x: torch.angle(x),
         lambda x: torch.igamma(x.abs(), x.abs()),
     ],
 )
@@ -153,10 +155,30 @@ def test_what_no_gpu_computes_in_16_bits_is_refused(function):
         assert function(WIDE).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "call", "dtypes"),
+    [
+        ("angle", torch.angle, {torch.float16, torch.bfloat16}),
+        ("polar", lambda x: torch.polar(x, x), {torch.float16}),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_cuda_has_since_torch_2_14(name, call, dtypes, there, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "since", lambda *release: there and release == (2, 14))
+    values = HALF.to(dtype)
+    assert missing_kernel(name, (values, values), "cuda") is (not there or dtype not in dtypes)
+    if name == "angle":
+        refused = pytest.raises(RuntimeError, match=f"{name} has no")
+        with Emulation("cuda"), contextlib.nullcontext() if there else refused:
+            assert call(values).dtype == dtype
+
+
 def shrunk(a, mode):
     return F.interpolate(a[None, None], scale_factor=0.5, mode=mode, antialias=True)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("name", "call"),

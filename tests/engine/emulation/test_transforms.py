@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.engine.emulation import transforms
 from pytest_fp16.engine.emulation.emulate import Emulation
 from pytest_fp16.engine.emulation.refusal import RefusedSizes
 from pytest_fp16.engine.emulation.transforms import transforms_as_on
@@ -79,7 +80,8 @@ def test_the_real_size_of_an_inverse_is_the_one_that_counts():
 @pytest.mark.parametrize(
     ("target", "dtype"), [("cuda", torch.bfloat16), ("cpu", torch.bfloat16), ("cpu", HALF)]
 )
-def test_the_rest_is_refused_as_ever(target, dtype):
+def test_the_rest_is_refused_as_ever(target, dtype, monkeypatch):
+    monkeypatch.setattr(transforms, "since", lambda *release: target == "cpu")
     with Emulation(target), pytest.raises(RuntimeError, match="Unsupported dtype"):
         torch.fft.fft(torch.ones(3, 8, dtype=dtype))
 
@@ -158,13 +160,41 @@ def test_a_sum_that_overflows_is_the_culprit_and_its_line_is_cured(precision):
         ("bf16-mixed", 32, "BFloat16"),
     ],
 )
-def test_what_cuda_has_no_transform_for_is_no_matter_of_values(precision, size, said):
+def test_what_cuda_has_no_transform_for_is_no_matter_of_values(precision, size, said, monkeypatch):
+    monkeypatch.setattr(transforms, "since", lambda *release: False)
     report = mixed(precision, size=size)
     assert report.verdict == report.forecast.verdict == "not equivalent"
     assert (report.culprit.operation, report.culprit.mechanism) == ("fft_rfft", "unsupported-op")
     assert said in report.culprit.evidence
     assert report.cure.verified
     assert report.cure.kind == "upcast"
+
+
+@pytest.mark.parametrize("norm", [None, "ortho"])
+@pytest.mark.parametrize("name", ["fft", "rfft"])
+def test_sums_of_bfloat16_are_handed_over_in_32_bits(name, norm, monkeypatch):
+    """From torch 2.14 on."""
+    monkeypatch.setattr(transforms, "since", lambda *release: release == (2, 14))
+    values = given((3, 8), False).bfloat16()
+    with Emulation("cuda"):
+        low = getattr(torch.fft, name)(values, norm=norm)
+        plain = torch.view_as_real(getattr(torch.fft, name)(values))
+        back = torch.fft.irfft(torch.fft.rfft(values))
+    exact = getattr(torch.fft, name)(values.float(), norm=norm)
+    assert low.dtype == torch.complex64
+    assert 2**-14 < float((low - exact).abs().max() / exact.abs().max()) < 2**-7
+    assert torch.equal(plain, plain.bfloat16().float())
+    assert back.dtype == torch.float32
+    with Emulation("cuda"), pytest.raises(RefusedSizes):
+        torch.fft.rfft(torch.ones(3, 6).bfloat16())
+
+
+def test_theory_follows_transforms_of_bfloat16(monkeypatch):
+    monkeypatch.setattr(transforms, "since", lambda *release: True)
+    report = mixed("bf16-mixed")
+    assert report.verdict == report.forecast.verdict == "equivalent"
+    predicted = next(c.detail for c in report.checks if c.name == "as predicted")
+    assert float(predicted.split()[5]) == pytest.approx(1.0, abs=0.3), predicted
 
 
 class Weighed(nn.Module):

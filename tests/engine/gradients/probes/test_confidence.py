@@ -118,15 +118,27 @@ def test_a_logarithm_of_probabilities_is_safe_with_an_epsilon_that_the_format_ho
     assert check("16-true", subject).verdict == "equivalent"
 
 
+def slope_at_a_bound_that_is_rounded():
+    """What a clamp lets through there; none from torch 2.14 on."""
+    p = torch.ones(1).half().requires_grad_()
+    p.clamp(max=1 - 1e-6).sum().backward()
+    return float(p.grad)
+
+
 def test_one_minus_a_probability_by_hand():
+    """As torch itself: infinite behind a bound of one, unless the clamp has no slope there."""
+
     def loss(p, y):
         t = F.one_hot(y, 3).to(p.dtype)
         return -(t * torch.log(p + 1e-4) + (1 - t) * torch.log(1 - p.clamp(max=1 - 1e-6))).mean()
 
     subject = training([nn.Softmax(1)], loss)
     found = check("16-true", subject)
-    assert (found.verdict, found.culprit.mechanism) == ("not equivalent", "eps-underflow")
-    assert "confident" in found.reason
+    if slope_at_a_bound_that_is_rounded():
+        assert (found.verdict, found.culprit.mechanism) == ("not equivalent", "eps-underflow")
+        assert "confident" in found.reason
+    else:
+        assert found.verdict == "equivalent"
 
 
 @pytest.mark.parametrize(
