@@ -6,7 +6,7 @@ import math
 
 from pytest_fp16.evaluation.precision_run import PrecisionRun
 from pytest_fp16.evaluation.totals import MetricTotals
-from pytest_fp16.evaluation.verdict import certified_by_theory, lost_whole, median
+from pytest_fp16.evaluation.verdict import certified_by_theory, lost_whole, median, refused_by
 from pytest_fp16.metric.own import UserTally
 from pytest_fp16.report.model import Forecast, Metric, Verdict
 from pytest_fp16.theory.budget import within
@@ -66,6 +66,9 @@ def _foreseen(
         return "not equivalent", _lost_by_chance(prediction.kept_finite)
     if isinstance(prediction.metric.tally, UserTally) and not prediction.metric.tally.count:
         return "inconclusive", f"theory does not say what {metric.name} becomes for this task"
+    if refused := refused_by(prediction.metric):
+        # Errors are put upon outputs one by one: rows may not add up that do in any real run.
+        return "inconclusive", f"of outputs with the errors that theory expects {refused}"
     expected = f"expected loss {loss:.3g}"
     if not within(loss, metric.budget, metric.reference):
         return "not equivalent", f"{expected} exceeds the budget of {metric.budget:.3g}"

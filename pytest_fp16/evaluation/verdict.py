@@ -47,7 +47,8 @@ def checks(
     if metric is not None and (lost := lost_whole(metric, reference, precision_run.outcome.metric)):
         made.append(Check(name="each class or output", passed=False, detail=lost))
     if metric is not None:
-        made.append(_good_enough(metric, doubtful(metric, reference)))
+        refused = refused_by(precision_run.outcome.metric)
+        made.append(_good_enough(metric, doubtful(metric, reference), refused))
     return [c for c in made if c is not None]
 
 
@@ -149,7 +150,15 @@ def usual(reference: MetricTotals) -> float:
     return clamp(tally.standard_error, tally.scale, tally.grain)
 
 
-def _good_enough(metric: Metric, doubted: bool) -> Check:
+def refused_by(totals: MetricTotals) -> str | None:
+    """What a metric of the user's own raised on outputs of 16 bits; None if nothing."""
+    return totals.tally.refused if isinstance(totals.tally, UserTally) else None
+
+
+def _good_enough(metric: Metric, doubted: bool, refused: str | None) -> Check:
+    if refused is not None:
+        detail = f"{refused}; of float32's outputs it gives {metric.reference:.4g}"
+        return Check(name="good enough", passed=False, detail=detail)
     if doubted:
         detail = gained(metric.name, -metric.loss, metric.budget)
         return Check(name="good enough", passed=False, detail=detail)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.errors import DataError, FP16Error, SettingError
-from pytest_fp16.metric.scores import name_of, refused
+from pytest_fp16.metric.scores import name_of, refusal, refused
 from pytest_fp16.theory.budget import FEWEST, accuracy_error, clamp, jackknife
 
 #: Groups that are left out in turn for a standard error, and inputs whose worth is looked at.
@@ -92,9 +92,11 @@ class Pooled:
     Attributes:
         count: inputs so far.
         grain: unknown: what a decision is worth differs from one to the next.
+        refused: what it raised on outputs that float32 has not given; None if nothing.
     """
 
     grain = 0.0
+    refused: str | None = None
 
     def __init__(self, metric: DatasetMetric) -> None:
         self.metric = metric
@@ -131,7 +133,13 @@ class Pooled:
         if not self.count:
             return math.nan
         outputs, labels = self._joined
-        return _asked(self.metric, outputs, labels, self._reference)
+        try:
+            return _asked(self.metric, outputs, labels)
+        except DataError as error:
+            if self._reference:
+                raise
+            self.refused = refusal(error, outputs)
+            return math.nan
 
     @property
     def _joined(self) -> tuple[Tensor, Any]:
@@ -171,7 +179,7 @@ class Pooled:
         mixed = torch.randperm(len(outputs), generator=random).tolist()
         for i, other in islice(pairwise(mixed), _LOOKED_AT):
             changed[i] = outputs[other]
-            lost = self.value - _asked(self.metric, changed, labels, self._reference)
+            lost = self.value - _asked(self.metric, changed, labels)
             changed[i] = outputs[i]
             most = max(most, lost if math.isfinite(lost) else 0.0)
         return most
@@ -197,13 +205,11 @@ def _unheard() -> Iterator[None]:
         yield
 
 
-def _asked(metric: DatasetMetric, outputs: Tensor, labels: Any, reference: bool) -> float:
-    """The metric of all inputs; NaN where it raises on outputs that 16 bits have lost."""
+def _asked(metric: DatasetMetric, outputs: Tensor, labels: Any) -> float:
+    """The metric of all inputs."""
     try:
         return metric(outputs, labels)
     except FP16Error:
         raise
     except Exception as error:
-        if not reference and not bool(outputs.isfinite().all()):
-            return math.nan
         raise refused(error, outputs, labels) from error

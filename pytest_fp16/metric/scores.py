@@ -27,7 +27,10 @@ class Scores:
 
     Attributes:
         values: those that came; None where they are many.
+        refused: what the metric raised on outputs that float32 has not given; None if nothing.
     """
+
+    refused: str | None = None
 
     def __init__(self, metric: Any = None) -> None:
         self.metric = metric
@@ -37,8 +40,17 @@ class Scores:
         self.values: set[float] | None = set()
 
     def take(self, outputs: Tensor, labels: Any, n: int, reference: bool = True) -> None:
-        """Add what the metric says of a batch of n inputs; see `user_scores`."""
-        self.add(user_scores(self.metric, outputs, labels, n, reference))
+        """Add what the metric says of a batch of n inputs; see `user_scores`.
+
+        Outputs that it refuses score nothing, where they are not the reference's.
+        """
+        try:
+            self.add(user_scores(self.metric, outputs, labels, n))
+        except DataError as error:
+            if reference:
+                raise
+            self.refused = self.refused or refusal(error, outputs)
+            self.add(torch.full((n,), math.nan, dtype=torch.float64))
 
     def add(self, scores: Tensor) -> None:
         """Add scores, [N]."""
@@ -100,17 +112,13 @@ class Scores:
         return max(budget, min(FEWEST * step / self.count, math.hypot(error, least)))
 
 
-def user_scores(
-    metric: Any, outputs: Tensor, labels: Any, n: int, reference: bool = True
-) -> Tensor:
+def user_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
     """What a user's metric says of one batch, checked.
 
     Args:
         metric: the user's.
         outputs, labels: what it is given.
         n: how many inputs there are.
-        reference: these outputs are float32's own. Of others some may be lost, and a metric that
-            raises on those scores nothing.
 
     Raises:
         DataError: it raises, or does not return one number per input.
@@ -120,8 +128,6 @@ def user_scores(
     except FP16Error:
         raise
     except Exception as error:
-        if not reference and not bool(outputs.isfinite().all()):
-            return torch.full((n,), math.nan, dtype=torch.float64)
         raise refused(error, outputs, labels) from error
     try:
         scores = torch.as_tensor(returned)
@@ -144,6 +150,11 @@ def refused(error: Exception, outputs: Tensor, labels: Any) -> DataError:
         f"metric= raised {raised(error)}; it is called with (outputs, labels), here "
         f"{_described(outputs)} and {_described(labels)}" + (f"; {warned}" if warned else "")
     )
+
+
+def refusal(error: DataError, outputs: Tensor) -> str | None:
+    """What is to be said of such an error; nothing where outputs are lost, which says enough."""
+    return str(error) if bool(outputs.isfinite().all()) else None
 
 
 def _described(value: Any) -> str:

@@ -1,6 +1,7 @@
 """A metric that gives one number for all data at once."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -224,3 +225,53 @@ def test_a_training_is_judged_by_it():
     )
     assert report.metric.name == "f1"
     assert report.verdict == "equivalent", str(report)
+
+
+def of_probabilities(outputs, labels):
+    """Scikit-learn's, which wants rows that add up to one as float32's do."""
+    return roc_auc_score(labels, outputs.double(), multi_class="ovr")
+
+
+def by_row(outputs, labels):
+    if bool(((outputs.sum(1) - 1).abs() > 1e-5).any()):
+        raise ValueError("they should sum up to 1.0")
+    return (outputs.argmax(1) == labels).float()
+
+
+@pytest.mark.parametrize("metric", [DatasetMetric(of_probabilities), by_row])
+@pytest.mark.parametrize("precision", ["16-true", "bf16-mixed"])
+def test_a_metric_that_refuses_16_bit_outputs_fails_that_precision_alone(metric, precision):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(1)).eval()
+    x = torch.randn(120, 4)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    report = check(Evaluation(model, [(x, labels)], metric=metric), precision=precision)
+    assert report.forecast.verdict == "inconclusive"  # what is expected adds up to one in no row
+    assert "with the errors that theory expects metric= raised" in report.forecast.reason
+    if precision == "bf16-mixed":  # whose softmax is float32's on CUDA
+        assert report.verdict == "equivalent"
+        return
+    assert report.verdict == "not equivalent"
+    assert report.checks[-1].name == "good enough"
+    assert "metric= raised ValueError:" in report.checks[-1].detail
+    assert "; of float32's outputs it gives" in report.checks[-1].detail
+    assert report.cure.verified
+
+
+def test_a_trained_model_whose_outputs_a_metric_refuses_ends_its_run():
+    model = lambda: torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(1))  # noqa: E731
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    data = [(x, x[:, :3].argmax(1))]
+    subject = Training(
+        model=model,
+        train_data=data,
+        eval_data=data,
+        loss=lambda p, y: -p.gather(1, y[:, None]).clamp(min=1e-2).log().mean(),
+        optimizer=partial(torch.optim.SGD, lr=0.5),
+        metric=by_row,
+        epochs=30,
+    )
+    report = check(subject, precision="16-true", seeds=3)
+    assert report.verdict == "not equivalent"
+    assert "they should sum up to 1.0" in str(report)

@@ -55,9 +55,28 @@ def of_finite(outputs, labels):
 def test_a_metric_that_raises_on_lost_outputs_scores_nothing():
     """Such as scikit-learn's: what was lost in 16 bits is the model's, not the metric's."""
     lost = torch.tensor([[1.0, math.inf]])
-    assert user_scores(of_finite, lost, None, 1, reference=False).isnan().all()
+    scores = Scores(of_finite)
+    scores.take(lost, None, 1, reference=False)
+    assert math.isnan(scores.value)
+    assert scores.refused is None  # that outputs are lost says enough
     with pytest.raises(DataError, match="NaN in the input"):
-        user_scores(of_finite, lost, None, 1)
+        scores.take(lost, None, 1)
+
+
+def of_probabilities(outputs, labels):
+    if bool(((outputs.sum(1) - 1).abs() > 1e-4).any()):
+        raise ValueError("rows must add up to one")
+    return outputs[:, 0]
+
+
+def test_a_metric_that_refuses_other_outputs_than_the_references_says_what():
+    scores = Scores(of_probabilities)
+    scores.take(torch.tensor([[0.5, 0.5]]), None, 1)
+    scores.take(torch.tensor([[0.5, 0.501]]), None, 1, reference=False)
+    assert math.isnan(scores.value)
+    assert "metric= raised ValueError: rows must add up to one" in scores.refused
+    with pytest.raises(DataError, match="rows must add up to one"):
+        scores.take(torch.tensor([[0.5, 0.501]]), None, 1)
 
 
 def test_lost_outputs_are_a_verdict_whatever_the_metric_raises():

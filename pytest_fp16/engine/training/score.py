@@ -201,16 +201,19 @@ def _run(
 
 def _finished(sums: _Sums, subject: Training, task: Task) -> Score:
     tally = sums.tally
+    value, own = tally.value, isinstance(tally, UserTally)
+    if own and tally.refused is not None:  # the run ends so, and its twin's stands
+        raise DataError(tally.refused)
     return Score(
         name=metric_name(task, subject.metric, labelled=True),
-        value=tally.value,
+        value=value,
         resolution=clamp(tally.standard_error, tally.scale),
         inputs=sums.inputs,
         finite=sums.finite,
         predictions=torch.cat(sums.kept) if sums.kept else torch.empty(0, 1, 1),
         grain=tally.grain,
         majority=None if sums.counts is None else float(sums.counts.max() / sums.counts.sum()),
-        own=isinstance(tally, UserTally),
+        own=own,
         remarks=sums.remarks or [],
         right=[] if sums.right is None or len(sums.right) > CLASSES else sums.right.tolist(),
     )
