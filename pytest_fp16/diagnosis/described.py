@@ -103,6 +103,8 @@ def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     if not found.wide and not stored:
         return change
     lost = lost_as_cast(trials, origin)
+    if lost is not None and any(lost.name in remedy.buffers for remedy in trials.short):
+        lost = None  # kept in float32 it was no help: what enters is ruined as well
     if lost is None and stored:
         return change
     if lost is not None:

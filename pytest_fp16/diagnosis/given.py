@@ -19,6 +19,7 @@ from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import HEALED, Trials
 from pytest_fp16.engine.batching import map_inputs
 from pytest_fp16.engine.containers import map_tensors, named_parts
+from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.models import call_as_is, quiet
 from pytest_fp16.engine.outputs import main_output
 from pytest_fp16.engine.randomness import seed_everything
@@ -54,14 +55,22 @@ def lost_as_cast(trials: Trials, origin: Origin | None) -> Lost | None:
         keep = few.candidate.subject.keep_inputs
         if fails(_given(few.sample.inputs, fmt, keep)):
             return Lost("inputs", key=_single(few.sample.inputs, fmt, keep, fails))
-        buffers, weights = dict(trials.model.named_buffers()), trials.model.named_parameters()
+        mine, low = trials.model, _cast(few.candidate.model)
+        buffers = {name: t for name, t in mine.named_buffers() if name in low}
         name = _alone(buffers, fmt, lambda: fails(few.sample.inputs))
         if name is not None:
             return Lost("buffer", name)
-        name = _alone(dict(weights), fmt, lambda: fails(few.sample.inputs))
+        weights = {name: t for name, t in mine.named_parameters() if name in low}
+        name = _alone(weights, fmt, lambda: fails(few.sample.inputs))
         return None if name is None else Lost("weight", name)
     except Exception:  # nothing can be told
         return None
+
+
+def _cast(candidate: nn.Module) -> set[str]:
+    """Names of what a candidate stores in 16 bits; some it may keep in float32."""
+    stored = (*candidate.named_parameters(), *candidate.named_buffers())
+    return {name for name, t in stored if t.dtype in LOW}
 
 
 def _given(inputs: Any, fmt: Format, keep: Sequence[int | str]) -> Any:

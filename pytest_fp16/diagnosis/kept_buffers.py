@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.diagnosis.proposal import Proposal
+from pytest_fp16.engine.emulation.operations import LOW
 from pytest_fp16.engine.gradients.finding import leaf_of, module_of
 from pytest_fp16.engine.training.place import Amendment
 from pytest_fp16.precision import Precision
@@ -78,6 +79,25 @@ def keep_buffers(
     return model
 
 
+def _keep_in_training(
+    model: nn.Module, names: Sequence[str], rounded: torch.dtype | None = None
+) -> nn.Module:
+    """The same, and layers whose weights are cast take what float32 makes of their inputs."""
+    keep_buffers(model, names, rounded)
+    for module in model.modules():
+        if next(module.children(), None) is None and next(module.parameters(), None) is not None:
+            module.register_forward_pre_hook(_cast_back)
+    return model
+
+
+def _cast_back(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    if dtype not in LOW:
+        return args
+    wide = (isinstance(a, Tensor) and a.dtype is torch.float32 for a in args)
+    return tuple(a.to(dtype) if w else a for a, w in zip(args, wide, strict=True))
+
+
 def kept_buffers(model: nn.Module, precision: Precision, culprit: Culprit | None) -> list[Proposal]:
     """Keep the buffer that is at fault in float32; where nothing is known to be, all of them.
 
@@ -100,14 +120,16 @@ def kept_buffers(model: nn.Module, precision: Precision, culprit: Culprit | None
 def _keep(names: list[str], culprit: Culprit | None, dtype: torch.dtype) -> Proposal:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     which = f"the buffer{'s' * (len(names) > 1)} {', '.join(names[:_SHOWN])}{more}"
+    them = "them" if len(names) > 1 else "it"
     counts = culprit is None or culprit.mechanism == "absorption"
     whole = "; a count may be a whole number instead (torch.long)" if counts else ""
     return Proposal(
         kind="upcast",
-        description=f"keep {which} in float32: set it again once the model is cast{whole}",
-        amendment=Amendment(model=lambda model: keep_buffers(model, names)),
+        description=f"keep {which} in float32: set {them} again once the model is cast, and cast "
+        f"back (.to(x.dtype)) where a layer takes a result of {them}{whole}",
+        amendment=Amendment(model=lambda model: _keep_in_training(model, names)),
         # A float32 constant makes float32 of all that it meets, which may be what helps.
-        control=Amendment(model=lambda model: keep_buffers(model, names, dtype))
+        control=Amendment(model=lambda model: _keep_in_training(model, names, dtype))
         if culprit is None
         else None,
         points_to=module_of(names[0]),

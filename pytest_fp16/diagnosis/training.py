@@ -263,11 +263,15 @@ def _attributed(pairs: Pairs, proposal: Proposal, findings: GradientFindings | N
         module, mechanism = "", "precision-loss"  # another precision mends much else
     if pairs.broke is not None and pairs.broke[1].ended == "nan" and mechanism == "absorption":
         module, mechanism = "", "overflow"  # what is merely lost beside another stays finite
+    elif pairs.broke is None and mechanism == "overflow":
+        mechanism = "underflow"  # it is the range that helps, and nothing became infinite
+    # Another precision mends much at once.
+    much = "; which part of it matters was not found" if proposal.precision is not None else ""
     return Culprit(
         module=module,
         operation=proposal.operation,
         mechanism=mechanism,
-        evidence=f"{_lost(pairs)}; gone with the cure ({proposal.description})",
+        evidence=f"{_lost(pairs)}; gone with the cure ({proposal.description}){much}",
     )
 
 

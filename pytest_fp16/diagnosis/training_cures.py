@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_fp16.diagnosis.averages import averaged_copies
 from pytest_fp16.diagnosis.kept_buffers import NORMS, kept_buffers
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
@@ -49,13 +50,17 @@ def proposals(
     where = culprit.module if culprit is not None else None
     mechanism = culprit.mechanism if culprit is not None else None
     found: list[Proposal] = []
-    if where == "<optimizer>" or mechanism == "eps-underflow":
+    if where == "<optimizer>":  # another's epsilon, in a loss, is none that a longer step may need
         found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
         lines = at_the_steps_line(subject, model, precision, culprit)
         free = mechanism == "mask-inf"  # a mask that fits costs nothing
         found += lines[:free] + _loss_in_float32(subject, model, precision) + lines[free:]
     found += kept_buffers(model, precision, culprit)
+    if culprit is None:
+        found += averaged_copies(model, precision)
+        if precision.casts and precision.dtype_name == "float16":  # second moments may be zero
+            found += _epsilons(subject, model)[:1]
     if mechanism in ("underflow", None):
         found += _loss_scales(precision, loss_scale)
     if culprit is not None and where not in ("<optimizer>", "<loss>"):

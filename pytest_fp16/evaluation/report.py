@@ -65,6 +65,7 @@ def report_of(run: EvaluationRun, precision_run: PrecisionRun) -> Report:
     if verdict == "equivalent":
         of_a_pass += by_chance(precision_run, foreseen)
         of_a_pass += harmless_overflows(sites, precision_run.precision)
+        of_a_pass += rules.more_flips(made, precision_run)
     outcome = precision_run.outcome
     losses = _losses(outcome.loss, outcome.decisions) if run.labelled else (None, None)
     paper = run.task.kind == "classification" and outcome.decisions > 0

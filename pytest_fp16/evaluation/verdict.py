@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 
 from pytest_fp16.evaluation.agreement import Agreement
 from pytest_fp16.evaluation.parts import told
@@ -108,8 +109,9 @@ def _as_predicted(precision_run: PrecisionRun) -> Check:
         return Check(name="as predicted", passed=True, detail=said)
     beyond = f"; {errors.exceeded} of {errors.count} errors exceed the worst-case bound"
     if _shared_by_emulation(precision_run):
-        cause = "errors beyond first order" if errors.exceeded else "correlated rounding"
-        said += f": {cause}, an ideal emulation has it too{beyond if errors.exceeded else ''}"
+        # Correlated rounding, errors beyond first order, what a program clips or keeps: all of
+        # the arithmetic, and of no kernel.
+        said += f": an ideal emulation has it too{beyond if errors.exceeded else ''}"
         return Check(name="as predicted", passed=True, excused=True, detail=said)
     said += ": an ideal emulation does not have it, so an operation rounds or computes otherwise"
     return Check(name="as predicted", passed=False, detail=said + beyond)
@@ -230,6 +232,17 @@ def least_robust(precision_run: PrecisionRun) -> list[int]:
     """Positions of the inputs that went wrong, then of those whose margins are the smallest."""
     near = [position for _, position in precision_run.prediction.nearest]
     return list(dict.fromkeys([*precision_run.outcome.wrong_inputs, *near]))
+
+
+def more_flips(checks: Iterable[Check], precision_run: PrecisionRun) -> list[str]:
+    """The warning of a pass with more flips than theory allows."""
+    flips, allowed = precision_run.outcome.flips, precision_run.prediction.flips.allowed()
+    if flips <= allowed or not any(check.excused for check in checks):
+        return []
+    return [
+        f"{plural(flips, 'flip')} are more than rounding explains ({allowed} allowed): an ideal "
+        "emulation has them too, so that no kernel is at fault; the budget alone judges them"
+    ]
 
 
 def luck(precision_run: PrecisionRun) -> str | None:

@@ -61,6 +61,15 @@ def test_all_but_statistics_of_norms_are_kept_where_nothing_is_known():
     assert cure.operation == ""
 
 
+def test_a_layer_takes_what_a_buffer_has_made_float32():
+    (cure,) = kept_buffers(net(), LOW, at("2", "table"))
+    for changed in (cure.amendment.model(net()[::2]), copy.deepcopy(cure.amendment.model(net()))):
+        model = nn.Sequential(changed[-1], changed[0]).bfloat16()
+        assert model(torch.ones(2, 4).bfloat16()).dtype is torch.bfloat16
+        assert model[0](torch.ones(2, 4).bfloat16()).dtype is torch.float32
+    assert "cast back (.to(x.dtype)) where a layer takes a result of it" in cure.description
+
+
 def test_there_is_nothing_to_keep():
     assert kept_buffers(net(), precision("bf16-mixed"), at("2", "step")) == []
     assert kept_buffers(net(), LOW, at("1", "running_var")) == []

@@ -29,10 +29,19 @@ def test_what_is_proposed_follows_from_the_culprit(digits_training):
     subject = digits_training(optimizer=adam)
     assert kinds(subject, "16-true", "<optimizer>", "eps-underflow")[0] == "optimizer epsilon"
     assert kinds(subject, "16-true", "<loss>", "overflow")[0] == "loss in float32"
+    for guarded in ("<loss>", "1"):  # a guard that is lost there is none of the optimizer's
+        assert "optimizer epsilon" not in kinds(subject, "16-true", guarded, "eps-underflow")
     assert kinds(subject, "16-true", "1", "underflow", 1024.0)[0] == "loss scale"
     assert kinds(subject, "16-mixed", "1", "overflow") == ["keep_in_float32", "bfloat16"]
     assert kinds(subject, "bf16-true", "1", "precision-loss") == ["keep_in_float32", "mixed"]
     assert "loss scale" not in kinds(subject, "16-mixed", "1", "underflow", 1024.0)
+
+
+def test_where_nothing_is_known_a_second_moment_may_have_vanished(digits_training):
+    subject = digits_training(optimizer=adam)
+    for name, wanted in (("16-true", 1), ("bf16-true", 0), ("16-mixed", 0)):
+        found = [p.kind for p in proposals(subject, subject.model(), PRECISIONS[name], None, None)]
+        assert found.count("optimizer epsilon") == wanted
 
 
 def test_a_raised_epsilon_leaves_a_sound_one_alone(digits_training):

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.evaluation.verdict import luck, mass_ties, median
+from pytest_fp16.evaluation.verdict import luck, mass_ties, median, more_flips
 from pytest_fp16.precision import precision
+from pytest_fp16.report.model import Check
 from pytest_fp16.report.terminal import table
 
 
@@ -162,3 +163,15 @@ def test_what_ran_in_another_16_bit_format_proves_nothing(dtype, precision, verd
     if verdict == "not equivalent":
         wanted = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}[precision]
         assert f"as the program asks, so this run proves nothing about {wanted}" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("flips", "excused", "told"), [(30, True, True), (24, True, False), (30, False, False)]
+)
+def test_more_flips_than_are_allowed_are_told_where_they_are_excused(flips, excused, told):
+    run = a_precision_run(flips=flips)
+    run.prediction = SimpleNamespace(flips=SimpleNamespace(allowed=lambda: 24))
+    made = [Check(name="as predicted", passed=True, excused=excused, detail="strays")]
+    said = more_flips(made, run)
+    assert bool(said) == told
+    assert not told or said[0].startswith("30 flips are more than rounding explains (24 allowed)")

@@ -58,6 +58,37 @@ def test_a_loss_of_training_stays_what_it_was():
     assert "evaluated in 16 bits" not in report.culprit.evidence
 
 
+class Growing(nn.Module):
+    """Its square leaves float16 once a weight, which only grows, is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.size = nn.Linear(4, 1), nn.Parameter(torch.tensor(100.0))
+
+    def forward(self, x):
+        ones = x.new_ones(len(x), 4)
+        large = (self.size * ones) @ (self.size * torch.ones_like(ones)).T  # autocast's product
+        return self.body(x) + 0 * torch.log(large.mean(1, keepdim=True))
+
+
+def grown(model, batch):
+    x, y = batch
+    with torch.no_grad():
+        model.size *= 1.03
+    return F.mse_loss(model(x), y)
+
+
+def test_where_a_scaler_skips_to_the_end_what_leaves_the_range_is_named():
+    """No step ends such a run: each is skipped, and the weights stay as they were."""
+    subject = training(Growing, training_step=grown, loss=None, epochs=2)
+    report = check(subject, precision="16-mixed", seeds=2)
+    assert report.verdict == "not equivalent", str(report)
+    assert report.culprit.mechanism == "overflow"
+    assert "test_evaluated.py" in report.culprit.source
+    assert report.culprit.evidence.startswith("in the end of the run of seed 0")
+    assert "skipped" in report.culprit.evidence
+
+
 def test_only_a_culprit_without_an_operation_is_looked_into():
     given = {"module": "", "evidence": "", "source": None, "variant": None}
     lost = Culprit(operation="", mechanism="precision-loss", **given)

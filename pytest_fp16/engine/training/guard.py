@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pytest_fp16.engine.training.trainee import Trainee
 #: 2^16 each halves it, and 2^-24, float16's smallest number, is 40 halvings away.
 COLLAPSED = 40
 
-#: A run has diverged when the loss of an epoch's last quarter is this many times that of the
+#: A run has diverged when the median loss of an epoch's last quarter is this many times that of the
 #: untrained model, and short epochs after it, up to so many steps, did not bring it back.
 DIVERGED, AWAY = 10.0, 16
 
@@ -40,7 +41,8 @@ class Guard:
 
     Attributes:
         away_at: (epoch, step) where the loss of a 32-bit run left for good; None where it did not.
-        first, tail: the loss of the untrained model, and of the last quarter of the last epoch.
+        first, tail: the loss of the untrained model, and the median of the last epoch's last
+            quarter.
         losses: all that were finite, step by step.
     """
 
@@ -97,7 +99,7 @@ class Guard:
         tail = [loss for loss in losses[-max(1, len(losses) // 4) :] if math.isfinite(loss)]
         if not tail:
             return
-        self.tail = sum(tail) / len(tail)
+        self.tail = median(tail)  # of one batch that is far out the next ones tell more
         if self.first is None or self.tail <= self._bound(self.first):
             self.away, self.away_at = 0, None
             return

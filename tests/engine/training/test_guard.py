@@ -66,6 +66,23 @@ def run(subject, precision, **keywords):
     return train(subject, PRECISIONS[precision], 0, state, EMULATED, **keywords)
 
 
+def test_one_batch_that_is_far_out_is_no_divergence(digits_training):
+    trainee = Trainee(
+        digits_training(), PRECISIONS["bf16-true"], 0, initial_state(digits_training(), 0), EMULATED
+    )
+    usual = [0.5] * 40
+    for spikes, ended in ((1, False), (2, False), (8, True)):
+        guard = Guard(trainee.model, usual=0.6)
+        guard.first = 0.5
+        losses = [*usual[spikes:], *[400.0] * spikes]
+        if ended:
+            with pytest.raises(Ended, match="diverged"):
+                guard.after_epoch(trainee, 0, losses)
+        else:
+            guard.after_epoch(trainee, 0, losses)
+            assert guard.away_at is None
+
+
 def test_a_loss_that_grows_while_the_metric_does_is_no_divergence(digits_training):
     subject = digits_training(model=Weighed, training_step=growing, loss=None)
     result = run(subject, "32-true")
