@@ -102,7 +102,9 @@ class Float32Island(Variant):
     _fp16_prefix = "Float32"
     _fp16_around: torch.dtype | None
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+    def _fp16_apply(
+        self, own: Callable[..., Any], fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any
+    ) -> Any:
         """Every cast and move of a module goes through here: follow all but a cast to 16 bits."""
         fn = getattr(fn, "fp16_whole", fn)
 
@@ -117,7 +119,7 @@ class Float32Island(Variant):
             after = fn(torch.zeros(1, dtype=self._fp16_around)).dtype
             self._fp16_around = after if after in _LOW else None
         keep.fp16_whole = fn  # type: ignore[attr-defined]
-        return super()._apply(keep, *args, **kwargs)  # type: ignore[misc]
+        return own(self, keep, *args, **kwargs)
 
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         return _run(own, self, args, kwargs)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from typing import Any
+from abc import ABC
+from typing import Any, Generic, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_fp16.mixing import keep_in_float32
 from pytest_fp16.variants import Variant, variant
+
+T = TypeVar("T")
 
 
 class Doubled(Variant):
@@ -47,6 +52,25 @@ def test_a_module_changes_what_it_computes_and_nothing_else() -> None:
     assert isinstance(module, Shift)
     assert type(module).__name__ == "DoubledShift"
     assert inspect.signature(module.forward) == inspect.signature(Shift(3.0).forward)
+
+
+class AbstractFirst(ABC, Shift):
+    """Whose objects have another layout than those of a subclass with a base before it."""
+
+
+class GenericFirst(Generic[T], Shift):
+    pass
+
+
+@pytest.mark.parametrize("base", [AbstractFirst, GenericFirst, Shift])
+def test_whichever_base_is_the_first(base: type[Shift]) -> None:
+    module = changed(changed(base(3.0), Doubled), Negated)
+    assert module(torch.ones(1)).item() == -8.0
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(module)))
+    assert type(twin) is type(module)
+    assert twin.half()(torch.ones(1).half()).item() == -8.0
+    kept = keep_in_float32(nn.Sequential(nn.Linear(1, 1), base(3.0)), ["1"]).half()
+    assert kept[1](torch.ones(1).half()).dtype is torch.float16
 
 
 def test_every_module_of_a_class_gets_the_same_class() -> None:

@@ -38,10 +38,10 @@ class Float32Buffers(Variant):
     _fp16_kept: tuple[str, ...]
     _fp16_rounded: torch.dtype | None
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+    def _fp16_apply(self, own: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
         buffers: dict[str, Tensor] = self._buffers  # type: ignore[attr-defined]
         held = {name: buffers[name] for name in self._fp16_kept}
-        out = super()._apply(fn, *args, **kwargs)  # type: ignore[misc]
+        out = own(self, fn, *args, **kwargs)
         for name, buffer in held.items():
             buffers[name] = buffer.to(buffers[name].device)
         self._round()

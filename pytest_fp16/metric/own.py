@@ -14,6 +14,9 @@ from pytest_fp16.metric.scores import Scores, user_scores
 
 UserTally = Scores | Pooled
 
+#: How far outputs are off, relative to their size, for a metric that goes in no steps to say so.
+_OFF = (1e-3, 1e-2, 0.1)
+
 
 def tally_of(metric: Any) -> UserTally:
     """A running total of a metric of the user's own."""
@@ -37,14 +40,18 @@ def first_look(metric: Any, outputs: Tensor, labels: Any, n: int) -> list[float]
 def lost_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
     """What a metric gives for wrong outputs of n inputs: each other's, the opposite, half of it.
 
-    Where the reference is right throughout, only these show whether a score is 1 or 0, or goes in
-    other steps. None where it cannot say, or is a `DatasetMetric`.
+    And for outputs that are a little off, more and more. Where the reference is right throughout,
+    as beside outputs of its own that were stored, only these show whether a score is 1 or 0, goes
+    in other steps, or in none. None where it cannot say, or is a `DatasetMetric`.
     """
     found = [torch.empty(0)]
     if isinstance(metric, DatasetMetric) or not outputs.dim():
         return found[0]
-    half = torch.rand(outputs.shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    for wrong in (outputs.roll(1, 0), -outputs, torch.where(half, -outputs, outputs)):
+    random = torch.Generator().manual_seed(0)
+    half = torch.rand(outputs.shape, generator=random) < 0.5
+    noise = torch.randn(outputs.shape, generator=random) * outputs.square().mean().sqrt()
+    off = [outputs + share * noise for share in _OFF]
+    for wrong in (outputs.roll(1, 0), -outputs, torch.where(half, -outputs, outputs), *off):
         with warnings.catch_warnings(), suppress(Exception):
             warnings.simplefilter("ignore")
             found.append(user_scores(metric, wrong, labels, n))
