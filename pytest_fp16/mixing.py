@@ -124,6 +124,15 @@ class Float32Island(Variant):
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         return _run(own, self, args, kwargs)
 
+    def _fp16_method(  # type: ignore[override]
+        self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        """An encoder's `decode`, say: from outside it is entered as `forward` is."""
+        given = list(_tensors((args, kwargs)))
+        device = _device_type(given, self)
+        outside = any(t.dtype in _LOW for t in given) or (device is not None and autocasts(device))
+        return _run(own, self, args, kwargs) if given and outside else own(self, *args, **kwargs)
+
 
 def _run(forward: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
     """`forward` in float32: inputs widened, autocast off, outputs narrowed where that is due."""
@@ -154,7 +163,7 @@ def autocasts(device: str) -> bool:
         return False
 
 
-def _device_type(inputs: list[Tensor], module: nn.Module) -> str | None:
+def _device_type(inputs: list[Tensor], module: Any) -> str | None:
     if inputs:
         return inputs[0].device.type
     parameter = next(module.parameters(), None)

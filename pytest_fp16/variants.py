@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import functools
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,8 @@ class Variant:
     _fp16_prefix: str
     _fp16_base: type[nn.Module]
     _fp16_kind: type[Variant]
+    #: Runs the other public methods of a module's class as well; None leaves them as they are.
+    _fp16_method: Callable[[Any, Callable[..., Any], tuple[Any, ...], Any], Any] | None = None
 
     def _fp16_run(self, own: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Stands in for the module's own ``forward``, which takes the module first."""
@@ -60,8 +63,30 @@ def _make(kind: type[Variant], base: type[nn.Module]) -> type[nn.Module]:
         return made
 
     members = {"forward": forward, "_apply": apply, "__reduce_ex__": reduce}
+    if kind._fp16_method is not None:
+        members |= {n: _entered(kind._fp16_method, own) for n, own in _methods(base).items()}
     facts = {"_fp16_base": base, "_fp16_kind": kind, "__module__": base.__module__}
     return type(f"{kind._fp16_prefix}{base.__name__}", (base, kind), members | facts)
+
+
+def _entered(run: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(own)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(self, own, args, kwargs)
+
+    return method
+
+
+def _methods(base: type[nn.Module]) -> dict[str, Callable[..., Any]]:
+    """The public methods of a module's class, but for ``forward`` and those of every module."""
+    known = set(dir(nn.Module))
+    found: dict[str, Callable[..., Any]] = {}
+    for kind in base.__mro__:
+        for name, value in vars(kind).items():
+            if isinstance(value, FunctionType) and not name.startswith("_") and name not in known:
+                found.setdefault(name, value)
+            known.add(name)  # what a class hides of another is not looked for there
+    return found
 
 
 def _origin(made: type) -> tuple[list[type[Variant]], type]:

@@ -623,3 +623,52 @@ def test_nothing_is_told_where_no_digit_is_lost():
         empty = nn.Linear(2, 2, dtype=torch.float16)
     keep_in_float32(empty, [""])
     keep_in_float32(nn.Linear(2, 2).half(), [""], quiet=True)
+
+
+class Coder(nn.Module):
+    """Is entered by `decode`, as an autoencoder is."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+
+    def decode(self, x, scale=1.0):
+        assert x.dtype is torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+        return self.square(self.lin(x)) * scale
+
+    def square(self, h):
+        return h * h
+
+    def size(self):
+        return self.lin.weight.sum()
+
+    def forward(self, x):
+        return self.decode(x)
+
+
+class Decoded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin, self.coder = nn.Linear(4, 4), Coder()
+
+    def forward(self, x):
+        return self.coder.decode(self.lin(x), scale=2.0)
+
+
+def test_a_kept_module_may_be_entered_by_another_method():
+    torch.manual_seed(0)
+    model = keep_in_float32(Decoded(), ["coder"])
+    x = torch.randn(3, 4)
+    wanted = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(x)
+    assert mixed.dtype is torch.float32
+    half = copy.deepcopy(model).half()
+    low = half(x.half())
+    assert low.dtype is torch.float16
+    assert torch.allclose(low.float(), wanted, atol=1e-2)
+    assert half.coder.size().dtype is torch.float32  # what is given no tensor is as it was
+    assert half.coder.square(torch.full((1,), 300.0)).item() == 90000.0
+    assert half.coder.decode.__name__ == "decode"
+    assert pickle.loads(pickle.dumps(half))(x.half()).dtype is torch.float16

@@ -20,6 +20,8 @@ CASTS = frozenset("to type_as type half bfloat16".split())
 WIDENING = frozenset("float double".split())
 #: What is no operation of ATen's by that name, and moves values.
 _MOVES = frozenset("getitem reshape_as view_as expand_as".split())
+#: Those that round nothing but the bound that they are given.
+BOUNDS = frozenset("clamp clamp_min clamp_max clip maximum minimum fmax fmin".split())
 
 
 @dataclass

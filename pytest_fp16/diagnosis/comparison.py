@@ -182,7 +182,7 @@ class Comparison:
         kept = untouched(candidate.model, weights=candidate.habits.writes)
         with kept, torch.no_grad(), quiet(), context, inside:
             output = call_as_is(candidate.model, inputs, candidate.subject.forward)
-        return main_output(output)
+            return main_output(output)  # it may stack the logits of steps
 
 
 def _plain(output: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pytest_fp16.diagnosis.advice import advice, advised, brought, fitting, in_float32
-from pytest_fp16.diagnosis.applied import Applied, moves
+from pytest_fp16.diagnosis.applied import BOUNDS, Applied, moves
 from pytest_fp16.diagnosis.given import lost_as_cast
 from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.remedy import Remedy
@@ -79,7 +79,9 @@ def _lines(trials: Trials, remedy: Remedy, culprit: Culprit) -> str:
 
 def _on_one_line(done: Applied, culprit: Culprit, line: str) -> str:
     """What was computed there in float32, and what was made so that brings numbers to 16 bits."""
-    computed = [name for name in done.computed if not moves(name)]
+    # What bounds rounds nothing, but for its bound.
+    bounds = BOUNDS if culprit.mechanism == "eps-underflow" or culprit.operation in BOUNDS else ()
+    computed = [name for name in done.computed if not moves(name) or name in bounds]
     made = [f".{name}" for name in done.made]
     operation = written(culprit.operation)
     if computed:

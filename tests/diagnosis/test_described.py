@@ -217,3 +217,26 @@ def test_a_complex_result_is_not_cast_back(name):
     _, said = cured(model, torch.randn(200, 12), name)
     assert "its result back" not in said
     assert "leave its result so (it is complex)" in said
+
+
+class Guarded(nn.Module):
+    """Bounds what it takes the logarithm of by a number that float16 does not have."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.lin, self.how = nn.Linear(8, 4), how
+
+    def forward(self, x):
+        if self.how == "clamp":
+            return self.lin(x.relu().clamp(min=1e-10).log())
+        return self.lin(torch.maximum(x.relu(), torch.full_like(x, 1e-10)).log())
+
+
+@pytest.mark.parametrize("how", ["clamp", "maximum"])
+def test_what_bounds_is_computed_in_float32_with_the_rest(how):
+    """It rounds nothing but its bound, which is what is lost."""
+    torch.manual_seed(0)
+    report, said = cured(Guarded(how), torch.randn(200, 8))
+    assert report.culprit.mechanism == "eps-underflow"
+    named = said.partition(" in float32")[0].removeprefix("compute ").split(" and ")
+    assert how in named[0].split(", ") or how in named

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -967,3 +968,43 @@ def test_logits_of_a_first_batch_that_lie_between_0_and_1_are_logits():
     report = check(subject, precision="16-true")
     assert (report.verdict, report.metric.name) == ("equivalent", "accuracy")
     assert (report.metric.reference, report.inputs) == (1.0, 60)
+
+
+class Steps(NamedTuple):
+    """As `generate` returns the logits of each step, and what was chosen."""
+
+    sequences: Tensor
+    logits: tuple[Tensor, ...]
+
+
+class Writer(nn.Module):
+    """Writes three tokens, each by the one before; a product of its own may leave float16."""
+
+    def __init__(self, large: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.known, self.head, self.large = nn.Embedding(8, 16), nn.Linear(16, 8), large
+
+    def forward(self, x: Tensor) -> Steps:
+        token, logits = x, []
+        for _ in range(3):
+            h = self.known(token) * self.large
+            logits.append(self.head(h * h / self.large**2))
+            token = logits[-1].argmax(-1)
+        return Steps(token, tuple(logits))
+
+
+@pytest.mark.parametrize("large", [1.0, 1e3])
+def test_logits_of_several_steps_are_followed(large):
+    model = Writer(large).eval()
+    x = torch.arange(8).repeat(10)
+    report = check(Evaluation(model, [x], labelled=False), precision="16-true")
+    sound = large == 1.0
+    assert (
+        report.verdict == report.forecast.verdict == ("equivalent" if sound else "not equivalent")
+    )
+    assert report.forecast.method != "unavailable"
+    assert report.decisions == 240
+    if not sound:
+        assert (report.culprit.operation, report.culprit.mechanism) == ("mul", "overflow")
+        assert report.cure.verified

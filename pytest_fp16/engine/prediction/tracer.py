@@ -107,7 +107,7 @@ class Tracer:
         context = autocast(self.precision, self.device, self.target)
         with torch.no_grad(), quiet(), context, kept, trace:
             output = call_as_is(self.model, traced, self.subject.forward)
-        main = main_output(output)
+            main = main_output(output)  # it may stack the logits of steps
         values = main.inner if isinstance(main, Shadow) else main
         with torch.enable_grad():
             canonical = self.task.canonical(values.float())
