@@ -26,7 +26,8 @@ class NotProbabilitiesError(Exception):
 def task_of(subject: Evaluation | Training, output: Tensor, labels: Any, n: int) -> Task:
     """The task of a subject, told from the reference's output and labels of the first batch.
 
-    Labels that only the subject's own metric can read (transcripts, boxes) tell nothing of it.
+    Labels that only the subject's own metric can read (transcripts, boxes) tell nothing of it, but
+    for rows of numbers: several outputs side by side are no logits of one decision.
 
     Raises:
         DataError, ModelError: see `infer_task`.
@@ -35,11 +36,18 @@ def task_of(subject: Evaluation | Training, output: Tensor, labels: Any, n: int)
         try:
             return infer_task(subject.task, output, labels, n, subject.ignore_index)
         except (DataError, TypeError, ValueError, RuntimeError):  # torch's, of what is no tensor
+            if subject.task == "auto" and _several_each(output, labels, n):
+                return Task("regression")
             labels = None
     task = infer_task(subject.task, output, labels, n, subject.ignore_index)
     if subject.metric is None and labels is not None and task.kind == "regression":
         _require_values(subject)
     return task
+
+
+def _several_each(output: Tensor, labels: Any, n: int) -> bool:
+    """Whether several numbers are known of each row: parts of it stand for them, and no classes."""
+    return output.dim() == 2 and isinstance(labels, Tensor) and labels.numel() > n
 
 
 def _require_values(subject: Evaluation | Training) -> None:

@@ -153,3 +153,15 @@ def test_labels_that_are_no_numbers_are_told(labels):
         infer(torch.randn(4, 3), labels)
     subject = Evaluation(None, [], metric=max)
     assert task_of(subject, torch.randn(4, 3), labels, 4).kind == "classification"
+
+
+def test_several_labels_of_a_row_tell_a_metric_of_ones_own_that_it_holds_no_logits():
+    """Starts and ends side by side, say: their argmax is nothing that flips."""
+    output, spans = torch.randn(6, 15), torch.zeros(6, 2, dtype=torch.long)
+    subject = Evaluation(None, [], metric=lambda o, y: o[:, 0])
+    assert task_of(subject, output, spans, 6).kind == "regression"
+    assert task_of(subject, output, torch.zeros(6, dtype=torch.long), 6).kind == "classification"
+    assert task_of(subject, output, ["a"] * 6, 6).kind == "classification"
+    assert task_of(subject, torch.randn(6, 4, 15), spans, 6).kind == "classification"
+    given = Evaluation(None, [], metric=subject.metric, task="classification")
+    assert task_of(given, output, spans, 6).kind == "classification"
