@@ -152,7 +152,7 @@ def _made_again(
                 table.forget(model)
                 made = torch.equal(run(), wanted)
                 now = [_Kept(model.get_submodule(name)).values for name in modules]
-                if made and all(_alike(a.values, b) for a, b in zip(had, now, strict=True)):
+                if made and all(_back(a.values, b, before) for a, b in zip(had, now, strict=True)):
                     found.append(table)
                     anew.update(n for n in names if now[0][n] is not had[0].values[n])
                     return True
@@ -191,14 +191,20 @@ def _emptied(value: Any) -> Any:
     return left
 
 
-def _alike(had: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a module keeps what it had: the same, or tensors of the same shape."""
+def _back(had: dict[str, Any], now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether a module has everything again that it had, what it began with but for its extent.
+
+    An earlier run may have been of longer inputs.
+    """
     if had.keys() != now.keys():
         return False
     for name, value in had.items():
-        if (other := now[name]) is value:
-            continue
-        shapes, others = ([t.shape for t in all_tensors(v)] for v in (value, other))
-        if shapes != others or not (shapes or value == other):
+        other = now[name]
+        dims, others = ([t.dim() for t in all_tensors(v)] for v in (value, other))
+        if name in before and other is not before[name]:
+            same = dims == others and type(other) is type(value)
+        else:
+            same = other is value or (dims == others if dims else value == other)
+        if not same:
             return False
     return True

@@ -189,6 +189,23 @@ def test_a_check_is_the_same_before_and_after_a_run(places, precision):
     assert not any("an earlier run" in w for w in fresh.warnings)
 
 
+def test_an_earlier_run_may_have_been_of_longer_inputs():
+    class Sized(ByLength):
+        def table(self, x):
+            if x.shape[-1] > self.length:
+                self.length = x.shape[-1]
+                self.places = 3000 + torch.arange(self.length, device=x.device).to(x.dtype)
+            return self.places[: x.shape[-1]]
+
+    model = Sized()
+    with torch.no_grad():
+        model(torch.randn(2, 2 * SIZE))
+    (table,) = kept_tables(model, held_by(model), run_of(model))
+    assert model.length == 2 * SIZE
+    table.forget(model)
+    assert (model.length, model.places, model.width) == (0, None, 7)
+
+
 class State(nn.Module):
     """Goes on from where it was."""
 
