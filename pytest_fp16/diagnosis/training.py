@@ -18,6 +18,7 @@ from pytest_fp16.diagnosis.stale_training import fresh_casts, stale_in_a_step
 from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.diagnosis.training_price import price_of
 from pytest_fp16.diagnosis.watched_run import culprit_of, watched_run, when
+from pytest_fp16.diagnosis.weight_decay import vanished_decay
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.wording import mechanism_of, of_the_step, variant_where
 from pytest_fp16.engine.gradients.origins.found import Found
@@ -57,7 +58,7 @@ def diagnose_training(
         known = findings.suspect.evidence
         culprit = findings.suspect.model_copy(update={"evidence": f"{_lost(pairs)}; {known}"})
     elif culprit is None:
-        culprit = _silent(runs, pairs)
+        culprit = _silent(runs, pairs) or _without_decay(runs, pairs)
     scale = findings.loss_scale if findings is not None else None
     subject = runs.subject_for(pairs.precision)
     model = make_model(subject.model)
@@ -193,6 +194,13 @@ def _silent(runs: Runs, pairs: Pairs) -> Culprit | None:
         found = silently_lost(runs, pairs.precision, pairs.worst[1].seed)
     except Exception:  # the verdict stands whether or not the run lets itself be watched
         return None
+    if found is None:
+        return None
+    return found.model_copy(update={"evidence": f"{_lost(pairs)}; {found.evidence}"})
+
+
+def _without_decay(runs: Runs, pairs: Pairs) -> Culprit | None:
+    found = vanished_decay(runs, pairs.precision, pairs.worst[0].seed)
     if found is None:
         return None
     return found.model_copy(update={"evidence": f"{_lost(pairs)}; {found.evidence}"})

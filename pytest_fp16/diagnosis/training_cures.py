@@ -50,7 +50,10 @@ def proposals(
     where = culprit.module if culprit is not None else None
     mechanism = culprit.mechanism if culprit is not None else None
     found: list[Proposal] = []
-    if where == "<optimizer>":  # another's epsilon, in a loss, is none that a longer step may need
+    decays = culprit is not None and culprit.operation == "weight_decay"
+    if (
+        where == "<optimizer>" and not decays
+    ):  # another's epsilon, in a loss, is none that a longer step may need
         found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
         lines = at_the_steps_line(subject, model, precision, culprit)
