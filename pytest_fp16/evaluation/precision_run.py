@@ -12,6 +12,7 @@ from pytest_fp16.engine.canary import INPUTS, CanaryFindings, run_canary
 from pytest_fp16.engine.candidate import Candidate, DtypeObserver
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulation.autocast import held_policy
+from pytest_fp16.engine.emulation.kernels import ONE_DTYPE
 from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
 from pytest_fp16.engine.emulation.wording import (
     first_line,
@@ -223,8 +224,8 @@ class PrecisionRun:
         lacking = isinstance(emulation_error, UnsupportedOperation) and not on_target
         if refused or ((canary.unsupported or stopped) and on_target):
             self._fail(error)
-        elif lacking or canary.on_target:  # this device has the kernel, or other values
-            self._fail(emulation_error)
+        elif lacking or canary.on_target or (not on_target and _refuses_dtypes(emulation_error)):
+            self._fail(emulation_error)  # this device has the kernel, or other values
         elif emulation_error is not None and error is None:
             # The device's own kernels run what emulation cannot: they are what counts.
             self.mode = "native"
@@ -279,3 +280,8 @@ class PrecisionRun:
             return everything(batch, True, wrong)
         emulated = self.mode == "emulated"
         return enough_inputs(batch, wrong, output, self.candidate, self.task, emulated)
+
+
+def _refuses_dtypes(emulation_error: BaseException | None) -> bool:
+    """Whether the target's kernel takes tensors of one dtype, where this device's takes two."""
+    return emulation_error is not None and ONE_DTYPE in str(emulation_error)

@@ -378,3 +378,29 @@ def test_a_metric_of_ones_own_judges_outputs_of_any_shape(allowed):
     (said,) = [w for w in report.warnings if w.startswith("in 16 bits outputs have the shape")]
     assert said.endswith(": length alone judges them")
     assert report.forecast.verdict == "inconclusive"
+
+
+class WideNorm(nn.Module):
+    """Normalises with weights in float32, which the kernels of a CPU take beside 16-bit values."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.norm, self.head = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        weight, bias = self.norm.weight.float(), self.norm.bias.float()
+        return self.head(nn.functional.layer_norm(self.lin(x), (8,), weight, bias))
+
+
+@pytest.mark.parametrize("target", ["cuda", "cpu"])
+@pytest.mark.parametrize("name", ["16-true", "bf16-true"])
+def test_what_the_targets_kernel_refuses_is_no_matter_of_this_devices(name, target):
+    torch.manual_seed(0)
+    settings = Settings(precisions=(name,), target=target)
+    subject = Evaluation(WideNorm().eval(), [torch.randn(40, 8)], labelled=False)
+    (report,) = examine(subject, settings)
+    wanted = "not equivalent" if target == "cuda" else "equivalent"
+    assert report.verdict == report.forecast.verdict == wanted
+    if target == "cuda":
+        assert report.culprit.variant == "mixed dtypes"
+        assert report.cure.verified

@@ -95,7 +95,7 @@ class Emulation(OnTarget):
             except RuntimeError as error:
                 if not is_missing_kernel(error):
                     raise
-        require_same_dtype(known.name, args, self.target)
+        require_same_dtype(known.name, args, self.target, kwargs)
         if "_scaled_dot_product_" in known.name:
             if args[0].device.type != "cpu":  # the kernel that is meant, there for 16 bits alone
                 return func(*args, **kwargs)

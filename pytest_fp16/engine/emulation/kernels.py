@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -172,11 +172,17 @@ def _is_coo(value: Any) -> bool:
     return bool(followed.layout is torch.sparse_coo)
 
 
-def require_same_dtype(name: str, args: Sequence[Any], target: str) -> None:
+#: How an emulation says that tensors of several dtypes meet where a target's kernel takes one.
+ONE_DTYPE = "the tensors must have the same dtype, but are"
+
+
+def require_same_dtype(
+    name: str, args: Sequence[Any], target: str, kwargs: Mapping[str, Any] | None = None
+) -> None:
     """Raise what the 16-bit program would raise where an operation refuses mixed dtypes.
 
     Args:
-        name, args: the operation and its positional arguments.
+        name, args, kwargs: the operation and its arguments.
         target: the device whose kernels are meant.
 
     Raises:
@@ -186,9 +192,11 @@ def require_same_dtype(name: str, args: Sequence[Any], target: str) -> None:
     positions = normalises or _SAME_DTYPE.get(name, ())
     positions = _SAME_DTYPE_ATTENTION if name in ATTENTION else positions
     given = [args[i] for i in positions if i < len(args)]
+    if name in ATTENTION and target == "cuda":  # a CPU's kernel alone takes a mask of float32
+        given.append((kwargs or {}).get("attn_mask"))
     found = {t.dtype for t in given if isinstance(t, Tensor) and t.is_floating_point()}
     exactly = target == "cuda" and name in _EXACTLY_ON_CUDA
     if len(found) < 2 or (normalises and args[0].dtype in LOW and not exactly):
         return
     names = " and ".join(sorted(str(d).removeprefix("torch.") for d in found))
-    raise RuntimeError(f"{name}: the tensors must have the same dtype, but are {names}")
+    raise RuntimeError(f"{name}: {ONE_DTYPE} {names}")

@@ -206,7 +206,7 @@ class Trace(Interception):
             return
         name = call.known.name
         require_fit(name, call.args, call.kwargs, self.target)
-        require_same_dtype(name, call.args, self.target)
+        require_same_dtype(name, call.args, self.target, call.kwargs)
         if call.known.foreign and not self.mixed:
             require_own_agreement(call.func, name, as_native(call.args), as_native(call.kwargs))
         if missing_kernel(name, call.args, self.target):

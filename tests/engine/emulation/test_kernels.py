@@ -212,3 +212,18 @@ def test_a_matrix_exponential_that_is_none_counts_as_missing(target):
     assert not bool(torch.isclose(torch.matrix_exp(small), small.float().exp().half()).all())
     with Emulation(target), pytest.raises(RuntimeError, match="linalg_matrix_exp"):
         torch.matrix_exp(small)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cuda_takes_no_float32_mask_beside_16_bit_queries(dtype):
+    """pytorch#191612: "invalid dtype for bias - should match query's dtype"; a CPU takes it."""
+    q = torch.randn(2, 2, 4, 8).to(dtype)
+    masks = {d: torch.zeros(4, 4).to(d) for d in (torch.float32, dtype, torch.bool)}
+    for mask in masks.values():
+        with Emulation("cpu"):
+            F.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+    with Emulation("cuda"), pytest.raises(RuntimeError, match=r"same dtype, but are .*float32"):
+        F.scaled_dot_product_attention(q, q, q, attn_mask=masks[torch.float32])
+    for same in (dtype, torch.bool):
+        with Emulation("cuda"):
+            F.scaled_dot_product_attention(q, q, q, attn_mask=masks[same])
