@@ -20,7 +20,7 @@ from pytest_fp16.evaluation.expectation import (
 )
 from pytest_fp16.evaluation.parts import Parts
 from pytest_fp16.evaluation.soundness import unsteady
-from pytest_fp16.metric.own import UserTally, lost_scores, tally_of
+from pytest_fp16.metric.own import UserTally, first_look, indifferent, lost_scores, tally_of
 from pytest_fp16.metric.scores import Scores
 from pytest_fp16.metric.tallies import Accuracy, RSquared, right
 from pytest_fp16.subject import Evaluation
@@ -61,7 +61,9 @@ class MetricTotals:
             return []
         remarks = unsteady(self.tally.metric, output, labels, n)
         if isinstance(self.tally, Scores):
-            self.tally.hear(lost_scores(self.tally.metric, output, labels, n))
+            wrong = lost_scores(self.tally.metric, output, labels, n)
+            self.tally.hear(wrong)
+            remarks += indifferent(first_look(self.tally.metric, output, labels, n), wrong)
         return remarks
 
     def add(self, batch: Batch, output: Tensor, logits: Tensor) -> None:

@@ -58,6 +58,17 @@ def lost_scores(metric: Any, outputs: Tensor, labels: Any, n: int) -> Tensor:
     return torch.cat(found)
 
 
+def indifferent(scores: list[float], wrong: Tensor) -> list[str]:
+    """The warning of a metric that gives wrong outputs what it gives the reference's."""
+    every = {*scores, *wrong.tolist()}
+    if not len(wrong) or len(every) > 1:
+        return []
+    return [
+        f"metric= gives {every.pop():.4g} for every input of the first batch, for wrong outputs as "
+        "for the reference's own: it may tell nothing of what is lost"
+    ]
+
+
 def gained(name: str, gain: float, budget: float) -> str:
     """Why a metric of the user's own that gained far more than its budget settles nothing."""
     return (

@@ -6,7 +6,7 @@ import torch
 from pytest_fp16 import DatasetMetric
 from pytest_fp16.errors import DataError
 from pytest_fp16.metric.dataset import Pooled
-from pytest_fp16.metric.own import first_look, gained, lost_scores, tally_of
+from pytest_fp16.metric.own import first_look, gained, indifferent, lost_scores, tally_of
 from pytest_fp16.metric.scores import Scores
 
 
@@ -53,3 +53,20 @@ def test_outputs_that_are_wrong_show_what_scores_there_are():
     assert not len(lost_scores(lambda o, y: 1 / 0, outputs, labels, 3))
     assert not len(lost_scores(DatasetMetric(total), outputs, labels, 3))
     assert not len(lost_scores(scores, torch.tensor(1.0), labels, 3))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "metric", "told"),
+    [
+        (torch.zeros(4, 3), lambda o, y: o.square().sum(1), True),  # a layer that is dead
+        (torch.ones(4, 3), lambda o, y: torch.ones(len(o)), True),
+        (torch.ones(4, 3), lambda o, y: (o == 1).float().mean(1), False),
+        (torch.zeros(4, 3), lambda o, y: 1 / 0, False),
+    ],
+)
+def test_a_metric_that_wrong_outputs_leave_alone_is_told_of(outputs, metric, told):
+    wrong = lost_scores(metric, outputs, None, 4)
+    scores = [0.0] if not len(wrong) else first_look(metric, outputs, None, 4)
+    said = indifferent(scores, wrong)
+    assert bool(said) == told
+    assert not told or "for wrong outputs as for the reference's own" in said[0]
