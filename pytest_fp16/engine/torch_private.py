@@ -46,6 +46,7 @@ NEEDED = {
     "following what a layer keeps": (
         "torch.Tensor._version",
         "torch.nn.Module()._buffers",
+        "torch.nn.Module()._non_persistent_buffers_set",
         "torch.nn.modules.batchnorm._BatchNorm",
         "torch.nn.modules.batchnorm._NormBase",
         "torch.nn.modules.dropout._DropoutNd",
