@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from pytest_fp16.engine.containers import all_tensors
 
 _TORCHS_OWN = frozenset(vars(nn.Module()))
 _GONE = object()
+#: Beginnings that are tried of each table, and tables of a module: a pass of a few inputs each.
+_TRIED = 6
 #: Names of modules, by their class and the attributes that hold floating tensors of their own.
 Held = dict[tuple[type, tuple[str, ...]], list[str]]
 
@@ -146,7 +149,7 @@ def _made_again(
     found, anew = list[Table](), set[str]()
 
     def try_without(tried: Sequence[str]) -> bool:
-        for before in _beginnings(had[0].values, tried):
+        for before in islice(_beginnings(had[0].values, tried), _TRIED):
             table = Table(modules, tuple(tried), before)
             try:
                 table.forget(model)
@@ -164,7 +167,7 @@ def _made_again(
         return False
 
     if names and not try_without(names):
-        for name in names if len(names) > 1 else ():
+        for name in names[:_TRIED] if len(names) > 1 else ():
             _ = name in anew or try_without([name])
     return found
 
