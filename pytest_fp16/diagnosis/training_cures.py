@@ -51,9 +51,7 @@ def proposals(
     mechanism = culprit.mechanism if culprit is not None else None
     found: list[Proposal] = []
     decays = culprit is not None and culprit.operation == "weight_decay"
-    if (
-        where == "<optimizer>" and not decays
-    ):  # another's epsilon, in a loss, is none that a longer step may need
+    if where == "<optimizer>" and not decays:  # of an epsilon elsewhere it would put the end off
         found += _epsilons(subject, model)
     if where == "<loss>" or culprit is None:
         lines = at_the_steps_line(subject, model, precision, culprit)
