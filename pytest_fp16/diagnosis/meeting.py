@@ -75,8 +75,21 @@ def _followed(ref: Ref, made: dict[int, Entry]) -> tuple[Entry | None, Ref | Ent
 
 
 def _likeliest(wide: list[Ref], made: dict[int, Entry]) -> Ref:
-    """One that the program made, rather than a weight that is meant to be so."""
-    return next((ref for ref in wide if id(ref.twin) in made), wide[0])
+    """One that the program made, rather than a weight that is meant to be so.
+
+    And not as it is told: zeros of another tensor's dtype follow that.
+    """
+    known = [ref for ref in wide if id(ref.twin) in made]
+    led = (ref for ref in known if not _follows(ref, made))
+    return next(led, known[0] if known else wide[0])
+
+
+def _follows(ref: Ref, made: dict[int, Entry]) -> bool:
+    """Whether it was made of nothing, in a dtype that was given, or is a view of such."""
+    entry = made.get(id(ref.twin))
+    while entry is not None and len(_refs(entry)) == 1:
+        entry = made.get(id(_refs(entry)[0].twin))
+    return entry is not None and not _refs(entry) and entry.kwargs.get("dtype") is not None
 
 
 def _refs(entry: Entry) -> list[Ref]:

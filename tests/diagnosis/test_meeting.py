@@ -83,6 +83,19 @@ class Waves(Shifted):
         return self.head(self.body(x * waves))
 
 
+class Followed(Shifted):
+    """Zeros follow the dtype of what an attribute has made wide, and the product takes both."""
+
+    def forward(self, x):
+        wide = x * self.mean
+        scores = torch.baddbmm(
+            torch.zeros(len(x), 1, 16, dtype=wide.dtype),
+            wide[:, None],
+            wide[:, :, None] * wide[:, None],
+        )
+        return self.head(self.body(scores[:, 0]))
+
+
 def checked(model, **settings):
     data = [(torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))]
     return check(Evaluation(model.eval(), data, labelled=False), precision="16-true", **settings)
@@ -114,6 +127,7 @@ def on(code):
             Waves,
             ["comes in at mul (", "float16 meets what mul (", on("arange(16)"), " of whole num"],
         ),
+        (Followed, ["comes in at mul (", on("wide = x * self"), "meets mean of the model, a"]),
         (Cast, ["comes in at div (", on("x / size"), "float16 meets an input that the program"]),
     ],
 )
