@@ -84,7 +84,18 @@ def named_parts(value: Any) -> dict[Any, Any]:
         return dict(zip(value._fields, value, strict=True))
     if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
         return dict(enumerate(value))
+    if (keys := _keys(value)) is not None:
+        return {key: value[key] for key in keys}
     return dict(held_tensors(value)) or {0: value}
+
+
+def _keys(value: Any) -> list[Any] | None:
+    """Of an object that is read and written by keys and is no mapping, as a graph with its data."""
+    kind = type(value)
+    if not all(callable(getattr(kind, n, None)) for n in ("keys", "__getitem__", "__setitem__")):
+        return None
+    keys = [key for key in value.keys() if isinstance(key, str)]  # noqa: SIM118
+    return keys if all(hasattr(value, key) for key in keys) else None  # keys of its parts are none
 
 
 def with_parts(value: Any, parts: dict[Any, Any]) -> Any:
@@ -94,6 +105,11 @@ def with_parts(value: Any, parts: dict[Any, Any]) -> Any:
     if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
         made = list(parts.values())
         return value._make(made) if hasattr(value, "_make") else type(value)(made)
+    if _keys(value) is not None:
+        made = copy.copy(value)
+        for key, part in parts.items():
+            made[key] = part
+        return made
     if not held_tensors(value):
         return parts[0]
     made = copy.copy(value)

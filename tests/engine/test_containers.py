@@ -16,6 +16,8 @@ from pytest_fp16.engine.containers import (
     leaves,
     map_tensors,
     mapping_like,
+    named_parts,
+    with_parts,
 )
 
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
@@ -230,3 +232,43 @@ def test_an_attribute_that_is_refused_is_passed_over():
             self.config = Guarded()
 
     assert check(Evaluation(Configured(), [X], labelled=False), precision="bf16-true").forecast
+
+
+class Keyed:
+    """Is read by keys, which are attributes too, and keeps what they name in a store."""
+
+    def __init__(self, **parts):
+        self._store = parts
+
+    def keys(self):
+        return list(self._store)
+
+    def __getitem__(self, key):
+        return self._store[key]
+
+    def __setitem__(self, key, part):
+        self._store = {**self._store, key: part}
+
+    def __getattr__(self, name):
+        if name.startswith("_") or name not in self._store:
+            raise AttributeError(name)
+        return self._store[name]
+
+
+class Kinds(Keyed):
+    """Whose keys are those of its parts."""
+
+    def keys(self):
+        return ["x"]
+
+    def __getitem__(self, key):
+        raise AssertionError("it makes one")
+
+
+def test_an_object_that_is_read_by_keys_has_its_parts_by_them():
+    graph = Keyed(x=torch.ones(3), pos=torch.ones(2))
+    assert list(named_parts(graph)) == ["x", "pos"]
+    other = with_parts(graph, {"x": graph["x"].half(), "pos": graph["pos"]})
+    assert (type(other), other.x.dtype, other.pos.dtype) == (Keyed, torch.float16, torch.float32)
+    assert graph.x.dtype is torch.float32
+    assert list(named_parts(Kinds(paper=torch.ones(1)))) == ["_store"]
