@@ -23,6 +23,9 @@ from pytest_fp16.engine.fast_path import (
     packs,
 )
 
+#: Marks an encoder that was told to.
+_REFUSES = "_fp16_refuses"
+
 
 @functools.cache
 def refusal(dtype: torch.dtype) -> str | None:
@@ -50,11 +53,13 @@ def with_refusal(model: nn.Module, dtype: torch.dtype) -> None:
         model: it, to be run under autocast for a CPU.
         dtype: of the autocast.
     """
-    encoders = [module for module in model.modules() if packs(module)] if fast_path_taken() else []
+    there = model.modules() if fast_path_taken() else ()
+    encoders = [module for module in there if packs(module) and _REFUSES not in vars(module)]
     said = refusal(dtype) if encoders else None
     if said is None:
         return
     for encoder in encoders:
+        vars(encoder)[_REFUSES] = True
         encoder.register_forward_pre_hook(functools.partial(_refused, said), with_kwargs=True)
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_fp16 import Settings, Training
+from pytest_fp16.conformance import examine
 from pytest_fp16.engine.fast_path import fast_path_off, without_fast_path
 from pytest_fp16.engine.fast_path_refusal import refusal, with_refusal
 from tests.engine.test_fast_path import CALLS, RIGHT, X, encoder
@@ -73,3 +75,34 @@ def test_an_encoder_whose_path_is_switched_off_later_runs():
         with_refusal(net, DTYPES[0])
         without_fast_path(net)
         assert stops(net, DTYPES[0], src_key_padding_mask=RIGHT) is None
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = encoder(), nn.Linear(16, 2)
+
+    def forward(self, x):
+        padded = x[..., 0] == 9.0
+        hidden = self.encoder(x, src_key_padding_mask=padded)
+        return self.head(hidden.masked_fill(padded.unsqueeze(-1), 0.0).mean(1))
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_a_training_is_evaluated_so_too(target):
+    x = torch.randn(8, 16, 7, 16, generator=torch.Generator().manual_seed(2))
+    x[:, :, 5:, 0] = 9.0
+    data = [(rows, (rows[:, 0, 0] > 0).long()) for rows in x]
+    subject = Training(
+        model=Pooled,
+        train_data=data,
+        eval_data=data,
+        loss=nn.CrossEntropyLoss(),
+        optimizer=lambda p: torch.optim.SGD(p, 0.05),
+        epochs=1,
+    )
+    settings = Settings(precisions=("bf16-mixed",), target=target, seeds=2, budget="50pt")
+    (report,) = examine(subject, settings)
+    refuses = target == "cpu" and refusal(torch.bfloat16) is not None
+    assert (report.verdict == "not equivalent") == refuses, str(report)
+    assert ("in torch's fast path of nn.TransformerEncoder" in str(report)) == refuses

@@ -13,6 +13,7 @@ from pytest_fp16.engine.batching import count_inputs, split_batch, to_device
 from pytest_fp16.engine.emulation.cast_cache import nothing_kept
 from pytest_fp16.engine.emulation.wording import misses_a_gradient
 from pytest_fp16.engine.fast_path import zero_padding
+from pytest_fp16.engine.fast_path_refusal import with_refusal
 from pytest_fp16.engine.models import call, taking_gradients
 from pytest_fp16.engine.outputs import main_output, others
 from pytest_fp16.engine.randomness import seed_everything
@@ -110,6 +111,8 @@ def score(
     try:
         real = issubclass(type(model), nn.Module)  # no stand-in, which tells whether it is used
         zeros = zero_padding(model, real and not precision.mixed)  # autocast switches it off
+        if real and precision.mixed and place.target == "cpu":  # not there
+            with_refusal(model, precision.dtype)
         with modes_kept(model), torch.no_grad(), place.arithmetic(precision), zeros:
             model.eval()
             seed_everything(step_seed(0, 0))
