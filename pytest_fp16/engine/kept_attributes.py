@@ -168,7 +168,8 @@ def _made_again(
 
     if names and not try_without(names):
         for name in names[:_TRIED] if len(names) > 1 else ():
-            _ = name in anew or try_without([name])
+            if name not in anew:
+                try_without([name])
     return found
 
 

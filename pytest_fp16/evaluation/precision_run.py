@@ -221,11 +221,12 @@ class PrecisionRun:
         on_target = candidate.target == candidate.device.type
         refused = canary.mixed_dtypes and not self.precision.mixed
         stopped = error is not None and is_trouble_with_dtypes(error)
-        lacking = isinstance(emulation_error, UnsupportedOperation) and not on_target
+        lacking = isinstance(emulation_error, UnsupportedOperation)
+        lacking = (lacking or _refuses_dtypes(emulation_error)) and not on_target
         if refused or ((canary.unsupported or stopped) and on_target):
             self._fail(error)
-        elif lacking or canary.on_target or (not on_target and _refuses_dtypes(emulation_error)):
-            self._fail(emulation_error)  # this device has the kernel, or other values
+        elif lacking or canary.on_target:  # this device has the kernel, or other values
+            self._fail(emulation_error)
         elif emulation_error is not None and error is None:
             # The device's own kernels run what emulation cannot: they are what counts.
             self.mode = "native"
