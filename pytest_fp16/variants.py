@@ -84,7 +84,7 @@ def _methods(base: type[nn.Module]) -> dict[str, Callable[..., Any]]:
     for kind in base.__mro__:
         for name, value in vars(kind).items():
             if isinstance(value, FunctionType) and not name.startswith("_") and name not in known:
-                found.setdefault(name, value)
+                found[name] = value
             known.add(name)  # what a class hides of another is not looked for there
     return found
 

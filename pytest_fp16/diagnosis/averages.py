@@ -9,29 +9,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from pytest_fp16.diagnosis.proposal import Proposal
-from pytest_fp16.engine.training.place import Amendment
-from pytest_fp16.mixing import keep_in_float32
-from pytest_fp16.precision import Precision
-
-
-def averaged_copies(model: nn.Module, precision: Precision) -> list[Proposal]:
-    """Keep copies of trained modules in float32 that are not trained themselves."""
-    names = [] if precision.mixed else copies_of_trained(model)
-    if not names:
-        return []
-    return [
-        Proposal(
-            kind="keep_in_float32",
-            description=f"keep {', '.join(names)}, which is moved beside what is trained, in "
-            f"float32: keep_in_float32(model, {names!r})",
-            modules=names,
-            amendment=Amendment(model=lambda model: keep_in_float32(model, names, quiet=True)),
-            points_to=names[0],
-            mechanism="absorption",
-        )
-    ]
-
 
 def copies_of_trained(model: nn.Module) -> list[str]:
     """The outermost modules without a trained weight, whose weights have a trained one's shapes."""

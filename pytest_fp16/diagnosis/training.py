@@ -55,10 +55,12 @@ def diagnose_training(
     if culprit is None and pairs.broke is not None:
         culprit = _watched(runs, pairs, pairs.broke[1])
     elif culprit is None and findings is not None and findings.suspect is not None:
-        known = findings.suspect.evidence
-        culprit = findings.suspect.model_copy(update={"evidence": f"{_lost(pairs)}; {known}"})
+        culprit = _of_a_loss(pairs, findings.suspect)
     elif culprit is None:
-        culprit = _silent(runs, pairs) or _without_decay(runs, pairs)
+        culprit = _silent(runs, pairs)
+        if culprit is None:
+            decay = vanished_decay(runs, pairs.precision, pairs.worst[0].seed)
+            culprit = _of_a_loss(pairs, decay)
     scale = findings.loss_scale if findings is not None else None
     subject = runs.subject_for(pairs.precision)
     model = make_model(subject.model)
@@ -194,13 +196,11 @@ def _silent(runs: Runs, pairs: Pairs) -> Culprit | None:
         found = silently_lost(runs, pairs.precision, pairs.worst[1].seed)
     except Exception:  # the verdict stands whether or not the run lets itself be watched
         return None
-    if found is None:
-        return None
-    return found.model_copy(update={"evidence": f"{_lost(pairs)}; {found.evidence}"})
+    return _of_a_loss(pairs, found)
 
 
-def _without_decay(runs: Runs, pairs: Pairs) -> Culprit | None:
-    found = vanished_decay(runs, pairs.precision, pairs.worst[0].seed)
+def _of_a_loss(pairs: Pairs, found: Culprit | None) -> Culprit | None:
+    """What is known of it, behind what was lost."""
     if found is None:
         return None
     return found.model_copy(update={"evidence": f"{_lost(pairs)}; {found.evidence}"})

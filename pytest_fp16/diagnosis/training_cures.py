@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_fp16.diagnosis.averages import averaged_copies
+from pytest_fp16.diagnosis.averages import copies_of_trained
 from pytest_fp16.diagnosis.kept_buffers import NORMS, kept_buffers
 from pytest_fp16.diagnosis.proposal import Proposal
 from pytest_fp16.diagnosis.training_lines import at_its_line, at_the_steps_line
@@ -59,7 +59,8 @@ def proposals(
         found += lines[:free] + _loss_in_float32(subject, model, precision) + lines[free:]
     found += kept_buffers(model, precision, culprit)
     if culprit is None:
-        found += averaged_copies(model, precision)
+        averages = [] if precision.mixed else copies_of_trained(model)
+        found += [_keep(averages, averages[0], "absorption")] if averages else []
         if precision.casts and precision.dtype_name == "float16":  # second moments may be zero
             found += _epsilons(subject, model)[:1]
     if mechanism in ("underflow", None):

@@ -109,8 +109,7 @@ class Candidate:
         before = BeforeCast(model, FORMATS[precision.dtype]) if precision.casts else None
         self.model = prepare(model, precision, device)
         with_zero_padding(self.model, not precision.mixed)  # autocast switches it off
-        if precision.mixed and target == "cpu":  # not there
-            with_refusal(self.model, precision.dtype)
+        with_refusal(self.model, precision, target)  # but not a CPU's
         self.stored: list[Stored] = before.cast(self.model) if before is not None else []
         put_back(self.model, subject.forward)
         self.habits = Habits()

@@ -158,8 +158,7 @@ def _with_zeros(layer: nn.Module, kwargs: Any, output: Any) -> Any:
 
 
 def may_pack(source: Tensor, padding: Tensor | None, mask: Tensor | None) -> bool:
-    """Whether an encoder in eval mode packs inputs [N, S, E] of that padding, if all is right of
-    them, and mask."""
+    """Whether an encoder in eval mode packs inputs [N, S, E], if their padding is on the right."""
     return padding is not None and mask is None and source.dim() == 3
 
 

@@ -22,6 +22,7 @@ from pytest_fp16.engine.fast_path import (
     on_the_right,
     packs,
 )
+from pytest_fp16.precision import Precision
 
 #: Marks an encoder that was told to.
 _REFUSES = "_fp16_refuses"
@@ -46,16 +47,16 @@ def refusal(dtype: torch.dtype) -> str | None:
     return None
 
 
-def with_refusal(model: nn.Module, dtype: torch.dtype) -> None:
+def with_refusal(model: nn.Module, precision: Precision, target: str) -> None:
     """Let the encoders of a model of our own refuse what torch's do; changed in place.
 
     Args:
-        model: it, to be run under autocast for a CPU.
-        dtype: of the autocast.
+        model: it.
+        precision, target: how it runs; of others than autocast for a CPU nothing is refused.
     """
-    there = model.modules() if fast_path_taken() else ()
+    there = model.modules() if fast_path_taken() and precision.mixed and target == "cpu" else ()
     encoders = [module for module in there if packs(module) and _REFUSES not in vars(module)]
-    said = refusal(dtype) if encoders else None
+    said = refusal(precision.dtype) if encoders else None
     if said is None:
         return
     for encoder in encoders:

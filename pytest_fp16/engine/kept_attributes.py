@@ -92,7 +92,10 @@ class _Kept:
 
 def held_by(model: nn.Module) -> Held:
     """What a model holds beside its weights, and does not store with them: floating tensors."""
-    own = {id(t) for t in model.state_dict(keep_vars=True).values()}
+    own = {id(p) for p in model.parameters()}
+    for module in model.modules():
+        passing = module._non_persistent_buffers_set
+        own |= {id(buffer) for name, buffer in module._buffers.items() if name not in passing}
     found: Held = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # which has none

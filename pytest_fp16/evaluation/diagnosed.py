@@ -142,9 +142,8 @@ def _rechecked(
     """What came of a remedy, and whether its run was an ideal emulation."""
     settings = run.settings.with_(precisions=(remedy.precision,))
     subject = run.subject
-    if (
-        remedy.lines or remedy.buffers or remedy.unpacked
-    ):  # where nothing is 16-bit it changes nothing
+    # Where nothing is 16-bit these change nothing.
+    if remedy.lines or remedy.buffers or remedy.unpacked:
         model = fresh_model(subject.model, like=run.reference.model)
         if remedy.buffers:
             keep_buffers(model, remedy.buffers)

@@ -12,8 +12,7 @@ from pytest_fp16.engine.canary import INPUTS, CanaryFindings, run_canary
 from pytest_fp16.engine.candidate import Candidate, DtypeObserver
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulation.autocast import held_policy
-from pytest_fp16.engine.emulation.kernels import ONE_DTYPE
-from pytest_fp16.engine.emulation.refusal import UnsupportedOperation
+from pytest_fp16.engine.emulation.refusal import RefusedDtypes, UnsupportedOperation
 from pytest_fp16.engine.emulation.wording import (
     first_line,
     is_trouble_with_dtypes,
@@ -221,8 +220,8 @@ class PrecisionRun:
         on_target = candidate.target == candidate.device.type
         refused = canary.mixed_dtypes and not self.precision.mixed
         stopped = error is not None and is_trouble_with_dtypes(error)
-        lacking = isinstance(emulation_error, UnsupportedOperation)
-        lacking = (lacking or _refuses_dtypes(emulation_error)) and not on_target
+        lacking = isinstance(emulation_error, (UnsupportedOperation, RefusedDtypes))
+        lacking = lacking and not on_target
         if refused or ((canary.unsupported or stopped) and on_target):
             self._fail(error)
         elif lacking or canary.on_target:  # this device has the kernel, or other values
@@ -281,8 +280,3 @@ class PrecisionRun:
             return everything(batch, True, wrong)
         emulated = self.mode == "emulated"
         return enough_inputs(batch, wrong, output, self.candidate, self.task, emulated)
-
-
-def _refuses_dtypes(emulation_error: BaseException | None) -> bool:
-    """Whether the target's kernel takes tensors of one dtype, where this device's takes two."""
-    return emulation_error is not None and ONE_DTYPE in str(emulation_error)

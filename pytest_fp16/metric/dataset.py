@@ -92,11 +92,9 @@ class Pooled:
     Attributes:
         count: inputs so far.
         grain: unknown: what a decision is worth differs from one to the next.
-        refused: what it raised on outputs that float32 has not given; None if nothing.
     """
 
     grain = 0.0
-    refused: str | None = None
 
     def __init__(self, metric: DatasetMetric) -> None:
         self.metric = metric
@@ -124,22 +122,30 @@ class Pooled:
         self._outputs.append(outputs)
         self._labels.append(labels)
         self.count += n
-        for known in ("value", "standard_error", "worth"):
+        for known in ("_came", "standard_error", "worth"):
             self.__dict__.pop(known, None)
 
-    @cached_property
+    @property
     def value(self) -> float:
         """The metric so far; NaN before the first batch."""
+        return self._came[0]
+
+    @property
+    def refused(self) -> str | None:
+        """What it raised on outputs that float32 has not given; None if nothing."""
+        return self._came[1]
+
+    @cached_property
+    def _came(self) -> tuple[float, str | None]:
         if not self.count:
-            return math.nan
+            return math.nan, None
         outputs, labels = self._joined
         try:
-            return _asked(self.metric, outputs, labels)
+            return _asked(self.metric, outputs, labels), None
         except DataError as error:
             if self._reference:
                 raise
-            self.refused = refusal(error, outputs)
-            return math.nan
+            return math.nan, refusal(error, outputs)
 
     @property
     def _joined(self) -> tuple[Tensor, Any]:

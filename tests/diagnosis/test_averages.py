@@ -2,12 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pytest_fp16 import Training, check
-from pytest_fp16.diagnosis.averages import averaged_copies, copies_of_trained
+from pytest_fp16.diagnosis.averages import copies_of_trained
+from pytest_fp16.diagnosis.training_cures import proposals
 from pytest_fp16.precision import precision
 
 
@@ -40,19 +42,22 @@ def test_copies_are_told_by_their_shapes():
     assert copies_of_trained(nn.ModuleList([model, nn.Linear(3, 3)])) == ["0.average"]
 
 
-def test_a_mixed_precision_keeps_them_anyway():
-    assert averaged_copies(Averaged(), precision("bf16-mixed")) == []
-    (cure,) = averaged_copies(Averaged(), precision("bf16-true"))
-    assert cure.modules == ["average"]
-    assert "keep average, which is moved beside what is trained, in float32" in cure.description
+@pytest.mark.parametrize(("name", "offered"), [("bf16-true", 1), ("bf16-mixed", 0)])
+def test_a_mixed_precision_keeps_them_anyway(name, offered):
+    model = Averaged()
+    subject = training(model)
+    found = proposals(subject, model, precision(name), None, None)
+    assert [cure.modules for cure in found if cure.kind == "keep_in_float32"] == [
+        ["average"]
+    ] * offered
 
 
-def test_an_average_that_stands_still_is_named():
+def training(model):
     random = torch.Generator().manual_seed(0)
     x = torch.randn(40, 16, 8, generator=random)
     data = [(rows, rows[:, :3].argmax(1)) for rows in x]
-    subject = Training(
-        model=Averaged,
+    return Training(
+        model=model,
         train_data=data[:32],
         eval_data=data[32:],
         loss=None,
@@ -60,7 +65,10 @@ def test_an_average_that_stands_still_is_named():
         training_step=lambda model, batch: model.step(batch),
         epochs=20,
     )
-    report = check(subject, precision="bf16-true", seeds=3, budget="3pt")
+
+
+def test_an_average_that_stands_still_is_named():
+    report = check(training(Averaged), precision="bf16-true", seeds=3, budget="3pt")
     assert report.verdict == "not equivalent", str(report)
     assert (report.culprit.module, report.culprit.mechanism) == ("average", "absorption")
     assert (report.cure.kind, report.cure.modules) == ("keep_in_float32", ["average"])

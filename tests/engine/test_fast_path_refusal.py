@@ -8,10 +8,15 @@ from pytest_fp16 import Settings, Training
 from pytest_fp16.conformance import examine
 from pytest_fp16.engine.fast_path import fast_path_off, without_fast_path
 from pytest_fp16.engine.fast_path_refusal import refusal, with_refusal
+from pytest_fp16.precision import PRECISIONS
 from tests.engine.test_fast_path import CALLS, RIGHT, X, encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
 DTYPES = [torch.float16, torch.bfloat16]
+
+
+def mixed(dtype):
+    return PRECISIONS["16-mixed" if dtype is torch.float16 else "bf16-mixed"]
 
 
 def stops(net, dtype, **call):
@@ -36,7 +41,7 @@ def test_it_stops_where_torch_does(call, dtype, switched):
         wanted = stops(net, dtype, **CALLS[call])
         with fast_path_off():
             assert stops(net, dtype, **CALLS[call]) is None
-            with_refusal(net, dtype)
+            with_refusal(net, mixed(dtype), "cpu")
             found = stops(net, dtype, **CALLS[call])
     finally:
         mha.set_fastpath_enabled(True)
@@ -62,7 +67,7 @@ def test_arguments_may_be_given_by_place_and_out_of_autocast_nothing_stops():
     net = encoder()
     wanted = stops(net, DTYPES[1], src_key_padding_mask=RIGHT)
     with fast_path_off(), torch.no_grad():
-        with_refusal(net, DTYPES[1])
+        with_refusal(net, mixed(DTYPES[1]), "cpu")
         net(X, None, RIGHT)
         if wanted is not None:
             with torch.autocast("cpu", DTYPES[1]), pytest.raises(RuntimeError, match="fast path"):
@@ -72,7 +77,7 @@ def test_arguments_may_be_given_by_place_and_out_of_autocast_nothing_stops():
 def test_an_encoder_whose_path_is_switched_off_later_runs():
     net = nn.Sequential(encoder())[0]
     with fast_path_off():
-        with_refusal(net, DTYPES[0])
+        with_refusal(net, mixed(DTYPES[0]), "cpu")
         without_fast_path(net)
         assert stops(net, DTYPES[0], src_key_padding_mask=RIGHT) is None
 

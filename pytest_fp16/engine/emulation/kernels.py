@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_fp16.engine.emulation.operations import ATTENTION, LOW, tensors
+from pytest_fp16.engine.emulation.refusal import RefusedDtypes
 from pytest_fp16.engine.emulation.release import since
 from pytest_fp16.engine.emulation.transforms import refuses_sizes
 
@@ -172,10 +173,6 @@ def _is_coo(value: Any) -> bool:
     return bool(followed.layout is torch.sparse_coo)
 
 
-#: How an emulation says that tensors of several dtypes meet where a target's kernel takes one.
-ONE_DTYPE = "the tensors must have the same dtype, but are"
-
-
 def require_same_dtype(
     name: str, args: Sequence[Any], target: str, kwargs: Mapping[str, Any] | None = None
 ) -> None:
@@ -186,7 +183,7 @@ def require_same_dtype(
         target: the device whose kernels are meant.
 
     Raises:
-        RuntimeError: two floating arguments that must agree do not.
+        RefusedDtypes: two floating arguments that must agree do not.
     """
     normalises = _NORMALISES.get(name, ())
     positions = normalises or _SAME_DTYPE.get(name, ())
@@ -199,4 +196,4 @@ def require_same_dtype(
     if len(found) < 2 or (normalises and args[0].dtype in LOW and not exactly):
         return
     names = " and ".join(sorted(str(d).removeprefix("torch.") for d in found))
-    raise RuntimeError(f"{name}: {ONE_DTYPE} {names}")
+    raise RefusedDtypes(name, names)

@@ -28,6 +28,15 @@ class UnsupportedOperation(RuntimeError):  # noqa: N818
         self.operation = operation
 
 
+class RefusedDtypes(RuntimeError):  # noqa: N818
+    """Tensors of several dtypes meet where the target's kernel takes one."""
+
+    told_as = "RuntimeError"
+
+    def __init__(self, operation: str, dtypes: str) -> None:
+        super().__init__(f"{operation}: the tensors must have the same dtype, but are {dtypes}")
+
+
 class RefusedNumber(UnsupportedOperation):
     """A number that the target does not put into a 16-bit tensor."""
 

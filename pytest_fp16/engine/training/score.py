@@ -111,8 +111,8 @@ def score(
     try:
         real = issubclass(type(model), nn.Module)  # no stand-in, which tells whether it is used
         zeros = zero_padding(model, real and not precision.mixed)  # autocast switches it off
-        if real and precision.mixed and place.target == "cpu":  # not there
-            with_refusal(model, precision.dtype)
+        if real:
+            with_refusal(model, precision, place.target)  # but not a CPU's
         with modes_kept(model), torch.no_grad(), place.arithmetic(precision), zeros:
             model.eval()
             seed_everything(step_seed(0, 0))
