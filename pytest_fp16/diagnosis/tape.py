@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -135,7 +136,8 @@ class Tape:
         entry.results = [Ref.to(r) if isinstance(r, Twin) else r for r in flat(results)]
         for result in entry.results:
             if isinstance(result, Ref):
-                result.twin.on_read = self.read
+                # Weakly: a cycle through a tensor's attributes is never collected.
+                result.twin.on_read = WeakMethod(self.read)
         return results
 
     def read(self, twin: Twin) -> None:

@@ -39,13 +39,14 @@ class Twin(Carrier):
     Attributes:
         low: as the 16-bit program has it.
         exact: its float32 twin; of integer and bool tensors, the one that exact values lead to.
-        on_read: told where the program reads it on the host past the dispatcher; or None.
+        on_read: gives whom to tell where the program reads it on the host past the dispatcher; or
+            None.
     """
 
     low: Tensor
     exact: Tensor
     fate: Fate
-    on_read: Callable[[Twin], None] | None = None
+    on_read: Callable[[], Callable[[Twin], None] | None] | None = None
 
     @staticmethod
     def __new__(
@@ -65,8 +66,9 @@ class Twin(Carrier):
 
     def was_read(self) -> None:
         """Tell whoever records the program."""
-        if self.on_read is not None:
-            self.on_read(self)
+        tell = self.on_read and self.on_read()
+        if tell:
+            tell(self)
 
 
 def constant(value: Tensor) -> Tensor:

@@ -65,9 +65,10 @@ class State:
         empty, more = _contents([vars(k) for k in helpers])
         self._empty += empty
         self._held = [(keeper, dict(vars(keeper))) for keeper in (*modules, *helpers)]
-        self._contents = [(c, c.copy()) for _, v in (*full, *more) for c in _containers(v)]
+        every = [v for _, v in (*full, *more) if type(v) in _CONTAINERS]
+        self._contents = [(c, c.copy()) for v in every for c in _containers(v)]
         self._model = model
-        tensors = _kept(model, weights) if values else []
+        tensors = _kept(modules, full, weights) if values else []
         self._tensors = [(t, t.detach().clone()) for t in tensors]
         optimizers = (v for _, v in full if isinstance(v, torch.optim.Optimizer))
         self._optimizers = [(o, copy.deepcopy(o.state_dict())) for o in optimizers]
@@ -155,10 +156,27 @@ def _same(tensor: Tensor, value: Tensor) -> bool:
         return False
 
 
-def _kept(model: nn.Module, weights: bool) -> list[Tensor]:
-    """Weights, buffers, and tensors that are plain attributes."""
-    own = [*model.buffers(), *plain_tensors(model).values()]
-    return [*own, *model.parameters()] if weights else own
+def _kept(modules: list[nn.Module], held: list[tuple[str, Any]], weights: bool) -> list[Tensor]:
+    """Buffers, tensors that are plain attributes (`held`, see `_contents`), and weights."""
+    found = _own(modules, "_buffers")
+    plain = [t for name, v in held if name not in _TORCHS_OWN for _, t in _named("", v)]
+    if plain or weights:  # every pass asks for this, and most models have neither
+        parameters = _own(modules, "_parameters")
+        found += _without(parameters, plain)
+        found += parameters if weights else []
+    return found
+
+
+def _own(modules: list[nn.Module], part: str) -> list[Tensor]:
+    """Parameters or buffers of modules, each once."""
+    every = (t for m in modules for t in vars(m)[part].values() if t is not None)
+    return list({id(t): t for t in every}.values())
+
+
+def _without(parameters: Iterable[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors that are no weights, nor such under another name."""
+    owned = {memory(p) for p in parameters} if tensors else set()
+    return [t for t in tensors if not t.requires_grad and memory(t) not in owned]
 
 
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -166,13 +184,13 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     Such as ``"shadow[0]"``, or ``"ema[kept][weight]"`` of an object that is no module.
     """
-    owned = {memory(p) for p in model.parameters()}
     found: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
             if key not in _TORCHS_OWN and type(value) not in _BARE:
                 found.update(_named(f"{prefix}.{key}".lstrip("."), value))
-    return {n: t for n, t in found.items() if not t.requires_grad and memory(t) not in owned}
+    apart = set(map(id, _without(model.parameters(), list(found.values()))))
+    return {n: t for n, t in found.items() if id(t) in apart}
 
 
 def _named(name: str, value: Any, met: Met | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -215,7 +233,8 @@ def _containers(value: Any, met: Met | None = None) -> Iterator[Any]:
         met[id(value)] = value
         yield value
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _containers(part, met)
+            if type(part) in _CONTAINERS:
+                yield from _containers(part, met)
 
 
 def formats_of(model: nn.Module) -> dict[str, torch.dtype]:

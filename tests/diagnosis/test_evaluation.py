@@ -108,6 +108,37 @@ def test_what_a_failed_pass_held_is_freed_before_cures_are_tried(make_net, digit
     assert alive[0] == 0
 
 
+@pytest.mark.parametrize("emulate", ["always", "never"])
+def test_what_a_diagnosis_recorded_is_freed_with_it(digits, emulate):
+    """Cycles through the attributes of tensors may never be collected: each would stay for good."""
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(64, 32)
+            self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+            self.head = nn.Linear(32, 10)
+
+        def forward(self, x):
+            tokens = self.embed(x.flatten(1)).unsqueeze(1).expand(-1, 5, -1)
+            seen = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+            return self.head((seen[:, 0] * 1e4) ** 2 / 1e8)
+
+    torch.manual_seed(0)
+    model, data = Attends().eval(), [(batches(digits)[0][0], None)]
+
+    def alive():
+        """Tensors there are when one more check has been made."""
+        found = check(Evaluation(model=model, data=data), emulate=emulate)
+        assert found.culprit.operation == "pow"
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    alive()  # what is kept for good, such as what is known of operations, is by now
+    before = alive()
+    assert alive() == before
+
+
 def test_where_memory_does_not_do_one_input_is_looked_at(make_net, digits, monkeypatch):
     record, sizes = Comparison.record, []
 

@@ -25,7 +25,7 @@ def test_the_program_sees_its_own_tensor():
 def test_a_read_on_the_host_is_told():
     x, told = twin(), []
     assert x.tolist() == [1.0, 2.0]  # nobody to tell
-    x.on_read = told.append
+    x.on_read = lambda: told.append
     assert x.numpy().tolist() == x.tolist() == [1.0, 2.0]
     assert [id(t) for t in told] == [id(x), id(x)]
 

@@ -101,7 +101,7 @@ class Emulation(OnTarget):
                 return func(*args, **kwargs)
             if known.name in ATTENTION:
                 return _attention(func, args, kwargs)
-        first = narrowed(func, known.name, args, self.target)
+        first = narrowed(known, args, self.target)
         if first is not None:
             args = tuple(a.to(first[0]) if i in first[1] else a for i, a in enumerate(args))
         return _widened(func, known, as_the_kernel_takes(known.name, args, self.target), kwargs)

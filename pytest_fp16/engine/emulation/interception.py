@@ -153,8 +153,8 @@ class Interception(OnTarget):
         if composed is not None:
             with self.as_one(known.name):
                 return composed(self.step, *args, **kwargs)
-        if not known.exact and self._meets is not None:
-            args = self._narrowed(func, known, args)
+        if known.pointwise and not known.exact and self._meets is not None:
+            args = self._narrowed(known, args)
         with self.below():
             if known.view:
                 return self.view(func, known, args, kwargs)
@@ -166,9 +166,9 @@ class Interception(OnTarget):
         """What an operation is followed through as; see `composition`."""
         return composition(func, args, self._meets)
 
-    def _narrowed(self, func: OpOverload, known: Facts, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _narrowed(self, known: Facts, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, those without dimensions cast where the target's kernel rounds them."""
-        first = narrowed(func, known.name, args, self._meets or "")
+        first = narrowed(known, args, self._meets or "")
         if first is None:
             return args
         cast = torch.ops.aten._to_copy.default

@@ -136,6 +136,7 @@ class Facts:
         foreign: a kernel from outside ATen, whatever its arithmetic: it refuses what it likes.
         statistics: positions of running statistics written without an alias annotation.
         reshapes: it changes the shape or strides of its first argument in place.
+        pointwise: it is elementwise, so that dtypes are promoted.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Facts:
     random: bool
     statistics: tuple[int, ...]
     reshapes: bool
+    pointwise: bool
 
 
 _KNOWN: dict[int, tuple[OpOverload, Facts]] = {}
@@ -184,6 +186,7 @@ def _read_off(op: OpOverload) -> Facts:
         foreign=namespace not in ("aten", "prims", "prim"),
         random=name in _RANDOM,
         statistics=(3, 4) if full in _WRITES_STATISTICS else (),
+        pointwise=torch.Tag.pointwise in op.tags,
     )
 
 

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
-from pytest_fp16.engine.emulation.operations import LOW, tensors
+from pytest_fp16.engine.emulation.operations import LOW, Facts, tensors
 
 _EVERYWHERE = frozenset({"pow", "fmod", "remainder"})
 _ON_CPU = _EVERYWHERE | {"add", "sub", "rsub"}
@@ -73,23 +72,25 @@ def rounded(value: float, dtype: torch.dtype) -> float:
 
 
 def narrowed(
-    func: OpOverload, name: str, args: Sequence[Any], target: str
+    known: Facts, args: Sequence[Any], target: str
 ) -> tuple[torch.dtype, list[int]] | None:
     """Which arguments an elementwise kernel rounds first, and to what.
 
     Args:
-        func, name: the operation.
+        known: the operation.
         args: its positional arguments.
         target: the device type whose kernel is meant.
     """
+    if not known.pointwise:
+        return None
     given = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
     wide = [i for i in given if _is_finer(args[i])]
-    if not wide or torch.Tag.pointwise not in func.tags:
+    if not wide:
         return None
     low = _low_of([args[i] for i in given])
     if low is None:
         return None
-    if name in _IN_FULL.get(target, ()):
+    if known.name in _IN_FULL.get(target, ()):
         # What lies on the CPU beside a GPU's tensors tells itself; of a CPU's own the second is it.
         on = next(args[i].device for i in given if args[i].dtype == low)
         full = [i for i in wide if (i == 1 if target == "cpu" else args[i].device != on)]
