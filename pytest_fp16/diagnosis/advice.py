@@ -61,15 +61,16 @@ _ADVICE: dict[str, Advice] = {
 }  # fmt: skip
 
 
+#: What is tried where inputs are to blame, and said where that is not known to fail.
+HANDED_ON = "hand the inputs on in float32 (keep_inputs=), as a mixed precision does, or "
+
 #: By variant, where the advice is another one: what to change, and what in float32.
 _OTHERWISE: dict[str, tuple[str, str]] = {
     "mixed dtypes": ("bring the tensors that meet there to one dtype", ""),
     "other bits": ("", "cast to float32 before the bits are read"),
     "stored values": ("scale what is stored, and take the scale back behind", ""),
-    "stored inputs": ("hand the inputs on in float32 (keep_inputs=), as a mixed precision does, "
-                      "or shift and scale them before they are cast", ""),
-    "infinite inputs": ("hand the inputs on in float32 (keep_inputs=), as a mixed precision "
-                        "does, or scale them before they are cast" + _ENTERING, ""),
+    "stored inputs": (HANDED_ON + "shift and scale them before they are cast", ""),
+    "infinite inputs": (HANDED_ON + "scale them before they are cast" + _ENTERING, ""),
     "infinite values": ("scale what is stored, and take the scale back behind, or keep in float32 "
                         "what is read (a weight, a buffer, or a number of the program's own)", ""),
     "stored digits": ("keep the weight or buffer in float32 that is read", ""),

@@ -33,14 +33,17 @@ BOUNDS = frozenset("clamp clamp_max clamp_min clip hardtanh threshold".split())
 #: Operations that add a mask to scores.
 _ADDS = frozenset({"add", "sub", "addmm", "baddbmm"})
 #: Operations that bring a mask to its size.
-_SCALES = frozenset({"mul", "div"})
+_SCALES = frozenset({"mul", "div", "floor_divide"})
 #: Operations whose scalar moves or folds every value, or ends a row of numbers: none is masked.
 _OFFSETS = frozenset("add sub rsub arange linspace remainder fmod".split())
 
 
 def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
     """A constant that becomes infinite, or values that do."""
-    constant = _mask_constant(born, finding, fmt)
+    entered = [m for m in finding.operands if m.infinite and not m.made]
+    given = [m for m in entered if not m.fixed]
+    # What is computed of inputs that are infinite already is lost whatever the constant.
+    constant = None if _most_lost(given) == 1 else _mask_constant(born, finding, fmt)
     if constant is not None:
         return Why(
             "mask-inf",
@@ -49,7 +52,6 @@ def out_of_range(born: Operation, finding: Finding, fmt: Format) -> Why | None:
             f"{fmt.largest:.4g}",
             form_of_constant(born.name, constant),
         )
-    entered = [m for m in finding.operands if m.infinite and not m.made]
     infinite = [m for m in finding.own if m.infinite]
     if not infinite and not entered:
         return None

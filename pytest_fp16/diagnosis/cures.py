@@ -10,11 +10,11 @@ from typing import Any
 from pytest_fp16.diagnosis.advice import advice
 from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.cheaper import parts
-from pytest_fp16.diagnosis.described import described
-from pytest_fp16.diagnosis.given import lost_as_cast
+from pytest_fp16.diagnosis.described import described, still_open
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import HEALED, Trials
+from pytest_fp16.diagnosis.uncast import comes_first, uncast
 from pytest_fp16.diagnosis.untried import untried
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.report import figures
@@ -127,7 +127,8 @@ def _advised(trials: Trials, hint: tuple[CureKind, str], vain: str) -> Cure:
         names = ", ".join(kept[0].keep)
         vain = f" ({names} in float32 alone is not enough{_won(kept[1])})"
     verdict: Verdict | None = "not equivalent" if known else None
-    advised = Cure(kind=hint[0], verified=False, description=hint[1] + vain, verdict=verdict)
+    said = still_open(trials, hint[1])
+    advised = Cure(kind=hint[0], verified=False, description=said + vain, verdict=verdict)
     line = trials.shortfall(lambda remedy: len(remedy.lines) == 1) if known else None
     if line is None:  # on a few inputs alone, or with others
         return advised
@@ -152,7 +153,8 @@ def _won(report: Report) -> str:
 
 def _includes(remedy: Remedy, other: Remedy) -> bool:
     """Whether a remedy keeps in float32 what another does, and more."""
-    alike = remedy.precision == other.precision and not (other.lines or other.buffers)
+    alike = remedy.precision == other.precision
+    alike &= not (other.lines or other.buffers or other.inputs)
     return alike and set(other.keep) < set(remedy.keep)
 
 
@@ -163,6 +165,8 @@ def _candidates(
         yield "fresh casts", Remedy(trials.precision, anew=True)
     if culprit.variant == "fast path":
         yield "no fast path", Remedy(trials.precision, unpacked=True)
+    if comes_first(culprit):
+        yield from uncast(trials, culprit, origin)
     kept = None
     narrowed = Remedy(trials.precision, lines=_line(culprit), meeting="narrowed")
     mixed_dtypes = culprit.variant == "mixed dtypes" and bool(narrowed.lines)
@@ -178,11 +182,8 @@ def _candidates(
     if trials.dear is not None:
         for keep in parts(trials, trials.dear, origin):
             yield "keep_in_float32", Remedy(trials.precision, keep)
-    lost = lost_as_cast(trials, origin)
-    if lost is not None and lost.kind == "buffer":
-        bare = Remedy(trials.precision, buffers=(lost.name,))
-        beside = replace(bare, lines=_line(culprit))  # where 16-bit weights refuse what it gives
-        yield "upcast", bare if trials.heals(bare, origin) else beside
+    if not comes_first(culprit):
+        yield from uncast(trials, culprit, origin)
     name, _, mode = trials.precision.partition("-")
     mixed = f"{name}-mixed"
     if mode == "true":

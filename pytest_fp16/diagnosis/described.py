@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pytest_fp16.diagnosis.advice import advice, advised, brought, fitting, in_float32
+from pytest_fp16.diagnosis.advice import HANDED_ON, advice, advised, brought, fitting, in_float32
 from pytest_fp16.diagnosis.applied import BOUNDS, Applied, moves
 from pytest_fp16.diagnosis.given import lost_as_cast
 from pytest_fp16.diagnosis.origin import Origin
@@ -22,6 +22,8 @@ def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin |
     """What a remedy that passed was, and what else might be done."""
     if remedy.anew or remedy.unpacked:
         return advice(culprit)[1]
+    if remedy.inputs:
+        return _handed_on(trials, remedy) + _as_integers(trials, culprit, origin)
     if remedy.meeting == "fitted":
         return fitting(culprit)
     if remedy.meeting:
@@ -47,6 +49,29 @@ def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin |
         there = f"; there, not tried: {untried}" if untried else ""
         return f"{what} ({culprit.module} alone is not enough{there})"
     return f"{what} (not tried: {untried})" if untried else what
+
+
+def still_open(trials: Trials, text: str) -> str:
+    """Advice, with what is known of a part of it that was tried and failed."""
+    return text.replace(HANDED_ON, "") if trials.inputs_failed else text
+
+
+def _handed_on(trials: Trials, remedy: Remedy) -> str:
+    """Inputs that are not cast, and where what is made of them is, so that a layer takes it."""
+    names = ", ".join(map(repr, remedy.inputs))
+    said = f"hand input {names} on in float32 (keep_inputs=[{names}])"
+    done = trials.applied.get(remedy)
+    if done is None or not done.taken:
+        return said
+    return f"{said}, and cast what is made of them for what takes it: {_listed(done.taken)}"
+
+
+def _as_integers(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
+    """What to do instead where the one input there is holds whole numbers."""
+    lost = lost_as_cast(trials, origin) if culprit.variant == "whole numbers" else None
+    if lost is None or lost.key is not None:  # beside another input that is ruined they are no help
+        return ""
+    return f" (or, not tried: {replace(advised(culprit), wide='').at(culprit.source)})"
 
 
 def _elsewhere(places: Iterable[str], culprit: Culprit) -> list[str]:
@@ -100,14 +125,14 @@ def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     line = Remedy(trials.precision, lines=(culprit.source,)) if culprit.source else None
     if culprit.mechanism == "mask-inf" and any(r.meeting == "fitted" for r in trials.short):
         return ""
-    change = replace(found, wide="").at(culprit.source)
+    change = still_open(trials, replace(found, wide="").at(culprit.source))
     stored = culprit.variant in ("stored inputs", "stored digits")
     if not found.wide and not stored:
         return change
     lost = lost_as_cast(trials, origin)
     if lost is not None and any(lost.name in remedy.buffers for remedy in trials.short):
         lost = None  # kept in float32 it was no help: what enters is ruined as well
-    if lost is None and stored:
+    if stored and (lost is None or (lost.kind == "inputs" and trials.inputs_failed)):
         return change
     if lost is not None:
         # Integers at the line are no help where one of the inputs that they meet is ruined before.

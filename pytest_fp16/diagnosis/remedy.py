@@ -23,6 +23,7 @@ class Remedy:
         anew: autocast casts its weights anew each time, and keeps nothing.
         buffers: names of buffers that are not cast.
         unpacked: encoders do without torch's fast path for padding.
+        inputs: places or keys of inputs that are not cast, beside those of `keep_inputs`.
     """
 
     precision: str
@@ -32,3 +33,4 @@ class Remedy:
     anew: bool = False
     buffers: tuple[str, ...] = ()
     unpacked: bool = False
+    inputs: tuple[int | str, ...] = ()

@@ -63,6 +63,7 @@ class Trials:
         siblings: reports of other precisions that there are already.
         budget: full re-checks that may still be spent.
         line_failed: the culprit's line in float32 was tried, and is not enough.
+        inputs_failed: so were inputs that are handed on as they are, which 16-bit layers refuse.
         dear: what passes, and leaves so much in float32 that a cheaper one is looked for; or None.
         error: what the first remedy of lines raised that does not run; or None.
         applied: what remedies of lines did on a few inputs.
@@ -77,6 +78,7 @@ class Trials:
     siblings: dict[str, Report] = field(default_factory=dict)
     budget: int = field(init=False)
     line_failed: bool = False
+    inputs_failed: bool = False
     dear: Remedy | None = None
     error: BaseException | None = None
     short: dict[Remedy, Recheck] = field(default_factory=dict)
@@ -91,9 +93,9 @@ class Trials:
         return self.left(remedy, origin) < HEALED
 
     def stores(self, remedy: Remedy) -> bool:
-        """Whether modules that are kept leave most of the model's weights in 16 bits."""
+        """Whether what is kept in float32 leaves most of the model's weights in 16 bits."""
         own = remedy.precision == self.precision and not self.precision.endswith("mixed")
-        if not own or not remedy.keep:
+        if not own or not (remedy.keep or remedy.inputs):
             return False
         kept = {p for name in remedy.keep for p in self.names[name].parameters()}
         total = sum(p.numel() for p in self.model.parameters())

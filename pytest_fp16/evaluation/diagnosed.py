@@ -26,6 +26,7 @@ from pytest_fp16.evaluation.report import is_close, is_doubtful, needs_diagnosis
 from pytest_fp16.evaluation.run import EvaluationRun
 from pytest_fp16.planned import extended, remarks
 from pytest_fp16.report.model import Report
+from pytest_fp16.subject import Evaluation
 
 
 def diagnosed(run: EvaluationRun, reports: list[Report]) -> list[Report]:
@@ -119,7 +120,15 @@ def remedied(run: EvaluationRun, remedy: Remedy) -> Candidate:
     candidate.keeps_casts = not remedy.anew
     if remedy.unpacked:
         _unpack(candidate.model)
+    candidate.subject = _given(candidate.subject, remedy)
     return candidate
+
+
+def _given(subject: Evaluation, remedy: Remedy) -> Evaluation:
+    """The subject with inputs that are handed on as they are."""
+    if not remedy.inputs:
+        return subject
+    return replace(subject, keep_inputs=(*subject.keep_inputs, *remedy.inputs))
 
 
 def _unpack(model: nn.Module) -> None:
@@ -141,7 +150,7 @@ def _rechecked(
 ) -> tuple[Recheck, bool]:
     """What came of a remedy, and whether its run was an ideal emulation."""
     settings = run.settings.with_(precisions=(remedy.precision,))
-    subject = run.subject
+    subject = _given(run.subject, remedy)
     # Where nothing is 16-bit these change nothing.
     if remedy.lines or remedy.buffers or remedy.unpacked:
         model = fresh_model(subject.model, like=run.reference.model)

@@ -154,9 +154,9 @@ class Price(Part):
 
 
 CureKind = Literal[
-    "keep_in_float32", "fresh casts", "no fast path", "mixed", "bfloat16", "float16", "epsilon",
-    "mask constant", "upcast", "rescale", "loss scale", "loss in float32", "optimizer epsilon",
-    "float32 copies",
+    "keep_in_float32", "keep inputs", "fresh casts", "no fast path", "mixed", "bfloat16", "float16",
+    "epsilon", "mask constant", "upcast", "rescale", "loss scale", "loss in float32",
+    "optimizer epsilon", "float32 copies",
 ]  # fmt: skip
 
 

@@ -261,9 +261,17 @@ def test_what_is_just_beyond_is_told_by_more_digits(largest, told):
     assert told in why.evidence
 
 
-@pytest.mark.parametrize(("name", "told"), [("remainder", "overflow"), ("masked_fill", "mask-inf")])
-def test_a_divisor_that_is_infinite_is_no_mask(name, told):
-    exact = torch.tensor([1.7e9, 1.6e9])
+@pytest.mark.parametrize(
+    ("name", "first", "told"),
+    [
+        ("remainder", 1.7e9, "overflow"),
+        ("floor_divide", 1.7e9, "overflow"),
+        ("masked_fill", 1.0, "mask-inf"),
+        ("masked_fill", 1.7e9, "overflow"),  # all of it is infinite as it comes
+    ],
+)
+def test_a_divisor_that_is_infinite_is_no_mask(name, first, told):
+    exact = torch.tensor([first, 1.6e9])
     times = Measure(exact.half(), exact, torch.float16, False, False)
     lost = Measure(exact.half() * torch.nan, exact % 86_400, torch.float16)
     found = Finding(operands=[times], own=[lost], results=[lost], scalars=[86_400.0])

@@ -580,7 +580,7 @@ def test_what_is_dear_is_kept_in_part_or_for_want_of_a_cheaper_one(monkeypatch, 
         return Recheck(SimpleNamespace(**vars(report), flips=0, decisions=9))
 
     monkeypatch.setattr(cures, "find_origin", lambda *_, **__: None)
-    monkeypatch.setattr(cures, "lost_as_cast", lambda *_: None)
+    monkeypatch.setattr(cures, "uncast", lambda *_: iter(()))
     monkeypatch.setattr(cures, "described", lambda trials, remedy, *_: ", ".join(remedy.keep))
     ran = SimpleNamespace(run=lambda: None)
     price = lambda remedy: Price(float32_share=0.7 if remedy == kept else 0.2)  # noqa: E731

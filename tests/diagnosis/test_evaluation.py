@@ -365,9 +365,11 @@ def test_inputs_that_the_format_does_not_hold_are_named():
     report = check(Evaluation(model, data), precision="16-true")
     assert report.culprit.operation == "mul"
     assert report.culprit.variant == "stored inputs"
-    assert report.cure.precision == "16-mixed"
-    assert report.cure.verified
-    assert "hand the inputs on in float32 (keep_inputs=)" in report.cure.description
+    assert (report.cure.kind, report.cure.verified) == ("keep inputs", True)
+    assert report.cure.description == (
+        "hand input 0 on in float32 (keep_inputs=[0]), and cast what is made of them for what "
+        "takes it: head"
+    )
 
 
 def test_under_autocast_the_operation_that_casts_the_inputs_can_be_mended():
