@@ -226,6 +226,8 @@ class Upcast(TorchFunctionMode):
         self, name: str, passed: Any, given: list[Tensor], asked: bool, casts: bool, out: Any
     ) -> None:
         """Remember a function in the program's words, where float32 is new to it."""
+        if isinstance(out, (bool, int)):  # a look at what a tensor is
+            return
         said, product = as_called(name), casts and name in _PRODUCTS
         widens = said in WIDENING or any(v in WIDE.values() for v in passed if _is_dtype(v))
         new = any(t.dtype in WIDE or self._is_raised(t) for t in given)

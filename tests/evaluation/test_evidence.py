@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
-from pytest_fp16.evaluation.evidence import lost_values
+from pytest_fp16.evaluation.evidence import hidden, lost_values
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -70,6 +70,53 @@ def test_what_hides_a_class_has_not_moved(precision):
     report = check(Evaluation(model=_Hidden(), data=[logits], labelled=False), precision=precision)
     assert report.verdict == "equivalent", str(report)
     assert not any("survived by luck" in w for w in report.warnings)
+
+
+class _Forbidding(nn.Module):
+    """Each second decision may not be what the first one was, as in a pointer network."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x):
+        first = x[:, 0]
+        taken = nn.functional.one_hot(first.argmax(-1), x.shape[-1]).bool()
+        return torch.stack([first, x[:, 1].masked_fill(taken, self.mask)], 1)
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e8])
+def test_a_class_that_another_decision_forbids_has_not_moved(mask):
+    """1.0005 and 1 are one value in bfloat16, so that another class is masked: by a constant."""
+    logits = torch.randn(100, 2, 5, generator=torch.Generator().manual_seed(0))
+    logits[7, 0, :2] = torch.tensor([3.0, 3.0005])
+    labels = logits.argmax(-1)
+    subject = Evaluation(model=_Forbidding(mask), data=[(logits, labels)])
+    report = check(subject, precision="bf16-true", budget=0.05)
+    assert report.verdict == "equivalent", str(report)
+    assert not any("of their own spread" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e8])
+def test_nor_does_a_mask_hide_how_far_the_others_have(mask):
+    class Coarse(nn.Module):
+        def forward(self, x):
+            off = torch.arange(x.shape[-1]) == x.shape[-1] - 1
+            return ((x + 400) - 400).masked_fill(off, mask)
+
+    logits = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    logits[:, 1] += 8  # no decision falls
+    report = check(Evaluation(model=Coarse(), data=[logits], labelled=False), precision="bf16-true")
+    assert report.verdict == "equivalent", str(report)
+    assert any("survived by luck" in w for w in report.warnings)
+
+
+def test_among_scores_of_any_unit_what_competes_is_not_hidden():
+    rows = torch.tensor([[0.0, -3.0, -1e9], [-2000.0, -3000.0, -5000.0]])
+    assert hidden(rows[:1]).tolist() == [[False, False, True]]
+    assert not hidden(rows[1:]).any()
+    assert not hidden(torch.zeros(0, 3)).any()
+    assert not hidden(torch.zeros(4, 1)).any()
 
 
 class _Rejecting(nn.Module):
