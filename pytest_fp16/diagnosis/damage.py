@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pytest_fp16.diagnosis.measure import all_finite
 from pytest_fp16.task import Task
-from pytest_fp16.theory.margin import flips_and_ties
+from pytest_fp16.theory.margin import flips_and_ties, hidden
 from pytest_fp16.theory.rounding import Format, round_to
 
 #: Part of the damage that a run must show by itself to be taken for what did it.
@@ -22,7 +22,8 @@ class Damage:
     Where outputs were lost to NaN or infinity, it is the share of those inputs that are lost
     again; otherwise the root mean square error, relative to the failing run's, or to the spread of
     the outputs over the inputs where that is less: beyond it nothing is left to lose. A shift
-    common to all classes changes no decision and counts for nothing. Where most decisions that are
+    common to all classes changes no decision and counts for nothing, nor does a class that a mask
+    hides. Where most decisions that are
     lost are of classes whose outputs are one number in the format (a sigmoid that saturates), it is
     the share of those that are lost again: an error of one ulp costs as many as any.
 
@@ -48,7 +49,9 @@ class Damage:
         self.task = task
         self.wanted = wanted
         self.lost = self._lost(failing) & apart
-        self.centred = self._centred(self.task.canonical(self.wanted))
+        own = self.task.canonical(self.wanted)
+        self.masked = hidden(own) if task.kind == "classification" else None
+        self.centred = self._centred(own)
         about_mean = self.centred - self.centred.mean(0, keepdim=True)
         self.spread = float(about_mean.square_().mean().sqrt())
         self.full = self._errors(failing)
@@ -124,10 +127,13 @@ class Damage:
 
     def _centred(self, logits: Tensor) -> Tensor:
         """Logits of one's own, their mean over classes taken off; values as they are."""
-        if all_finite(logits):  # as nearly always, and many times faster
+        masked = self.masked is not None and bool(self.masked.any())
+        if not masked and all_finite(logits):  # as nearly always, and many times faster
             values = logits.to(torch.float64, copy=True)
             return values.sub_(values.mean(-1, keepdim=True)) if self.task.decides else values
         finite = logits.isfinite()
+        if masked and self.masked is not None:  # its constant is rounded, and tells nothing
+            finite &= ~self.masked
         values = torch.where(finite, logits, 0.0).double()
         if not self.task.decides:
             return values

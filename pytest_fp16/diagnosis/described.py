@@ -132,7 +132,8 @@ def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     lost = lost_as_cast(trials, origin)
     if lost is not None and any(lost.name in remedy.buffers for remedy in trials.short):
         lost = None  # kept in float32 it was no help: what enters is ruined as well
-    if stored and (lost is None or (lost.kind == "inputs" and trials.inputs_failed)):
+    given = lost is not None and lost.kind == "inputs"
+    if (stored and lost is None) or (given and trials.inputs_failed):
         return change
     if lost is not None:
         # Integers at the line are no help where one of the inputs that they meet is ruined before.

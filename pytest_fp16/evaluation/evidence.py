@@ -29,6 +29,7 @@ from pytest_fp16.theory.margin import (
     classification_tolerance,
     flips_and_ties,
     floating_point_error,
+    hidden,
     lost_values,
 )
 from pytest_fp16.theory.standardised import (
@@ -39,8 +40,6 @@ from pytest_fp16.theory.standardised import (
     spread_allowed,
 )
 
-#: Times the usual lead of a decision: so far behind nothing competes.
-_FAR_BEHIND = 1e3
 #: What is as large as this hides a class: ``finfo.min`` is another number in every format.
 _AS_GOOD_AS_INFINITE = torch.finfo(torch.float32).max / 16
 #: Inputs named of those that went wrong.
@@ -142,19 +141,6 @@ def moved(was: Tensor, now: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     was, now = was[finite].double(), now[finite].double()
     return float((now - was).square().sum()), float((was - was.mean()).square().sum())
-
-
-def hidden(logits: Tensor) -> Tensor:
-    """Classes that a mask keeps from being chosen, whatever constant it has: -1e8 is no logit.
-
-    Args:
-        logits: of decisions, [K, C].
-    """
-    if not len(logits) or logits.shape[1] < 2:
-        return torch.zeros_like(logits, dtype=torch.bool)
-    first, second = logits.topk(2, -1).values.unbind(-1)
-    lead = (first - second).nanmedian()  # in the unit of these logits, scores or distances
-    return logits < (first - _FAR_BEHIND * lead).unsqueeze(-1)
 
 
 @dataclass

@@ -9,6 +9,9 @@ import math
 
 import torch
 
+#: Times the size of those that compete: what is so far below them is not meant to be chosen.
+_FAR_BELOW = 100
+
 
 def top_two(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of the largest and the second largest class, both of shape [N, P].
@@ -100,3 +103,21 @@ def lost_values(reference: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         more = here.sum(1) - (own == infinite).sum(1)
         lost += torch.minimum(more.clamp(min=0), (here & finite).sum(1))
     return lost
+
+
+def hidden(logits: torch.Tensor) -> torch.Tensor:
+    """Classes that a mask keeps from being chosen, whatever constant it has: -1e8 is no logit.
+
+    They are told by their size beside that of the classes that compete, in whatever unit.
+
+    Args:
+        logits: of decisions, [..., C].
+
+    Returns:
+        Those further below zero than a hundred times the usual first and second, bool [..., C].
+    """
+    if not logits.numel() or logits.shape[-1] < 2:
+        return torch.zeros_like(logits, dtype=torch.bool)
+    first, second = logits.topk(2, -1).values.abs().unbind(-1)
+    usual = torch.maximum(first.nanmedian(), second.nanmedian())
+    return (logits < -_FAR_BELOW * usual) & (usual > 0)

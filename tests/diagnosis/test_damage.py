@@ -123,3 +123,12 @@ def test_few_decisions_between_equal_numbers_leave_damage_to_the_size_of_errors(
         assert found.merged is None
     values = Damage(Task("regression"), wanted, failing, fmt=FORMATS[torch.float16])
     assert values.merged is None
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e8])
+def test_what_rounding_makes_of_a_mask_is_no_damage(mask):
+    wanted = torch.tensor([[3.0, 1.0, mask], [0.0, mask, 1.0]])
+    failing = torch.tensor([[2.0, 1.5, mask], [1.0, mask, 0.5]])
+    found, _ = damage(torch.where(wanted == mask, mask * 1.002, failing), wanted)
+    assert found.of(torch.where(wanted == mask, mask * 1.002, wanted)) == 0.0
+    assert found.of(failing) == pytest.approx(1.0)

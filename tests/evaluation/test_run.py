@@ -629,7 +629,7 @@ def test_whole_numbers_that_become_one_are_told_as_that():
     assert report.culprit.mechanism == "absorption"
     assert "why:   absorption: large whole numbers become one in float16" in str(report)
     assert "keep the whole numbers as integers at " in str(report)
-    assert "or hand the inputs on in float32 (keep_inputs=): their cast is" in str(report)
+    assert "hand input 0 on in float32 (keep_inputs=[0]) (or, not tried: keep the" in str(report)
 
 
 def _right(outputs, labels):

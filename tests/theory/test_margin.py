@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -9,6 +10,7 @@ from pytest_fp16.theory.margin import (
     classification_tolerance,
     flips_and_ties,
     floating_point_error,
+    hidden,
     margin,
     probabilities,
     top_two,
@@ -114,3 +116,24 @@ def test_a_tie_at_infinity_is_a_flip():
     flips, ties = flips_and_ties(candidate, torch.zeros(2, 1, dtype=torch.long))
     assert flips.flatten().tolist() == [True, False]
     assert not ties.any()
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e8, torch.finfo(torch.float32).min])
+def test_a_mask_hides_a_class_by_any_constant(mask):
+    rows = torch.tensor([[0.1, -3.0, mask], [5.0, mask, 4.999], [mask, mask, 2.0]])
+    assert hidden(rows).tolist() == (rows == mask).tolist()
+    logs = torch.tensor([[-1e-6, -14.0, mask], [-0.7, -0.7, mask]])
+    assert hidden(logs).tolist() == (logs == mask).tolist()
+
+
+@given(hnp.arrays("float32", (8, 4), elements=st.floats(-50, 50, width=32)), st.floats(1e-3, 1e6))
+def test_what_competes_is_not_hidden_in_whatever_unit(rows, unit):
+    rows[:, 0] = 10  # logits, or scores, of ordinary size
+    assert not hidden(torch.from_numpy(rows * np.float32(unit))).any()
+
+
+def test_nothing_is_hidden_where_nothing_is_known_of_the_size():
+    assert not hidden(torch.zeros(0, 3)).any()
+    assert not hidden(torch.zeros(4, 1)).any()
+    assert not hidden(torch.tensor([[0.0, 0.0, -1.0]])).any()
+    assert not hidden(torch.full((2, 3), torch.nan)).any()
