@@ -23,9 +23,9 @@ class Damage:
     again; otherwise the root mean square error, relative to the failing run's, or to the spread of
     the outputs over the inputs where that is less: beyond it nothing is left to lose. A shift
     common to all classes changes no decision and counts for nothing, nor does a class that a mask
-    hides. Where most decisions that are
-    lost are of classes whose outputs are one number in the format (a sigmoid that saturates), it is
-    the share of those that are lost again: an error of one ulp costs as many as any.
+    hides. Where most decisions that are lost are of classes whose outputs are one number in the
+    format (a sigmoid that saturates), it is the share of those that are lost again: an error of one
+    ulp costs as many as any.
 
     Args:
         task: how outputs are read.
@@ -50,7 +50,8 @@ class Damage:
         self.wanted = wanted
         self.lost = self._lost(failing) & apart
         own = self.task.canonical(self.wanted)
-        self.masked = hidden(own) if task.kind == "classification" else None
+        masked = hidden(own) if task.kind == "classification" else None
+        self.masked = masked if masked is not None and bool(masked.any()) else None
         self.centred = self._centred(own)
         about_mean = self.centred - self.centred.mean(0, keepdim=True)
         self.spread = float(about_mean.square_().mean().sqrt())
@@ -127,12 +128,11 @@ class Damage:
 
     def _centred(self, logits: Tensor) -> Tensor:
         """Logits of one's own, their mean over classes taken off; values as they are."""
-        masked = self.masked is not None and bool(self.masked.any())
-        if not masked and all_finite(logits):  # as nearly always, and many times faster
+        if self.masked is None and all_finite(logits):  # as nearly always, and many times faster
             values = logits.to(torch.float64, copy=True)
             return values.sub_(values.mean(-1, keepdim=True)) if self.task.decides else values
         finite = logits.isfinite()
-        if masked and self.masked is not None:  # its constant is rounded, and tells nothing
+        if self.masked is not None:  # its constant is rounded, and tells nothing
             finite &= ~self.masked
         values = torch.where(finite, logits, 0.0).double()
         if not self.task.decides:

@@ -90,6 +90,8 @@ class Tape:
         self.starts: list[int] = []
         self.images: dict[int, list[Image]] = {}
         self.output: Ref | None = None
+        # Weakly, as a cycle through a tensor's attributes may never be collected.
+        self._reader = WeakMethod(self.read)
         self._written: dict[int, Ref] = {}
         self._spent: list[list[int]] | None = None
 
@@ -136,8 +138,7 @@ class Tape:
         entry.results = [Ref.to(r) if isinstance(r, Twin) else r for r in flat(results)]
         for result in entry.results:
             if isinstance(result, Ref):
-                # Weakly: a cycle through a tensor's attributes is never collected.
-                result.twin.on_read = WeakMethod(self.read)
+                result.twin.on_read = self._reader
         return results
 
     def read(self, twin: Twin) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-
 from pytest_fp16.diagnosis.given import Lost, lost_as_cast
 from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.remedy import Remedy
@@ -56,8 +54,5 @@ def _names(trials: Trials, lost: Lost) -> tuple[int | str, ...]:
     if lost.key is not None:
         return (lost.key,)
     parts = named_parts(trials.rerun(Remedy(trials.precision), None).sample.inputs)
-    return tuple(name for name, part in parts.items() if any(map(_floats, all_tensors(part))))
-
-
-def _floats(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point()
+    cast = {n: [t for t in all_tensors(p) if t.is_floating_point()] for n, p in parts.items()}
+    return tuple(name for name, floating in cast.items() if floating)

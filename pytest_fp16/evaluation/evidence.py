@@ -230,8 +230,9 @@ class Outcome:
         was, now = batch.output, output
         if self.metric.task.kind == "classification":
             was, now = batch.logits[batch.valid], logits[batch.valid]
-            seen = ~(hidden(was) | hidden(now))
-            was, now = was[seen], now[seen]
+            masked = hidden(was) | hidden(now)
+            if masked.any():
+                was, now = was[~masked], now[~masked]
         error, spread = moved(was, now)
         self.moved[0] += error
         self.moved[1] += spread
