@@ -61,16 +61,16 @@ _ADVICE: dict[str, Advice] = {
 }  # fmt: skip
 
 
-#: What is tried where inputs are to blame, and said where that is not known to fail.
-HANDED_ON = "hand the inputs on in float32 (keep_inputs=), as a mixed precision does, or "
+#: Tried where inputs are to blame; said where that is not known to fail.
+_HANDED_ON = "hand the inputs on in float32 (keep_inputs=), as a mixed precision does, or "
 
 #: By variant, where the advice is another one: what to change, and what in float32.
 _OTHERWISE: dict[str, tuple[str, str]] = {
     "mixed dtypes": ("bring the tensors that meet there to one dtype", ""),
     "other bits": ("", "cast to float32 before the bits are read"),
     "stored values": ("scale what is stored, and take the scale back behind", ""),
-    "stored inputs": (HANDED_ON + "shift and scale them before they are cast", ""),
-    "infinite inputs": (HANDED_ON + "scale them before they are cast" + _ENTERING, ""),
+    "stored inputs": ("{handed_on}shift and scale them before they are cast", ""),
+    "infinite inputs": ("{handed_on}scale them before they are cast" + _ENTERING, ""),
     "infinite values": ("scale what is stored, and take the scale back behind, or keep in float32 "
                         "what is read (a weight, a buffer, or a number of the program's own)", ""),
     "stored digits": ("keep the weight or buffer in float32 that is read", ""),
@@ -97,18 +97,24 @@ _OTHERWISE: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def advised(culprit: Culprit) -> Advice:
-    """What to change in the code, without the place."""
+def advised(culprit: Culprit, handed_on: bool = True) -> Advice:
+    """What to change in the code, without the place.
+
+    Args:
+        culprit: at fault.
+        handed_on: whether inputs in float32 may be of help; they may have been tried in vain.
+    """
     usual = _ADVICE[culprit.mechanism]
     parts = _OTHERWISE.get(culprit.variant or "", (usual.change, usual.wide))
     words = {"operation": written(culprit.operation), "in_float32": in_float32(culprit)}
+    words["handed_on"] = _HANDED_ON if handed_on else ""
     change, wide = (part.format(**words) for part in parts)
     return Advice(usual.kind, change, wide, "" if culprit.variant else usual.then)
 
 
-def advice(culprit: Culprit) -> tuple[CureKind, str]:
-    """What to change in the code, and where."""
-    found = advised(culprit)
+def advice(culprit: Culprit, handed_on: bool = True) -> tuple[CureKind, str]:
+    """What to change in the code, and where; see `advised`."""
+    found = advised(culprit, handed_on)
     if culprit.variant == "stale weight":  # whose cure is not where it is used
         return "fresh casts", found.change
     if culprit.variant == "fast path":  # nor this

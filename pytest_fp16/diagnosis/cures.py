@@ -10,7 +10,7 @@ from typing import Any
 from pytest_fp16.diagnosis.advice import advice
 from pytest_fp16.diagnosis.branches import branched
 from pytest_fp16.diagnosis.cheaper import parts
-from pytest_fp16.diagnosis.described import described, still_open
+from pytest_fp16.diagnosis.described import described
 from pytest_fp16.diagnosis.origin import Origin, find_origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import HEALED, Trials
@@ -45,7 +45,7 @@ def find_cure(
     Returns:
         The cure, and the modules that make the failing precision itself pass (for a plan).
     """
-    hint, vain = advice(culprit), ""
+    vain = ""
     passed: list[Remedy] = []
     dear: tuple[float, Cure, tuple[str, ...]] | None = None
     reserve: list[tuple[Cure, tuple[str, ...]]] = []  # what passes by luck
@@ -76,7 +76,7 @@ def find_cure(
         return dear[1:]
     if reserve:
         return reserve[0]
-    cure = _advised(trials, hint, vain)
+    cure = _advised(trials, culprit, vain)
     if cure.verdict is None:
         cure = cure.model_copy(update={"untried": untried(trials, culprit, cure.kind)})
     return cure, ()
@@ -115,9 +115,10 @@ def _verified(
     return cure, remedy.keep if own else ()
 
 
-def _advised(trials: Trials, hint: tuple[CureKind, str], vain: str) -> Cure:
+def _advised(trials: Trials, culprit: Culprit, vain: str) -> Cure:
     """Advice, and what came of what was tried: how far it falls short."""
-    known = trials.line_failed and hint[0] == "upcast"
+    kind, said = advice(culprit, not trials.inputs_failed)
+    known = trials.line_failed and kind == "upcast"
     if known:
         vain = (
             f" (by itself not enough{'; what passes is the whole model in float32' * bool(vain)})"
@@ -127,8 +128,7 @@ def _advised(trials: Trials, hint: tuple[CureKind, str], vain: str) -> Cure:
         names = ", ".join(kept[0].keep)
         vain = f" ({names} in float32 alone is not enough{_won(kept[1])})"
     verdict: Verdict | None = "not equivalent" if known else None
-    said = still_open(trials, hint[1])
-    advised = Cure(kind=hint[0], verified=False, description=said + vain, verdict=verdict)
+    advised = Cure(kind=kind, verified=False, description=said + vain, verdict=verdict)
     line = trials.shortfall(lambda remedy: len(remedy.lines) == 1) if known else None
     if line is None:  # on a few inputs alone, or with others
         return advised

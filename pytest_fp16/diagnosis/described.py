@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pytest_fp16.diagnosis.advice import HANDED_ON, advice, advised, brought, fitting, in_float32
+from pytest_fp16.diagnosis.advice import advice, advised, brought, fitting, in_float32
 from pytest_fp16.diagnosis.applied import BOUNDS, Applied, moves
-from pytest_fp16.diagnosis.given import lost_as_cast
 from pytest_fp16.diagnosis.origin import Origin
 from pytest_fp16.diagnosis.remedy import Remedy
 from pytest_fp16.diagnosis.trials import Trials
+from pytest_fp16.diagnosis.uncast import lost_of
 from pytest_fp16.report.figures import written
 from pytest_fp16.report.model import Culprit
 
@@ -51,11 +51,6 @@ def described(trials: Trials, remedy: Remedy, culprit: Culprit, origin: Origin |
     return f"{what} (not tried: {untried})" if untried else what
 
 
-def still_open(trials: Trials, text: str) -> str:
-    """Advice, with what is known of a part of it that was tried and failed."""
-    return text.replace(HANDED_ON, "") if trials.inputs_failed else text
-
-
 def _handed_on(trials: Trials, remedy: Remedy) -> str:
     """Inputs that are not cast, and where what is made of them is, so that a layer takes it."""
     names = ", ".join(map(repr, remedy.inputs))
@@ -68,7 +63,7 @@ def _handed_on(trials: Trials, remedy: Remedy) -> str:
 
 def _as_integers(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     """What to do instead where the one input there is holds whole numbers."""
-    lost = lost_as_cast(trials, origin) if culprit.variant == "whole numbers" else None
+    lost = lost_of(trials, origin) if culprit.variant == "whole numbers" else None
     if lost is None or lost.key is not None:  # beside another input that is ruined they are no help
         return ""
     return f" (or, not tried: {replace(advised(culprit), wide='').at(culprit.source)})"
@@ -121,15 +116,15 @@ def _on_one_line(done: Applied, culprit: Culprit, line: str) -> str:
 
 def _beside(trials: Trials, culprit: Culprit, origin: Origin | None) -> str:
     """What else may be done, so far as it is not known to be no help; not tried on all inputs."""
-    found = advised(culprit)
+    found = advised(culprit, not trials.inputs_failed)
     line = Remedy(trials.precision, lines=(culprit.source,)) if culprit.source else None
     if culprit.mechanism == "mask-inf" and any(r.meeting == "fitted" for r in trials.short):
         return ""
-    change = still_open(trials, replace(found, wide="").at(culprit.source))
+    change = replace(found, wide="").at(culprit.source)
     stored = culprit.variant in ("stored inputs", "stored digits")
     if not found.wide and not stored:
         return change
-    lost = lost_as_cast(trials, origin)
+    lost = lost_of(trials, origin)
     if lost is not None and any(lost.name in remedy.buffers for remedy in trials.short):
         lost = None  # kept in float32 it was no help: what enters is ruined as well
     given = lost is not None and lost.kind == "inputs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -16,6 +17,9 @@ from pytest_fp16.diagnosis.upcast import applied_to
 from pytest_fp16.errors import FP16Error
 from pytest_fp16.evaluation.evidence import Kept
 from pytest_fp16.report.model import Price, Report
+
+if TYPE_CHECKING:
+    from pytest_fp16.diagnosis.given import Lost
 
 #: Damage left on the few inputs at which a full re-check is worth its time.
 HEALED = 0.5
@@ -64,6 +68,7 @@ class Trials:
         budget: full re-checks that may still be spent.
         line_failed: the culprit's line in float32 was tried, and is not enough.
         inputs_failed: so were inputs that are handed on as they are, which 16-bit layers refuse.
+        lost: what loses it as it is cast, or None; once that was asked.
         dear: what passes, and leaves so much in float32 that a cheaper one is looked for; or None.
         error: what the first remedy of lines raised that does not run; or None.
         applied: what remedies of lines did on a few inputs.
@@ -79,6 +84,7 @@ class Trials:
     budget: int = field(init=False)
     line_failed: bool = False
     inputs_failed: bool = False
+    lost: tuple[Lost | None] | None = None
     dear: Remedy | None = None
     error: BaseException | None = None
     short: dict[Remedy, Recheck] = field(default_factory=dict)

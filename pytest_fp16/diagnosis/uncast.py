@@ -21,6 +21,13 @@ def comes_first(culprit: Culprit) -> bool:
     return culprit.variant in _BEFORE
 
 
+def lost_of(trials: Trials, origin: Origin | None) -> Lost | None:
+    """`lost_as_cast`, asked once: it takes several passes, and words ask again."""
+    if trials.lost is None:
+        trials.lost = (lost_as_cast(trials, origin),)
+    return trials.lost[0]
+
+
 def uncast(
     trials: Trials, culprit: Culprit, origin: Origin | None
 ) -> Iterator[tuple[CureKind, Remedy]]:
@@ -31,7 +38,7 @@ def uncast(
         culprit: at whose line a float32 buffer may meet 16-bit weights.
         origin: None where the program stopped.
     """
-    lost = lost_as_cast(trials, origin)
+    lost = lost_of(trials, origin)
     if lost is None:
         return
     lines = (culprit.source,) if culprit.source else ()

@@ -1,4 +1,4 @@
-"""What a model keeps: left as it was, or the same in another model.
+"""What a model keeps, left as it was.
 
 Averages live in buffers, frozen weights or plain attributes, and a count of steps is a number. A
 forward pass that is no step of the training must leave no trace in them.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_fp16.engine.containers import Met, all_tensors, held_tensors, map_tensors
+from pytest_fp16.engine.containers import Met, held_tensors
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 #: Types that hold nothing: most of what a module has.
@@ -26,7 +26,7 @@ _BARE = (bool, int, float, str, type(None), FunctionType, MethodType)
 #: Where torch keeps tensors and modules, which are looked at as such.
 _PARTS = ("_parameters", "_buffers", "_modules")
 #: What torch itself keeps in a module.
-_TORCHS_OWN = frozenset(vars(nn.Module()))
+TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 @dataclass
@@ -159,7 +159,7 @@ def _same(tensor: Tensor, value: Tensor) -> bool:
 def _kept(modules: list[nn.Module], held: list[tuple[str, Any]], weights: bool) -> list[Tensor]:
     """Buffers, tensors that are plain attributes (`held`, see `_contents`), and weights."""
     found = _own(modules, "_buffers")
-    plain = [t for name, v in held if name not in _TORCHS_OWN for _, t in _named("", v)]
+    plain = [t for name, v in held if name not in TORCHS_OWN for _, t in _named("", v)]
     if plain or weights:  # every pass asks for this, and most models have neither
         parameters = _own(modules, "_parameters")
         found += _without(parameters, plain)
@@ -169,7 +169,7 @@ def _kept(modules: list[nn.Module], held: list[tuple[str, Any]], weights: bool) 
 
 def _own(modules: list[nn.Module], part: str) -> list[Tensor]:
     """Parameters or buffers of modules, each once."""
-    every = (t for m in modules for t in vars(m)[part].values() if t is not None)
+    every = (t for m in modules for t in getattr(m, part).values() if t is not None)
     return list({id(t): t for t in every}.values())
 
 
@@ -187,7 +187,7 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
-            if key not in _TORCHS_OWN and type(value) not in _BARE:
+            if key not in TORCHS_OWN and type(value) not in _BARE:
                 found.update(_named(f"{prefix}.{key}".lstrip("."), value))
     apart = set(map(id, _without(model.parameters(), list(found.values()))))
     return {n: t for n, t in found.items() if id(t) in apart}
@@ -253,61 +253,6 @@ def formats_of(model: nn.Module) -> dict[str, torch.dtype]:
 def attribute(name: str) -> str:
     """The attribute a tensor lies in: ``"shadow"`` of ``"shadow[0]"``."""
     return name.partition("[")[0]
-
-
-def carry_over(
-    leader: nn.Module,
-    model: nn.Module,
-    dtype: torch.dtype | None,
-    weights: bool = False,
-    formats: Mapping[str, torch.dtype] | None = None,
-) -> None:
-    """Give a model what another has carried along: hidden states, caches, averages, counts.
-
-    Args:
-        leader: the model whose state it is.
-        model: one of the same modules, which gets its own copy.
-        dtype: of floating tensors in plain attributes; None for the leader's. A buffer, and a
-            weight, keeps its own.
-        weights: its weights, too.
-        formats: what is known of `dtype`, by name, as `formats_of` tells it: a program may keep an
-            average in float32, and may not take it in another.
-    """
-    known = dict(formats or {})
-    names = {id(t): n for n, t in plain_tensors(leader).items()} if known else {}
-
-    def cast(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor.detach().clone()
-        name = names.get(id(tensor), "")
-        own = known.get(name) or known.get(attribute(name)) or dtype or tensor.dtype
-        return tensor.detach().to(own, copy=True)
-
-    owned = {memory(p) for p in leader.parameters()}
-    for own, other in zip(model.modules(), leader.modules(), strict=False):
-        for name, there in other._buffers.items():
-            here = own._buffers.get(name)
-            if there is None or here is None:
-                continue
-            if weights and here.shape == there.shape:
-                here.detach().copy_(there)  # in place: modules may share it
-            else:
-                own._buffers[name] = there.detach().to(here.dtype, copy=True)
-        if type(own) is type(other):
-            carried = {k: v for k, v in vars(other).items() if _is_carried(k, v, owned)}
-            vars(own).update({k: map_tensors(v, cast) for k, v in carried.items()})
-    if weights:
-        model.load_state_dict(leader.state_dict())
-
-
-def _is_carried(name: str, value: Any, owned: set[int]) -> bool:
-    """A plain attribute that a program writes; not its weights under another name."""
-    if name in _TORCHS_OWN:
-        return False
-    tensors = all_tensors(value)
-    if not tensors:
-        return value is None or type(value) in (bool, int, float)
-    return not any(t.requires_grad or memory(t) in owned for t in tensors)
 
 
 def memory(tensor: Tensor) -> int:

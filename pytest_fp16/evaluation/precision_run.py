@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pytest_fp16.engine.canary import INPUTS, CanaryFindings, run_canary
 from pytest_fp16.engine.candidate import Candidate, DtypeObserver
+from pytest_fp16.engine.carried import carry_over
 from pytest_fp16.engine.device import is_out_of_memory
 from pytest_fp16.engine.emulation.autocast import held_policy
 from pytest_fp16.engine.emulation.refusal import RefusedDtypes, UnsupportedOperation
@@ -22,7 +23,7 @@ from pytest_fp16.engine.emulation.wording import (
 from pytest_fp16.engine.outputs import joined
 from pytest_fp16.engine.prediction.theory_batch import OtherShapeError, TheoryBatch
 from pytest_fp16.engine.prediction.theory_pass import TheoryPass
-from pytest_fp16.engine.untouched import State, carry_over, formats_of
+from pytest_fp16.engine.untouched import State, formats_of
 from pytest_fp16.evaluation.batch import Batch, in_halves
 from pytest_fp16.evaluation.evidence import KEPT, Kept, Outcome, Prediction
 from pytest_fp16.evaluation.kept import enough_inputs, everything

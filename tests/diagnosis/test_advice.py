@@ -30,3 +30,5 @@ def test_where_inputs_enter_is_told_where_it_is_known(source, end):
         variant="infinite inputs",
     )
     assert advice(culprit)[1].endswith(end)
+    assert advice(culprit)[1].startswith("hand the inputs on in float32 (keep_inputs=)")
+    assert advice(culprit, handed_on=False)[1].startswith("scale them before they are cast")

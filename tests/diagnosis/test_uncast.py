@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from pytest_fp16 import Evaluation, check
+from pytest_fp16.diagnosis import uncast
+from pytest_fp16.diagnosis.trials import Trials
 from pytest_fp16.diagnosis.uncast import comes_first
 from pytest_fp16.report.model import Culprit
 
@@ -85,6 +87,14 @@ def test_where_that_does_not_run_it_is_not_advised():
     assert report.cure.kind == "mixed"
     assert "not tried: scale them before they are cast" in report.cure.description
     assert "keep_inputs" not in report.cure.description
+
+
+def test_what_is_lost_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(uncast, "lost_as_cast", lambda *_: asked.append(1))
+    trials = Trials(nn.Identity(), "16-true", lambda _: None, lambda *_: None, lambda _: None)
+    assert uncast.lost_of(trials, None) is uncast.lost_of(trials, None) is None
+    assert asked == [1]
 
 
 def test_only_of_inputs_that_are_lost_is_it_the_first_cure():

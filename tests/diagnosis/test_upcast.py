@@ -240,3 +240,27 @@ def test_what_is_float32_is_followed_through_float64():
         lines_in_float32(model, [Timed.line])
         torch.testing.assert_close(model(x, t).float(), wanted, atol=5e-3, rtol=1e-2)
     assert "head" in applied_to(model).taken
+
+
+class Looks(nn.Module):
+    """Asks on the line what a tensor is."""
+
+    line = ""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        Looks.line = here()
+        x = x.square() if x.is_floating_point() and not x.is_complex() else x
+        return self.last(x)
+
+
+def test_a_look_at_what_a_tensor_is_is_no_computation():
+    model = Looks().eval()
+    with torch.no_grad():
+        model(inputs())
+    model = lines_in_float32(model.half(), [Looks.line])
+    outputs(model)
+    assert list(applied_to(model).computed) == ["square"]

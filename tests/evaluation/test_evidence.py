@@ -87,7 +87,7 @@ class _Forbidding(nn.Module):
 
 @pytest.mark.parametrize("mask", [-1e4, -1e8])
 def test_a_class_that_another_decision_forbids_has_not_moved(mask):
-    """1.0005 and 1 are one value in bfloat16, so that another class is masked: by a constant."""
+    """3.0005 and 3 are one value in bfloat16, so that another class is masked: by a constant."""
     logits = torch.randn(100, 2, 5, generator=torch.Generator().manual_seed(0))
     logits[7, 0, :2] = torch.tensor([3.0, 3.0005])
     labels = logits.argmax(-1)

@@ -153,7 +153,7 @@ class Interception(OnTarget):
         if composed is not None:
             with self.as_one(known.name):
                 return composed(self.step, *args, **kwargs)
-        if known.pointwise and not known.exact and self._meets is not None:
+        if not known.exact and self._meets is not None:
             args = self._narrowed(known, args)
         with self.below():
             if known.view:

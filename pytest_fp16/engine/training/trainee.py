@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_fp16.engine.batching import cast_batch, cast_module, copied, split_batch, to_device
+from pytest_fp16.engine.carried import carry_over
 from pytest_fp16.engine.copies import make_model
 from pytest_fp16.engine.emulation.autocast import held_policy
 from pytest_fp16.engine.emulation.cast_cache import nothing_kept
@@ -36,7 +37,6 @@ from pytest_fp16.engine.training.place import Amendment, Place
 from pytest_fp16.engine.training.returned import scalar_of
 from pytest_fp16.engine.training.several import Several
 from pytest_fp16.engine.training.stand_in import counted
-from pytest_fp16.engine.untouched import carry_over
 from pytest_fp16.precision import Precision
 from pytest_fp16.subject import Training
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pytest_fp16.engine.carried import carry_over
 from pytest_fp16.engine.emulation.wording import told
 from pytest_fp16.engine.gradients.origins.found import Found
 from pytest_fp16.engine.gradients.points import gradients
@@ -28,7 +29,6 @@ from pytest_fp16.engine.training.guard import all_finite
 from pytest_fp16.engine.training.modes import to_train
 from pytest_fp16.engine.training.order import step_seed
 from pytest_fp16.engine.training.trainee import Trainee
-from pytest_fp16.engine.untouched import carry_over
 from pytest_fp16.theory.gradient import learns_slowly, learnt
 
 _RETRIES = 40
